@@ -9,7 +9,7 @@ import asyncio
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .errors import WrongLoopError
@@ -55,7 +55,7 @@ class EventStream:
         limit: int # Events that may wait for this listener
     ):
         self.dropped = 0
-        self._limit, self._events, self._closed = limit, deque[Event](), False
+        self._limit, self._events, self.closed = limit, deque[Event](), False
         self._waiters: list[asyncio.Future[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -72,7 +72,7 @@ class EventStream:
 
     def close(self) -> None:
         "No further event comes; those that wait can still be read."
-        self._closed = True
+        self.closed = True
         self._wake()
 
     def _wake(self) -> None:
@@ -87,7 +87,7 @@ class EventStream:
         if self._loop is None: self._loop = loop
         if self._loop is not loop: raise WrongLoopError("manager.events()")
         while not self._events:
-            if self._closed: raise StopAsyncIteration
+            if self.closed: raise StopAsyncIteration
             self._waiters.append(loop.create_future())
             await self._waiters[-1]
         return self._events.popleft()
@@ -96,12 +96,12 @@ class EventStream:
 class Broadcasts:
     "Calls `broadcast` for each event, in order, and survives whatever it does."
     def __init__(self,
-        broadcast: Callable[[str, dict[str, Any]], Awaitable[None]], # The broadcaster's method
+        broadcaster: Any, # It has `async broadcast(event_type, data)`
         limit: int, # Events that may wait
         timeout: float, # Seconds one call may take
         errors: Counter[str] # Counts what goes wrong
     ):
-        self._broadcast, self._limit, self._timeout, self._errors = broadcast, limit, timeout, errors
+        self._broadcaster, self._limit, self._timeout, self._errors = broadcaster, limit, timeout, errors
         self._events: deque[Event] = deque()
         self._wakeup: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
@@ -141,7 +141,7 @@ class Broadcasts:
         assert task is not None
         self._late = False
         timer = asyncio.get_running_loop().call_later(self._timeout, self._give_up, task)
-        try: await self._broadcast(event.type, event.data)
+        try: await self._broadcaster.broadcast(event.type, event.data)
         except asyncio.CancelledError:
             if not self._late and getattr(task, "cancelling", lambda: 1)(): raise  # this task is cancelled, not something of theirs
             if self._late and hasattr(task, "uncancel"): task.uncancel()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from .config import RestartPolicy, WorkerConfig
 from .engine import Engine, Exit, WorkerHandle
 from .frames import Frame, Kind, encode
-from .jobs import Job, signal_name
+from .jobs import Job, JobCancelled, JobError, signal_name
 
 _log = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ class PooledWorker:
         self.plugin: tuple[str, str] | None = None  # id and name of what it has loaded
         self.config: dict[str, Any] = {}  # The loaded plugin's
         self.cooperative = self.loading = False  # Whether its job asks if it is cancelled, and whether it is loading now
-        self.stopping = ""  # Why it, or its job, was asked to stop
-        self.limit = 0.0  # The time its job had, when that is why
+        self.verdict: JobError | None = None  # Its job's error, if it was asked to end
+        self.stopping = ""  # Why it, or its job, was asked to stop: `job`, `shutdown` or `start`
         self.terminated = False  # Whether it was asked from outside, so that it will end
         self.level = 0  # The log level it was last told
         self.commands: dict[int, asyncio.Future[Any]] = {}
@@ -252,13 +252,13 @@ class WorkerPool:
 
     def stop(self,
         worker: PooledWorker, # Which
-        reason: str # `cancel`, `timeout` or `shutdown`
+        verdict: JobError | None = None # The error of its job; None when the worker itself is to end
     ) -> None:
-        "End the job of a worker; by asking the job, if it is one that asks, else by ending the worker. An idle worker ends by itself."
+        "End a worker's job: by asking the job, if it is one that asks, else by ending the worker. A worker that has no job is asked to leave."
         if worker.stopping or worker.gone or worker.handle is None: return
-        worker.stopping = reason
+        worker.stopping, worker.verdict = "job" if verdict else "shutdown", verdict or JobCancelled("the manager was shut down")
         worker.handle.resume()
-        if worker.ticket is not None and worker.cooperative and reason != "shutdown":
+        if worker.ticket is not None and worker.cooperative and verdict is not None:
             worker.handle.send(encode(Kind.CANCEL, worker.ticket.number))
             worker.set_timer(self._config.grace_timeout, self._terminate, worker)
         elif worker.ticket is None and worker.ready:
@@ -289,9 +289,9 @@ class WorkerPool:
         worker.ticket = None
         worker.cooperative = worker.loading = False
         if not worker.terminated:
-            if worker.stopping: worker.stopping = ""
+            worker.stopping, worker.verdict = "", None
             if worker.timer is not None: worker.set_timer(None, lambda: None)
-        if self._closing: self.stop(worker, "shutdown")
+        if self._closing: self.stop(worker)
 
     # After a worker has ended
 
@@ -334,5 +334,5 @@ class WorkerPool:
         self._closing = True
         for timer in (self._retry, self._spare):
             if timer is not None: timer.cancel()
-        for worker in list(self.workers): self.stop(worker, "shutdown")
+        for worker in list(self.workers): self.stop(worker)
         if self.workers: await self._empty.wait()

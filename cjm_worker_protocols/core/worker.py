@@ -149,13 +149,20 @@ class Worker:
         tag, category, skip = frame.tag, "serialization", 0
         self._handler.tag = tag
         context.enter(RunningJob(self._line, tag))
+
+        def send_chunk(chunk: Any) -> None:
+            nonlocal category
+            category = "serialization"
+            self._line.send(Kind.CHUNK, tag, chunk)
+            category = "exception"
+
         try:
             plugin_id, plugin_name, config, stream, parameters = frame.value()
             del frame
             category = "load"
             plugin = self._load(tag, plugin_id, plugin_name, config, stream)
             category, skip = "exception", 2
-            result = drive(plugin.run(**parameters), lambda chunk: self._line.send(Kind.CHUNK, tag, chunk))
+            result = drive(plugin.run(**parameters), send_chunk)
             category, skip = "serialization", 0
             self._flush()
             self._line.send(Kind.RESULT, tag, result)

@@ -11,139 +11,30 @@ import inspect
 import logging
 import sys
 import warnings
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
 from ..core.config import WorkerConfig, _number
-from ..core.engine import Engine, Exit, LocalEngine
-from ..core.errors import (ConfigError, ManagerClosedError, ParametersNotSendableError, PluginNotConfiguredError, QueueFullError,
-    RegistryUnavailableError, ResourceValidationError, UnknownPluginError, WorkersUnavailableError, WrongLoopError)
-from ..core.events import Broadcasts, Event, EventStream, json_safe
-from ..core.frames import Frame, Kind, dumps, encode
-from ..core.jobs import Chunks, Job, JobCancelled, JobError, now
-from ..core.lanes import Lane, LaneTimeout
+from ..core.engine import Engine, LocalEngine
+from ..core.errors import (ConfigError, ManagerClosedError, ParametersNotSendableError, QueueFullError, ResourceValidationError,
+    UnknownPluginError, WorkersUnavailableError, WrongLoopError)
+from ..core.events import Event, EventStream
+from ..core.frames import Kind, dumps, encode
+from ..core.jobs import Job
 from ..core.plugins import PluginTable, pack
-from ..core.pool import JobQueue, PooledWorker, Ticket, WorkerPool, how_it_ended
+from ..core.pool import PooledWorker, Ticket
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
+from .injection import Injected
+from .runner import Hooks, JobBook, JobRunner
 
 _log = logging.getLogger(__name__)
-_worker_log = logging.getLogger("cjm_worker_protocols.worker")
 
 # %% auto #0
-__all__ = ['Manager', 'plugin_id_of', 'Registry', 'resource_of', 'Resources', 'WorkerView', 'Hooks', 'BaseJobManager',
-           'JobManager']
+__all__ = ['Manager', 'WorkerView', 'BaseJobManager', 'JobManager']
 
 # %% ../../nbs/managers/base.ipynb #cell-6
-def plugin_id_of(
-    metadata: Any # What a registry gives for a plugin
-) -> str | None: # Its id, if it tells one
-    "From `get_unique_id()`, `unique_id` or `id`."
-    if callable(getattr(metadata, "get_unique_id", None)): return str(metadata.get_unique_id())
-    for name in ("unique_id", "id"):
-        if (value := getattr(metadata, name, None)) is not None: return str(value)
-    return None
-
-# %% ../../nbs/managers/base.ipynb #cell-7
-class Registry:
-    "An injected plugin registry, called in order on a thread of its own, for a limited time."
-    def __init__(self,
-        registry: PluginRegistryProtocol, # The injected one
-        category: Any, # The manager's
-        timeout: float, # Seconds for one call
-        errors: Counter[str] # Counts what goes wrong
-    ):
-        self._registry, self._category, self._timeout, self._errors = registry, category, timeout, errors
-        self.lane = Lane("plugin_registry", sys.maxsize, errors)
-
-    def _call(self, method: str, argument: Any) -> Any:
-        "On the lane: one call. Raises `RegistryUnavailableError`."
-        try: return getattr(self._registry, method)(argument)
-        except BaseException as e:
-            self.lane.failed(method, e)
-            raise RegistryUnavailableError(method, f"{type(e).__name__}: {e}") from e
-
-    def _known(self) -> list[str]:
-        "On the lane: the ids of the manager's category, for an error message."
-        try: return [i for i in map(plugin_id_of, self._call("get_plugins_by_category", self._category)) if i]
-        except Exception: return []
-
-    def _name(self, plugin_id: str) -> str | None:
-        "On the lane: a plugin's name; None when it is unknown."
-        metadata = self._call("get_plugin", plugin_id)
-        return None if metadata is None else str(getattr(metadata, "name", None) or plugin_id)
-
-    def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
-        "On the lane: a plugin's name and config."
-        metadata = self._call("get_plugin", plugin_id)
-        if metadata is None: raise UnknownPluginError(plugin_id, "the plugin registry", self._known())
-        if not getattr(metadata, "is_configured", True): raise PluginNotConfiguredError(plugin_id)
-        config = self._call("load_plugin_config", plugin_id)
-        if not isinstance(config, Mapping):
-            self.lane.failed("load_plugin_config", config)
-            raise RegistryUnavailableError("load_plugin_config", f"expected a dict (got {config!r} that is a {type(config).__name__})")
-        return str(getattr(metadata, "name", None) or plugin_id), dict(config)
-
-    def _id(self, name: str) -> str:
-        "On the lane: the id of the plugin of that name; the name itself when there is none."
-        for metadata in self._call("get_plugins_by_category", self._category):
-            if getattr(metadata, "name", None) == name: return plugin_id_of(metadata) or name
-        return name
-
-    async def ask(self,
-        method: Callable[[str], Any], # `_look_up` or `_id`
-        argument: str # A plugin's id or name
-    ) -> Any: # The answer
-        "Call off the loop. Raises what the method raises, or `RegistryUnavailableError` when it is late."
-        try: return await self.lane.ask(method.__name__.strip("_"), lambda: method(argument), self._timeout)
-        except LaneTimeout as e:
-            self._errors["plugin_registry.timeout"] += 1
-            raise RegistryUnavailableError("get_plugin", str(e)) from e
-
-    def name(self,
-        plugin_id: str # A plugin's id
-    ) -> str | None: # None when it is unknown
-        "A plugin's name, for a caller that is synchronous. Raises `RegistryUnavailableError`."
-        try: return self.lane.ask_blocking("name", lambda: self._name(plugin_id), self._timeout)  # type: ignore[no-any-return]
-        except LaneTimeout as e: raise RegistryUnavailableError("get_plugin", str(e)) from e
-
-# %% ../../nbs/managers/base.ipynb #cell-9
-def resource_of(
-    config: Mapping[str, Any] # A plugin's config
-) -> str | None: # Which model, or other heavy thing, it names
-    "The resource that a plugin with this config loads."
-    for key in ("resource_id", "model_id", "model", "model_name"):
-        if config.get(key) is not None: return str(config[key])
-    return None
-
-# %% ../../nbs/managers/base.ipynb #cell-11
-class Resources:
-    "An injected resource manager, called in order on a thread of its own."
-    def __init__(self,
-        manager: ResourceManagerProtocol, # The injected one
-        worker_type: str, # The job manager's
-        limit: int, # Calls that may wait
-        errors: Counter[str] # Counts what goes wrong
-    ):
-        self._manager, self._worker_type = manager, worker_type
-        self.lane = Lane("resource_manager", limit, errors)
-
-    def register(self, pid: int) -> None:
-        self.lane.post("register_worker", lambda: self._manager.register_worker(pid=pid, worker_type=self._worker_type))
-
-    def unregister(self, pid: int) -> None: self.lane.post("unregister_worker", lambda: self._manager.unregister_worker(pid))
-
-    def update(self, worker: PooledWorker) -> None:
-        "Tell all there is to tell of a worker."
-        ticket, pid, status = worker.ticket, worker.pid, worker.status
-        plugin = (ticket.job.plugin_id, ticket.name) if ticket else worker.plugin
-        config = dict(ticket.config if ticket else worker.config) if plugin else None
-        self.lane.post("update_worker_state", lambda: self._manager.update_worker_state(
-            pid=pid, status=status, job_id=ticket.job.id if ticket else None, plugin_name=plugin[1] if plugin else None,
-            plugin_id=plugin[0] if plugin else None, loaded_plugin_resource=resource_of(config) if config else None, config=config))
-
-# %% ../../nbs/managers/base.ipynb #cell-13
 class WorkerView(NamedTuple):
     "A worker process, as `manager.workers` shows it."
     pid: int  # Its process id
@@ -152,47 +43,22 @@ class WorkerView(NamedTuple):
     plugin_id: str | None  # What it has loaded
     job_id: str | None  # What it runs
 
-# %% ../../nbs/managers/base.ipynb #cell-14
-class Hooks:
-    "What a subclass may change. Each has a default that works, save for `get_plugin_loader`."
-    def get_plugin_loader(self) -> Callable[[], Any]: # Runs in the worker; gives a mapping of ids to plugins, or a plugin manager
-        "The function that gives a worker its plugins. It is importable, or sent by value."
-        raise NotImplementedError(f"{type(self).__name__}.get_plugin_loader: return a function that gives a dict of plugins, or use JobManager(plugins=...)")
+# %% ../../nbs/managers/base.ipynb #cell-7
+def _culprit(parameters: Any) -> str | None:
+    "The one parameter that cannot be pickled, if there is one."
+    if not isinstance(parameters, dict): return None
+    for name, value in parameters.items():
+        try: dumps(value)
+        except Exception: return str(name)
+    return None
 
-    def create_job(self,
-        plugin_id: str, # The plugin
-        /, **parameters: Any # What `start_job` was given
-    ) -> Job: # A new job, or one of a subclass
-        "Make the record of a job."
-        return Job(plugin_id, parameters)
+# %% ../../nbs/managers/base.ipynb #cell-8
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
+    "An HTML table."
+    def line(tag: str, cells: tuple[Any, ...]) -> str: return f"<tr>{''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells)}</tr>"
+    return f"<table>{line('th', heads)}{''.join(line('td', row) for row in rows)}</table>"
 
-    def prepare_execute_request(self,
-        job: Job # The job
-    ) -> dict[str, Any]: # What the plugin's `run` is called with
-        "Turn a job into parameters for its plugin."
-        return job.params
-
-    def extract_job_result(self,
-        job: Job, # The job
-        result_data: Any # What the plugin returned
-    ) -> Any: # What `job.result` will be
-        "Turn what the plugin returned into the job's result. If this raises, the job fails."
-        return result_data
-
-    async def _validate_resources(self,
-        plugin_id: str, # The plugin
-        plugin_config: dict[str, Any] # Its config
-    ) -> str | None: # Why the job cannot start; None if it can
-        "Say no to a job before it exists."
-        return None
-
-    def _on_job_completed(self,
-        job_id: str # A job that was completed
-    ) -> Any: # Awaited, if this is a coroutine function
-        "Called after each completed job, in order, on a thread of its own, where it may be slow and may raise."
-        return None
-
-# %% ../../nbs/managers/base.ipynb #cell-16
+# %% ../../nbs/managers/base.ipynb #cell-10
 Manager = TypeVar("Manager", bound="BaseJobManager")
 
 class BaseJobManager(Hooks):
@@ -209,46 +75,37 @@ class BaseJobManager(Hooks):
         engine: Engine | None = None # Where workers live: processes on this machine. It is this manager's alone, and closed with it
     ):
         self.worker_type, self.category, self.supports_streaming = worker_type, category, supports_streaming
-        self.worker_config = config = worker_config or WorkerConfig()
+        self.worker_config = worker_config or WorkerConfig()
         self.plugin_registry, self.resource_manager, self.event_broadcaster = plugin_registry, resource_manager, event_broadcaster
-        self.jobs: dict[str, Job] = {}  # The jobs that are kept, by id
-        self.integration_errors: Counter[str] = Counter()  # What went wrong in integrations and hooks, by method
-        errors = self.integration_errors
-        self._registry = Registry(plugin_registry, category, config.integration_timeout, errors) if plugin_registry is not None else None
-        self._resources = Resources(resource_manager, worker_type, config.event_buffer, errors) if resource_manager is not None else None
-        self._broadcasts = (Broadcasts(event_broadcaster.broadcast, config.event_buffer, config.integration_timeout, errors)
-                            if event_broadcaster is not None else None)
-        self._hooks_lane = Lane("hooks", config.event_buffer, errors)
-        self._listeners: list[EventStream] = []
+        self._injected = Injected(worker_type, category, self.worker_config, plugin_registry, resource_manager, event_broadcaster)
+        self._book = JobBook(self.worker_config.keep_finished)
         self._engine: Engine = engine if engine is not None else LocalEngine()
-        self._queue = JobQueue()
-        self._running: dict[str, PooledWorker] = {}
-        self._finished: OrderedDict[str, None] = OrderedDict()
         self._configs: dict[str, dict[str, Any]] = {}  # From `reload_plugin`, for a manager without a registry
         self._number = 0
-        self._loader: Any = None
-        self._streams: dict[str, bool] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pool: WorkerPool | None = None
+        self._runner: JobRunner | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._hook_tasks: set[asyncio.Task[None]] = set()
-        self._unavailable = ""
+
+    @property
+    def jobs(self) -> dict[str, Job]: # By id
+        "The jobs that are kept."
+        return self._book.jobs
+
+    @property
+    def integration_errors(self) -> Counter[str]: # By method, like `resource_manager.register_worker`
+        "What went wrong in integrations and hooks."
+        return self._injected.errors
 
     # Its loop, its beginning and its end
 
-    def _bind(self, call: str) -> WorkerPool:
-        "The pool, made on first use. Raises `ManagerClosedError` and `WrongLoopError`."
+    def _bind(self, call: str) -> JobRunner:
+        "The runner, made on first use. Raises `ManagerClosedError` and `WrongLoopError`."
         if self._closing is not None: raise ManagerClosedError(call)
-        loop = asyncio.get_running_loop()
-        if self._pool is None:
-            if self._loader is None: self._loader = pack(f"the loader of {type(self).__name__}", self.get_plugin_loader())
-            self._loop, self._pool = loop, WorkerPool(self.worker_config, self._engine, self._hello, self)
-        if self._loop is not loop: raise WrongLoopError(call)
-        return self._pool
-
-    def _hello(self) -> bytes:
-        path = None if self.worker_config.python else [p or "." for p in sys.path]
-        return encode(Kind.INIT, 0, (path, self._loader, _worker_log.getEffectiveLevel()))
+        if self._runner is None:
+            loader = pack(f"the loader of {type(self).__name__}", self.get_plugin_loader())
+            path = None if self.worker_config.python else [p or "." for p in sys.path]
+            self._runner = JobRunner(self.worker_config, self._engine, loader, path, self._injected, self, self._book)
+        if self._runner.loop is not asyncio.get_running_loop(): raise WrongLoopError(call)
+        return self._runner
 
     async def __aenter__(self: Manager) -> Manager:
         self._bind("async with")
@@ -259,25 +116,21 @@ class BaseJobManager(Hooks):
 
     async def shutdown(self) -> None:
         "Cancel what has not ended, end all workers, and tell the integrations the last of it. Calling it again waits for the same end."
-        if self._closing is None:
-            if self._loop is not None and self._loop is not asyncio.get_running_loop(): raise WrongLoopError("shutdown")
-            self._closing = asyncio.get_running_loop().create_task(self._shutdown())
+        loop = asyncio.get_running_loop()
+        if self._runner is not None and self._runner.loop is not loop: raise WrongLoopError("shutdown")
+        if self._closing is None: self._closing = loop.create_task(self._shutdown())
         await asyncio.shield(self._closing)
 
     async def _shutdown(self) -> None:
-        for job in self._queue.jobs(): self._finish(job, "cancelled", error=JobCancelled("the manager was shut down"))
-        if self._pool is not None: await self._pool.close()
-        timeout = self.worker_config.integration_timeout
-        lanes = [self._hooks_lane, *(side.lane for side in (self._registry, self._resources) if side)]
-        await asyncio.gather(*(lane.close(timeout) for lane in lanes), *([self._broadcasts.close(timeout)] if self._broadcasts else []))
+        if self._runner is not None: await self._runner.close()
+        await self._injected.close()
         await self._engine.close()
-        for listener in self._listeners: listener.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_pool", None) is not None and self._closing is None and not sys.is_finalizing():
+        if getattr(self, "_runner", None) is not None and self._closing is None and not sys.is_finalizing():
             warnings.warn(f"{self!r} was not shut down", ResourceWarning, source=self)
 
-    # Accepting jobs
+    # Jobs
 
     async def start_job(self, /,
         plugin_id: str, # The plugin that is to run
@@ -291,27 +144,26 @@ class BaseJobManager(Hooks):
         """Accept a job. Raises, and then no job exists: `UnknownPluginError`, `PluginNotConfiguredError`, `RegistryUnavailableError`,
         `ResourceValidationError`, `ParametersNotSendableError`, `QueueFullError`, `WorkersUnavailableError`, `ManagerClosedError`,
         `WrongLoopError`, and `ConfigError` for a priority, timeout or retries that cannot be."""
-        pool = self._bind("start_job")
+        runner = self._bind("start_job")
         if not isinstance(priority, int): raise ConfigError("priority", "an integer", priority)
         _number("timeout", timeout, 0, optional=True, positive=True)
         _number("retries", retries, 0, whole=True)
         name, config = await self._look_up(plugin_id)
         if reason := await self._validate_resources(plugin_id, config): raise ResourceValidationError(plugin_id, reason)
         if self._closing is not None: raise ManagerClosedError("start_job")
-        if pool.capacity <= 0: raise WorkersUnavailableError(self.worker_config.restart.value, self._unavailable)
-        if len(self._queue) >= self.worker_config.max_pending: raise QueueFullError(self.worker_config.max_pending)
+        if runner.pool.capacity <= 0: raise WorkersUnavailableError(self.worker_config.restart.value, runner.unavailable)
+        if len(runner.queue) >= self.worker_config.max_pending: raise QueueFullError(self.worker_config.max_pending)
         job = self.create_job(plugin_id, **(dict(params, **parameters) if params else parameters))
         job.priority, job.timeout, job.retries = priority, timeout, retries
         self._number += 1
-        ticket = Ticket(job, self._number, name, config, self._request(job, self._number, name, config))
-        self._accept(ticket)
+        request = self._request(job, self._number, name, config)
+        runner.accept(Ticket(job, self._number, name, config, request))
         return job
 
     async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
         "A plugin's name and config."
-        if self._registry is None: return plugin_id, self._configs.get(plugin_id, {})
-        name, config = await self._registry.ask(self._registry._look_up, plugin_id)
-        return name, config
+        if self._injected.registry is None: return plugin_id, self._configs.get(plugin_id, {})
+        return await self._injected.registry.look_up(plugin_id)
 
     def _request(self, job: Job, number: int, name: str, config: dict[str, Any]) -> bytes:
         "The frame that runs a job. Raises `ParametersNotSendableError`."
@@ -319,231 +171,15 @@ class BaseJobManager(Hooks):
         try: return encode(Kind.RUN, number, (job.plugin_id, name, config, self.supports_streaming, parameters))
         except Exception as e: raise ParametersNotSendableError(job.plugin_id, e, _culprit(parameters)) from e
 
-    def _accept(self, ticket: Ticket) -> None:
-        job = ticket.job
-        job._loop, job._stream_buffer = self._loop, self.worker_config.stream_buffer
-        self.jobs[job.id] = job
-        self._queue.push(ticket)
-        self._emit_job("job:queued", job)
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        "Hand the jobs that wait to the workers that are idle."
-        pool = self._pool
-        while pool is not None and len(self._queue):
-            worker = pool.idle_for(self._queue.peek().job.plugin_id)
-            if worker is not None: self._run(worker, self._queue.pop())
-            elif not pool.want(len(self._queue)): return
-
-    def _run(self, worker: PooledWorker, ticket: Ticket) -> None:
-        job, handle = ticket.job, worker.handle
-        assert handle is not None
-        level = _worker_log.getEffectiveLevel()
-        if level != worker.level:
-            worker.level = level
-            handle.send(encode(Kind.LEVEL, 0, level))
-        worker.ticket = ticket
-        handle.send(ticket.frame)
-        if not job.retries: ticket.frame = b""
-        self._running[job.id] = worker
-        job.worker_pid, job.started_at, job.status = worker.pid, now(), "running"
-        job.attempts += 1
-        self._limit(worker)
-        if self._resources: self._resources.update(worker)
-        self._emit_job("job:started", job, pid=worker.pid, attempt=job.attempts)
-
-    def _limit(self, worker: PooledWorker) -> None:
-        "Limit the time of what a worker does now: loading a plugin, or running a job."
-        if worker.ticket is None or worker.stopping: return
-        job, config = worker.ticket.job, self.worker_config
-        limit = config.load_timeout if worker.loading else job.timeout if job.timeout is not None else config.job_timeout
-        if limit is not None or worker.timer is not None: worker.set_timer(limit, self._too_long, worker, limit)
-
-    def _too_long(self, worker: PooledWorker, limit: float) -> None:
-        assert self._pool is not None and worker.ticket is not None
-        worker.limit = limit
-        self._pool.stop(worker, "timeout")
-
-    # What the pool tells
-
-    def on_started(self, worker: PooledWorker) -> None: self._emit("worker:started", pid=worker.pid)
-
-    def on_capacity(self) -> None: self._dispatch()
-
-    def on_unavailable(self, reason: str) -> None:
-        "The jobs that wait now would wait for ever: fail them."
-        self._unavailable = reason
-        for job in self._queue.jobs(): self._finish(job, "failed", error=JobError("start", reason))
-
-    def on_output(self, worker: PooledWorker, stream: str, text: str) -> None:
-        self._relog(worker, stream, logging.INFO if stream == "stdout" else logging.WARNING, text, stream, 0, "")
-
-    def _relog(self, worker: PooledWorker, name: str, level: int, text: str, path: str, line: int, function: str) -> None:
-        "Log what a worker logged or printed, under this process's own configuration."
-        logger = _worker_log.getChild(name)
-        if not logger.isEnabledFor(level): return
-        job = worker.ticket.job if worker.ticket else None
-        extra = {"worker_pid": worker.pid, "job_id": job.id if job else None, "plugin_id": job.plugin_id if job else None}
-        logger.handle(logger.makeRecord(logger.name, level, path, line, text, (), None, function, extra))
-
-    def on_frame(self, worker: PooledWorker, frame: Frame) -> None:
-        "A worker said something. What belongs to a job that has ended, or that is being killed, is ignored."
-        kind, ticket = frame.kind, worker.ticket
-        if kind == Kind.LOG: self._relog(worker, *frame.value())
-        elif kind == Kind.READY: self._on_ready(worker)
-        elif kind == Kind.REPLY: self._on_reply(worker, frame)
-        elif ticket is None or frame.tag != ticket.number or worker.terminated: return
-        elif kind in (Kind.RESULT, Kind.FAILED, Kind.CANCELLED): self._on_job_end(worker, ticket, frame)
-        elif kind == Kind.CHUNK: self._on_chunk(worker, ticket.job, frame)
-        elif kind == Kind.PROGRESS:
-            ticket.job.progress, ticket.job.message = frame.value()
-            self._emit_job("job:progress", ticket.job, progress=ticket.job.progress, message=ticket.job.message)
-        elif kind == Kind.COOPERATIVE: worker.cooperative = True
-        elif kind in (Kind.LOADING, Kind.LOADED): self._on_loading(worker, ticket, kind == Kind.LOADING)
-
-    def _on_ready(self, worker: PooledWorker) -> None:
-        assert self._pool is not None
-        self._pool.is_ready(worker)
-        if self._resources:
-            self._resources.register(worker.pid)
-            self._resources.update(worker)
-        self._emit("worker:ready", pid=worker.pid)
-        self._dispatch()
-
-    def _on_loading(self, worker: PooledWorker, ticket: Ticket, loading: bool) -> None:
-        worker.loading = loading
-        worker.plugin, worker.config = (None, {}) if loading else ((ticket.job.plugin_id, ticket.name), ticket.config)
-        self._limit(worker)
-
-    def _on_reply(self, worker: PooledWorker, frame: Frame) -> None:
-        done, reason, worker.plugin, worker.config = frame.value()
-        reply = worker.commands.pop(frame.tag, None)
-        if reply is not None and not reply.done(): reply.set_result((done, reason))
-        if self._resources and worker.ticket is None: self._resources.update(worker)
-
-    def _on_chunk(self, worker: PooledWorker, job: Job, frame: Frame) -> None:
-        "Keep a chunk; let the worker wait while a reader has no room."
-        try: chunk = frame.value()
-        except Exception as e:
-            _log.error("a chunk of job %s could not be read: %s: %s", job.id, type(e).__name__, e)
-            chunk = None
-        chunks = job._stream_chunks()
-        first = chunks.first
-        index = chunks.add(chunk)
-        if chunks.first > first == 0: _log.warning("job %s streams more than %d chunks: the oldest are dropped", job.id, chunks.limit)
-        self._emit_job("job:chunk", job, index=index, chunk=chunk)
-        if chunks.full() and not worker.stopping: self._hold_up(worker, chunks)
-
-    def _hold_up(self, worker: PooledWorker, chunks: Chunks) -> None:
-        "Let a worker wait until its stream's readers have room, but not for ever."
-        assert self._loop is not None and worker.handle is not None
-        handle = worker.handle
-
-        def stalled() -> None:
-            chunks.give_up()
-            chunks.moved()
-
-        def go_on() -> None:
-            timer.cancel()
-            handle.resume()
-
-        timer = self._loop.call_later(self.worker_config.stall_timeout, stalled)
-        chunks.on_room = go_on
-        handle.pause()
-
-    def _on_job_end(self, worker: PooledWorker, ticket: Ticket, frame: Frame) -> None:
-        "A job ended and its worker did not. The worker goes on first, so that it works while this process keeps its books."
-        assert self._pool is not None
-        reason, limit = worker.stopping, worker.limit
-        if worker.loading: worker.plugin, worker.config = None, {}
-        self._pool.released(worker)
-        del self._running[ticket.job.id]
-        self._dispatch()
-        self._settle(ticket.job, frame, reason, limit)
-        if self._resources and worker.ticket is None: self._resources.update(worker)
-
-    def _settle(self, job: Job, frame: Frame, reason: str, limit: float) -> None:
-        "Turn the last frame of a job into its end."
-        if reason: self._stopped(job, reason, limit)
-        elif frame.kind == Kind.RESULT:
-            try: value = frame.value()
-            except Exception as e:
-                return self._finish(job, "failed", error=JobError("serialization", f"the result cannot be read in this process: {type(e).__name__}: {e}"))
-            try: result = self.extract_job_result(job, value)
-            except Exception as e:
-                _log.exception("extract_job_result failed for job %s", job.id)
-                return self._finish(job, "failed", error=JobError("exception", f"extract_job_result raised {type(e).__name__}: {e}"))
-            self._finish(job, "completed", result)
-        elif frame.kind == Kind.FAILED: self._finish(job, "failed", error=JobError(*frame.value()))
-        else: self._finish(job, "cancelled", error=JobCancelled("the plugin stopped by itself"))
-
-    def _stopped(self, job: Job, reason: str, limit: float) -> None:
-        "The end of a job that was made to end."
-        if reason == "timeout": self._finish(job, "failed", error=JobError("timeout", f"the job was stopped after {limit:g} s"))
-        else: self._finish(job, "cancelled", error=JobCancelled("the manager was shut down" if reason == "shutdown" else "the job was cancelled"))
-
-    def on_exit(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
-        "A worker is gone: end its job, or let it wait for another."
-        if worker.ready and self._resources: self._resources.unregister(worker.pid)
-        self._emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
-        ticket, worker.ticket = worker.ticket, None
-        if ticket is None: return
-        job = ticket.job
-        del self._running[job.id]
-        if not crashed: self._stopped(job, worker.stopping, worker.limit)
-        elif job.attempts <= job.retries:
-            job.status, job.worker_pid, job.started_at = "pending", None, None
-            self._queue.push(ticket)
-            self._emit_job("job:queued", job, attempt=job.attempts + 1)
-        else:
-            doing = "loading the plugin" if worker.loading else "running the job"
-            self._finish(job, "failed", error=JobError("crash", f"the worker {how_it_ended(exit)} while {doing}", None, *exit))
-
-    # A job's end
-
-    def _finish(self, job: Job, status: str, result: Any = None, error: JobError | None = None) -> None:
-        "The one place where a job ends."
-        if job.done: return
-        self._queue.discard(job.id)
-        if status == "completed": job.progress = 1.0
-        job._end(status, result, error)
-        self._finished[job.id] = None
-        while len(self._finished) > self.worker_config.keep_finished: self.jobs.pop(self._finished.popitem(last=False)[0], None)
-        if status == "completed":
-            if self._pool is not None: self._pool.succeeded()
-            self._emit_job("job:completed", job, result=result)
-            if type(self)._on_job_completed is not Hooks._on_job_completed: self._call_hook(job.id)
-        elif status == "failed": self._emit_job("job:failed", job, error=error.to_dict() if error else None)
-        else: self._emit_job("job:cancelled", job)
-
-    def _call_hook(self, job_id: str) -> None:
-        "Call `_on_job_completed` where it can do no harm."
-        if not inspect.iscoroutinefunction(self._on_job_completed):
-            return self._hooks_lane.post("_on_job_completed", lambda: self._on_job_completed(job_id))
-
-        async def call() -> None:
-            try: await self._on_job_completed(job_id)
-            except Exception as e: self._hooks_lane.failed("_on_job_completed", e)
-        assert self._loop is not None
-        task = self._loop.create_task(call())
-        self._hook_tasks.add(task)
-        task.add_done_callback(self._hook_tasks.discard)
-
-    # Cancelling
-
     async def cancel_job(self,
         job_id: str # The job
-    ) -> bool: # Whether it ended as cancelled by this
+    ) -> bool: # Whether it ended as cancelled
         "End a job: one that waits at once, one that runs by ending its worker, or by asking it if it asks. Returns when it has ended."
-        pool, job = self._bind("cancel_job"), self.jobs.get(job_id)
+        runner, job = self._bind("cancel_job"), self.jobs.get(job_id)
         if job is None or job.done: return False
-        if job_id in self._running:
-            pool.stop(self._running[job_id], "cancel")
-            await job.wait()
-        else: self._finish(job, "cancelled", error=JobCancelled())
+        runner.cancel(job)
+        await job.wait()
         return job.status == "cancelled"
-
-    # Looking
 
     def get_job(self,
         job_id: str # A job's id
@@ -566,28 +202,27 @@ class BaseJobManager(Hooks):
 
     def clear_completed_jobs(self) -> int: # How many
         "Forget all jobs that have ended."
-        count = len(self._finished)
-        for job_id in self._finished: self.jobs.pop(job_id, None)
-        self._finished.clear()
-        return count
+        return self._book.clear()
+
+    def _workers(self) -> list[PooledWorker]: return list(self._runner.pool.workers) if self._runner else []
 
     @property
     def workers(self) -> list[WorkerView]: # One for each process
         "The worker processes, as they are now."
         return [WorkerView(w.pid, w.handle.host if w.handle else "", w.status, w.plugin[0] if w.plugin else None, w.ticket.job.id if w.ticket else None)
-                for w in (self._pool.workers if self._pool else ())]
+                for w in self._workers()]
 
     def get_plugin_name(self,
         plugin_id: str # A plugin's id
     ) -> str | None: # None without a registry, or when it knows no such plugin
         "Ask the registry for a plugin's name; the calling thread waits. Raises `RegistryUnavailableError`."
-        return None if self._registry is None else self._registry.name(plugin_id)
+        return None if self._injected.registry is None else self._injected.registry.name(plugin_id)
 
     def check_streaming_support(self,
         plugin_id: str # A plugin's id
     ) -> bool: # Whether its jobs stream
         "Whether a plugin streams, as far as can be known without importing it."
-        return self.supports_streaming or self._streams.get(plugin_id, False)
+        return self.supports_streaming
 
     # Plugins
 
@@ -596,95 +231,64 @@ class BaseJobManager(Hooks):
     ) -> bool: # Whether any worker had it loaded, and has no longer
         "Unload a plugin wherever it is loaded, after the jobs that run now."
         self._bind("unload_plugin")
-        return await self._command(Kind.UNLOAD, (plugin_name,), self._pool.workers if self._pool else [])
+        return any(await self._command(Kind.UNLOAD, (plugin_name,), self._workers()))
 
     async def reload_plugin(self,
         plugin_name: str, # Its name, or its id
         config: dict[str, Any] # The new config
-    ) -> bool: # Whether every worker that has it loaded, or else one that is free, has loaded it with this config
-        "Load a plugin anew, after the jobs that run now. With a registry, the next job's config is the registry's again."
+    ) -> bool: # Whether it is loaded with this config now; False too when no worker is there to load it
+        "Load a plugin anew wherever it is loaded, or else in one idle worker. With a registry the next job's config is the registry's again."
         self._bind("reload_plugin")
-        plugin_id = plugin_name if self._registry is None else await self._registry.ask(self._registry._id, plugin_name)
-        if self._registry is None: self._configs[plugin_id] = dict(config)
-        name = plugin_name
-        if self._registry is not None and plugin_id == plugin_name: name, _ = await self._look_up(plugin_id)
-        request = (plugin_id, name, config, self.supports_streaming)
-        holders = [w for w in (self._pool.workers if self._pool else ()) if w.plugin and w.plugin[0] == plugin_id]
-        return await self._command(Kind.RELOAD, request, holders or self._free())
+        registry, plugin_id = self._injected.registry, plugin_name
+        if registry is None: self._configs[plugin_id] = dict(config)
+        else:
+            plugin_id = await registry.id_of(plugin_name)
+            if plugin_id == plugin_name: plugin_name, _ = await self._look_up(plugin_id)
+        holders = [w for w in self._workers() if w.plugin is not None and w.plugin[0] == plugin_id]
+        request = (plugin_id, plugin_name, config, self.supports_streaming)
+        done = await self._command(Kind.RELOAD, request, holders or [w for w in self._workers() if w.idle][:1])
+        return bool(done) and all(done)
 
-    def _free(self) -> list[PooledWorker]:
-        "One idle worker, if there is one."
-        return [w for w in (self._pool.workers if self._pool else ()) if w.idle][:1]
-
-    async def _command(self, kind: Kind, request: tuple[Any, ...], workers: list[PooledWorker]) -> bool:
-        "Send a command to the chosen workers, and wait until all have replied or are gone."
-        assert self._loop is not None
+    async def _command(self, kind: Kind, request: tuple[Any, ...], workers: list[PooledWorker]) -> list[bool]:
+        "Send a command to workers, and wait until each has replied or is gone."
         replies: list[asyncio.Future[Any]] = []
-        for worker in [w for w in workers if w.ready and not w.standby and not w.stopping]:
-            assert worker.handle is not None
+        for worker in workers:
+            if worker.handle is None or not worker.ready or worker.standby or worker.stopping: continue
             self._number += 1
-            worker.commands[self._number] = reply = self._loop.create_future()
+            worker.commands[self._number] = reply = asyncio.get_running_loop().create_future()
             replies.append(reply)
             worker.handle.send(encode(kind, self._number, request))
         outcomes = [outcome or (False, "the worker ended") for outcome in await asyncio.gather(*replies)]
-        for done, reason in outcomes:
-            if reason: _log.warning("%s of %r failed: %s", kind.name.lower(), request[0], reason)
-        return any(done for done, _ in outcomes) if kind == Kind.UNLOAD else bool(outcomes) and all(done for done, _ in outcomes)
+        for _, reason in outcomes:
+            if reason: _log.warning("%s of plugin %r failed: %s", kind.name.lower(), request[0], reason)
+        return [done for done, _ in outcomes]
 
     # Events
 
     def events(self) -> EventStream: # An async iterator of `Event`
         "Everything that happens from now on. It ends when the manager is shut down."
-        stream = EventStream(self.worker_config.event_buffer)
-        self._listeners.append(stream)
-        return stream
+        return self._injected.listen()
 
     async def broadcast_event(self,
         event_type: str, # The event's type
         data: dict[str, Any] # Its payload
     ) -> None:
-        "Put an event of your own among the others; does nothing without a broadcaster and listeners."
-        self._put(Event(event_type, data))
-
-    def _emit(self, event_type: str, **data: Any) -> None:
-        if self._broadcasts is None and not self._listeners: return
-        self._put(Event(event_type, {"worker_type": self.worker_type, "time": now().isoformat(), **{k: json_safe(v) for k, v in data.items()}}))
-
-    def _emit_job(self, event_type: str, job: Job, **data: Any) -> None:
-        if self._broadcasts is not None or self._listeners: self._emit(event_type, job_id=job.id, plugin_id=job.plugin_id, **data)
-
-    def _put(self, event: Event) -> None:
-        if self._broadcasts is not None: self._broadcasts.put(event)
-        for listener in self._listeners: listener.put(event)
+        "Put an event of your own among the others. It never raises for what the broadcaster does."
+        self._injected.put(Event(event_type, data))
 
     # Showing
 
-    def _counts(self) -> dict[str, int]:
-        statuses = Counter(job.status for job in self.jobs.values())
-        return {s: statuses[s] for s in ("pending", "running", "completed", "failed", "cancelled") if statuses[s]}
-
     def __repr__(self) -> str:
-        counts = ", ".join(f"{n} {s}" for s, n in self._counts().items()) or "no jobs"
-        state = "shut down" if self._closing is not None else f"{len(self.workers)} worker processes"
-        return f"{type(self).__name__}({self.worker_type!r}, {self.category!r}: {counts}; {state})"
+        counts = Counter(job.status for job in self.jobs.values())
+        jobs = ", ".join(f"{counts[s]} {s}" for s in ("pending", "running", "completed", "failed", "cancelled") if counts[s]) or "no jobs"
+        state = "shut down" if self._closing is not None else f"{len(self._workers())} worker processes"
+        return f"{type(self).__name__}({self.worker_type!r}, {self.category!r}: {jobs}; {state})"
 
     def _repr_html_(self) -> str:
-        jobs = "".join(f"<tr><td>{html.escape(j.id)}</td><td>{html.escape(j.plugin_id)}</td><td>{j.status}</td><td>{j.progress:.0%}</td></tr>"
-                       for j in list(self.jobs.values())[-20:])
-        workers = "".join(f"<tr>{''.join(f'<td>{html.escape(str(v))}</td>' for v in w)}</tr>" for w in self.workers)
-        return (f"<p>{html.escape(repr(self))}</p><table><tr><th>pid</th><th>host</th><th>status</th><th>plugin</th><th>job</th></tr>{workers}</table>"
-                f"<table><tr><th>job</th><th>plugin</th><th>status</th><th>progress</th></tr>{jobs}</table>")
+        jobs = [(j.id, j.plugin_id, j.status, f"{j.progress:.0%}") for j in list(self.jobs.values())[-20:]]
+        return f"<p>{html.escape(repr(self))}</p>{_table(WorkerView._fields, self.workers)}{_table(('job', 'plugin', 'status', 'progress'), jobs)}"
 
-# %% ../../nbs/managers/base.ipynb #cell-17
-def _culprit(parameters: Any) -> str | None:
-    "The one parameter that cannot be pickled, if there is one."
-    if not isinstance(parameters, dict): return None
-    for name, value in parameters.items():
-        try: dumps(value)
-        except Exception: return str(name)
-    return None
-
-# %% ../../nbs/managers/base.ipynb #cell-18
+# %% ../../nbs/managers/base.ipynb #cell-12
 class JobManager(BaseJobManager):
     "A job manager that is given its plugins: functions, generator functions, classes with `load`, `run` and `unload`, or import strings."
     def __init__(self,
@@ -702,12 +306,14 @@ class JobManager(BaseJobManager):
         "Raises `PluginTypeError` or `PluginNotSendableError` for a plugin that cannot be one."
         super().__init__(worker_type, category, supports_streaming, worker_config, plugin_registry, resource_manager, event_broadcaster, engine=engine)
         self._table = PluginTable(plugins)
-        for plugin_id, plugin in plugins.items():
-            self._streams[plugin_id] = inspect.isgeneratorfunction(getattr(plugin, "run", plugin))
+        self._streaming = {plugin_id for plugin_id, plugin in plugins.items() if inspect.isgeneratorfunction(getattr(plugin, "run", plugin))}
 
     def get_plugin_loader(self) -> Callable[[], Any]: return self._table
 
+    def check_streaming_support(self, plugin_id: str) -> bool: return plugin_id in self._streaming or super().check_streaming_support(plugin_id)
+
     async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
-        name, config = await super()._look_up(plugin_id) if self._registry is not None or plugin_id in self._table else ("", {})
-        if plugin_id not in self._table and name not in self._table: raise UnknownPluginError(plugin_id, f"the plugins of this {type(self).__name__}", self._table.keys())
-        return name, config
+        "Also raises `UnknownPluginError` for a plugin that was not given."
+        name, config = await super()._look_up(plugin_id)
+        if plugin_id in self._table or name in self._table: return name, config
+        raise UnknownPluginError(plugin_id, f"the plugins of this {type(self).__name__}", self._table.keys())
