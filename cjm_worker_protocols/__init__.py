@@ -22,7 +22,8 @@ _where = {
     "report_progress": "core.context", "check_cancel": "core.context",
 }
 
-__all__ = list(_where)
+__all__ = ["PluginRegistryProtocol", "ResourceManagerProtocol", "EventBroadcasterProtocol", "BaseJobManager", "JobManager", "WorkerConfig",
+           "RestartPolicy", "Job", "JobError", "JobCancelled", "report_progress", "check_cancel"]
 
 def __getattr__(name: str) -> object:
     if name not in _where: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

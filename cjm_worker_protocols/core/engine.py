@@ -53,8 +53,9 @@ class WorkerHandle(Protocol):
     pid: int  # Its process id; unique among this engine's living workers
     host: str  # Where it lives
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes) -> bool: # False when it is known that the worker will never get this
         "Send encoded frames, in order."
+        ...
     def pause(self) -> None:
         "Take no more frames, so that the worker has to wait when it says more."
     def resume(self) -> None:
@@ -121,7 +122,7 @@ class Pipe:
 
     def read(self) -> None:
         "Read what is there, without waiting."
-        for _ in range(16 if self._fd >= 0 else 0): # what a worker floods us with must not hold up the loop
+        for _ in range(2 if self._fd >= 0 else 0): # a pipe holds less than this, and a flood must not hold up the loop
             try: data = os.read(self._fd, 1 << 16)
             except BlockingIOError: return
             if not data: return self.close()
@@ -191,17 +192,18 @@ class LocalWorker:
         self.resume()
         on_process_end(self.pid, loop, self._ended)
 
-    def send(self, data: bytes) -> None:
-        if self._gone: return
+    def send(self, data: bytes) -> bool:
+        if self._gone: return False
         if not self._unsent:
             try:
                 sent = self._sock.send(data)
-                if sent == len(data): return
+                if sent == len(data): return True
             except BlockingIOError: sent = 0
-            except OSError: return # it is dying; its end is told soon
+            except OSError: return False # it is dying; its end is told soon
             self._unsent.append(memoryview(data)[sent:])
             self._loop.add_writer(self._sock, self._send_rest)
         else: self._unsent.append(memoryview(data))
+        return True
 
     def _send_rest(self) -> None:
         try:

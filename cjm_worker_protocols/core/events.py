@@ -144,7 +144,7 @@ class Broadcasts:
         try: await self._broadcaster.broadcast(event.type, event.data)
         except asyncio.CancelledError:
             if not self._late and getattr(task, "cancelling", lambda: 1)(): raise  # this task is cancelled, not something of theirs
-            if self._late and hasattr(task, "uncancel"): task.uncancel()
+            if self._late: getattr(task, "uncancel", lambda: None)()  # from Python 3.11 on
             self._failed("broadcast", f"no end after {self._timeout:g} s" if self._late else "it was cancelled")
         except Exception as e: self._failed("broadcast", f"{type(e).__name__}: {e}")
         finally: timer.cancel()

@@ -41,12 +41,11 @@ def dumps(
     value: Any # Anything
 ) -> bytes: # Its pickle
     "Pickle `value`, by value what only this process knows. Raises whatever pickling raises."
-    try:
-        body = pickle.dumps(value, 5)
-        if b"__main__" not in body: return body
+    try: body = pickle.dumps(value, 5)
     except Exception:
-        if "cloudpickle" not in sys.modules and not _cloudpickle(): raise
-    return bytes(sys.modules["cloudpickle"].dumps(value, 5)) if _cloudpickle() else body
+        if not _cloudpickle(): raise
+        body = b"__main__"
+    return bytes(sys.modules["cloudpickle"].dumps(value, 5)) if b"__main__" in body and _cloudpickle() else body
 
 def _cloudpickle() -> bool:
     "Whether cloudpickle can be had here: a worker in an environment of its own may lack it."

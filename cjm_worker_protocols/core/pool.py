@@ -88,6 +88,7 @@ class PooledWorker:
         self.handle: WorkerHandle | None = None
         self.standby, self.ready, self.gone = standby, False, False
         self.ticket: Ticket | None = None  # What it runs
+        self.reached = True  # Whether what it is to run was sent before it died
         self.plugin: tuple[str, str] | None = None  # id and name of what it has loaded
         self.config: dict[str, Any] = {}  # The loaded plugin's
         self.cooperative = self.loading = False  # Whether its job asks if it is cancelled, and whether it is loading now

@@ -236,9 +236,11 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 def _leave(code: int) -> None:
-    "End the process with `code`: exit handlers run, threads that a plugin left behind are not waited for."
+    "End the process with `code`: exit handlers run, for 5 s at most; threads that a plugin left behind are not waited for."
     import atexit
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(5)
     try:
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -262,4 +264,7 @@ def main(
         if isinstance(e.code, str): print(e.code, file=sys.stderr)
         _leave(e.code if isinstance(e.code, int) else 0 if e.code is None else 1)
     except BrokenPipeError: _leave(1)
+    except BaseException as e:
+        print(describe(e)[1], file=sys.stderr)
+        _leave(128 + signal.SIGINT if isinstance(e, KeyboardInterrupt) else 1)
     _leave(0)

@@ -155,8 +155,8 @@ class JobRunner:
             worker.level = level
             handle.send(encode(Kind.LEVEL, 0, level))
         worker.ticket = ticket
-        handle.send(ticket.frame)
-        if not job.retries: ticket.frame = b""
+        worker.reached = handle.send(ticket.frame)
+        if worker.reached and not job.retries: ticket.frame = b""
         self.running[job.id] = worker
         job.worker_pid, job.started_at, job.status = worker.pid, now(), "running"
         job.attempts += 1
@@ -296,7 +296,8 @@ class JobRunner:
         job = ticket.job
         del self.running[job.id]
         if worker.verdict is not None: self._fail(job, worker.verdict)
-        elif job.attempts <= job.retries:
+        elif not worker.reached or job.attempts <= job.retries:
+            if not worker.reached: job.attempts -= 1  # it died before it got the job
             job.status, job.worker_pid, job.started_at = "pending", None, None
             self.queue.push(ticket)
             self._injected.emit_job("job:queued", job, attempt=job.attempts + 1)
