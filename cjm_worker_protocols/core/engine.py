@@ -35,6 +35,7 @@ class Exit(NamedTuple):
     exit_code: int | None = None  # What it exited with; None when a signal ended it, or nobody knows
     signal: int | None = None  # The signal that ended it
     stderr_tail: str = ""  # The last it wrote to stderr
+    unread: bool = False  # Whether it ended before it had read all that was sent to it
 
 # %% ../../nbs/core/engine.ipynb #cell-7
 class WorkerEvents(Protocol):
@@ -52,14 +53,22 @@ class WorkerHandle(Protocol):
     "One worker, as the manager holds it. None of its methods waits or raises, also when the worker is gone."
     pid: int  # Its process id; unique among this engine's living workers
     host: str  # Where it lives
+    offers: bool  # Whether a job can be offered to it while it runs another; then it has `offer`, `withdraw` and `drain`
 
     def send(self, data: bytes) -> bool: # False when it is known that the worker will never get this
         "Send encoded frames, in order."
         ...
+    def offer(self, data: bytes, tag: int) -> None:
+        "Send the frame of a job, and the claim to it."
+    def withdraw(self) -> bool: # False when the worker has begun it
+        "Take the claim to the offered job back."
+        ...
+    def drain(self) -> None:
+        "Hand over at once what the worker has already said."
     def pause(self) -> None:
-        "Take no more frames, so that the worker has to wait when it says more."
+        "Hand over no more frames, and take no more, so that the worker has to wait when it says more."
     def resume(self) -> None:
-        "Take frames again."
+        "Hand over frames again."
     def terminate(self) -> None:
         "Ask the worker, from outside, to end."
     def kill(self) -> None:
@@ -153,11 +162,11 @@ class Pipe:
         self._rest = b""
 
 # %% ../../nbs/core/engine.ipynb #cell-15
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_protocols.core.worker import main; del sys.path[0]; main(int(sys.argv[2]))"
+_START = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_protocols.core.worker import main; del sys.path[0]; main(*map(int, sys.argv[2:]))"
 
 class LocalWorker:
     "A worker process on this machine: the manager's end of its socket, its pipes and its process handle."
-    host = os.uname().nodename
+    host, offers = os.uname().nodename, True
 
     def __init__(self,
         config: WorkerConfig, # Interpreter, environment, tail
@@ -167,18 +176,18 @@ class LocalWorker:
         "Start the process. Raises `OSError` when that fails, and leaves nothing open."
         loop = asyncio.get_running_loop()
         self._loop, self._events, self._guardian = loop, events, guards
-        self._reader, self._unsent = FrameReader(), deque[memoryview]()
+        self._reader, self._frames, self._unsent = FrameReader(), deque[Frame](), deque[memoryview]()
         self._sock, theirs = socket.socketpair()
-        out, out_write = os.pipe()
-        err, err_write = os.pipe()
+        (out, out_write), (err, err_write), (self._claims, self._claim) = os.pipe(), os.pipe(), os.pipe()
+        os.set_blocking(self._claims, False)
         try:
             with theirs:
-                self._process = subprocess.Popen([config.python or sys.executable, "-c", _START, str(_CORE.parents[1]), str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write, pass_fds=[theirs.fileno()], start_new_session=True,
+                self._process = subprocess.Popen([config.python or sys.executable, "-c", _START, str(_CORE.parents[1]), str(theirs.fileno()), str(self._claims)],
+                    stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write, pass_fds=[theirs.fileno(), self._claims], start_new_session=True,
                     env={**os.environ, **config.env} if config.env else None)
         except OSError:
             self._sock.close()
-            for fd in (out, err): os.close(fd)
+            for fd in (out, err, self._claims, self._claim): os.close(fd)
             raise
         finally:
             for fd in (out_write, err_write): os.close(fd)
@@ -186,10 +195,11 @@ class LocalWorker:
         guards.add(self.pid)
         self._out = Pipe(loop, out, lambda line: events.on_output("stdout", line))
         self._err = Pipe(loop, err, lambda line: events.on_output("stderr", line), config.stderr_tail)
+        self._printed = select.poll()
+        for fd in (out, err): self._printed.register(fd, select.POLLIN)
         self._sock.setblocking(False)
-        self._paused = True
-        self._gone = False
-        self.resume()
+        self._paused = self._gone = self._hung_up = self._unread = False
+        loop.add_reader(self._sock, self._receive)
         on_process_end(self.pid, loop, self._ended)
 
     def send(self, data: bytes) -> bool:
@@ -205,6 +215,19 @@ class LocalWorker:
         else: self._unsent.append(memoryview(data))
         return True
 
+    def offer(self, data: bytes, tag: int) -> None:
+        os.write(self._claim, tag.to_bytes(8, "big"))
+        self.send(data)
+
+    def withdraw(self) -> bool:
+        if self._gone: return True
+        try: return bool(os.read(self._claims, 8))
+        except BlockingIOError: return False
+
+    def drain(self) -> None:
+        while self._receive(): pass
+        self._hand_over(all=True)
+
     def _send_rest(self) -> None:
         try:
             while self._unsent:
@@ -218,27 +241,35 @@ class LocalWorker:
     def pause(self) -> None:
         if self._paused or self._gone: return
         self._paused = True
-        self._loop.remove_reader(self._sock)
+        if not self._hung_up: self._loop.remove_reader(self._sock)
 
     def resume(self) -> None:
         if not self._paused or self._gone: return
         self._paused = False
-        self._loop.add_reader(self._sock, self._receive)
+        if not self._hung_up: self._loop.add_reader(self._sock, self._receive)
+        self._loop.call_soon(self._hand_over)
 
     def _receive(self) -> bool:
         "Receive once; False when there is nothing to receive."
+        if self._hung_up: return False
         try: count = self._sock.recv_into(self._reader.space())
         except BlockingIOError: return False
-        except OSError: count = 0
+        except OSError as e: count, self._unread = 0, isinstance(e, ConnectionResetError)
         if not count: # it hung up; its process handle tells when it has ended
-            self.pause()
+            self._hung_up = True
+            self._loop.remove_reader(self._sock)
             return False
         frames = self._reader.received(count)
-        if frames: # what it printed before it said this comes first
+        if frames and self._printed.poll(0): # what it printed before it said this comes first
             self._out.read()
             self._err.read()
-        for frame in frames: self._events.on_frame(frame)
+        self._frames.extend(frames)
+        self._hand_over()
         return True
+
+    def _hand_over(self, all: bool = False) -> None:
+        "Hand over what was received, for as long as it is wanted."
+        while self._frames and (all or not self._paused): self._events.on_frame(self._frames.popleft())
 
     def terminate(self) -> None: self._signal(signal.SIGTERM)
 
@@ -255,18 +286,19 @@ class LocalWorker:
 
     def _ended(self) -> None:
         "Hand over what it still said, end its children, reap it, and tell."
-        while self._receive(): pass
+        self.drain()
         self._signal(signal.SIGKILL)
-        self.pause()
+        if not self._hung_up: self._loop.remove_reader(self._sock)
         if self._unsent: self._loop.remove_writer(self._sock)
         self._gone = True
         for pipe in (self._out, self._err):
             pipe.read()
             pipe.close()
         self._sock.close()
+        for fd in (self._claims, self._claim): os.close(fd)
         self._guardian.remove(self.pid)
         code = self._process.wait()
-        self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, self._err.tail()))
+        self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, self._err.tail(), self._unread))
 
 # %% ../../nbs/core/engine.ipynb #cell-17
 class Guardian:

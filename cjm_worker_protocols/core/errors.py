@@ -11,7 +11,8 @@ from typing import Any
 # %% auto #0
 __all__ = ['ConfigError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError', 'PluginNotSendableError',
            'ParametersNotSendableError', 'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError',
-           'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError', 'StreamOverflowError', 'PluginLoadError']
+           'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError',
+           'StreamOverflowError', 'PluginLoadError']
 
 # %% ../../nbs/core/errors.ipynb #cell-6
 class ConfigError(ValueError):
@@ -111,6 +112,15 @@ class QueueFullError(RuntimeError):
         self.limit = limit
 
 # %% ../../nbs/core/errors.ipynb #cell-20
+class DuplicateJobError(ValueError):
+    "`create_job` gave a job whose id another job has; the other is not touched."
+    def __init__(self,
+        job_id: str # The id
+    ):
+        super().__init__(f"create_job gave the id {job_id!r}, which another job has: leave Job.id to its default, or make it unique")
+        self.job_id = job_id
+
+# %% ../../nbs/core/errors.ipynb #cell-21
 class WorkersUnavailableError(RuntimeError):
     "A worker crashed, and the restart policy forbids to start another; no job exists."
     def __init__(self,
@@ -120,7 +130,7 @@ class WorkersUnavailableError(RuntimeError):
         super().__init__(f"no worker is left ({reason}) and the restart policy {policy!r} starts no other: choose another policy, or make a new manager")
         self.policy, self.reason = policy, reason
 
-# %% ../../nbs/core/errors.ipynb #cell-21
+# %% ../../nbs/core/errors.ipynb #cell-22
 class ManagerClosedError(RuntimeError):
     "The manager was shut down."
     def __init__(self,
@@ -129,7 +139,7 @@ class ManagerClosedError(RuntimeError):
         super().__init__(f"{call}: this manager was shut down; make a new one")
         self.call = call
 
-# %% ../../nbs/core/errors.ipynb #cell-22
+# %% ../../nbs/core/errors.ipynb #cell-23
 class WrongLoopError(RuntimeError):
     "A manager or a job was used from another event loop than its own."
     def __init__(self,
@@ -139,7 +149,7 @@ class WrongLoopError(RuntimeError):
                          "a manager belongs to the loop of its first use; make one per loop, or use asyncio.run_coroutine_threadsafe")
         self.call = call
 
-# %% ../../nbs/core/errors.ipynb #cell-24
+# %% ../../nbs/core/errors.ipynb #cell-25
 class StreamOverflowError(RuntimeError):
     "A stream's reader stayed away so long that chunks it had not read were dropped."
     def __init__(self,
@@ -151,7 +161,7 @@ class StreamOverflowError(RuntimeError):
                          "or raise WorkerConfig.stream_buffer")
         self.job_id, self.dropped, self.next_index = job_id, dropped, next_index
 
-# %% ../../nbs/core/errors.ipynb #cell-26
+# %% ../../nbs/core/errors.ipynb #cell-27
 class PluginLoadError(RuntimeError):
     "In the worker: what was sent does not give a plugin that can run."
     def __init__(self,

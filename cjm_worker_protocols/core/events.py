@@ -10,6 +10,7 @@ import logging
 import math
 from collections import Counter, deque
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from .errors import WrongLoopError
@@ -29,20 +30,27 @@ class Event(NamedTuple):
 def json_safe(
     value: Any, # Anything
     length: int = 65536, # The longest text that is kept whole
-    items: int = 1000, # The most items kept of each collection
+    items: int = 1000, # The most items kept, in all collections together
     depth: int = 8 # The deepest nesting that is shown
 ) -> Any: # What `json.dumps(..., allow_nan=False)` takes
     "A picture of `value` in JSON's own types. What JSON has no type for, and what is too large, becomes text."
-    if value is None or value is True or value is False: return value
-    if isinstance(value, str): return _cut(str(value), length)
-    if isinstance(value, int): return int(value) if abs(value) < 1 << 1024 else _cut(hex(value), length)
-    if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
-    if isinstance(value, (bytes, bytearray, memoryview)): return f"<{memoryview(value).nbytes} bytes>"
-    if depth and isinstance(value, Mapping):
-        return {_cut(str(k), length): json_safe(v, length, items, depth - 1) for k, v in list(value.items())[:items]}
-    if depth and isinstance(value, (list, tuple, set, frozenset)): return [json_safe(v, length, items, depth - 1) for v in list(value)[:items]]
-    try: return _cut(repr(value), min(length, 200))
-    except Exception: return f"<{type(value).__name__}>"
+    left = [items]
+
+    def picture(value: Any, depth: int) -> Any:
+        left[0] -= 1
+        if value is None or value is True or value is False: return value
+        if isinstance(value, str): return _cut(str(value), length)
+        if isinstance(value, int): return int(value) if abs(value) < 1 << 1024 else _cut(hex(value), length)
+        if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
+        if isinstance(value, (bytes, bytearray, memoryview)): return f"<{memoryview(value).nbytes} bytes>"
+        if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+            if not depth: return f"<{type(value).__name__} of {len(value)}>"
+            if isinstance(value, Mapping): return {_cut(str(k), length): picture(v, depth - 1) for k, v in islice(value.items(), items) if left[0] > 0}
+            return [picture(v, depth - 1) for v in islice(value, items) if left[0] > 0]
+        try: return _cut(repr(value), min(length, 200))
+        except Exception: return f"<{type(value).__name__}>"
+
+    return picture(value, depth)
 
 def _cut(text: str, length: int) -> str:
     "At most `length` characters, with no half of a surrogate pair, which no UTF-8 can hold."

@@ -24,6 +24,7 @@ class Kind(IntEnum):
     RELOAD = 5  # to the worker: plugin id, plugin name, config
     LEVEL = 6  # to the worker: the log level the manager takes from now on
     STOP = 7  # to the worker: unload and exit
+    OFFER = 8  # to the worker: like RUN, for a job that it may begin if its claim is still there
     READY = 16  # from the worker: pid, host
     LOADING = 17  # from the worker: the job's plugin is being loaded
     LOADED = 18  # from the worker: it is loaded

@@ -42,6 +42,7 @@ class JobQueue:
         self._tickets: dict[str, Ticket] = {}
 
     def __len__(self) -> int: return len(self._tickets)
+    def __contains__(self, job_id: object) -> bool: return job_id in self._tickets
 
     def push(self,
         ticket: Ticket # One more that waits; its number keeps its place, also when it comes back
@@ -49,6 +50,12 @@ class JobQueue:
         "Put a ticket in line."
         self._tickets[ticket.job.id] = ticket
         heapq.heappush(self._heap, (-ticket.job.priority, ticket.number, ticket))
+
+    def before(self,
+        ticket: Ticket # One that is out of line
+    ) -> bool: # Whether the next in line comes before it
+        "Compare the next ticket with another."
+        return bool(self._tickets) and (-self.peek().job.priority, self.peek().number) < (-ticket.job.priority, ticket.number)
 
     def peek(self) -> Ticket: # It stays in line
         "The next ticket. Raises `IndexError` when there is none."
@@ -88,7 +95,8 @@ class PooledWorker:
         self.handle: WorkerHandle | None = None
         self.standby, self.ready, self.gone = standby, False, False
         self.ticket: Ticket | None = None  # What it runs
-        self.reached = True  # Whether what it is to run was sent before it died
+        self.next: Ticket | None = None  # What it was offered, and has not begun as far as is known
+        self.reached = self.heard = self.quiet = False  # Whether its job was sent, it has spoken of it, and nothing was sent after it
         self.plugin: tuple[str, str] | None = None  # id and name of what it has loaded
         self.config: dict[str, Any] = {}  # The loaded plugin's
         self.cooperative = self.loading = False  # Whether its job asks if it is cancelled, and whether it is loading now
@@ -109,7 +117,7 @@ class PooledWorker:
         return "starting" if not self.ready else "standby" if self.standby else "running" if self.ticket else "idle"
 
     @property
-    def idle(self) -> bool: return self.ready and not self.standby and self.ticket is None and not self.stopping and not self.terminated
+    def idle(self) -> bool: return self.ready and self.ticket is None and not (self.standby or self.stopping or self.terminated or self.commands)
 
     def set_timer(self,
         delay: float | None, # Seconds from now; None for never

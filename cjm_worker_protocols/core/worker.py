@@ -26,9 +26,10 @@ __all__ = ['Line', 'RunningJob', 'FrameHandler', 'describe', 'Worker', 'main']
 class Line:
     "Both directions of a worker's socket."
     def __init__(self,
-        sock: socket.socket # Connected to the manager, blocking
+        sock: socket.socket, # Connected to the manager, blocking
+        claims: int = -1 # The end of a pipe that says which offered job may be begun
     ):
-        self._sock, self._pid = sock, os.getpid()
+        self._sock, self._pid, self._claims, self._claim = sock, os.getpid(), claims, 0
         self._reader, self._frames = FrameReader(), list[Frame]()
         self._lock = threading.RLock()
 
@@ -53,10 +54,22 @@ class Line:
         return bool(count)
 
     def receive(self) -> Frame | None: # None when the manager has hung up
-        "Wait for the next frame."
+        "Wait for the next frame. The child that a plugin forked ends here, rather than do its parent's work."
+        if os.getpid() != self._pid: os._exit(0)
         while not self._frames:
             if not self._fill(): return None
         return self._frames.pop(0)
+
+    def claim(self,
+        tag: int # A job that was offered
+    ) -> bool: # Whether it is still ours to begin
+        "Take the claim to an offered job, unless the manager has taken it back."
+        if not self._claim:
+            try: self._claim = int.from_bytes(os.read(self._claims, 8), "big")
+            except BlockingIOError: return False
+        if self._claim != tag: return False # it is the claim to a later one
+        self._claim = 0
+        return True
 
     def cancelled(self,
         tag: int # A job
@@ -67,7 +80,7 @@ class Line:
                 if not self._fill(): break
             return any(f.kind == Kind.CANCEL and f.tag == tag for f in self._frames)
 
-# %% ../../nbs/core/worker.ipynb #cell-11
+# %% ../../nbs/core/worker.ipynb #cell-15
 class RunningJob:
     "The job that runs now, as `core.context` sees it."
     def __init__(self,
@@ -84,7 +97,7 @@ class RunningJob:
             self._line.send(Kind.COOPERATIVE, self._tag)
         if self._line.cancelled(self._tag): raise context.CancelRequested("the job was cancelled")
 
-# %% ../../nbs/core/worker.ipynb #cell-13
+# %% ../../nbs/core/worker.ipynb #cell-17
 class FrameHandler(logging.Handler):
     "Sends log records to the manager."
     def __init__(self,
@@ -100,7 +113,7 @@ class FrameHandler(logging.Handler):
             self._line.send(Kind.LOG, self.tag, (record.name, record.levelno, text, record.pathname, record.lineno, record.funcName))
         except Exception: self.handleError(record)
 
-# %% ../../nbs/core/worker.ipynb #cell-15
+# %% ../../nbs/core/worker.ipynb #cell-19
 def describe(
     error: BaseException, # What was raised
     skip: int = 0 # Frames of ours at the start of its traceback
@@ -112,7 +125,7 @@ def describe(
     lines = traceback.format_exception_only(type(error), error)
     return "".join(lines).strip(), "".join(traceback.format_exception(type(error), error, tb)).strip()
 
-# %% ../../nbs/core/worker.ipynb #cell-18
+# %% ../../nbs/core/worker.ipynb #cell-22
 class Worker:
     "Does what the frames say."
     def __init__(self,
@@ -129,7 +142,7 @@ class Worker:
     def serve(self) -> None:
         "Work until told to stop, or until the manager hangs up."
         while (frame := self._line.receive()) is not None:
-            if frame.kind == Kind.RUN: self._run(frame)
+            if frame.kind == Kind.RUN or frame.kind == Kind.OFFER and self._line.claim(frame.tag): self._run(frame)
             elif frame.kind == Kind.UNLOAD: self._command(frame, self._unload_named)
             elif frame.kind == Kind.RELOAD: self._command(frame, self._reload)
             elif frame.kind == Kind.LEVEL: logging.getLogger().setLevel(frame.value())
@@ -198,8 +211,9 @@ class Worker:
 
     def _reloaded(self, plugin: Plugin, config: dict[str, Any]) -> Plugin:
         "The same plugin with another config; if that fails nothing is loaded any more."
-        self._plugin = self._loaded = None
+        self._plugin, loaded, self._loaded = None, self._loaded, None
         plugin.reload(config)
+        self._plugin, self._loaded, self._config = plugin, loaded, config
         return plugin
 
     def _unload(self) -> None:
@@ -224,13 +238,11 @@ class Worker:
 
     def _reload(self, plugin_id: str, plugin_name: str, config: dict[str, Any], stream: bool) -> bool:
         "Load that plugin with this config, whatever is loaded now."
-        if self._loaded == (plugin_id, plugin_name) and self._config == config:
-            assert self._plugin is not None
-            self._reloaded(self._plugin, config)
-        self._load(0, plugin_id, plugin_name, config, stream)
+        if self._plugin is not None and self._loaded == (plugin_id, plugin_name): self._reloaded(self._plugin, config)
+        else: self._load(0, plugin_id, plugin_name, config, stream)
         return True
 
-# %% ../../nbs/core/worker.ipynb #cell-20
+# %% ../../nbs/core/worker.ipynb #cell-24
 def _terminated(signum: int, frame: FrameType | None) -> None:
     "SIGTERM: unwind the plugin."
     raise SystemExit(128 + signum)
@@ -248,14 +260,16 @@ def _leave(code: int) -> None:
     finally: os._exit(code)
 
 def main(
-    fd: int # The worker's end of the socketpair
+    fd: int, # The worker's end of the socketpair
+    claims: int # The worker's end of the pipe of claims
 ) -> None:
     "Be a worker until told to stop."
     import faulthandler
     faulthandler.enable()
     signal.signal(signal.SIGTERM, _terminated)
     for stream in (sys.stdout, sys.stderr): stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True) # type: ignore[union-attr]
-    line = Line(socket.socket(fileno=fd))
+    for inherited in (fd, claims): os.set_inheritable(inherited, False)
+    line = Line(socket.socket(fileno=fd), claims)
     handler = FrameHandler(line)
     logging.getLogger().addHandler(handler)
     try:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..core.config import WorkerConfig, _number
 from ..core.engine import Engine, LocalEngine
-from ..core.errors import (ConfigError, ManagerClosedError, ParametersNotSendableError, QueueFullError, ResourceValidationError,
+from ..core.errors import (ConfigError, DuplicateJobError, ManagerClosedError, ParametersNotSendableError, QueueFullError, ResourceValidationError,
     UnknownPluginError, WorkersUnavailableError, WrongLoopError)
 from ..core.events import Event, EventStream
 from ..core.frames import Kind, dumps, encode
@@ -154,6 +154,7 @@ class BaseJobManager(Hooks):
         if runner.pool.capacity <= 0: raise WorkersUnavailableError(self.worker_config.restart.value, runner.unavailable)
         if len(runner.queue) >= self.worker_config.max_pending: raise QueueFullError(self.worker_config.max_pending)
         job = self.create_job(plugin_id, **(dict(params, **parameters) if params else parameters))
+        if job.id in self.jobs: raise DuplicateJobError(job.id)
         job.priority, job.timeout, job.retries = priority, timeout, retries
         self._number += 1
         request = self._request(job, self._number, name, config)
@@ -230,15 +231,15 @@ class BaseJobManager(Hooks):
         plugin_name: str # Its name, or its id
     ) -> bool: # Whether any worker had it loaded, and has no longer
         "Unload a plugin wherever it is loaded, after the jobs that run now."
-        self._bind("unload_plugin")
-        return any(await self._command(Kind.UNLOAD, (plugin_name,), self._workers()))
+        runner = self._bind("unload_plugin")
+        return any(await self._command(runner, Kind.UNLOAD, (plugin_name,), self._workers()))
 
     async def reload_plugin(self,
         plugin_name: str, # Its name, or its id
         config: dict[str, Any] # The new config
     ) -> bool: # Whether it is loaded with this config now; False too when no worker is there to load it
         "Load a plugin anew wherever it is loaded, or else in one idle worker. With a registry the next job's config is the registry's again."
-        self._bind("reload_plugin")
+        runner = self._bind("reload_plugin")
         registry, plugin_id = self._injected.registry, plugin_name
         if registry is None: self._configs[plugin_id] = dict(config)
         else:
@@ -246,18 +247,16 @@ class BaseJobManager(Hooks):
             if plugin_id == plugin_name: plugin_name, _ = await self._look_up(plugin_id)
         holders = [w for w in self._workers() if w.plugin is not None and w.plugin[0] == plugin_id]
         request = (plugin_id, plugin_name, config, self.supports_streaming)
-        done = await self._command(Kind.RELOAD, request, holders or [w for w in self._workers() if w.idle][:1])
+        done = await self._command(runner, Kind.RELOAD, request, holders or [w for w in self._workers() if w.idle][:1])
         return bool(done) and all(done)
 
-    async def _command(self, kind: Kind, request: tuple[Any, ...], workers: list[PooledWorker]) -> list[bool]:
+    async def _command(self, runner: JobRunner, kind: Kind, request: tuple[Any, ...], workers: list[PooledWorker]) -> list[bool]:
         "Send a command to workers, and wait until each has replied or is gone."
         replies: list[asyncio.Future[Any]] = []
         for worker in workers:
-            if worker.handle is None or not worker.ready or worker.standby or worker.stopping: continue
+            if not worker.ready or worker.standby or worker.stopping: continue
             self._number += 1
-            worker.commands[self._number] = reply = asyncio.get_running_loop().create_future()
-            replies.append(reply)
-            worker.handle.send(encode(kind, self._number, request))
+            replies.append(runner.command(worker, kind, self._number, request))
         outcomes = [outcome or (False, "the worker ended") for outcome in await asyncio.gather(*replies)]
         for _, reason in outcomes:
             if reason: _log.warning("%s of plugin %r failed: %s", kind.name.lower(), request[0], reason)

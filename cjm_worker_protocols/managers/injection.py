@@ -162,6 +162,7 @@ class Injected:
         self._listeners: weakref.WeakSet[EventStream] = weakref.WeakSet()  # one that nobody reads any more is forgotten
         self._hooks = Lane("hooks", limit, self.errors)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def emit(self,
         event_type: str, # One of `Event.type`
@@ -191,6 +192,7 @@ class Injected:
         "Everything from now on."
         listener = EventStream(self._config.event_buffer)
         self._listeners.add(listener)
+        if self._closed: listener.close()
         return listener
 
     def hook(self,
@@ -215,4 +217,5 @@ class Injected:
         for task in self._tasks: task.cancel()
         closing = [lane.close(timeout) for lane in (self._hooks, *(side.lane for side in (self.registry, self.resources) if side))]
         await asyncio.gather(*closing, *([self._broadcasts.close(timeout)] if self._broadcasts else []))
+        self._closed = True
         for listener in list(self._listeners): listener.close()

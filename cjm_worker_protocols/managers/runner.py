@@ -132,31 +132,80 @@ class JobRunner:
         reason: str = "the job was cancelled" # For its error
     ) -> None:
         "See to it that a job ends: at once if it waits, before long if it runs."
-        if job.id in self.running: self.pool.stop(self.running[job.id], JobCancelled(reason))
-        else: self._fail(job, JobCancelled(reason))
+        for worker in self.pool.workers:
+            if worker.next is not None and worker.next.job is job and not self._take_back(worker): self._catch_up(worker)
+        if job.id in self.running: self._stop(self.running[job.id], JobCancelled(reason))
+        elif not job.done: self._fail(job, JobCancelled(reason))
 
     async def close(self) -> None:
         "End all jobs and all workers."
-        for job in self.queue.jobs(): self.cancel(job, "the manager was shut down")
+        for worker in self.pool.workers: self._take_back(worker)
+        self._cancel_waiting()
         await self.pool.close()
+        self._cancel_waiting()
+
+    def _cancel_waiting(self) -> None:
+        for job in self.queue.jobs(): self._fail(job, JobCancelled("the manager was shut down"))
+
+    # To the workers
 
     def _dispatch(self) -> None:
-        "Hand the jobs that wait to the workers that are idle."
-        while len(self.queue):
+        "Hand the jobs that wait to the workers that are idle, and offer the next to those that are not."
+        while self._waiting():
             worker = self.pool.idle_for(self.queue.peek().job.plugin_id)
             if worker is not None: self._run(worker, self.queue.pop())
-            elif not self.pool.want(len(self.queue)): return
+            elif not self.pool.want(len(self.queue)): break
+        if len(self.queue): self._offer()
+
+    def _waiting(self) -> bool:
+        "Whether a job waits; one that was offered to a busy worker does, when another worker is idle."
+        if not len(self.queue) and self._config.max_workers > 1 and any(w.idle for w in self.pool.workers):
+            any(w.next is not None and self._take_back(w) for w in self.pool.workers)
+        return len(self.queue) > 0
+
+    def _offer(self) -> None:
+        "Offer the next job to a worker that is busy with the same plugin, so that it need not wait for us in between."
+        for worker in self.pool.workers:
+            running, handle = worker.ticket, worker.handle
+            if running is None or worker.stopping or worker.commands or handle is None or not handle.offers: continue
+            if worker.next is not None and not (self.queue.before(worker.next) and self._take_back(worker)): continue
+            if not len(self.queue) or self.queue.peek().job.plugin_id != running.job.plugin_id: return
+            worker.next = ticket = self.queue.pop()
+            worker.quiet = False
+            handle.offer(bytes((Kind.OFFER,)) + ticket.frame[1:], ticket.number)
+
+    def _take_back(self, worker: PooledWorker) -> bool:
+        "Put the job that was offered to a worker back in line; False when the worker has begun it."
+        ticket = worker.next
+        if ticket is None or worker.handle is None: return True
+        if not worker.handle.withdraw(): return False
+        worker.next = None
+        self.queue.push(ticket)
+        return True
+
+    def _catch_up(self, worker: PooledWorker) -> None:
+        "Hear what a worker has said: it has begun the job that it was offered, so the end of the one before is on its way."
+        if worker.handle is not None: worker.handle.drain()
+
+    def _stop(self, worker: PooledWorker, verdict: JobError) -> None:
+        "End the job that a worker runs, and no other."
+        ticket = worker.ticket
+        if not self._take_back(worker): self._catch_up(worker)
+        if worker.ticket is ticket: self.pool.stop(worker, verdict)
 
     def _run(self, worker: PooledWorker, ticket: Ticket) -> None:
-        job, handle = ticket.job, worker.handle
-        assert handle is not None
+        "Give a job to an idle worker."
+        assert worker.handle is not None
         level = _worker_log.getEffectiveLevel()
         if level != worker.level:
             worker.level = level
-            handle.send(encode(Kind.LEVEL, 0, level))
-        worker.ticket = ticket
-        worker.reached = handle.send(ticket.frame)
-        if worker.reached and not job.retries: ticket.frame = b""
+            worker.handle.send(encode(Kind.LEVEL, 0, level))
+        worker.reached, worker.heard, worker.quiet = worker.handle.send(ticket.frame), False, True
+        self._begun(worker, ticket)
+
+    def _begun(self, worker: PooledWorker, ticket: Ticket) -> None:
+        "A worker has got a job."
+        job, worker.ticket = ticket.job, ticket
         self.running[job.id] = worker
         job.worker_pid, job.started_at, job.status = worker.pid, now(), "running"
         job.attempts += 1
@@ -172,7 +221,7 @@ class JobRunner:
         if limit is not None or worker.timer is not None: worker.set_timer(limit, self._too_long, worker, limit)
 
     def _too_long(self, worker: PooledWorker, limit: float) -> None:
-        self.pool.stop(worker, JobError("timeout", f"the job was stopped after {limit:g} s{' of loading its plugin' if worker.loading else ''}"))
+        self._stop(worker, JobError("timeout", f"the job was stopped after {limit:g} s{' of loading its plugin' if worker.loading else ''}"))
 
     def _report(self, worker: PooledWorker) -> None:
         if self._injected.resources: self._injected.resources.update(worker)
@@ -206,7 +255,11 @@ class JobRunner:
         elif kind == Kind.READY: self._on_ready(worker)
         elif kind == Kind.REPLY: self._on_reply(worker, frame)
         elif ticket is None or frame.tag != ticket.number or worker.terminated: return
-        elif kind in (Kind.RESULT, Kind.FAILED, Kind.CANCELLED): self._on_job_end(worker, ticket, frame)
+        else: self._on_job_frame(worker, ticket, frame)
+
+    def _on_job_frame(self, worker: PooledWorker, ticket: Ticket, frame: Frame) -> None:
+        kind, worker.heard = frame.kind, True
+        if kind in (Kind.RESULT, Kind.FAILED, Kind.CANCELLED): self._on_job_end(worker, ticket, frame)
         elif kind == Kind.CHUNK: self._on_chunk(worker, ticket.job, frame)
         elif kind == Kind.PROGRESS:
             ticket.job.progress, ticket.job.message = frame.value()
@@ -231,19 +284,46 @@ class JobRunner:
         done, reason, worker.plugin, worker.config = frame.value()
         reply = worker.commands.pop(frame.tag, None)
         if reply is not None and not reply.done(): reply.set_result((done, reason))
-        if worker.ticket is None: self._report(worker)
+        if worker.ticket is not None or worker.stopping: return
+        worker.set_timer(None, self._dispatch)
+        if worker.commands: self._limit_command(worker)
+        self._report(worker)
+        self._dispatch()
+
+    def command(self,
+        worker: PooledWorker, # Ready, and not stopping
+        kind: Kind, # UNLOAD or RELOAD
+        number: int, # A number of its own
+        request: tuple[Any, ...] # What the worker's method takes
+    ) -> asyncio.Future[Any]: # Whether it was done and why not; None when the worker ended instead
+        "Have a worker unload or reload a plugin, after what it runs now; it may take as long as loading may."
+        assert worker.handle is not None
+        worker.commands[number] = reply = self.loop.create_future()
+        worker.quiet = False
+        worker.handle.send(encode(kind, number, request))
+        if worker.ticket is None: self._limit_command(worker)
+        return reply
+
+    def _limit_command(self, worker: PooledWorker) -> None:
+        verdict = JobError("timeout", "a plugin was not loaded or unloaded in time")
+        worker.set_timer(self._config.load_timeout, self.pool.stop, worker, verdict)
 
     def _on_chunk(self, worker: PooledWorker, job: Job, frame: Frame) -> None:
         "Keep a chunk; let the worker wait while a reader has no room."
         try: chunk = frame.value()
-        except Exception as e:
-            return self.pool.stop(worker, JobError("serialization", f"a chunk cannot be read in this process: {type(e).__name__}: {e}"))
+        except (Exception, SystemExit) as e:
+            verdict = JobError("serialization", f"a chunk cannot be read in this process: {type(e).__name__}: {e}")
+            return self._fail_later(worker, job, verdict)
         chunks = job._stream_chunks()
         first = chunks.first
         index = chunks.add(chunk)
         if chunks.first > first == 0: _log.warning("job %s streams more than %d chunks: the oldest are dropped", job.id, chunks.limit)
         self._injected.emit_job("job:chunk", job, index=index, chunk=chunk)
         if chunks.full() and not worker.stopping: self._hold_up(worker, chunks)
+
+    def _fail_later(self, worker: PooledWorker, job: Job, verdict: JobError) -> None:
+        "Stop a job from within the handling of its own frame: the frames that came with it are handled first."
+        self.loop.call_soon(lambda: self._stop(worker, verdict) if worker.ticket is not None and worker.ticket.job is job else None)
 
     def _hold_up(self, worker: PooledWorker, chunks: Chunks) -> None:
         "Let a worker wait until its stream's readers have room, but not for ever."
@@ -258,6 +338,7 @@ class JobRunner:
             timer.cancel()
             handle.resume()
 
+        if chunks.on_room is not None: return
         timer = self.loop.call_later(self._config.stall_timeout, stalled)
         chunks.on_room = go_on
         handle.pause()
@@ -268,7 +349,11 @@ class JobRunner:
         if worker.loading: worker.plugin, worker.config = None, {}
         self.pool.released(worker)
         del self.running[ticket.job.id]
-        try: self._dispatch()
+        ahead, worker.next = worker.next, None
+        try:
+            if ahead is not None: self._begun(worker, ahead)
+            elif worker.commands: self._limit_command(worker)
+            self._dispatch()
         finally: self._settle(ticket.job, frame, verdict)
         if worker.ticket is None: self._report(worker)
 
@@ -276,14 +361,15 @@ class JobRunner:
         "Turn the last frame of a job into its end, unless the job was made to end."
         if verdict is not None: self._fail(job, verdict)
         elif frame.kind == Kind.RESULT:
-            try: value = frame.value()
-            except Exception as e:
-                return self._fail(job, JobError("serialization", f"the result cannot be read in this process: {type(e).__name__}: {e}"))
-            try: result = self._hooks.extract_job_result(job, value)
-            except Exception as e:
-                _log.exception("extract_job_result failed for job %s", job.id)
-                return self._fail(job, JobError("exception", f"extract_job_result raised {type(e).__name__}: {e}"))
-            self._finish(job, "completed", result)
+            category, what = "serialization", "the result cannot be read in this process"
+            try:
+                value = frame.value()
+                category, what = "exception", "extract_job_result failed"
+                result = self._hooks.extract_job_result(job, value)
+            except BaseException as e:  # what unpickles may raise anything, and the job must end
+                self._fail(job, JobError(category, f"{what}: {type(e).__name__}: {e}"))
+                if isinstance(e, KeyboardInterrupt): raise
+            else: self._finish(job, "completed", result)
         elif frame.kind == Kind.FAILED: self._fail(job, JobError(*frame.value()))
         else: self._fail(job, JobCancelled("the plugin stopped by itself"))
 
@@ -291,19 +377,20 @@ class JobRunner:
         "A worker is gone: end its job, or let it wait for another."
         if worker.ready and self._injected.resources: self._injected.resources.unregister(worker.pid)
         self._injected.emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
-        ticket, worker.ticket = worker.ticket, None
+        ticket, ahead, worker.ticket, worker.next = worker.ticket, worker.next, None, None
+        if ahead is not None: self.queue.push(ahead)
         if ticket is None: return
         job = ticket.job
         del self.running[job.id]
         if worker.verdict is not None: self._fail(job, worker.verdict)
-        elif not worker.reached or job.attempts <= job.retries:
-            if not worker.reached: job.attempts -= 1  # it died before it got the job
+        elif (lost := not worker.reached or exit.unread and worker.quiet and not worker.heard) or job.attempts <= job.retries:
+            if lost: job.attempts -= 1  # it died before it got the job
             job.status, job.worker_pid, job.started_at = "pending", None, None
             self.queue.push(ticket)
             self._injected.emit_job("job:queued", job, attempt=job.attempts + 1)
         else:
             doing = "loading the plugin" if worker.loading else "running the job"
-            self._fail(job, JobError("crash", f"the worker {how_it_ended(exit)} while {doing}", None, *exit))
+            self._fail(job, JobError("crash", f"the worker {how_it_ended(exit)} while {doing}", None, exit.exit_code, exit.signal, exit.stderr_tail))
 
     # A job's end
 
