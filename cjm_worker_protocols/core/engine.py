@@ -27,14 +27,13 @@ _log = logging.getLogger(__name__)
 _CORE = Path(guardian.__file__).resolve().parent  # where the worker's and the guardian's code lies
 
 # %% auto #0
-__all__ = ['Exit', 'WorkerEvents', 'WorkerHandle', 'Engine', 'on_process_end', 'Pipe', 'LocalWorker', 'Guardian', 'LocalEngine']
+__all__ = ['Exit', 'WorkerEvents', 'WorkerHandle', 'Engine', 'on_process_end', 'Pipe', 'Guardian', 'LocalWorker', 'LocalEngine']
 
 # %% ../../nbs/core/engine.ipynb #cell-6
 class Exit(NamedTuple):
     "How a worker ended."
     exit_code: int | None = None  # What it exited with; None when a signal ended it, or nobody knows
     signal: int | None = None  # The signal that ended it
-    stderr_tail: str = ""  # The last it wrote to stderr
     unread: bool = False  # Whether it ended before it had read all that was sent to it
 
 # %% ../../nbs/core/engine.ipynb #cell-7
@@ -43,7 +42,7 @@ class WorkerEvents(Protocol):
     def on_frame(self, frame: Frame) -> None:
         "The worker said something."
     def on_output(self, stream: str, text: str) -> None:
-        "The worker wrote a line to `stdout` or `stderr`."
+        "C code or a child in the worker wrote a line to `stdout` or `stderr`."
     def on_exit(self, exit: Exit) -> None:
         "The worker is gone, and everything it said before has been handed over. Called once, and last."
 
@@ -79,7 +78,7 @@ class WorkerHandle(Protocol):
 class Engine(Protocol):
     "Starts workers."
     def start_worker(self,
-        config: WorkerConfig, # Interpreter, environment, and how much of stderr to keep
+        config: WorkerConfig, # Interpreter and environment
         events: WorkerEvents # Told of everything the worker says and of its end
     ) -> WorkerHandle: # At once; the worker says READY when it is
         "Start a worker. Raises `OSError` when it cannot be started at all."
@@ -116,16 +115,14 @@ def on_process_end(
 # %% ../../nbs/core/engine.ipynb #cell-13
 class Pipe:
     "One of a worker's output pipes, cut into lines."
-    LONGEST = 8192 # bytes; a longer line is cut
+    LONGEST = 8192  # Bytes; a longer line is cut
 
     def __init__(self,
         loop: asyncio.AbstractEventLoop, # The manager's
         fd: int, # The end to read
-        on_line: Callable[[str], None], # Takes each line, without its end
-        tail: int = 0 # Characters of the newest lines to keep
+        on_line: Callable[[str], None] # Takes each line, without its end
     ):
-        self._loop, self._fd, self._on_line = loop, fd, on_line
-        self._rest, self._lines, self._size, self._tail = b"", deque[str](), 0, tail
+        self._loop, self._fd, self._on_line, self._rest = loop, fd, on_line, b""
         os.set_blocking(fd, False)
         loop.add_reader(fd, self.read)
 
@@ -136,21 +133,14 @@ class Pipe:
             except BlockingIOError: return
             if not data: return self.close()
             *lines, self._rest = (self._rest + data).split(b"\n")
-            while len(self._rest) > self.LONGEST: lines, self._rest = [*lines, self._rest[:self.LONGEST]], self._rest[self.LONGEST:]
             for line in lines: self._take(line)
+            while len(self._rest) > self.LONGEST:
+                self._take(self._rest[:self.LONGEST])
+                self._rest = self._rest[self.LONGEST:]
             if len(data) < 1 << 12: return
 
     def _take(self, line: bytes) -> None:
-        text = line[:self.LONGEST].decode("utf-8", "backslashreplace").rstrip("\r")
-        if self._tail:
-            self._lines.append(text)
-            self._size += len(text) + 1
-            while len(self._lines) > 1 and self._size - len(self._lines[0]) - 1 >= self._tail: self._size -= len(self._lines.popleft()) + 1
-        if text: self._on_line(text)
-
-    def tail(self) -> str: # At most as long as was asked for
-        "The newest lines."
-        return "\n".join(self._lines)[-self._tail:] if self._tail else ""
+        if text := line[:self.LONGEST].decode("utf-8", "backslashreplace").rstrip("\r"): self._on_line(text)
 
     def close(self) -> None:
         "Take the last, unfinished line too, and stop."
@@ -158,10 +148,62 @@ class Pipe:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
         self._fd = -1
-        if self._rest: self._take(self._rest)
+        self._take(self._rest)
         self._rest = b""
 
 # %% ../../nbs/core/engine.ipynb #cell-15
+class Guardian:
+    "Ends the workers when this process ends without having done so."
+    _CODE = "import sys; sys.path.append(sys.argv[1]); import guardian; guardian.main(int(sys.argv[2]))"
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pids: set[int] = set()
+
+    def _tell(self, line: str) -> None:
+        if self._process is None or self._process.stdin is None: return
+        try: os.write(self._process.stdin.fileno(), line.encode())
+        except OSError as e:
+            _log.warning("the guardian process is gone (%s), another is started", e)
+            self._stop()
+            if self._pids: self._start()
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-I", "-S", "-c", self._CODE, str(_CORE), str(os.getpid())],
+                                         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, bufsize=0)
+        self._tell("".join(f"+{pid}\n" for pid in self._pids))
+
+    def add(self,
+        pid: int # A worker's
+    ) -> None:
+        "Guard one more."
+        self._pids.add(pid)
+        if self._process is None: self._start()
+        else: self._tell(f"+{pid}\n")
+
+    def remove(self,
+        pid: int # A worker's
+    ) -> None:
+        "One has ended."
+        self._pids.discard(pid)
+        self._tell(f"-{pid}\n")
+
+    def _stop(self) -> subprocess.Popen[bytes] | None:
+        process, self._process = self._process, None
+        if process is not None and process.stdin is not None: process.stdin.close()
+        return process
+
+    async def close(self) -> None:
+        "End the guardian."
+        process = self._stop()
+        if process is None: return
+        ended = asyncio.Event()
+        on_process_end(process.pid, asyncio.get_running_loop(), ended.set)
+        try: await asyncio.wait_for(ended.wait(), 5)
+        except asyncio.TimeoutError: process.kill()
+        process.wait()
+
+# %% ../../nbs/core/engine.ipynb #cell-17
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_protocols.core.worker import main; del sys.path[0]; main(*map(int, sys.argv[2:]))"
 
 class LocalWorker:
@@ -169,7 +211,7 @@ class LocalWorker:
     host, offers = os.uname().nodename, True
 
     def __init__(self,
-        config: WorkerConfig, # Interpreter, environment, tail
+        config: WorkerConfig, # Interpreter and environment
         events: WorkerEvents, # Told of everything
         guards: Guardian # Told that there is one more
     ):
@@ -194,7 +236,7 @@ class LocalWorker:
         self.pid = self._process.pid
         guards.add(self.pid)
         self._out = Pipe(loop, out, lambda line: events.on_output("stdout", line))
-        self._err = Pipe(loop, err, lambda line: events.on_output("stderr", line), config.stderr_tail)
+        self._err = Pipe(loop, err, lambda line: events.on_output("stderr", line))
         self._printed = select.poll()
         for fd in (out, err): self._printed.register(fd, select.POLLIN)
         self._sock.setblocking(False)
@@ -298,59 +340,7 @@ class LocalWorker:
         for fd in (self._claims, self._claim): os.close(fd)
         self._guardian.remove(self.pid)
         code = self._process.wait()
-        self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, self._err.tail(), self._unread))
-
-# %% ../../nbs/core/engine.ipynb #cell-17
-class Guardian:
-    "Ends the workers when this process ends without having done so."
-    _CODE = "import sys; sys.path.append(sys.argv[1]); import guardian; guardian.main(int(sys.argv[2]))"
-
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._pids: set[int] = set()
-
-    def _tell(self, line: str) -> None:
-        if self._process is None or self._process.stdin is None: return
-        try: os.write(self._process.stdin.fileno(), line.encode())
-        except OSError as e:
-            _log.warning("the guardian process is gone (%s), another is started", e)
-            self._stop()
-            if self._pids: self._start()
-
-    def _start(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-I", "-S", "-c", self._CODE, str(_CORE), str(os.getpid())],
-                                         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, bufsize=0)
-        self._tell("".join(f"+{pid}\n" for pid in self._pids))
-
-    def add(self,
-        pid: int # A worker's
-    ) -> None:
-        "Guard one more."
-        self._pids.add(pid)
-        if self._process is None: self._start()
-        else: self._tell(f"+{pid}\n")
-
-    def remove(self,
-        pid: int # A worker's
-    ) -> None:
-        "One has ended."
-        self._pids.discard(pid)
-        self._tell(f"-{pid}\n")
-
-    def _stop(self) -> subprocess.Popen[bytes] | None:
-        process, self._process = self._process, None
-        if process is not None and process.stdin is not None: process.stdin.close()
-        return process
-
-    async def close(self) -> None:
-        "End the guardian."
-        process = self._stop()
-        if process is None: return
-        ended = asyncio.Event()
-        on_process_end(process.pid, asyncio.get_running_loop(), ended.set)
-        try: await asyncio.wait_for(ended.wait(), 5)
-        except asyncio.TimeoutError: process.kill()
-        process.wait()
+        self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, self._unread))
 
 # %% ../../nbs/core/engine.ipynb #cell-18
 class LocalEngine:

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     RESULT = 23  # from the worker: the job's result
     FAILED = 24  # from the worker: category, message, traceback
     CANCELLED = 25  # from the worker: the job stopped because it was asked to
+    OUTPUT = 27  # from the worker: `stdout` or `stderr`, and what was written to it
     REPLY = 26  # from the worker: whether the command worked, and the plugin now loaded
 
 # %% ../../nbs/core/frames.ipynb #cell-8

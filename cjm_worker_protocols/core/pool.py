@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from .jobs import Job, JobCancelled, JobError, signal_name
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Ticket', 'JobQueue', 'PooledWorker', 'PoolOwner', 'how_it_ended', 'WorkerPool']
+__all__ = ['Ticket', 'JobQueue', 'PoolOwner', 'PooledWorker', 'how_it_ended', 'WorkerPool']
 
 # %% ../../nbs/core/pool.ipynb #cell-6
 class Ticket:
@@ -84,14 +85,33 @@ class JobQueue:
         return [ticket.job for ticket in self._tickets.values()]
 
 # %% ../../nbs/core/pool.ipynb #cell-11
+class PoolOwner(Protocol):
+    "What a pool tells its manager, always on the loop."
+    def on_started(self, worker: PooledWorker) -> None:
+        "A process was started."
+    def on_frame(self, worker: PooledWorker, frame: Frame) -> None:
+        "A worker said something."
+    def on_output(self, worker: PooledWorker, stream: str, text: str) -> None:
+        "A worker wrote a line."
+    def on_exit(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
+        "A worker is gone."
+    def on_capacity(self) -> None:
+        "A worker may be had that could not be had before."
+    def on_unavailable(self, reason: str) -> None:
+        "No worker is left, and none will come for the jobs that wait now."
+
+# %% ../../nbs/core/pool.ipynb #cell-12
 class PooledWorker:
     "One worker process, as its pool sees it."
     def __init__(self,
         owner: PoolOwner, # Told of everything it says
         on_exit: Callable[[PooledWorker, Exit], None], # Told of its end
-        standby: bool # Whether it is a spare one
+        standby: bool, # Whether it is a spare one
+        tail: int # Characters of its stderr to keep
     ):
-        self._owner, self._on_exit = owner, on_exit
+        self._owner, self._on_exit, self._tail = owner, on_exit, tail
+        self._stderr: deque[str] = deque()
+        self._kept = 0
         self.handle: WorkerHandle | None = None
         self.standby, self.ready, self.gone = standby, False, False
         self.ticket: Ticket | None = None  # What it runs
@@ -132,29 +152,22 @@ class PooledWorker:
         try: self._owner.on_frame(self, frame)
         except Exception: _log.exception("handling a frame of worker %d failed", self.pid)
 
+    @property
+    def stderr_tail(self) -> str: # At most as long as `WorkerConfig.stderr_tail`
+        "The last it wrote to stderr."
+        return "\n".join(self._stderr)[-self._tail:] if self._tail else ""
+
     def on_output(self, stream: str, text: str) -> None:
+        if stream == "stderr":
+            self._stderr.append(text)
+            self._kept += len(text) + 1
+            while len(self._stderr) > 1 and self._kept - len(self._stderr[0]) > self._tail: self._kept -= len(self._stderr.popleft()) + 1
         try: self._owner.on_output(self, stream, text)
         except Exception: _log.exception("handling the output of worker %d failed", self.pid)
 
     def on_exit(self, exit: Exit) -> None:
         try: self._on_exit(self, exit)
         except Exception: _log.exception("handling the end of worker %d failed", self.pid)
-
-# %% ../../nbs/core/pool.ipynb #cell-12
-class PoolOwner(Protocol):
-    "What a pool tells its manager, always on the loop."
-    def on_started(self, worker: PooledWorker) -> None:
-        "A process was started."
-    def on_frame(self, worker: PooledWorker, frame: Frame) -> None:
-        "A worker said something."
-    def on_output(self, worker: PooledWorker, stream: str, text: str) -> None:
-        "A worker wrote a line."
-    def on_exit(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
-        "A worker is gone."
-    def on_capacity(self) -> None:
-        "A worker may be had that could not be had before."
-    def on_unavailable(self, reason: str) -> None:
-        "No worker is left, and none will come for the jobs that wait now."
 
 # %% ../../nbs/core/pool.ipynb #cell-14
 def how_it_ended(
@@ -228,7 +241,7 @@ class WorkerPool:
     def _start(self, standby: bool) -> bool:
         "Start a worker; False when the engine cannot."
         if self._closing: return False
-        worker = PooledWorker(self._owner, self._exited, standby)
+        worker = PooledWorker(self._owner, self._exited, standby, self._config.stderr_tail)
         try: worker.handle = self._engine.start_worker(self._config, worker)
         except Exception as e:
             _log.error("a worker could not be started: %s", e)
@@ -270,7 +283,7 @@ class WorkerPool:
         if worker.ticket is not None and worker.cooperative and verdict is not None:
             worker.handle.send(encode(Kind.CANCEL, worker.ticket.number))
             worker.set_timer(self._config.grace_timeout, self._terminate, worker)
-        elif worker.ticket is None and worker.ready:
+        elif worker.ticket is None and worker.ready and not worker.commands:
             worker.handle.send(encode(Kind.STOP, 0))
             worker.set_timer(self._config.grace_timeout, self._terminate, worker)
         else: self._terminate(worker)

@@ -5,6 +5,7 @@
 # %% ../../nbs/core/worker.ipynb #cell-4
 from __future__ import annotations
 
+import io
 import logging
 import os
 import select
@@ -20,7 +21,7 @@ from .frames import HEADER, Frame, FrameReader, Kind, dumps
 from .plugins import Plugin, drive, find_plugin, unpack
 
 # %% auto #0
-__all__ = ['Line', 'RunningJob', 'FrameHandler', 'describe', 'Worker', 'main']
+__all__ = ['Line', 'RunningJob', 'FrameHandler', 'FrameFile', 'text_file', 'describe', 'Worker', 'main']
 
 # %% ../../nbs/core/worker.ipynb #cell-6
 class Line:
@@ -114,6 +115,35 @@ class FrameHandler(logging.Handler):
         except Exception: self.handleError(record)
 
 # %% ../../nbs/core/worker.ipynb #cell-19
+class FrameFile(io.RawIOBase):
+    "The raw file under `sys.stdout` or `sys.stderr`."
+    def __init__(self,
+        line: Line, # To the manager
+        handler: FrameHandler, # Knows the job
+        stream: str, # `stdout` or `stderr`
+        fd: int # What it stands for
+    ):
+        super().__init__()
+        self._line, self._handler, self._stream, self._fd, self._pid = line, handler, stream, fd, os.getpid()
+
+    def writable(self) -> bool: return True
+
+    def fileno(self) -> int: return self._fd
+
+    def write(self, data: Any) -> int:
+        "Send it; a process that a plugin forked writes to the file descriptor."
+        raw = bytes(data)
+        if os.getpid() != self._pid: return os.write(self._fd, raw)
+        self._line.send(Kind.OUTPUT, self._handler.tag, (self._stream, raw.decode("utf-8", "replace")))
+        return len(raw)
+
+def text_file(
+    raw: FrameFile # What takes the bytes
+) -> io.TextIOWrapper: # Line buffered
+    "A text file like `sys.stdout`."
+    return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+
+# %% ../../nbs/core/worker.ipynb #cell-23
 def describe(
     error: BaseException, # What was raised
     skip: int = 0 # Frames of ours at the start of its traceback
@@ -125,7 +155,7 @@ def describe(
     lines = traceback.format_exception_only(type(error), error)
     return "".join(lines).strip(), "".join(traceback.format_exception(type(error), error, tb)).strip()
 
-# %% ../../nbs/core/worker.ipynb #cell-22
+# %% ../../nbs/core/worker.ipynb #cell-26
 class Worker:
     "Does what the frames say."
     def __init__(self,
@@ -242,7 +272,7 @@ class Worker:
         else: self._load(0, plugin_id, plugin_name, config, stream)
         return True
 
-# %% ../../nbs/core/worker.ipynb #cell-24
+# %% ../../nbs/core/worker.ipynb #cell-28
 def _terminated(signum: int, frame: FrameType | None) -> None:
     "SIGTERM: unwind the plugin."
     raise SystemExit(128 + signum)
@@ -267,18 +297,18 @@ def main(
     import faulthandler
     faulthandler.enable()
     signal.signal(signal.SIGTERM, _terminated)
-    for stream in (sys.stdout, sys.stderr): stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True) # type: ignore[union-attr]
     for inherited in (fd, claims): os.set_inheritable(inherited, False)
     line = Line(socket.socket(fileno=fd), claims)
     handler = FrameHandler(line)
     logging.getLogger().addHandler(handler)
+    sys.stdout, sys.stderr = (text_file(FrameFile(line, handler, stream, fd)) for fd, stream in ((1, "stdout"), (2, "stderr")))
     try:
         Worker(line, handler).serve()
     except SystemExit as e:
-        if isinstance(e.code, str): print(e.code, file=sys.stderr)
+        if isinstance(e.code, str): sys.stderr.write(e.code + "\n")
         _leave(e.code if isinstance(e.code, int) else 0 if e.code is None else 1)
     except BrokenPipeError: _leave(1)
     except BaseException as e:
-        print(describe(e)[1], file=sys.stderr)
+        sys.stderr.write(describe(e)[1] + "\n")
         _leave(128 + signal.SIGINT if isinstance(e, KeyboardInterrupt) else 1)
     _leave(0)

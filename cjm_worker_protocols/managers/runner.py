@@ -252,6 +252,9 @@ class JobRunner:
         "A worker said something. What belongs to a job that has ended, or that is being killed, is ignored."
         kind, ticket = frame.kind, worker.ticket
         if kind == Kind.LOG: self._relog(worker, *frame.value())
+        elif kind == Kind.OUTPUT:
+            stream, text = frame.value()
+            for line in text.splitlines(): worker.on_output(stream, line)
         elif kind == Kind.READY: self._on_ready(worker)
         elif kind == Kind.REPLY: self._on_reply(worker, frame)
         elif ticket is None or frame.tag != ticket.number or worker.terminated: return
@@ -390,7 +393,7 @@ class JobRunner:
             self._injected.emit_job("job:queued", job, attempt=job.attempts + 1)
         else:
             doing = "loading the plugin" if worker.loading else "running the job"
-            self._fail(job, JobError("crash", f"the worker {how_it_ended(exit)} while {doing}", None, exit.exit_code, exit.signal, exit.stderr_tail))
+            self._fail(job, JobError("crash", f"the worker {how_it_ended(exit)} while {doing}", None, exit.exit_code, exit.signal, worker.stderr_tail))
 
     # A job's end
 

@@ -1,0 +1,582 @@
+"""Plugins for the tests of the worker system. Workers import this file, so it needs the standard library only."""
+
+import asyncio
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any, Generator, Iterator
+
+from cjm_worker_protocols import check_cancel, report_progress
+
+FOREVER = 1000.0  # far more than any test takes
+
+
+# That work
+
+
+def echo(x: Any = None) -> Any:
+    """Give back what it gets."""
+    return x
+
+
+def anything(**parameters: Any) -> "dict[str, Any]":
+    """Give back all parameters."""
+    return parameters
+
+
+def pid() -> int:
+    """Tell where it runs."""
+    return os.getpid()
+
+
+def env(name: str) -> "str | None":
+    """Tell an environment variable."""
+    return os.environ.get(name)
+
+
+def interpreter() -> "tuple[str, str]":
+    """Tell which Python runs it."""
+    return sys.prefix, sys.executable
+
+
+def imported() -> "list[str]":
+    """Tell which modules this worker has imported."""
+    return sorted(sys.modules)
+
+
+def count(n: int, size: int = 0) -> "Generator[Any, None, str]":
+    """Stream numbers, or as many pieces of some size, then say so."""
+    for i in range(n):
+        yield bytes(size) if size else i
+    return f"counted to {n}"
+
+
+async def slowly(x: Any) -> Any:
+    """A coroutine function."""
+    await asyncio.sleep(0.001)
+    return x
+
+
+def fail(message: str = "no") -> None:
+    """Raise."""
+    raise ValueError(message)
+
+
+def fail_after(chunks: int) -> "Iterator[int]":
+    """Stream a little, then raise."""
+    yield from range(chunks)
+    raise ValueError("no more")
+
+
+def progress(*_: Any, steps: int = 4) -> str:
+    """Report progress in equal steps."""
+    for i in range(steps):
+        report_progress((i + 1) / steps, f"step {i + 1}")
+    return "done"
+
+
+def impossible_progress(fraction: float) -> None:
+    """Report what cannot be."""
+    report_progress(fraction)
+
+
+def says() -> "Iterator[int]":
+    """Print, write to stderr and log, each in an order that can be told apart."""
+    print("printed")
+    print("to stderr", file=sys.stderr)
+    logging.getLogger("some.library").warning("logged %s", "text")
+    logging.getLogger("some.library").info("in detail")
+    subprocess.run(["/bin/sh", "-c", "echo from a child; echo child error >&2"], check=True)
+    try:
+        raise ValueError("ünïcödé")
+    except ValueError:
+        logging.exception("caught")
+    print("no newline at its end", end="")
+    yield os.getpid()
+
+
+def flood(lines: int) -> int:
+    """Print a lot."""
+    for i in range(lines):
+        print(f"line {i} of a flood that nobody asked for")
+    return lines
+
+
+def large(size: int) -> bytes:
+    """A large result that can be told from zeros."""
+    return b"a" + bytes(size - 2) + b"z"
+
+
+def measure(data: bytes) -> "tuple[int, bytes, bytes]":
+    """Look at a large parameter."""
+    return len(data), data[:1], data[-1:]
+
+
+def wait_at(gate: str, tag: Any = None) -> "tuple[int, Any]":
+    """Wait until the test opens the gate."""
+    report_progress(0.0, "at the gate")
+    with open(gate, "rb", buffering=0) as f:
+        f.read(1)
+    return os.getpid(), tag
+
+
+class Loaded:
+    """Remembers how often, and with what, it was loaded and unloaded; across instances."""
+
+    log: "list[Any]" = []
+
+    def load(self, config: "dict[str, Any]") -> None:
+        """Take a config."""
+        self.config = config
+        self.log.append(["load", config])
+
+    def run(self, **_: Any) -> "dict[str, Any]":
+        """Tell what happened so far."""
+        return {"pid": os.getpid(), "config": self.config, "log": list(self.log)}
+
+    def unload(self) -> None:
+        """Give it back."""
+        self.log.append(["unload", self.config])
+
+
+class Streaming:
+    """A class whose run is a generator."""
+
+    def run(self, n: int) -> "Generator[int, None, str]":
+        """Stream."""
+        yield from range(n)
+        return "end"
+
+
+def loader() -> "dict[str, Any]":
+    """A plugin loader, which runs in the worker."""
+    return {"echo": echo, "pid": pid, "loaded": Loaded, "by_name": "sample_plugins:count"}
+
+
+def not_a_catalog() -> int:
+    """A plugin loader that gives nothing of use."""
+    return 42
+
+
+class PluginData:
+    """What a plugin manager knows of a plugin."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Adapter:
+    """A plugin manager in the style of cjm-fasthtml-workers' PluginManagerAdapter."""
+
+    def __init__(self) -> None:
+        self.loaded: "dict[str, dict[str, Any]]" = {}
+        self.log: "list[str]" = []
+
+    def discover_plugins(self) -> "list[PluginData]":
+        """All plugins that can be loaded."""
+        return [PluginData("words"), PluginData("plain")]
+
+    def load_plugin(self, plugin_data: PluginData, config: "dict[str, Any]") -> None:
+        """Load one."""
+        self.log.append(f"load {plugin_data.name}")
+        self.loaded[plugin_data.name] = dict(config)
+
+    def execute_plugin(self, plugin_name: str, **params: Any) -> Any:
+        """Run one that is loaded."""
+        return {"plugin": plugin_name, "config": self.loaded[plugin_name], "log": list(self.log), **params}
+
+    def execute_plugin_stream(self, plugin_name: str, **params: Any) -> "Generator[str, None, Any]":
+        """Run one that is loaded, bit by bit."""
+        for word in params["text"].split():
+            yield word
+        return {"plugin": plugin_name, "words": len(params["text"].split())}
+
+    def reload_plugin(self, plugin_name: str, config: "dict[str, Any]") -> None:
+        """Load it with another config."""
+        self.log.append(f"reload {plugin_name}")
+        self.loaded[plugin_name] = dict(config)
+
+    def unload_plugin(self, plugin_name: str) -> None:
+        """Forget it."""
+        self.log.append(f"unload {plugin_name}")
+        del self.loaded[plugin_name]
+
+    def check_streaming_support(self, plugin_name: str) -> bool:
+        """Whether it can stream."""
+        return plugin_name == "words"
+
+
+# That have to be stopped
+
+
+def stuck() -> "Iterator[int]":
+    """Yield once, then never end by itself."""
+    yield os.getpid()
+    time.sleep(FOREVER)
+
+
+def stuck_quietly() -> None:
+    """Never end by itself."""
+    time.sleep(FOREVER)
+
+
+def deaf(busy: bool = False) -> "Iterator[int]":
+    """Yield once, then never end, whatever it is asked."""
+    yield os.getpid()
+    while True:
+        try:
+            while busy:
+                pass
+            time.sleep(FOREVER)
+        except BaseException:
+            pass
+
+
+def ignores_sigterm() -> "Iterator[int]":
+    """Change the handler for SIGTERM, for good."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield os.getpid()
+    time.sleep(FOREVER)
+
+
+def holds_the_gil() -> "Iterator[int]":
+    """Wait in C code without letting any other thread of Python run."""
+    yield os.getpid()
+    ctypes.PyDLL(None).sleep(int(FOREVER))
+
+
+def cooperative(marker: "str | None" = None) -> "Iterator[int]":
+    """Ask again and again whether it is cancelled."""
+    yield os.getpid()
+    try:
+        while True:
+            check_cancel()
+            time.sleep(0.002)
+    finally:
+        if marker is not None:
+            _write(marker, "cleaned up")
+
+
+def cooperative_no_more() -> "Iterator[int]":
+    """Ask once whether it is cancelled, then never again."""
+    check_cancel()
+    yield os.getpid()
+    time.sleep(FOREVER)
+
+
+def tidy(marker: str) -> None:
+    """Clean up in `finally`."""
+    try:
+        report_progress(0.5, "in")
+        time.sleep(FOREVER)
+    finally:
+        _write(marker, "cleaned up")
+
+
+def tidy_generator(marker: str) -> "Iterator[int]":
+    """Stream for ever, and clean up in `finally`."""
+    try:
+        i = 0
+        while True:
+            yield i
+            i += 1
+    finally:
+        _write(marker, "cleaned up")
+
+
+def logs_at_its_end(size: int) -> "Iterator[int]":
+    """Yield 3 times, then report without end; when it is stopped, log a lot."""
+    yield from range(3)
+    try:
+        while True:
+            report_progress(0.5, "A" * size)
+    finally:
+        for _ in range(50):
+            logging.getLogger("last.words").critical("A" * size)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as f:
+        f.write(text)
+
+
+def with_children(how: str = "stuck", deaf_child: bool = False) -> "Iterator[list[int]]":
+    """Start child processes, tell their pids, then end in some way."""
+    script = "trap '' TERM; echo ready; while :; do sleep 1000; done" if deaf_child else "echo ready; sleep 1000; :"
+    shell = subprocess.Popen(["/bin/sh", "-c", script], stdout=subprocess.PIPE)
+    assert shell.stdout is not None
+    shell.stdout.readline()
+    forked = os.fork()
+    if not forked:
+        if deaf_child:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        while True:
+            time.sleep(FOREVER)
+    yield [os.getpid(), shell.pid, forked]
+    if how == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "exit":
+        os._exit(3)
+    if how == "stuck":
+        time.sleep(FOREVER)
+
+
+def with_session() -> "Iterator[list[int]]":
+    """Start a child in a session of its own."""
+    child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    yield [os.getpid(), child.pid]
+    time.sleep(FOREVER)
+
+
+# That end badly
+
+
+def crash(how: str = "kill") -> None:
+    """End the whole worker."""
+    print(f"about to end by {how}", file=sys.stderr)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "os._exit":
+        os._exit(3)
+    if how == "SystemExit":
+        raise SystemExit(4)
+    if how == "sys.exit":
+        sys.exit("a message for the exit")
+    if how == "KeyboardInterrupt":
+        raise KeyboardInterrupt
+    if how == "CancelledError":
+        raise asyncio.CancelledError
+    if how == "GeneratorExit":
+        raise GeneratorExit
+    if how == "segfault":
+        ctypes.string_at(0)
+    if how == "abort":
+        os.abort()
+    if how == "faulthandler":
+        getattr(faulthandler, "_sigsegv")()
+    if how == "SIGTERM":
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(FOREVER)
+    time.sleep(FOREVER)
+
+
+def crash_first(marker: str, times: int = 1) -> int:
+    """End the worker the first few times that it is run, then tell how often that was."""
+    with open(marker, "a+", encoding="utf-8") as f:
+        f.seek(0)
+        runs = len(f.read())
+        f.write("x")
+    if runs < times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return runs
+
+
+def crash_with_thread(how: str) -> None:
+    """End the worker while a thread, which is no daemon, goes on for ever."""
+    threading.Thread(target=time.sleep, args=(FOREVER,)).start()
+    crash(how)
+
+
+def exit_with_child() -> None:
+    """Exit while multiprocessing would wait for a child at exit."""
+    import multiprocessing
+
+    multiprocessing.get_context("fork").Process(target=time.sleep, args=(FOREVER,)).start()
+    sys.exit(5)
+
+
+def unpicklable() -> Any:
+    """A result that cannot leave the process."""
+    return threading.Lock()
+
+
+def unpicklable_chunk() -> "Iterator[Any]":
+    """A chunk that cannot leave the process, after one that can."""
+    yield 1
+    yield threading.Lock()
+
+
+class OnlyHere:
+    """Can be pickled anywhere, and unpickled only where it was."""
+
+    def __init__(self, error: "type[BaseException]" = ValueError) -> None:
+        self.error, self.home = error, os.getpid()
+
+    def __reduce__(self) -> "tuple[Any, ...]":
+        return _only_in, (self.home, self.error)
+
+
+def _only_in(home: int, error: "type[BaseException]") -> OnlyHere:
+    if os.getpid() != home:
+        raise error("only there")
+    return OnlyHere(error)
+
+
+def only_here(error: "type[BaseException]" = ValueError) -> OnlyHere:
+    """A result that the manager cannot read."""
+    return OnlyHere(error)
+
+
+def only_here_chunk() -> "Iterator[Any]":
+    """A chunk that the manager cannot read."""
+    yield OnlyHere()
+    time.sleep(FOREVER)
+
+
+class Grumpy(dict):  # type: ignore[type-arg]
+    """A mapping that does not like to be looked at."""
+
+    def items(self) -> Any:
+        """Refuse."""
+        raise RuntimeError("do not look")
+
+    def __reduce__(self) -> "tuple[Any, ...]":
+        return Grumpy, ()
+
+
+def grumpy() -> Grumpy:
+    """A result that raises when it is shown."""
+    return Grumpy()
+
+
+class BadLoad:
+    """A plugin whose load does what its config says."""
+
+    def load(self, config: "dict[str, Any]") -> None:
+        """Fail, or not."""
+        how = config.get("load")
+        if how == "raise":
+            raise OSError("the model file is missing")
+        if how == "hang":
+            time.sleep(FOREVER)
+        if how:
+            crash(how)
+
+    def run(self) -> str:
+        """Work."""
+        return "fine"
+
+
+class BadUnload:
+    """A plugin that cannot be unloaded."""
+
+    def run(self) -> str:
+        """Work."""
+        return "fine"
+
+    def unload(self) -> None:
+        """Fail."""
+        raise OSError("it will not go")
+
+
+class SlowLoad:
+    """Takes its time to load."""
+
+    def load(self, config: "dict[str, Any]") -> None:
+        """Wait."""
+        time.sleep(0.4)
+
+    def run(self) -> str:
+        """Work."""
+        return "fine"
+
+
+# That do odd things to their process
+
+
+def closes_stdout() -> str:
+    """Close what print writes to, down to the descriptor."""
+    sys.stdout.close()
+    os.close(1)
+    return "closed"
+
+
+def replaces_streams() -> str:
+    """Put something else in the place of stdout and stderr."""
+    import io
+
+    sys.stdout, sys.stderr = io.StringIO(), None  # type: ignore[assignment]
+    return "replaced"
+
+
+def forks() -> int:
+    """Fork, log in the child, and let it end."""
+    child = os.fork()
+    if not child:
+        logging.getLogger("child").critical("from the child")
+        report_progress(0.9, "from the child")
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child
+
+
+def forks_and_returns(how: str = "return") -> int:
+    """Fork, and let the child come back into the worker's code."""
+    child = os.fork()
+    if not child and how == "raise":
+        raise ValueError("from the child")
+    return child
+
+
+def multiprocesses() -> int:
+    """Use multiprocessing as a library would."""
+    import multiprocessing
+
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return sum(pool.map(abs, range(-10, 0)))
+
+
+def leaves_thread(gate: str) -> int:
+    """Leave a thread, which is no daemon, to print and to report when the gate opens."""
+
+    def later() -> None:
+        with open(gate, "rb", buffering=0) as f:
+            f.read(1)
+        print("from the thread that was left")
+        report_progress(0.5, "from the thread that was left")
+
+    threading.Thread(target=later).start()
+    return os.getpid()
+
+
+def leaves_endless_thread() -> int:
+    """Leave a thread, which is no daemon, that never ends."""
+    threading.Thread(target=time.sleep, args=(FOREVER,)).start()
+    return os.getpid()
+
+
+def threads_report(threads: int, times: int) -> int:
+    """Report progress and log from several threads at once."""
+
+    def work() -> None:
+        for i in range(times):
+            report_progress(i / times, "x" * 1000)
+            logging.getLogger("thread").info("y" * 1000)
+
+    workers = [threading.Thread(target=work) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return threads * times
+
+
+def mutes_logging() -> str:
+    """Take logging into its own hands, as some libraries do."""
+    logging.basicConfig(force=True, stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("own").warning("by its own handler")
+    return "mine"
+
+
+def chdir(path: str) -> str:
+    """Go elsewhere."""
+    os.chdir(path)
+    return os.getcwd()

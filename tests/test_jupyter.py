@@ -1,0 +1,68 @@
+"""Every notebook runs in a real Jupyter kernel, as people run them: from the installed package, outside the checkout.
+
+The interpreter to use is that of a virtual environment with the wheel and its extra `tutorials`, named by the variable
+CJM_WORKERS_TUTORIALS_PYTHON; .ci/run makes one.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from repo import NBS, PACKAGE, ROOT, notebooks, run, said
+
+PYTHON = os.environ.get("CJM_WORKERS_TUTORIALS_PYTHON", "")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PYTHON, reason="needs a virtual environment with the wheel: .ci/run makes one"),
+]
+
+OFFLINE = '''"""Every Python process that sees this file can reach nothing but its own machine."""
+import sys
+
+def refuse(event, args):
+    if event == "socket.getaddrinfo":
+        host = args[0]
+    elif event in ("socket.connect", "socket.sendto") and isinstance(args[1], tuple):
+        host = args[1][0]
+    else:
+        return
+    if host not in (None, "", "localhost", "::1", "0.0.0.0") and not str(host).startswith("127."):
+        raise OSError(f"offline: {host}")
+
+sys.addaudithook(refuse)
+'''
+
+
+@pytest.fixture(scope="session")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the notebooks, and no checkout anywhere near."""
+    there = tmp_path_factory.mktemp("jupyter")
+    shutil.copytree(NBS, there / "nbs", ignore=shutil.ignore_patterns(".*", "*.yml"))
+    (there / "offline").mkdir()
+    (there / "offline/sitecustomize.py").write_text(OFFLINE)
+    return there
+
+
+def environment(there: Path) -> "dict[str, str]":
+    """An environment of its own for Jupyter: no network, no settings of the user's."""
+    names = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    path = os.pathsep.join([str(Path(PYTHON).parent), os.environ["PATH"]])
+    return {name: str(there / name.lower()) for name in names} | {"PYTHONPATH": str(there / "offline"), "PATH": path}
+
+
+def test_the_package_is_the_installed_one(outside: Path) -> None:
+    """The environment has the package from the wheel, not from the checkout, and the network is cut off."""
+    code = f"import {PACKAGE}, socket\nprint({PACKAGE}.__file__)\nsocket.create_connection(('192.0.2.1', 80), 1)"
+    done = run(PYTHON, "-c", code, cwd=outside, **environment(outside))
+    assert str(ROOT) not in done.stdout and "site-packages" in done.stdout, said(done)
+    assert "offline: 192.0.2.1" in done.stderr, said(done)
+
+
+@pytest.mark.parametrize("name", notebooks())
+def test_runs_in_a_kernel(name: str, outside: Path) -> None:
+    """`jupyter execute` runs the notebook top to bottom."""
+    path = outside / "nbs" / name
+    command = (PYTHON, "-m", "jupyter", "execute", "--timeout=120", path.name)
+    done = run(*command, cwd=path.parent, timeout=240, **environment(outside))
+    assert done.returncode == 0, said(done)

@@ -1,0 +1,299 @@
+"""The notebooks are what the modules, the README and the site are made of: clean, fresh, and in step with all three."""
+
+import ast
+import copy
+import difflib
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+from repo import LIB, NBS, PACKAGE, ROOT, SETTINGS, copy_checkout, modules, notebooks, python, run, said
+
+nbdev = pytest.importorskip("nbdev", reason="nbdev is not installed: pip install -e '.[dev]'")
+yaml = pytest.importorskip("yaml")
+
+each_notebook = pytest.mark.parametrize("name", notebooks())
+Notebook = dict[str, Any]
+
+
+def load(path: Path) -> Notebook:
+    """A notebook as plain JSON."""
+    nb: Notebook = json.loads(path.read_text(encoding="utf-8"))
+    return nb
+
+
+def source(cell: dict[str, Any]) -> str:
+    """The text of a cell."""
+    return "".join(cell["source"])
+
+
+def exports(cell: dict[str, Any]) -> bool:
+    """Whether a cell is part of a module."""
+    return bool(re.search(r"^#\|\s*export[is]?\b", source(cell), re.MULTILINE))
+
+
+def default_exp(nb: Notebook) -> "str | None":
+    """The module that a notebook makes, if it makes one."""
+    found = [m[1] for c in nb["cells"] if (m := re.search(r"^#\|\s*default_exp\s+(\S+)", source(c), re.MULTILINE))]
+    return found[0] if found else None
+
+
+def differences(want: str, got: str, names: "tuple[str, str]") -> str:
+    """A short unified diff."""
+    lines = difflib.unified_diff(want.splitlines(), got.splitlines(), *names, lineterm="", n=1)
+    return "\n".join(list(lines)[:60])
+
+
+SOURCE_LINK = re.compile(r"(blob/\w+/[\w/.]+\.py)#L\d+")
+
+
+def shown(outputs: "list[dict[str, Any]]") -> str:
+    """The outputs of a cell as text, less the line numbers in links to the source, which any edit moves."""
+
+    def joined(value: Any) -> Any:
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            return "".join(value)
+        return {k: joined(v) for k, v in sorted(value.items())} if isinstance(value, dict) else value
+
+    kept = [{k: joined(v) for k, v in o.items() if k not in ("execution_count", "metadata")} for o in outputs]
+    return SOURCE_LINK.sub(r"\1", json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True).replace("\\n", "\n"))
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout that notebooks are executed in."""
+    return copy_checkout(tmp_path_factory.mktemp("execute") / "checkout")
+
+
+@each_notebook
+def test_runs_and_shows_what_is_stored(name: str, checkout: Path) -> None:
+    """A notebook runs top to bottom, and its stored outputs are those of this run."""
+    command = (sys.executable, "tools/execute.py", f"nbs/{name}")
+    done = run(*command, cwd=checkout, timeout=180, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, said(done)
+    stale = []
+    stored, now = (load(base / name)["cells"] for base in (NBS, checkout / "nbs"))
+    for number, (cell, again) in enumerate(zip(stored, now)):
+        want, got = shown(cell.get("outputs", [])), shown(again.get("outputs", []))
+        if want != got:
+            stale.append(f"cell {number}: {source(cell)[:80]}\n{differences(want, got, ('stored', 'now'))}")
+    assert not stale, f"run {' '.join(command)}:\n" + "\n".join(stale)
+
+
+@each_notebook
+def test_has_no_error_output(name: str) -> None:
+    """No stored output is an exception: an error that a notebook wants to show is caught and shown as a value."""
+    kinds = [o["output_type"] for c in load(NBS / name)["cells"] for o in c.get("outputs", [])]
+    assert "error" not in kinds
+
+
+@each_notebook
+def test_is_clean(name: str) -> None:
+    """nbdev_clean would change nothing."""
+    from execnb.nbio import nb2str, read_nb
+    from nbdev.clean import clean_nb
+
+    nb = read_nb(NBS / name)
+    for cell in nb.cells:  # what read_nb adds for its own use
+        cell.pop("idx_", None)
+    before, after = nb2str(nb), copy.deepcopy(nb)
+    clean_nb(after)
+    assert nb2str(after) == before, "run nbdev_clean"
+    ids = [cell["id"] for cell in load(NBS / name)["cells"]]
+    assert len(ids) == len(set(ids)), "two cells have the same id"
+
+
+@each_notebook
+def test_begins_with_a_title_and_a_subtitle(name: str) -> None:
+    """The first cell is the title of the page and, as a quote, what the module is for."""
+    first = load(NBS / name)["cells"][0]
+    assert first["cell_type"] == "markdown"
+    assert re.fullmatch(r"# \S.*\n\n> \S.*", source(first).strip(), re.DOTALL)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as nbdev_export makes it from the notebooks alone, given only the package's own face."""
+    there = copy_checkout(tmp_path_factory.mktemp("export") / "checkout")
+    for path in (there / PACKAGE).rglob("*.py"):
+        if path != there / PACKAGE / "__init__.py":
+            path.unlink()
+    done = python("from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()", cwd=there)
+    assert done.returncode == 0, said(done)
+    return there / PACKAGE
+
+
+@pytest.mark.parametrize("module", modules())
+def test_module_is_its_notebooks_export(module: str, exported: Path) -> None:
+    """A module is, to the letter, what its notebook exports; and there is no module without a notebook."""
+    assert (exported / module).exists(), f"{PACKAGE}/{module} has no notebook"
+    want, got = ((base / module).read_text(encoding="utf-8") for base in (exported, LIB))
+    assert want == got, "run nbdev_export:\n" + differences(want, got, ("exported", module))
+
+
+def test_every_notebook_is_exported(exported: Path) -> None:
+    """No notebook exports a module that the package lacks."""
+    assert {p.relative_to(exported).as_posix() for p in exported.rglob("*.py")} == set(modules())
+
+
+@each_notebook
+def test_makes_the_module_of_its_own_name(name: str) -> None:
+    """One notebook makes one module, and a folder of nbs/ is a package."""
+    nb = load(NBS / name)
+    exporting = any(exports(cell) for cell in nb["cells"])
+    want = name.removesuffix(".ipynb").replace("/", ".") if exporting else None
+    assert default_exp(nb) == want
+
+
+def test_version_of_the_package_is_that_of_the_settings() -> None:
+    """`__version__` is the one in settings.ini."""
+    done = python(f"import {PACKAGE}; print({PACKAGE}.__version__)", cwd=ROOT)
+    assert done.stdout.strip() == SETTINGS["version"], said(done)
+
+
+def test_readme_is_the_index_notebook() -> None:
+    """README.md is what tools/readme.py makes of nbs/index.ipynb."""
+    want = runpy.run_path(str(ROOT / "tools/readme.py"))["render"]()
+    got = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert got == want, "run python tools/readme.py:\n" + differences(want, got, ("index.ipynb", "README.md"))
+
+
+def links(nb: Notebook) -> Iterator[str]:
+    """The relative links in the text of a notebook."""
+    for cell in nb["cells"]:
+        if cell["cell_type"] == "markdown":
+            for target in re.findall(r"\]\(([^)\s]+)\)", source(cell)):
+                if not re.match(r"\w+:|#", target):
+                    yield target.split("#")[0]
+
+
+@each_notebook
+def test_links_lead_somewhere(name: str) -> None:
+    """Relative links of a notebook lead to files that exist, below nbs/, so that they work on the site too."""
+    for target in links(load(NBS / name)):
+        path = (NBS / name).parent.joinpath(target).resolve()
+        assert path.exists() and NBS in path.parents, target
+
+
+PROCESS = """
+import json, sys, traceback
+import nbdev.serve, nbdev.serve_drv
+
+failed, process = {}, nbdev.serve_drv.main
+
+def main(job):
+    try:
+        process(job)
+    except Exception:
+        failed[str(job[0])] = traceback.format_exc()
+
+nbdev.serve_drv.main = main
+nbdev.serve.proc_nbs(force=True, n_workers=0)
+json.dump(failed, open(sys.argv[1], "w"))
+"""
+PLAIN, EXECUTABLE = (re.compile(rf"^\s*`{{3,}}{word}\s*$", re.MULTILINE) for word in ("mermaid", r"\{mermaid\}"))
+
+
+class Site:
+    """The notebooks as nbdev hands them to Quarto, every show_doc cell executed."""
+
+    def __init__(self, tmp: Path) -> None:
+        self.checkout = copy_checkout(tmp / "checkout")
+        done = python(PROCESS, str(tmp / "failed.json"), cwd=self.checkout, timeout=900)
+        assert done.returncode == 0, said(done)
+        nbs = self.checkout / "nbs"
+        self.failed = {Path(k).relative_to(nbs).as_posix(): v for k, v in load(tmp / "failed.json").items()}
+
+    def page(self, name: str) -> Path:
+        """The processed notebook."""
+        assert name not in self.failed, self.failed[name][-3000:]
+        return self.checkout / "_proc" / name
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """What Quarto is given."""
+    return Site(tmp_path_factory.mktemp("site"))
+
+
+@each_notebook
+def test_imports_have_cells_of_their_own(name: str) -> None:
+    """A cell of imports has no other code: nbdev executes the whole cell, and few others, when it makes the site."""
+    for cell in load(NBS / name)["cells"]:
+        if cell["cell_type"] == "code" and "nbdev_export(" not in source(cell):
+            statements = compile(source(cell), name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT).body
+            kinds = {isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements}
+            assert kinds != {True, False} or exports(cell), source(cell)
+
+
+@each_notebook
+def test_show_doc_cells_show(name: str, site: Site) -> None:
+    """Every show_doc cell was executed, without raising, and shows something."""
+    for cell in load(site.page(name))["cells"]:
+        if cell["cell_type"] == "code" and re.search(r"^show_doc\(", source(cell), re.MULTILINE):
+            kinds = [o["output_type"] for o in cell["outputs"]]
+            assert kinds and "error" not in kinds, source(cell)
+
+
+def test_mermaid_pictures_reach_quarto(site: Site) -> None:
+    """What Quarto runs before it renders turns every plain fence into one that it draws, in nbdev's copy only."""
+    there = site.checkout
+    pages = {name: there / "_proc" / name for name in notebooks() if name not in site.failed}
+    text = {name: "\n".join(source(c) for c in load(page)["cells"]) for name, page in pages.items()}
+    plain = sum(len(PLAIN.findall(t)) for t in text.values())
+    assert plain, "the index has a picture"
+    script = there / "tools/mermaid.py"
+    config = yaml.safe_load((there / "_quarto.yml").read_text())
+    assert (there / "_proc" / config["project"]["pre-render"]).resolve() == script
+    assert runpy.run_path(str(script))["convert"](there / "_proc") == plain
+    for name, page in pages.items():
+        after = "\n".join(source(c) for c in load(page)["cells"])
+        assert not PLAIN.search(after)
+        assert len(EXECUTABLE.findall(after)) == len(PLAIN.findall(text[name]))
+    assert (there / "nbs/index.ipynb").read_bytes() == (NBS / "index.ipynb").read_bytes()
+
+
+def test_the_top_quarto_yml_is_the_one_used(site: Site) -> None:
+    """nbs/_quarto.yml only includes the top one, and does so from nbdev's copy of nbs/ too."""
+    there = site.checkout
+    for folder in ("nbs", "_proc"):
+        here = there / folder
+        config = yaml.safe_load((here / "_quarto.yml").read_text())
+        assert list(config) == ["metadata-files"]
+        included = [(here / file).resolve() for file in config["metadata-files"]]
+        assert included == [there / "_quarto.yml", here / "nbdev.yml", here / "sidebar.yml"]
+        assert all(file.exists() for file in included)
+    top = yaml.safe_load((there / "_quarto.yml").read_text())
+    assert top["project"]["type"] == "website"
+    assert "metadata-files" not in top, "Quarto does not follow an include of an include"
+    assert (there / "_proc" / top["format"]["html"]["css"]).exists()
+
+
+def test_nbdev_leaves_the_site_configuration_alone(tmp_path: Path) -> None:
+    """Building the docs rewrites neither nbs/nbdev.yml nor the hand-ordered nbs/sidebar.yml nor nbs/_quarto.yml."""
+    there = copy_checkout(tmp_path / "checkout")
+    refresh = "from nbdev.quarto import refresh_quarto_yml as r, nbdev_sidebar as s; r(); s.__wrapped__()"
+    done = python(refresh, cwd=there)
+    assert done.returncode == 0, said(done)
+    for file in ("nbdev.yml", "sidebar.yml", "_quarto.yml"):
+        assert (there / "nbs" / file).read_text() == (NBS / file).read_text(), f"nbs/{file}: copy what nbdev makes of it"
+
+
+def test_the_sidebar_lists_every_notebook_once() -> None:
+    """The hand-ordered sidebar has every notebook, and nothing else."""
+
+    def pages(entries: "list[Any]") -> Iterator[str]:
+        for entry in entries:
+            if isinstance(entry, str):
+                yield entry
+            else:
+                if "href" in entry:
+                    yield entry["href"]
+                yield from pages(entry.get("contents", []))
+
+    sidebar = yaml.safe_load((NBS / "sidebar.yml").read_text())["website"]["sidebar"]
+    assert sorted(pages(sidebar["contents"])) == notebooks()

@@ -1,0 +1,47 @@
+"""Execute notebooks, store their outputs and clean them: `python tools/execute.py [NOTEBOOK ...]` (default: all)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from execnb.nbio import NbCell, read_nb, write_nb
+from execnb.shell import CaptureShell
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
+from nbdev.doclinks import nbglob
+from nbdev.process import extract_directives
+
+
+def skipped(cell: NbCell) -> bool:
+    """Whether a cell is left as it is: text, the export of the notebook, `#| eval: false`, a flag in `tst_flags`."""
+    if cell.cell_type != "code" or "nbdev_export(" in cell.source:
+        return True
+    directives = extract_directives(cell, remove=False)
+    flags = set(get_config().tst_flags.split())
+    return directives.get("eval:", [""])[0].lower() == "false" or bool(flags & directives.keys())
+
+
+def execute(path: Path) -> "str | None":
+    """Execute a notebook in its own folder and store the outputs; the traceback if a cell raised."""
+    os.environ["IN_TEST"] = "1"
+    os.chdir(path.parent)
+    nb = read_nb(path)
+    for cell in nb.cells:
+        if not skipped(cell):
+            cell.outputs = []
+    shell = CaptureShell(path)
+    try:
+        shell.run_all(nb, exc_stop=True, preproc=skipped)
+    except BaseException:
+        return str(shell.prettytb(path.name))
+    clean_nb(nb)
+    write_nb(nb, path)
+    return None
+
+
+if __name__ == "__main__":
+    paths = [Path(arg).resolve() for arg in sys.argv[1:] or nbglob()]
+    if len(paths) == 1:
+        sys.exit(execute(paths[0]))
+    sys.exit(max(subprocess.run([sys.executable, __file__, str(path)]).returncode for path in sorted(paths)))
