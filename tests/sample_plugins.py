@@ -64,7 +64,11 @@ async def slowly(x: Any) -> Any:
 
 
 def fail(message: str = "no") -> None:
-    """Raise."""
+    """Raise, not at once."""
+    _really_fail(message)
+
+
+def _really_fail(message: str) -> None:
     raise ValueError(message)
 
 
@@ -253,6 +257,7 @@ def holds_the_gil() -> "Iterator[int]":
 
 def cooperative(marker: "str | None" = None) -> "Iterator[int]":
     """Ask again and again whether it is cancelled."""
+    check_cancel()
     yield os.getpid()
     try:
         while True:
@@ -261,6 +266,15 @@ def cooperative(marker: "str | None" = None) -> "Iterator[int]":
     finally:
         if marker is not None:
             _write(marker, "cleaned up")
+
+
+def polite_count() -> "Iterator[int]":
+    """Stream for ever, and ask before each chunk whether it is cancelled."""
+    i = 0
+    while True:
+        check_cancel()
+        yield i
+        i += 1
 
 
 def cooperative_no_more() -> "Iterator[int]":

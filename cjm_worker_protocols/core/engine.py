@@ -301,7 +301,13 @@ class LocalWorker:
             self._hung_up = True
             self._loop.remove_reader(self._sock)
             return False
-        frames = self._reader.received(count)
+        try: frames = self._reader.received(count)
+        except (ValueError, MemoryError, OverflowError) as e:
+            _log.error("worker %d says what no worker says (%s: %s); it is ended", self.pid, type(e).__name__, e)
+            self._hung_up = True
+            self._loop.remove_reader(self._sock)
+            self.kill()
+            return False
         if frames and self._printed.poll(0): # what it printed before it said this comes first
             self._out.read()
             self._err.read()
@@ -328,19 +334,20 @@ class LocalWorker:
 
     def _ended(self) -> None:
         "Hand over what it still said, end its children, reap it, and tell."
-        self.drain()
-        self._signal(signal.SIGKILL)
-        if not self._hung_up: self._loop.remove_reader(self._sock)
-        if self._unsent: self._loop.remove_writer(self._sock)
-        self._gone = True
-        for pipe in (self._out, self._err):
-            pipe.read()
-            pipe.close()
-        self._sock.close()
-        for fd in (self._claims, self._claim): os.close(fd)
-        self._guardian.remove(self.pid)
-        code = self._process.wait()
-        self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, self._unread))
+        try: self.drain()
+        finally:
+            self._signal(signal.SIGKILL)
+            if not self._hung_up: self._loop.remove_reader(self._sock)
+            if self._unsent: self._loop.remove_writer(self._sock)
+            self._gone = True
+            for pipe in (self._out, self._err):
+                pipe.read()
+                pipe.close()
+            self._sock.close()
+            for fd in (self._claims, self._claim): os.close(fd)
+            self._guardian.remove(self.pid)
+            code = self._process.wait()
+            self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, self._unread))
 
 # %% ../../nbs/core/engine.ipynb #cell-18
 class LocalEngine:

@@ -35,8 +35,8 @@ class Kind(IntEnum):
     RESULT = 23  # from the worker: the job's result
     FAILED = 24  # from the worker: category, message, traceback
     CANCELLED = 25  # from the worker: the job stopped because it was asked to
-    OUTPUT = 27  # from the worker: `stdout` or `stderr`, and what was written to it
-    REPLY = 26  # from the worker: whether the command worked, and the plugin now loaded
+    OUTPUT = 26  # from the worker: `stdout` or `stderr`, and what was written to it
+    REPLY = 27  # from the worker: whether the command worked, and the plugin now loaded
 
 # %% ../../nbs/core/frames.ipynb #cell-8
 def dumps(
@@ -97,26 +97,29 @@ class FrameReader:
     def received(self,
         count: int # How many bytes were put into `space`
     ) -> list[Frame]: # In order; often none, sometimes many
-        "The frames that those bytes complete."
+        "The frames that those bytes complete. Raises `ValueError` for bytes that are no frames."
         if self._large is not None:
             self._filled += count
             if self._filled < len(self._large.body): return []
             frame, self._large = self._large, None
             return [frame]
-        self._end += count
+        self._end = end = self._end + count
         frames, start, view = [], 0, self._view
-        while self._end - start >= HEADER.size:
+        while end - start >= HEADER.size:
             kind, tag, size = HEADER.unpack_from(view, start)
+            if not Kind.INIT <= kind <= Kind.REPLY: raise ValueError(f"expected a frame (got one of kind {kind})")
             body = start + HEADER.size
-            if body + size <= self._end:
-                frames.append(Frame(kind, tag, bytes(view[body:body + size])))
-                start = body + size
+            stop = body + size
+            if stop <= end:
+                frames.append(Frame(kind, tag, bytes(view[body:stop])))
+                start = stop
             elif HEADER.size + size > len(view):
-                self._large, self._filled = Frame(kind, tag, bytearray(size)), self._end - body
-                memoryview(self._large.body)[:self._filled] = view[body:self._end]
-                start = self._end
+                self._large, self._filled = Frame(kind, tag, bytearray(size)), end - body
+                memoryview(self._large.body)[:self._filled] = view[body:end]
+                start = end
             else: break
-        if start:
-            view[:self._end - start] = view[start:self._end]
-            self._end -= start
+        if start == end: self._end = 0
+        elif start:
+            view[:end - start] = view[start:end]
+            self._end = end - start
         return frames

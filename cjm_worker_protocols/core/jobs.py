@@ -126,14 +126,11 @@ class Job:
                 if not self.done: self._waiters.remove(waiter)
         return self
 
-    async def _outcome(self) -> Any:
-        await self.wait()
-        if self.error is not None: raise self.error.with_traceback(None)
-        return self.result
-
     def __await__(self) -> Generator[Any, None, Any]: # Gives the result
         "Wait for the result. Raises `JobError`, or `JobCancelled`."
-        return self._outcome().__await__()
+        if not self.done: yield from self.wait().__await__()
+        if self.error is not None: raise self.error.with_traceback(None)
+        return self.result
 
     def stream(self,
         start: int = 0 # Index of the first chunk wanted
@@ -167,6 +164,7 @@ class Chunks:
         limit: int # How many are kept
     ):
         self.limit, self.first = limit, 0  # `first` is the index of the oldest kept
+        self.lost = False  # Whether one was dropped that nobody had read
         self._kept: deque[Any] = deque()
         self._readers: weakref.WeakSet[JobStream] = weakref.WeakSet()
         self.on_room: Callable[[], None] | None = None  # Called once when a reader that was in the way has moved on
@@ -182,6 +180,7 @@ class Chunks:
         "Keep a chunk, and drop the oldest if there are too many."
         self._kept.append(chunk)
         if len(self._kept) > self.limit:
+            self.lost = self.lost or not any(r.cursor > self.first for r in self._readers)
             self._kept.popleft()
             self.first += 1
         self.wake()

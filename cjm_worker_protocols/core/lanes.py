@@ -73,10 +73,11 @@ class Lane:
 
     def post(self,
         label: str, # The call's name
-        call: Callable[[], Any] # The call
+        call: Callable[[], Any], # The call
+        needed: bool = False # Whether it must be made, however many wait
     ) -> None:
-        "Make a call whose result nobody needs. Returns at once and never raises; when too many wait, the call is dropped and counted."
-        if self._calls.qsize() >= self._limit: self.failed(f"{label}.dropped", f"{self._limit} calls are waiting, still in {self._busy}")
+        "Make a call whose result nobody needs. Returns at once and never raises; when too many wait, one that is not needed is dropped and counted."
+        if self._calls.qsize() >= self._limit and not needed: self.failed(f"{label}.dropped", f"{self._limit} calls are waiting, still in {self._busy}")
         else: self._put(label, call, None)
 
     async def ask(self,

@@ -67,7 +67,11 @@ class PluginTable:
         return self
 
     def __contains__(self, plugin_id: object) -> bool: return plugin_id in self.sources
-    def __getitem__(self, plugin_id: str) -> Any: return unpack(self.sources[plugin_id])
+    def __getitem__(self, plugin_id: str) -> Any:
+        "The plugin, or its import string."
+        source = self.sources[plugin_id]
+        return unpack(source) if isinstance(source, bytes) else source
+
     def keys(self) -> list[str]: # The ids
         "The ids that are known."
         return list(self.sources)
@@ -132,7 +136,7 @@ class AdaptedPlugin(Plugin):
 
 def _stream(chunks: Any) -> Any:
     "Any iterable as a generator, which is what streams."
-    yield from chunks
+    return (yield from chunks)
 
 # %% ../../nbs/core/plugins.ipynb #cell-21
 def find_plugin(
@@ -156,10 +160,12 @@ def drive(
 ) -> Any: # The job's result
     "Take what a plugin's `run` gave to its end. Raises what the plugin raises."
     if isinstance(outcome, GeneratorType):
-        while True:
-            try: piece = next(outcome)
-            except StopIteration as end: return end.value
-            chunk(piece)
+        try:
+            while True:
+                try: piece = next(outcome)
+                except StopIteration as end: return end.value
+                chunk(piece)
+        finally: outcome.close() # its own `finally` runs, also when it is stopped while a chunk is on its way
     if isinstance(outcome, CoroutineType):
         import asyncio
         return asyncio.run(outcome)

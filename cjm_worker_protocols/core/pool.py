@@ -216,6 +216,7 @@ class WorkerPool:
     ) -> bool: # Whether one is idle now
         "See to it that workers come, as many as are needed and allowed."
         serving = [w for w in self.workers if not w.standby]
+        if len(serving) >= self.capacity: return False
         coming, ready = sum(not w.ready for w in serving), False
         for _ in range(min(jobs - coming, self.capacity - len(serving))):
             if self._loop.time() < self._wait_until: break

@@ -32,7 +32,7 @@ class Line:
     ):
         self._sock, self._pid, self._claims, self._claim = sock, os.getpid(), claims, 0
         self._reader, self._frames = FrameReader(), list[Frame]()
-        self._lock = threading.RLock()
+        self._lock, self._torn = threading.RLock(), False
 
     def send(self,
         kind: Kind, # What is said
@@ -43,10 +43,13 @@ class Line:
         body = dumps(value)
         if os.getpid() != self._pid: return
         with self._lock:
+            if self._torn: return # SIGTERM came in the middle of a frame: nothing may follow it
+            self._torn = True
             if len(body) < 1 << 16: self._sock.sendall(HEADER.pack(kind, tag, len(body)) + body)
             else:
                 self._sock.sendall(HEADER.pack(kind, tag, len(body)))
                 self._sock.sendall(body)
+            self._torn = False
 
     def _fill(self) -> bool:
         "Receive once; False when the manager has hung up."
@@ -144,14 +147,15 @@ def text_file(
     return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
 
 # %% ../../nbs/core/worker.ipynb #cell-23
+_OURS = os.path.dirname(Line.send.__code__.co_filename)
+
 def describe(
-    error: BaseException, # What was raised
-    skip: int = 0 # Frames of ours at the start of its traceback
+    error: BaseException # What was raised
 ) -> tuple[str, str]: # The message, and the traceback
     "An exception as two texts."
     import traceback
     tb = error.__traceback__
-    for _ in range(skip): tb = tb.tb_next if tb is not None and tb.tb_next is not None else tb
+    while tb is not None and tb.tb_next is not None and _OURS and os.path.dirname(tb.tb_frame.f_code.co_filename) == _OURS: tb = tb.tb_next
     lines = traceback.format_exception_only(type(error), error)
     return "".join(lines).strip(), "".join(traceback.format_exception(type(error), error, tb)).strip()
 
@@ -189,7 +193,7 @@ class Worker:
 
     def _run(self, frame: Frame) -> None:
         "Run one job to its end; whatever happens, it is told."
-        tag, category, skip = frame.tag, "serialization", 0
+        tag, category = frame.tag, "serialization"
         self._handler.tag = tag
         context.enter(RunningJob(self._line, tag))
 
@@ -204,9 +208,9 @@ class Worker:
             del frame
             category = "load"
             plugin = self._load(tag, plugin_id, plugin_name, config, stream)
-            category, skip = "exception", 2
+            category = "exception"
             result = drive(plugin.run(**parameters), send_chunk)
-            category, skip = "serialization", 0
+            category = "serialization"
             self._flush()
             self._line.send(Kind.RESULT, tag, result)
         except context.CancelRequested:
@@ -214,7 +218,7 @@ class Worker:
             self._line.send(Kind.CANCELLED, tag)
         except Exception as e:
             self._flush()
-            self._line.send(Kind.FAILED, tag, (category, *describe(e, skip)))
+            self._line.send(Kind.FAILED, tag, (category, *describe(e)))
         finally:
             context.enter(None)
             self._handler.tag = 0

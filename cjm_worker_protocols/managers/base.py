@@ -152,7 +152,7 @@ class BaseJobManager(Hooks):
         if reason := await self._validate_resources(plugin_id, config): raise ResourceValidationError(plugin_id, reason)
         if self._closing is not None: raise ManagerClosedError("start_job")
         if runner.pool.capacity <= 0: raise WorkersUnavailableError(self.worker_config.restart.value, runner.unavailable)
-        if len(runner.queue) >= self.worker_config.max_pending: raise QueueFullError(self.worker_config.max_pending)
+        if runner.pending >= self.worker_config.max_pending: raise QueueFullError(self.worker_config.max_pending)
         job = self.create_job(plugin_id, **(dict(params, **parameters) if params else parameters))
         if job.id in self.jobs: raise DuplicateJobError(job.id)
         job.priority, job.timeout, job.retries = priority, timeout, retries

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import sys
 import weakref
@@ -25,16 +26,20 @@ from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProto
 __all__ = ['plugin_id_of', 'Registry', 'resource_of', 'Resources', 'Injected']
 
 # %% ../../nbs/managers/injection.ipynb #cell-7
+def _read(metadata: Any, name: str, default: Any = None) -> Any:
+    "An attribute of an object, or an item of a mapping."
+    return metadata.get(name, default) if isinstance(metadata, Mapping) else getattr(metadata, name, default)
+
 def plugin_id_of(
     metadata: Any # What a registry gives for a plugin
 ) -> str | None: # Its id, if it tells one
     "From `get_unique_id()`, `unique_id` or `id`."
     if callable(getattr(metadata, "get_unique_id", None)): return str(metadata.get_unique_id())
     for name in ("unique_id", "id"):
-        if (value := getattr(metadata, name, None)) is not None: return str(value)
+        if (value := _read(metadata, name)) is not None: return str(value)
     return None
 
-# %% ../../nbs/managers/injection.ipynb #cell-8
+# %% ../../nbs/managers/injection.ipynb #cell-9
 class Registry:
     "An injected plugin registry, called in order on a thread of its own, for a limited time."
     def __init__(self,
@@ -61,23 +66,23 @@ class Registry:
     def _name(self, plugin_id: str) -> str | None:
         "On the lane: a plugin's name; None when it is unknown."
         metadata = self._call("get_plugin", plugin_id)
-        return None if metadata is None else str(getattr(metadata, "name", None) or plugin_id)
+        return None if metadata is None else str(_read(metadata, "name") or plugin_id)
 
     def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
         "On the lane: a plugin's name and config."
         metadata = self._call("get_plugin", plugin_id)
         if metadata is None: raise UnknownPluginError(plugin_id, "the plugin registry", self._known())
-        if not getattr(metadata, "is_configured", True): raise PluginNotConfiguredError(plugin_id)
+        if not _read(metadata, "is_configured", True): raise PluginNotConfiguredError(plugin_id)
         config = self._call("load_plugin_config", plugin_id)
         if not isinstance(config, Mapping):
             self.lane.failed("load_plugin_config", config)
             raise RegistryUnavailableError("load_plugin_config", f"expected a dict (got {config!r} that is a {type(config).__name__})")
-        return str(getattr(metadata, "name", None) or plugin_id), dict(config)
+        return str(_read(metadata, "name") or plugin_id), dict(config)
 
     def _id(self, name: str) -> str:
         "On the lane: the id of the plugin of that name; the name itself when there is none."
         for metadata in self._call("get_plugins_by_category", self._category):
-            if getattr(metadata, "name", None) == name: return plugin_id_of(metadata) or name
+            if _read(metadata, "name") == name: return plugin_id_of(metadata) or name
         return name
 
     async def _ask(self, label: str, call: Callable[[], Any]) -> Any:
@@ -107,7 +112,7 @@ class Registry:
         except LaneTimeout as e: raise RegistryUnavailableError("get_plugin", str(e)) from e
         return name
 
-# %% ../../nbs/managers/injection.ipynb #cell-10
+# %% ../../nbs/managers/injection.ipynb #cell-11
 def resource_of(
     config: Mapping[str, Any] # A plugin's config
 ) -> str | None: # Which model, or other heavy thing, it names
@@ -116,7 +121,7 @@ def resource_of(
         if config.get(key) is not None: return str(config[key])
     return None
 
-# %% ../../nbs/managers/injection.ipynb #cell-12
+# %% ../../nbs/managers/injection.ipynb #cell-13
 class Resources:
     "An injected resource manager, called in order on a thread of its own."
     def __init__(self,
@@ -129,20 +134,20 @@ class Resources:
         self.lane = Lane("resource_manager", limit, errors)
 
     def register(self, pid: int) -> None:
-        self.lane.post("register_worker", lambda: self._manager.register_worker(pid=pid, worker_type=self._worker_type))
+        self.lane.post("register_worker", lambda: self._manager.register_worker(pid=pid, worker_type=self._worker_type), needed=True)
 
-    def unregister(self, pid: int) -> None: self.lane.post("unregister_worker", lambda: self._manager.unregister_worker(pid))
+    def unregister(self, pid: int) -> None: self.lane.post("unregister_worker", lambda: self._manager.unregister_worker(pid), needed=True)
 
     def update(self, worker: PooledWorker) -> None:
         "Tell all there is to tell of a worker."
         ticket, pid, status = worker.ticket, worker.pid, worker.status
         plugin = (ticket.job.plugin_id, ticket.name) if ticket else worker.plugin
-        config = dict(ticket.config if ticket else worker.config) if plugin else None
+        config = copy.deepcopy(ticket.config if ticket else worker.config) if plugin else None
         self.lane.post("update_worker_state", lambda: self._manager.update_worker_state(
             pid=pid, status=status, job_id=ticket.job.id if ticket else None, plugin_name=plugin[1] if plugin else None,
             plugin_id=plugin[0] if plugin else None, loaded_plugin_resource=resource_of(config) if config else None, config=config))
 
-# %% ../../nbs/managers/injection.ipynb #cell-14
+# %% ../../nbs/managers/injection.ipynb #cell-15
 class Injected:
     "Whatever was injected into a manager, and whoever listens to its events. Only the registry's calls can fail."
     def __init__(self,
@@ -164,12 +169,17 @@ class Injected:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
+    @property
+    def heard(self) -> bool: # Whether what is told is heard by anybody
+        "Whether there is a broadcaster, or a listener."
+        return self._broadcasts is not None or len(self._listeners) > 0
+
     def emit(self,
         event_type: str, # One of `Event.type`
         **data: Any # Its payload, which need not be JSON-safe
     ) -> None:
         "Tell the broadcaster and the listeners."
-        if self._broadcasts is None and not self._listeners: return
+        if not self.heard: return
         try: self.put(Event(event_type, {"worker_type": self._worker_type, "time": now().isoformat(), **{k: json_safe(v) for k, v in data.items()}}))
         except Exception as e: self._hooks.failed("emit", e)  # a mapping of a plugin's own may do anything when it is looked at
 
@@ -179,7 +189,7 @@ class Injected:
         **data: Any # The rest of its payload
     ) -> None:
         "Tell of a job; costs nothing when nobody listens."
-        if self._broadcasts is not None or self._listeners: self.emit(event_type, job_id=job.id, plugin_id=job.plugin_id, **data)
+        if self.heard: self.emit(event_type, job_id=job.id, plugin_id=job.plugin_id, **data)
 
     def put(self,
         event: Event # An event that is ready

@@ -123,8 +123,10 @@ class JobRunner:
         job = ticket.job
         job._loop, job._stream_buffer = self.loop, self._config.stream_buffer
         self._book.add(job)
-        self.queue.push(ticket)
         self._injected.emit_job("job:queued", job)
+        worker = None if len(self.queue) else self.pool.idle_for(job.plugin_id)
+        if worker is not None and self._config.max_workers == 1: return self._run(worker, ticket)  # nobody else waits for it
+        self.queue.push(ticket)
         self._dispatch()
 
     def cancel(self,
@@ -158,10 +160,15 @@ class JobRunner:
         if len(self.queue): self._offer()
 
     def _waiting(self) -> bool:
-        "Whether a job waits; one that was offered to a busy worker does, when another worker is idle."
-        if not len(self.queue) and self._config.max_workers > 1 and any(w.idle for w in self.pool.workers):
-            any(w.next is not None and self._take_back(w) for w in self.pool.workers)
+        "Whether a job waits. Those that were offered to busy workers do, and are older, when another worker is idle."
+        if self._config.max_workers > 1 and any(w.idle for w in self.pool.workers):
+            for worker in self.pool.workers: self._take_back(worker)
         return len(self.queue) > 0
+
+    @property
+    def pending(self) -> int: # How many
+        "Jobs that no worker has begun."
+        return len(self.queue) + sum(w.next is not None for w in self.pool.workers)
 
     def _offer(self) -> None:
         "Offer the next job to a worker that is busy with the same plugin, so that it need not wait for us in between."
@@ -318,9 +325,9 @@ class JobRunner:
             verdict = JobError("serialization", f"a chunk cannot be read in this process: {type(e).__name__}: {e}")
             return self._fail_later(worker, job, verdict)
         chunks = job._stream_chunks()
-        first = chunks.first
+        lost = chunks.lost
         index = chunks.add(chunk)
-        if chunks.first > first == 0: _log.warning("job %s streams more than %d chunks: the oldest are dropped", job.id, chunks.limit)
+        if chunks.lost and not lost: _log.warning("job %s streams more than %d chunks: the oldest are dropped", job.id, chunks.limit)
         self._injected.emit_job("job:chunk", job, index=index, chunk=chunk)
         if chunks.full() and not worker.stopping: self._hold_up(worker, chunks)
 
@@ -408,7 +415,8 @@ class JobRunner:
             job.progress = 1.0
         job._end(status, result, error)
         self._book.end(job)
-        payload = {"result": result} if status == "completed" else {"error": error.to_dict()} if status == "failed" and error else {}
-        self._injected.emit_job(f"job:{status}", job, **payload)
+        if self._injected.heard:
+            payload = {"result": result} if status == "completed" else {"error": error.to_dict()} if status == "failed" and error else {}
+            self._injected.emit_job(f"job:{status}", job, **payload)
         if status == "completed" and type(self._hooks)._on_job_completed is not Hooks._on_job_completed:
             self._injected.hook(self._hooks._on_job_completed, job.id)

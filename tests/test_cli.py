@@ -1,0 +1,573 @@
+"""The `cjm-workers` command, run as a user runs it: in a pipe, in a terminal, and interrupted."""
+
+import importlib.util
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import psutil
+import pytest
+from repo import ROOT, run, said
+
+from cjm_worker_protocols.integrations.speech import NEEDS, sample_recording
+
+MAIN = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
+MISSING = [package for package in NEEDS if importlib.util.find_spec(package) is None]
+speech = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install -e '.[speech]'")
+TEXT = (
+    "the model is loaded once and then it answers many questions "
+    "if one of the workers dies the others go on with their work"
+)
+Event = dict[str, Any]
+
+MINE = '''
+import os, subprocess, sys, time
+
+def shout(text, times=1):
+    """Make it loud.
+
+    More of the same."""
+    print("printed in the worker")
+    return text.upper() * times
+
+def count(n):
+    yield from range(n)
+    return n
+
+def fail(): raise ValueError("no \\x1b[31mgood")
+def die(): os._exit(3)
+def echo(**parameters): return parameters
+def bytes_of(n): return b"x" * n
+def letters(n): return "x" * n
+
+def spin(path):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open(path, "w") as file: file.write(f"{os.getpid()} {child.pid}")
+    while True:
+        yield "spinning"
+        time.sleep(0.05)
+
+class Loaded:
+    def load(self, config): self.config = config
+    def run(self): return self.config
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    """A folder with a module of plugins."""
+    (tmp_path / "mine.py").write_text(MINE)
+    return tmp_path
+
+
+def environment(**more: str) -> "dict[str, str]":
+    """What the command is run with."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "NO_COLOR", "TERM")}
+    return kept | {"PYTHONPATH": str(ROOT), "TERM": "xterm"} | more
+
+
+def cli(*args: str, cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command to its end, in a pipe."""
+    return run(sys.executable, "-c", MAIN, *args, cwd=cwd, timeout=120, **{"PYTHONPATH": str(ROOT)} | env)
+
+
+def events(done: "subprocess.CompletedProcess[str]") -> "list[Event]":
+    """What it printed: JSON objects, one a line, and nothing else."""
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in done.stdout.splitlines()]
+    for line in lines:
+        assert list(line) == ["event", "data"] and isinstance(line["data"], dict), line
+    return lines
+
+
+def of(event: str, found: "list[Event]") -> "list[dict[str, Any]]":
+    """The data of all events of one kind."""
+    return [line["data"] for line in found if line["event"] == event]
+
+
+# A pipe
+
+
+@speech
+def test_demo_in_a_pipe_prints_json_and_nothing_else(tmp_path: Path) -> None:
+    """The recording is transcribed, streamed, and all three integrations have seen it."""
+    done = cli("demo", cwd=tmp_path)
+    found = events(done)
+    assert (done.returncode, done.stderr) == (0, ""), said(done)
+    (completed,) = of("job:completed", found)
+    assert completed["result"]["text"] == TEXT and len(completed["result"]["segments"]) == 2
+    assert completed["params"] == {"audio": str(sample_recording())}
+    names = [line["event"] for line in found]
+    end = names.index("job:completed")
+    assert names[:end].count("job:chunk") > 30 and names[:end].count("job:progress") > 20
+    (queued,), (started,) = of("job:queued", found), of("job:started", found)
+    assert queued["job_id"] == started["job_id"] == completed["job_id"]
+    states = of("resources:update_worker_state", found)
+    assert [s["status"] for s in states][:2] == ["idle", "running"] and states[1]["plugin_id"] == "pocketsphinx"
+    assert states[1]["pid"] == started["pid"] and states[1]["job_id"] == queued["job_id"]
+    assert of("resources:register_worker", found)[0]["pid"] == of("resources:unregister_worker", found)[0]["pid"]
+    assert found[-1]["event"] == "summary" and len(of("summary", found)) == 1
+    summary = found[-1]["data"]
+    assert summary["exit_code"] == 0 and summary["integration_errors"] == {} and len(summary["workers"]) == 1
+    assert summary["workers"][0]["memory"] > 10_000_000
+    assert summary["events"] == {n: names.count(n) for n in names if n.startswith(("job:", "worker:"))}
+
+
+@speech
+def test_events_come_while_it_happens(tmp_path: Path) -> None:
+    """A program that reads the pipe sees the first words long before the result."""
+    came = []
+    with started("demo", cwd=tmp_path, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        for line in process.stdout:
+            came.append((time.monotonic(), json.loads(line)["event"]))
+    first = next(at for at, event in came if event == "job:chunk")
+    last = next(at for at, event in came if event == "job:completed")
+    assert process.returncode == 0 and last - first > 0.3
+
+
+@speech
+def test_demo_takes_files_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
+    """Several files on two workers: those that are no good are named, the rest is done, and the exit code is 1."""
+    (tmp_path / "a.wav").write_bytes(sample_recording().read_bytes())
+    (tmp_path / "a b.wav").write_bytes(sample_recording().read_bytes())
+    (tmp_path / "bad.wav").write_text("no recording")
+    done = cli("demo", "a.wav", "bad.wav", "missing.wav", "a b.wav", "--workers", "2", cwd=tmp_path)
+    found = events(done)
+    assert done.returncode == 1, said(done)
+    assert {c["params"]["audio"]: c["result"]["text"] for c in of("job:completed", found)} == {"a.wav": TEXT, "a b.wav": TEXT}
+    errors = {f["params"]["audio"]: f["error"]["message"] for f in of("job:failed", found)}
+    assert set(errors) == {"bad.wav", "missing.wav"} and all(name in message for name, message in errors.items())
+    assert len({s["pid"] for s in of("job:started", found)}) == 2
+    assert len(of("resources:register_worker", found)) == len(of("resources:unregister_worker", found)) == 2
+
+
+def test_without_the_extra_demo_says_how_to_get_it(tmp_path: Path) -> None:
+    """Exit code 2, nothing on stdout, and the command that mends it."""
+    for package in NEEDS:
+        hide = f"import sys; sys.meta_path.insert(0, type('Hide', (), {{'find_spec': staticmethod(lambda n, *a: None)}}))\n"
+        hide += "import importlib.util as u; real = u.find_spec\n"
+        hide += f"u.find_spec = lambda name, *a: None if name == {package!r} else real(name, *a)\n"
+        done = run(sys.executable, "-c", hide + MAIN, "demo", cwd=tmp_path, PYTHONPATH=str(ROOT))
+        assert done.returncode == 2 and done.stdout == "" and package in done.stderr, said(done)
+        assert "pip install 'cjm-worker-protocols[speech]'" in done.stderr
+        if MISSING:
+            break
+
+
+# Any plugin
+
+
+def test_run_runs_what_is_in_this_folder(mine: Path) -> None:
+    """Parameters are JSON or text; what the plugin prints goes to stderr."""
+    done = cli("run", "mine:shout", "text=hi", "times=2", cwd=mine)
+    assert done.returncode == 0 and of("job:completed", events(done))[0]["result"] == "HIHI", said(done)
+    assert done.stderr == "mine:shout: printed in the worker\n"
+
+
+def test_run_streams(mine: Path) -> None:
+    """What a generator yields comes chunk by chunk."""
+    done = cli("run", "mine:count", "n=3", "--json", cwd=mine)
+    assert [chunk["chunk"] for chunk in of("job:chunk", events(done))] == [0, 1, 2]
+
+
+def test_run_passes_any_parameter_name(mine: Path) -> None:
+    """Names that start_job has for itself are just parameters, and options may stand among them."""
+    given = ("priority=1", "timeout=null", "params=[2]", "plugin_id=x", "job_id=naïve", "type=a=b", "empty=")
+    done = cli("run", "mine:echo", *given[:3], "--timeout", "30", *given[3:], cwd=mine)
+    want = {"priority": 1, "timeout": None, "params": [2], "plugin_id": "x", "job_id": "naïve", "type": "a=b", "empty": ""}
+    assert of("job:completed", events(done))[0]["result"] == want, said(done)
+
+
+def test_run_loads_with_a_config(mine: Path) -> None:
+    """A class is loaded with what --config says; the resource manager sees it."""
+    done = cli("run", "mine:Loaded", "--config", '{"model": "tiny"}', cwd=mine)
+    assert of("job:completed", events(done))[0]["result"] == {"model": "tiny"}, said(done)
+    assert of("resources:update_worker_state", events(done))[1]["loaded_plugin_resource"] == "tiny"
+
+
+def test_run_prints_results_whole(mine: Path) -> None:
+    """A result is not cut, however long; what is no JSON is described."""
+    done = cli("run", "mine:letters", "n=300000", cwd=mine)
+    assert len(of("job:completed", events(done))[0]["result"]) == 300_000
+    done = cli("run", "mine:bytes_of", "n=10", cwd=mine)
+    assert done.returncode == 0 and "10 bytes" in of("job:completed", events(done))[0]["result"]
+
+
+@pytest.mark.parametrize(
+    "plugin, category, message",
+    [
+        ("mine:fail", "exception", "ValueError: no"),
+        ("mine:die", "crash", "exited with code 3"),
+        ("mine:nothing", "load", "'nothing'"),
+        ("no_such_module:x", "load", "No module named 'no_such_module'"),
+    ],
+)
+def test_a_job_that_fails_makes_exit_code_1(plugin: str, category: str, message: str, mine: Path) -> None:
+    """The event tells why."""
+    done = cli("run", plugin, cwd=mine)
+    (failed,) = of("job:failed", events(done))
+    assert done.returncode == 1 and failed["error"]["category"] == category, said(done)
+    assert message in failed["error"]["message"]
+
+
+def test_run_has_a_timeout(mine: Path) -> None:
+    """A job that takes too long is stopped, with its children."""
+    done = cli("run", "mine:spin", "path=pids", "--timeout", "1", cwd=mine)
+    assert done.returncode == 1 and of("job:failed", events(done))[0]["error"]["category"] == "timeout", said(done)
+    assert gone([int(pid) for pid in (mine / "pids").read_text().split()])
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ((), "COMMAND"),
+        (("nope",), "nope"),
+        (("demo", "--workers", "0"), "--workers: expected at least 1 (got 0)"),
+        (("demo", "--workers", "many"), "many"),
+        (("demo", "--nope"), "unrecognized arguments: --nope"),
+        (("plugins", "extra"), "unrecognized arguments: extra"),
+        (("run",), "PLUGIN"),
+        (("run", "nope"), "no plugin 'nope' in the installed packages"),
+        (("run", "mine:echo", "text"), "expected key=value (got 'text')"),
+        (("run", "mine:echo", "a b=1"), "expected key=value (got 'a b=1')"),
+        (("run", "mine:echo", "--config", "[1]"), "--config: expected a JSON object (got '[1]')"),
+        (("run", "not-a-module:x"), "import string 'package.module:name'"),
+    ],
+)
+def test_a_wrong_command_line_makes_exit_code_2(args: "tuple[str, ...]", message: str, mine: Path) -> None:
+    """The usage and what is wrong with it go to stderr, nothing to stdout."""
+    done = cli(*args, cwd=mine)
+    assert done.returncode == 2 and done.stdout == "" and message in done.stderr, said(done)
+    assert done.stderr.startswith("usage: cjm-workers") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("args", [("--help",), ("demo", "--help"), ("run", "--help"), ("plugins", "--help"), ("--version",)])
+def test_help_needs_nothing(args: "tuple[str, ...]", tmp_path: Path) -> None:
+    """Every command and every argument is described."""
+    done = cli(*args, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", said(done)
+    assert "None" not in done.stdout and ("usage: cjm-workers" in done.stdout or args == ("--version",))
+
+
+# What is installed
+
+
+def offer(site: Path, name: str, points: str, code: "str | None" = None, metadata: bool = True) -> None:
+    """An installed package that offers a plugin."""
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "entry_points.txt").write_text(points if points.startswith("[") else f"[cjm_worker_protocols.plugins]\n{points}\n")
+    if metadata:
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    if code is not None:
+        (site / f"{name}_plugin.py").write_text(code)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """Packages with plugins, most of them broken."""
+    site = tmp_path / "site"
+    offer(site, "good", "good = good_plugin:run", 'def run(text: str, times=2):\n    "Says it again."\n    return text * times\n')
+    offer(site, "absent", "absent = absent_plugin:run")
+    offer(site, "broken", "broken = broken_plugin:run", "import no_such_module\n")
+    offer(site, "syntax", "syntax = syntax_plugin:run", "def run(:\n")
+    offer(site, "leaves", "leaves = leaves_plugin:run", 'import sys; sys.exit("not today")\n')
+    offer(site, "crash", "crash = crash_plugin:run", "import ctypes; ctypes.string_at(0)\n")
+    offer(site, "hang", "hang = hang_plugin:run", "import time; time.sleep(600)\n")
+    offer(site, "deaf", "deaf = deaf_plugin:run", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)\n")
+    offer(site, "shy", "shy = good_plugin:nothing")
+    offer(site, "odd", "odd = not a: target!")
+    offer(site, "bare", "bare = good_plugin")
+    offer(site, "twice", "good = good_plugin:run")
+    offer(site, "nameless", "nameless = good_plugin:run [extra]", metadata=False)
+    offer(site, "garbage", "[cjm_worker_protocols.plugins]\nno equals sign\n")
+    offer(site, "other", "[console_scripts]\nother = other:main\n")
+    return site
+
+
+def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, tmp_path: Path) -> None:
+    """One that cannot be imported, ends its process, or hangs, is listed with its reason, and hurts no other."""
+    done = cli("plugins", "--timeout", "3", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{site}")
+    found = {data["id"]: data for data in of("plugin", events(done))}
+    assert done.returncode == 0 and done.stderr == "", said(done)
+    problems = {name: data["problem"] for name, data in found.items()}
+    good = found["good"]
+    assert (good["target"], good["distribution"], good["about"]) == ("good_plugin:run", "good 1.0", "Says it again.")
+    assert good["parameters"] == ["text", "times=2"] and good["problem"] == ""
+    assert found["nameless"]["problem"] == found["good@twice 1.0"]["problem"] == ""
+    for name, reason in {
+        "absent": "No module named 'absent_plugin'",
+        "broken": "No module named 'no_such_module'",
+        "syntax": "SyntaxError",
+        "leaves": "exited with code 1 while importing it: not today",
+        "crash": "SIGSEGV",
+        "hang": "importing it takes longer than 3 s",
+        "deaf": "importing it takes longer than 3 s",
+        "shy": "'nothing' to be defined there",
+        "odd": "import string 'package.module:name'",
+        "bare": "import string 'package.module:name'",
+        "garbage": "entry_points.txt cannot be read",
+    }.items():
+        assert reason in problems[name], problems
+    assert "other" not in found
+
+
+def test_plugins_lists_our_own(tmp_path: Path) -> None:
+    """The speech plugin is there as soon as the package is installed; its extra need not be."""
+    offer(tmp_path / "site", "ours", "pocketsphinx = cjm_worker_protocols.integrations.speech:PocketSphinx")
+    done = cli("plugins", "--json", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{tmp_path / 'site'}")
+    (ours,) = [data for data in of("plugin", events(done)) if data["id"] == "pocketsphinx"]
+    assert ours["parameters"] == ["audio"] and ours["about"] and not ours["problem"], said(done)
+
+
+def test_run_runs_what_is_installed(site: Path, tmp_path: Path) -> None:
+    """By the name of its entry point; a broken one says why, as a failed job."""
+    path = f"{ROOT}:{site}"
+    done = cli("run", "good", "text=ha", cwd=tmp_path, PYTHONPATH=path)
+    assert of("job:completed", events(done))[0]["result"] == "haha", said(done)
+    assert events(done)[-1]["data"]["registry"]["distribution"] == "good 1.0"
+    done = cli("run", "broken", cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 1 and "no_such_module" in of("job:failed", events(done))[0]["error"]["message"], said(done)
+    done = cli("run", "odd", cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 2 and "package.module:name" in done.stderr, said(done)
+
+
+# Signals
+
+
+def started(*args: str, cwd: Path, **kwargs: Any) -> "subprocess.Popen[bytes]":
+    """The command, running."""
+    kwargs = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} | kwargs
+    return subprocess.Popen[bytes]([sys.executable, "-c", MAIN, *args], cwd=cwd, env=environment(), start_new_session=True, **kwargs)
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait until something is true."""
+    end = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+    return value
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone(pids: "list[int]", seconds: float = 3) -> bool:
+    """Whether all have ended, or do so soon."""
+    wait_for(lambda: not any(map(alive, pids)), seconds)
+    return True
+
+
+def family(process: "subprocess.Popen[bytes]", pids: Path) -> "list[int]":
+    """All processes of a running command: workers, their children, the guardian."""
+    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    return [p.pid for p in psutil.Process(process.pid).children(recursive=True)] + list(map(int, pids.read_text().split()))
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_leaves_no_process_behind(number: signal.Signals, code: int, mine: Path) -> None:
+    """In the middle of a job: its end is told, all processes are gone, and the exit code is the shell's for that signal."""
+    with (mine / "out").open("wb") as out, started("run", "mine:spin", "path=pids", cwd=mine, stdout=out) as process:
+        pids = family(process, mine / "pids")
+        assert len(pids) >= 4
+        os.kill(process.pid, number)
+        assert process.wait(10) == code
+    assert gone(pids)
+    found = [json.loads(line) for line in (mine / "out").read_text().splitlines()]
+    assert len(of("job:cancelled", found)) == 1
+    assert found[-1]["event"] == "summary" and found[-1]["data"]["exit_code"] == code
+
+
+@speech
+def test_ctrl_c_during_the_demo(tmp_path: Path) -> None:
+    """Many files, two workers, a queue: Ctrl-C ends them all."""
+    files = [str(sample_recording())] * 20
+    with started("demo", *files, "--workers", "2", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        for line in process.stdout:
+            if b"job:chunk" in line:
+                break
+        pids = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
+        assert len(pids) >= 2
+        os.kill(process.pid, signal.SIGINT)
+        rest = process.stdout.read()
+        assert (process.wait(10), process.stderr.read()) == (130, b"")
+    assert gone(pids) and rest.count(b"job:cancelled") >= 18
+
+
+def test_a_second_ctrl_c_does_not_wait(mine: Path) -> None:
+    """For a plugin that will not stop: the command ends at once, and the guardian ends the rest."""
+    code = "import os, signal, time\ndef deaf(path):\n    signal.signal(15, signal.SIG_IGN)\n"
+    code += "    open(path, 'w').write(f'{os.getpid()} {os.getpid()}')\n    while True: time.sleep(1)\n"
+    (mine / "rude.py").write_text(code)
+    with started("run", "rude:deaf", "path=pids", cwd=mine) as process:
+        pids = family(process, mine / "pids")
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(1.5) == 130
+    assert gone(pids)
+
+
+def test_killed_it_leaves_no_process_behind(mine: Path) -> None:
+    """Even by SIGKILL, which it cannot notice."""
+    with started("run", "mine:spin", "path=pids", cwd=mine) as process:
+        pids = family(process, mine / "pids")
+        process.kill()
+        process.wait(5)
+    assert gone(pids)
+
+
+def test_a_reader_that_leaves_ends_it_quietly(mine: Path) -> None:
+    """`cjm-workers run … | head -1` ends with the status of a broken pipe, and says nothing."""
+    with started("run", "mine:spin", "path=pids", cwd=mine, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.readline()
+        pids = family(process, mine / "pids")
+        process.stdout.close()
+        assert process.wait(10) == 128 + signal.SIGPIPE
+        assert process.stderr.read() == b""
+    assert gone(pids)
+
+
+def test_a_reader_that_stops_reading_does_not_stop_ctrl_c(mine: Path) -> None:
+    """A pager that shows the first page keeps the pipe full; Ctrl-C works all the same."""
+    code = MINE + "\ndef flood(path):\n    open(path, 'w').write(f'{os.getpid()} {os.getpid()}')\n    while True: yield 'x' * 1000\n"
+    (mine / "mine.py").write_text(code)
+    with started("run", "mine:flood", "path=pids", cwd=mine, stdout=subprocess.PIPE) as process:
+        pids = family(process, mine / "pids")
+        time.sleep(0.5)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(10) == 130
+    assert gone(pids)
+
+
+# A terminal
+
+
+class Pty:
+    """A command in a terminal of its own."""
+
+    def __init__(self, *args: str, cwd: Path, columns: int = 100, **env: str) -> None:
+        self.fd, theirs = pty.openpty()
+        environ = environment(COLUMNS=str(columns), LINES="40", **env)
+        command = [sys.executable, "-c", MAIN, *args]
+        self.process = subprocess.Popen(command, cwd=cwd, env=environ, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        os.close(theirs)
+
+    def frames(self, seconds: float = 60) -> "Iterator[str]":
+        """What it writes, as it comes, until it ends."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if not select.select([self.fd], [], [], 1)[0]:
+                continue
+            try:
+                data = os.read(self.fd, 65536)
+            except OSError:
+                data = b""
+            if not data:
+                self.process.wait(10)
+                os.close(self.fd)
+                return
+            yield data.decode(errors="replace")
+        self.process.kill()
+        pytest.fail("it took too long")
+
+
+def shown(frames: str) -> str:
+    """What is on the screen in the end, of a program that only ever goes up and wipes what is below."""
+    lines: "list[str]" = [""]
+    row = 0
+    for part in re.split(r"(\x1b\[\d*[A-Za-z]|\r?\n|\r)", frames):
+        if part in ("\n", "\r\n"):
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif up := re.fullmatch(r"\x1b\[(\d+)A", part):
+            row -= int(up[1])
+        elif part == "\x1b[J":
+            lines[row:] = [""]
+        elif part != "\r" and not part.startswith("\x1b["):
+            lines[row] += part
+    return "\n".join(lines)
+
+
+@speech
+def test_a_terminal_shows_it_live(tmp_path: Path) -> None:
+    """The partial text and the progress bar come while it works; in the end stay the result and what the integrations saw."""
+    terminal = Pty("demo", cwd=tmp_path)
+    frames = list(terminal.frames())
+    everything, last = "".join(frames), shown("".join(frames))
+    assert terminal.process.returncode == 0, everything
+    percents = [int(p) for p in re.findall(r"(\d+)%  [\d.]+ of 7\.6 s", everything)]
+    assert len(set(percents)) > 10 and percents == sorted(percents)
+    assert "━" in everything and re.search(r"worker \d+, \d+ MB", everything)
+    live = [text for text in re.findall(r"    ([a-z ]+)\x1b", everything)]
+    assert "the model is loaded once and then it answers many questions" in live and len(set(live)) > 10
+    assert "✓ workers.wav" in last and "━" not in last
+    for sentence in ("the model is loaded once and then it answers many questions", "if one of the workers dies the others"):
+        assert last.count(sentence) == 1
+    assert re.search(r"registry +pocketsphinx is cjm_worker_protocols.integrations.speech:PocketSphinx", last)
+    assert re.search(r"resource manager +worker \d+ was idle, running, .*; it had \d+ MB at most", last)
+    assert re.search(r"broadcaster +1 job:queued, .*\d+ job:chunk, 1 job:completed", last)
+
+
+def test_a_terminal_shows_failures_and_what_is_printed(mine: Path) -> None:
+    """A traceback, and no escape sequence that a plugin made."""
+    terminal = Pty("run", "mine:fail", cwd=mine, NO_COLOR="1")
+    everything = "".join(terminal.frames())
+    assert terminal.process.returncode == 1 and "✗ mine:fail" in everything and "ValueError: no" in everything
+    assert "in fail" in everything and "\x1b[31m" not in everything
+    terminal = Pty("run", "mine:shout", "text=hi", cwd=mine)
+    last = shown("".join(terminal.frames()))
+    assert "mine:shout: printed in the worker" in last and "    HI" in last
+
+
+def test_a_narrow_terminal_is_enough(mine: Path) -> None:
+    """No live line is wider than the screen."""
+    terminal = Pty("run", "mine:count", "n=3000", cwd=mine, columns=30, NO_COLOR="1")
+    everything = "".join(terminal.frames())
+    assert terminal.process.returncode == 0
+    live = [line for line in re.split(r"\x1b\[\d*[AJ]|\r?\n|\r", everything) if "─" in line or "worker " in line]
+    assert live and all(len(line) < 30 for line in live if "was" not in line and "1 worker" not in line), live
+
+
+def test_ctrl_c_in_a_terminal(mine: Path) -> None:
+    """The key, as the terminal sends it."""
+    terminal = Pty("run", "mine:spin", "path=pids", cwd=mine)
+    pids = family(terminal.process, mine / "pids")
+    os.kill(terminal.process.pid, signal.SIGINT)
+    last = shown("".join(terminal.frames()))
+    assert terminal.process.returncode == 130 and "– mine:spin" in last and "cancelled" in last
+    assert gone(pids)
+
+
+def test_plugins_in_a_terminal(site: Path, tmp_path: Path) -> None:
+    """A list for people."""
+    terminal = Pty("plugins", "--timeout", "2", cwd=tmp_path, columns=200, PYTHONPATH=f"{ROOT}:{site}")
+    last = shown("".join(terminal.frames()))
+    assert terminal.process.returncode == 0
+    assert "good(text, times=2)\n    Says it again.\n    good_plugin:run, from good 1.0" in last
+    assert "broken cannot be used\n    ModuleNotFoundError: No module named 'no_such_module'" in last
+    assert "hang cannot be used\n    importing it takes longer than 2 s" in last
+
+
+def test_a_dumb_terminal_gets_lines(mine: Path) -> None:
+    """Where the cursor cannot move, there are JSON lines."""
+    terminal = Pty("run", "mine:shout", "text=hi", cwd=mine, TERM="dumb")
+    lines = [line for line in "".join(terminal.frames()).splitlines() if line.startswith("{")]
+    assert of("job:completed", [json.loads(line) for line in lines])[0]["result"] == "HI"

@@ -1,0 +1,1778 @@
+"""What the worker system offers, call by call: jobs, hooks, plugins of every kind, streams, events, logs. Real processes throughout."""
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sample_plugins
+from harness import Gate, Seen, end, first_chunk, gate, manager, nothing_left, run, said_json, script  # noqa: F401
+
+from cjm_worker_protocols import BaseJobManager, Job, JobCancelled, JobError, JobManager, WorkerConfig, check_cancel, report_progress
+from cjm_worker_protocols.core import errors
+
+pytestmark = pytest.mark.filterwarnings("error")
+WORKER_LOG = "cjm_worker_protocols.worker"
+
+
+# Running a job
+
+
+def test_a_job_runs_in_another_process() -> None:
+    """The plugin runs elsewhere, and the job knows where."""
+
+    async def scenario() -> None:
+        async with manager("pid") as m:
+            job = await m.start_job("pid")
+            assert await job == job.worker_pid != os.getpid()
+            assert [w.pid for w in m.workers] == [job.worker_pid]
+
+    run(scenario())
+
+
+def test_start_job_returns_before_the_job_has_ended(gate: Gate) -> None:
+    """A job is pending, then running, and only then completed."""
+
+    async def scenario() -> None:
+        async with manager("wait_at") as m:
+            seen = Seen(m)
+            job = await m.start_job("wait_at", gate=gate.path)
+            assert job.status == "pending" and not job.done and job.result is None and job.started_at is None
+            await seen.until("job:progress")
+            assert job.status == "running" and not job.done and job.completed_at is None
+            gate.open()
+            await job
+            assert job.status == "completed" and job.done and job.error is None
+
+    run(scenario())
+
+
+def test_nothing_is_started_before_it_is_needed() -> None:
+    """A manager without jobs has no process, also when it has been entered."""
+
+    async def scenario() -> None:
+        unused = manager("pid", standby=True)
+        assert unused.workers == []
+        async with unused:
+            assert unused.workers == [] and unused.jobs == {}
+
+    run(scenario())
+
+
+def test_a_manager_may_be_made_where_no_loop_runs() -> None:
+    """Construction needs no event loop, and neither does a manager that is never used."""
+    m = manager("echo")
+
+    async def scenario() -> Any:
+        async with m:
+            return await (await m.start_job("echo", x=1))
+
+    assert run(scenario()) == 1
+    del m
+    manager("echo")
+
+
+def test_one_worker_runs_many_jobs() -> None:
+    """Jobs on one worker run one after the other in the same process, in the order in which they came."""
+
+    async def scenario() -> None:
+        async with manager("pid") as m:
+            seen = Seen(m)
+            jobs = [await m.start_job("pid") for _ in range(50)]
+            assert len({await job for job in jobs}) == 1
+        started = [e.data["job_id"] for e in await seen.rest() if e.type == "job:started"]
+        assert started == [job.id for job in jobs]
+
+    run(scenario())
+
+
+class Watchful(Job):
+    """A job that notes what can be read of it when its status changes."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "status" and value in ("completed", "failed", "cancelled"):
+            self.__dict__["at_the_end"] = self.result, self.error, self.completed_at
+        super().__setattr__(name, value)
+
+
+def test_the_outcome_is_readable_before_the_status_says_so() -> None:
+    """When the status becomes an end, the result or the error and the time of the end are there already."""
+
+    class WatchfulManager(JobManager):
+        def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
+            return Watchful(plugin_id, parameters)
+
+    async def scenario() -> None:
+        async with manager("echo", "fail", "stuck", cls=WatchfulManager) as m:
+            good, bad, cancelled = [await m.start_job(*a, **k) for a, k in ((("echo",), {"x": 5}), (("fail",), {}), (("stuck",), {}))]
+            await first_chunk(cancelled)
+            assert await m.cancel_job(cancelled.id)
+            assert good.at_the_end == (5, None, good.completed_at)
+            assert bad.at_the_end == (None, bad.error, bad.completed_at) and bad.error.category == "exception"
+            assert cancelled.at_the_end == (None, cancelled.error, cancelled.completed_at)
+            assert None not in (good.completed_at, bad.completed_at, cancelled.completed_at)
+
+    run(scenario())
+
+
+def test_times_are_aware_and_in_order() -> None:
+    """created_at, started_at and completed_at know their time zone and follow one another."""
+
+    async def scenario() -> None:
+        async with manager("echo") as m:
+            job = await m.start_job("echo")
+            await job
+            assert job.created_at <= job.started_at <= job.completed_at
+            for moment in (job.created_at, job.started_at, job.completed_at):
+                assert moment.utcoffset() == timedelta(0)
+
+    run(scenario())
+
+
+def test_a_job_can_be_awaited_by_many_and_often() -> None:
+    """Every waiter gets the outcome, early or late, and one that gives up disturbs no other."""
+
+    async def scenario() -> None:
+        async with manager("echo", "fail") as m:
+            job = await m.start_job("echo", x=[1])
+            quitter = asyncio.ensure_future(job.wait())
+            waiters = [asyncio.ensure_future(job.wait()) for _ in range(5)]
+            await asyncio.sleep(0)
+            quitter.cancel()
+            assert await job == await job == [1]
+            assert {id(await w) for w in waiters} == {id(job)}
+            bad = await m.start_job("fail")
+            for _ in range(2):
+                with pytest.raises(JobError, match="ValueError: no"):
+                    await bad
+            assert (await bad.wait()).status == "failed"
+
+    run(scenario())
+
+
+def test_cancelling_a_waiter_does_not_cancel_the_job(gate: Gate) -> None:
+    """A timeout around `await job` leaves the job as it was."""
+
+    async def scenario() -> None:
+        async with manager("wait_at") as m:
+            job = await m.start_job("wait_at", gate=gate.path, tag="still here")
+            with pytest.raises(asyncio.TimeoutError):
+                await asyncio.wait_for(job.wait(), 0.01)
+            gate.open()
+            assert (await job)[1] == "still here"
+
+    run(scenario())
+
+
+# Parameters
+
+
+CLASHING = {
+    name: f"a {name}"
+    for name in ("type", "job_id", "status", "self", "plugin_id", "priority", "timeout", "retries", "params", "id", "result", "config")
+}
+
+
+def test_a_parameter_may_have_any_name() -> None:
+    """Names that the manager uses itself go through `params`, untouched."""
+
+    async def scenario() -> None:
+        async with manager("anything") as m:
+            job = await m.start_job("anything", params=CLASHING)
+            assert await job == CLASHING
+            assert (job.priority, job.timeout, job.retries) == (0, None, 0)
+
+    run(scenario())
+
+
+def test_names_that_the_manager_has_no_use_for_need_no_params() -> None:
+    """`type`, `job_id`, `status` and `self` are just parameters."""
+    names = {k: CLASHING[k] for k in ("type", "job_id", "status", "self", "id", "config")}
+
+    async def scenario() -> None:
+        async with manager("anything") as m:
+            assert await (await m.start_job("anything", **names)) == names
+            assert await (await m.start_job("anything", params={"a": 1, "timeout": 2}, b=3)) == {"a": 1, "timeout": 2, "b": 3}
+
+    run(scenario())
+
+
+def test_the_callers_mapping_is_not_kept() -> None:
+    """Changing `params` afterwards changes nothing."""
+
+    async def scenario() -> None:
+        given = {"x": 1}
+        async with manager("echo") as m:
+            job = await m.start_job("echo", params=given)
+            given["x"] = 2
+            assert await job == 1 and job.params == {"x": 1}
+
+    run(scenario())
+
+
+def test_wrong_parameters_fail_the_job() -> None:
+    """A parameter that the plugin does not take is that job's failure, in the plugin's own words."""
+
+    async def scenario() -> None:
+        async with manager("echo") as m:
+            job = await end(await m.start_job("echo", y=1))
+            assert job.status == "failed" and job.error.category == "exception" and "unexpected keyword argument 'y'" in job.error.message
+            assert await (await m.start_job("echo", x=1)) == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"priority": "high"},
+        {"priority": 1.5},
+        {"timeout": 0},
+        {"timeout": -1},
+        {"timeout": float("nan")},
+        {"timeout": "1"},
+        {"retries": -1},
+        {"retries": 1.5},
+        {"retries": None},
+    ],
+    ids=str,
+)
+def test_a_setting_that_cannot_be_is_refused(wrong: "dict[str, Any]") -> None:
+    """A priority, timeout or retries of no sense raises ConfigError, which names it, and no job exists."""
+
+    async def scenario() -> None:
+        async with manager("echo") as m:
+            with pytest.raises(errors.ConfigError, match=next(iter(wrong))):
+                await m.start_job("echo", **wrong)
+            assert m.get_all_jobs() == [] and m.workers == []
+
+    run(scenario())
+
+
+# Priority and time
+
+
+def test_higher_priorities_run_sooner_and_equals_in_order(gate: Gate) -> None:
+    """Among the jobs that wait the highest priority is next; among equals the oldest."""
+
+    async def scenario() -> None:
+        async with manager("wait_at", "echo") as m:
+            seen = Seen(m)
+            blocker = await m.start_job("wait_at", gate=gate.path)
+            await seen.until("job:progress")
+            jobs = [await m.start_job("echo", priority=p) for p in (0, 5, -5, 5, 0, 10)]
+            gate.open()
+            await asyncio.gather(*(job.wait() for job in jobs))
+        started = [e.data["job_id"] for e in await seen.rest() if e.type == "job:started"]
+        assert started == [blocker.id, *(jobs[i].id for i in (5, 1, 3, 0, 4, 2))]
+
+    run(scenario())
+
+
+def test_a_job_has_a_timeout_of_its_own() -> None:
+    """A job that takes longer than its own timeout fails with category `timeout`; the next one runs."""
+
+    async def scenario() -> None:
+        async with manager("stuck_quietly", "echo", job_timeout=100) as m:
+            job = await end(await m.start_job("stuck_quietly", timeout=0.2))
+            assert job.status == "failed" and job.error.category == "timeout" and "0.2 s" in job.error.message
+            assert (job.completed_at - job.started_at).total_seconds() >= 0.2
+            assert await (await m.start_job("echo", x=2)) == 2
+
+    run(scenario())
+
+
+def test_jobs_without_a_timeout_have_the_managers() -> None:
+    """`job_timeout` is for jobs that name none, and a job's own wins, also when it is longer."""
+
+    async def scenario() -> None:
+        async with manager("stuck_quietly", SleepFor, job_timeout=0.2) as m:
+            job = await end(await m.start_job("stuck_quietly"))
+            assert job.error.category == "timeout"
+            assert await (await m.start_job("SleepFor", timeout=20, seconds=0.4)) == 0.4
+
+    run(scenario())
+
+
+class SleepFor:
+    """Takes a known time."""
+
+    def run(self, seconds: float) -> float:
+        """Sleep."""
+        time.sleep(seconds)
+        return seconds
+
+
+def test_loading_does_not_count_as_running() -> None:
+    """A job's timeout limits its run; what its plugin's load takes has a limit of its own."""
+
+    async def scenario() -> None:
+        async with manager("SlowLoad") as m:
+            assert await (await m.start_job("SlowLoad", timeout=0.3)) == "fine"
+
+    run(scenario())
+
+
+# Looking
+
+
+def test_jobs_can_be_looked_up(gate: Gate) -> None:
+    """get_job and get_all_jobs show the very jobs that start_job gave, the oldest first."""
+
+    async def scenario() -> None:
+        async with manager("wait_at", "echo") as m:
+            jobs = [await m.start_job("wait_at", gate=gate.path), await m.start_job("echo")]
+            assert m.get_all_jobs() == jobs and all(m.get_job(job.id) is job for job in jobs)
+            assert m.get_job("unknown") is None and m.get_job_result("unknown") is None
+            assert len({job.id for job in jobs}) == 2
+            gate.open()
+
+    run(scenario())
+
+
+def test_get_job_result_has_one_shape_for_each_end() -> None:
+    """None before the end; then success with data, error with a text, or cancelled."""
+
+    async def scenario() -> None:
+        async with manager("echo", "fail", "stuck") as m:
+            good, bad, stuck = await m.start_job("echo", x={"a": 1}), await m.start_job("fail"), await m.start_job("stuck")
+            await first_chunk(stuck)
+            assert m.get_job_result(stuck.id) is None
+            await m.cancel_job(stuck.id)
+            assert m.get_job_result(good.id) == {"status": "success", "data": {"a": 1}}
+            failure = m.get_job_result(bad.id)
+            assert failure == {"status": "error", "error": failure["error"]} and "ValueError: no" in failure["error"]
+            assert m.get_job_result(stuck.id) == {"status": "cancelled"}
+
+    run(scenario())
+
+
+def test_clear_completed_jobs_forgets_only_what_has_ended(gate: Gate) -> None:
+    """All three ends are forgotten; what runs or waits is kept and still ends."""
+
+    async def scenario() -> None:
+        async with manager("wait_at", "echo", "fail", max_workers=2) as m:
+            running = await m.start_job("wait_at", gate=gate.path)
+            ended = [await m.start_job("echo"), await m.start_job("fail"), await m.start_job("echo", priority=-1)]
+            await asyncio.gather(*(job.wait() for job in ended))
+            assert m.clear_completed_jobs() == 3 and m.clear_completed_jobs() == 0
+            assert m.get_all_jobs() == [running] and m.get_job(ended[0].id) is None
+            assert ended[0].status == "completed"
+            gate.open()
+            await running
+            assert m.clear_completed_jobs() == 1 and m.jobs == {}
+
+    run(scenario())
+
+
+def test_only_the_newest_finished_jobs_are_kept() -> None:
+    """`keep_finished` bounds what a manager remembers; a job that is held is whole all the same."""
+
+    async def scenario() -> None:
+        async with manager("echo", keep_finished=3) as m:
+            jobs = [await m.start_job("echo", x=i) for i in range(10)]
+            assert [await job for job in jobs] == list(range(10))
+            assert m.get_all_jobs() == jobs[-3:] and m.get_job_result(jobs[0].id) is None
+        async with manager("echo", keep_finished=0) as m:
+            assert await (await m.start_job("echo", x=1)) == 1
+            assert m.get_all_jobs() == []
+
+    run(scenario())
+
+
+def test_too_many_pending_jobs_are_refused(gate: Gate) -> None:
+    """At `max_pending` jobs in line QueueFullError is raised, no job exists, and there is room again later."""
+
+    async def scenario() -> None:
+        async with manager("wait_at", "echo", max_pending=3) as m:
+            seen = Seen(m)
+            await m.start_job("wait_at", gate=gate.path)
+            await seen.until("job:progress")
+            jobs = [await m.start_job("echo") for _ in range(3)]
+            with pytest.raises(errors.QueueFullError, match="3 jobs are pending"):
+                await m.start_job("echo")
+            assert len(m.get_all_jobs()) == 4
+            gate.open()
+            await asyncio.gather(*(job.wait() for job in jobs))
+            assert await (await m.start_job("echo", x=1)) == 1
+
+    run(scenario())
+
+
+# Hooks
+
+
+class HookedJob(Job):
+    """A job with more in it."""
+
+    label: str = ""
+
+
+class Hooked(JobManager):
+    """Overrides every hook."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.completed: "list[tuple[str, str, str]]" = []
+        self.validated: "list[tuple[str, Any]]" = []
+
+    def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
+        job = HookedJob(plugin_id, parameters)
+        job.label = parameters.pop("label")
+        job.metadata["made"] = "here"
+        return job
+
+    def prepare_execute_request(self, job: Job) -> "dict[str, Any]":
+        assert isinstance(job, HookedJob)
+        return {"x": [job.label, *job.params.values()]}
+
+    def extract_job_result(self, job: Job, result_data: Any) -> Any:
+        return {"of": job.id, "data": result_data}
+
+    async def _validate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> "str | None":
+        await asyncio.sleep(0)
+        self.validated.append((plugin_id, plugin_config))
+        return "the GPU is full" if plugin_id == "pid" else None
+
+    def _on_job_completed(self, job_id: str) -> None:
+        self.completed.append((job_id, self.jobs[job_id].status, threading.current_thread().name))
+
+
+def test_every_hook_is_used() -> None:
+    """A subclass makes the job, the request and the result, validates before, and hears of each completion, in order, on another thread."""
+
+    async def scenario() -> None:
+        async with manager("echo", "pid", cls=Hooked) as m:
+            jobs = [await m.start_job("echo", label=f"job {i}", y=i) for i in range(3)]
+            assert [await job for job in jobs] == [{"of": job.id, "data": [f"job {i}", i]} for i, job in enumerate(jobs)]
+            assert all(type(job) is HookedJob and job.metadata == {"made": "here"} for job in jobs)
+            with pytest.raises(errors.ResourceValidationError, match="the GPU is full") as refusal:
+                await m.start_job("pid", label="too big")
+            assert refusal.value.reason == "the GPU is full" and len(m.jobs) == 3
+        assert m.validated == [("echo", {})] * 3 + [("pid", {})]
+        assert [(i, s) for i, s, _ in m.completed] == [(job.id, "completed") for job in jobs]
+        assert threading.current_thread().name not in {thread for _, _, thread in m.completed}
+
+    run(scenario())
+
+
+def test_the_completion_hook_may_be_a_coroutine() -> None:
+    """An async hook runs on the loop, only for completed jobs, and shutdown waits for it."""
+    heard = []
+
+    class Async(JobManager):
+        async def _on_job_completed(self, job_id: str) -> None:
+            await asyncio.sleep(0.05)
+            heard.append((job_id, threading.current_thread()))
+
+    async def scenario() -> None:
+        async with manager("echo", "fail", cls=Async) as m:
+            good, bad = await m.start_job("echo"), await m.start_job("fail")
+            await asyncio.gather(good.wait(), bad.wait())
+        assert heard == [(good.id, threading.current_thread())]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"x": 1, "y": 2}, {"plugin_id": "p", "x": 1}], ids=["plain", "a parameter called plugin_id"]
+)
+def test_create_job_gets_the_parameters(parameters: "dict[str, Any]") -> None:
+    """create_job is called with the plugin's id by position, and with the parameters by name."""
+    calls = []
+
+    class Recorder(JobManager):
+        def create_job(self, *args: Any, **kwargs: Any) -> Job:
+            calls.append((args, kwargs))
+            return super().create_job(*args, **kwargs)
+
+    async def scenario() -> Any:
+        async with manager("anything", cls=Recorder) as m:
+            return await (await m.start_job("anything", params=parameters))
+
+    assert run(scenario()) == parameters
+    assert calls == [(("anything",), parameters)]
+
+
+def test_a_hook_that_raises_before_the_job_exists_leaves_none() -> None:
+    """What create_job, prepare_execute_request and _validate_resources raise comes out of start_job, and no job is kept."""
+
+    class Raising(JobManager):
+        at = ""
+
+        def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
+            assert self.at != "create_job", self.at
+            return super().create_job(plugin_id, **parameters)
+
+        def prepare_execute_request(self, job: Job) -> "dict[str, Any]":
+            assert self.at != "prepare_execute_request", self.at
+            return super().prepare_execute_request(job)
+
+        async def _validate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> "str | None":
+            assert self.at != "_validate_resources", self.at
+            return None
+
+    async def scenario() -> None:
+        async with manager("echo", cls=Raising) as m:
+            for m.at in ("create_job", "prepare_execute_request", "_validate_resources"):
+                with pytest.raises(AssertionError, match=m.at):
+                    await m.start_job("echo")
+            assert m.jobs == {} and m.workers == []
+            m.at = ""
+            assert await (await m.start_job("echo", x=3)) == 3
+
+    run(scenario())
+
+
+def test_a_job_whose_id_is_taken_is_refused() -> None:
+    """create_job may choose ids; one that a living job has cannot take its place."""
+
+    class SameId(JobManager):
+        def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
+            return Job(plugin_id, parameters, id="same")
+
+    async def scenario() -> None:
+        async with manager("stuck", "echo", cls=SameId) as m:
+            first = await m.start_job("stuck")
+            await first_chunk(first)
+            with pytest.raises(Exception, match="same"):
+                await m.start_job("echo")
+            assert m.get_job("same") is first and await m.cancel_job("same")
+
+    run(scenario())
+
+
+# Plugins of every kind
+
+
+def by_closure(greeting: str) -> Any:
+    """A plugin that exists nowhere but in this process."""
+
+    def greet(name: str) -> str:
+        return f"{greeting}, {name}"
+
+    return greet
+
+
+def closed_class(factor: int) -> Any:
+    """A class that exists nowhere but in this process."""
+
+    class Multiply:
+        def load(self, config: "dict[str, Any]") -> None:
+            self.factor = factor
+
+        def run(self, x: int) -> int:
+            return self.factor * x
+
+    return Multiply
+
+
+def closed_generator() -> Any:
+    """A generator function that exists nowhere but in this process."""
+
+    def letters(word: str) -> Any:
+        yield from word
+        return len(word)
+
+    return letters
+
+
+class Instance:
+    """Used as an instance that was made here."""
+
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+
+    def run(self, x: str) -> str:
+        """Add the suffix."""
+        return x + self.suffix
+
+
+KINDS: "dict[str, tuple[Any, dict[str, Any], Any, list[Any]]]" = {
+    "function": (sample_plugins.echo, {"x": 1}, 1, []),
+    "coroutine function": (sample_plugins.slowly, {"x": 2}, 2, []),
+    "generator function": (sample_plugins.count, {"n": 3}, "counted to 3", [0, 1, 2]),
+    "class": (SleepFor, {"seconds": 0}, 0, []),
+    "class with a generator": (sample_plugins.Streaming, {"n": 2}, "end", [0, 1]),
+    "instance": (Instance("!"), {"x": "hi"}, "hi!", []),
+    "import string of a function": ("sample_plugins:echo", {"x": 3}, 3, []),
+    "import string of a class": ("sample_plugins:Streaming", {"n": 1}, "end", [0]),
+    "import string with dots": ("os.path:join.__name__.upper", {}, "JOIN", []),
+    "lambda": (lambda x: x + 1, {"x": 1}, 2, []),
+    "closure": (by_closure("Hello"), {"name": "you"}, "Hello, you", []),
+    "class in a function": (closed_class(3), {"x": 4}, 12, []),
+    "generator in a function": (closed_generator(), {"word": "ab"}, 2, ["a", "b"]),
+    "partial": (functools.partial(sample_plugins.anything, a=1), {"b": 2}, {"a": 1, "b": 2}, []),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plugin_may_be(kind: str) -> None:
+    """Each kind of plugin runs, streams what it yields, and gives its result."""
+    plugin, parameters, result, chunks = KINDS[kind]
+
+    async def scenario() -> None:
+        async with JobManager("test", "kinds", worker_config=WorkerConfig(standby=False), plugins={"it": plugin}) as m:
+            job = await m.start_job("it", **parameters)
+            assert [chunk async for chunk in job.stream()] == chunks
+            assert await job == result
+
+    run(scenario())
+
+
+MAIN = '''
+import asyncio, json, os, sys
+from dataclasses import dataclass
+from cjm_worker_protocols import BaseJobManager, JobManager, WorkerConfig
+
+print(json.dumps("top"), flush=True)
+FACTOR = 3
+
+@dataclass
+class Point:
+    x: int
+
+def double(p): return Point(p.x * 2 * FACTOR)
+def letters(word):
+    yield from word
+    return len(word)
+class Counter:
+    def load(self, config): self.n = 0
+    def run(self):
+        self.n += 1
+        return self.n
+    def unload(self): pass
+class Mine(BaseJobManager):
+    def get_plugin_loader(self): return lambda: {"double": double, "letters": letters, "counter": Counter}
+
+async def use(m):
+    async with m:
+        point = await (await m.start_job("double", p=Point(2)))
+        chunks = [c async for c in (await m.start_job("letters", word="ab")).stream()]
+        counts = [await (await m.start_job("counter")) for _ in range(2)]
+        return isinstance(point, Point), point.x, chunks, counts
+
+config = WorkerConfig(standby=True)
+table = {"double": double, "letters": letters, "counter": Counter}
+print(json.dumps(asyncio.run(use(JobManager("t", "c", worker_config=config, plugins=table)))), flush=True)
+print(json.dumps(asyncio.run(use(Mine("t", "c", worker_config=config)))), flush=True)
+'''
+
+
+def test_plugins_may_be_defined_in_main(tmp_path: Path) -> None:
+    """A script with no main guard runs its own plugins, its classes come back as themselves, and nothing of it runs twice."""
+    with script(tmp_path / "main.py", MAIN) as process:
+        assert said_json(process) == "top"
+        for _ in range(2):
+            assert said_json(process) == [True, 12, ["a", "b"], [1, 2]]
+        out, err = process.communicate(timeout=20)
+    assert (out, err, process.returncode) == ("", "", 0)
+
+
+@pytest.mark.parametrize("wrong", [42, None, "no_colon", "two:colons:here", "spa ce:x", Path, object()], ids=str)
+def test_what_cannot_be_a_plugin_is_refused_at_once(wrong: Any) -> None:
+    """PluginTypeError at construction names the plugin and shows what it got."""
+    with pytest.raises(errors.PluginTypeError, match="'wrong'"):
+        JobManager("test", "kinds", plugins={"good": sample_plugins.echo, "wrong": wrong})
+
+
+def test_a_plugin_that_cannot_be_sent_is_refused_at_once() -> None:
+    """PluginNotSendableError at construction names the plugin and the reason."""
+    lock = threading.Lock()
+    with pytest.raises(errors.PluginNotSendableError, match="plugin 'locked'.*lock"):
+        JobManager("test", "kinds", plugins={"locked": lambda: lock})
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [("no_such_module_at_all:x", "No module named"), ("os:no_such_name", "no_such_name"), ("os:pathconf_names", "expected a function")],
+)
+def test_an_import_string_that_leads_nowhere_fails_the_job(source: str, reason: str) -> None:
+    """The job fails with category `load` and the reason; the worker goes on."""
+
+    async def scenario() -> None:
+        plugins = {"lost": source, "echo": sample_plugins.echo}
+        async with JobManager("test", "kinds", worker_config=WorkerConfig(standby=False), plugins=plugins) as m:
+            job = await end(await m.start_job("lost"))
+            assert job.error.category == "load" and reason in job.error.message, job.error
+            good = await m.start_job("echo", x=1)
+            assert await good == 1 and good.worker_pid == job.worker_pid
+
+    run(scenario())
+
+
+class WithLoader(BaseJobManager):
+    """The mission's way: subclass, and give a loader."""
+
+    loader: Any = staticmethod(sample_plugins.loader)
+
+    def get_plugin_loader(self) -> Any:
+        return self.loader
+
+
+def test_a_loader_gives_plugins_in_the_worker() -> None:
+    """A loader is called once in a worker; what it maps to ids are plugins of any kind."""
+
+    async def scenario() -> None:
+        async with manager(cls=WithLoader) as m:
+            assert await (await m.start_job("echo", x=1)) == 1
+            assert [c async for c in (await m.start_job("by_name", n=2)).stream()] == [0, 1]
+            first = await (await m.start_job("loaded"))
+            assert first["log"] == [["load", {}]] and first["pid"] == m.workers[0].pid
+
+    run(scenario())
+
+
+def test_a_loader_may_be_defined_anywhere() -> None:
+    """A closure is sent by value."""
+    greeting = "Good day"
+
+    class Local(BaseJobManager):
+        def get_plugin_loader(self) -> Any:
+            return lambda: {"greet": by_closure(greeting)}
+
+    async def scenario() -> Any:
+        async with manager(cls=Local) as m:
+            return await (await m.start_job("greet", name="Ann"))
+
+    assert run(scenario()) == "Good day, Ann"
+
+
+def test_a_plugin_that_the_loader_does_not_give_fails_the_job() -> None:
+    """Without a registry only the worker can tell; the error lists what there is."""
+
+    async def scenario() -> None:
+        async with manager(cls=WithLoader) as m:
+            job = await end(await m.start_job("nope"))
+            assert job.error.category == "load" and "'nope'" in job.error.message and "by_name, echo, loaded, pid" in job.error.message
+
+    run(scenario())
+
+
+def test_a_loader_that_gives_nothing_of_use_fails_the_job() -> None:
+    """The error says what was expected, and what came."""
+
+    class Useless(WithLoader):
+        loader = staticmethod(sample_plugins.not_a_catalog)
+
+    async def scenario() -> None:
+        async with manager(cls=Useless) as m:
+            job = await end(await m.start_job("echo"))
+            assert job.error.category == "load" and "got 42" in job.error.message
+
+    run(scenario())
+
+
+def test_a_manager_without_a_loader_says_what_to_do() -> None:
+    """BaseJobManager itself raises NotImplementedError with both ways out."""
+
+    async def scenario() -> None:
+        with pytest.raises(NotImplementedError, match="get_plugin_loader.*JobManager"):
+            await BaseJobManager("test", "kinds").start_job("echo")
+
+    run(scenario())
+
+
+class WithAdapter(WithLoader):
+    """Uses a plugin manager in the style of cjm-fasthtml-workers."""
+
+    loader = sample_plugins.Adapter
+
+
+def test_an_adapter_runs_its_plugins_without_streaming() -> None:
+    """A manager that does not stream calls execute_plugin, after discover_plugins and load_plugin, once."""
+
+    async def scenario() -> None:
+        async with manager(cls=WithAdapter) as m:
+            for _ in range(2):
+                job = await m.start_job("words", text="to be or not")
+                assert [chunk async for chunk in job.stream()] == []
+                assert await job == {"plugin": "words", "config": {}, "log": ["load words"], "text": "to be or not"}
+            assert (await (await m.start_job("plain")))["log"] == ["load words", "unload words", "load plain"]
+
+    run(scenario())
+
+
+def test_an_adapter_streams_when_the_manager_and_the_plugin_do() -> None:
+    """execute_plugin_stream's chunks are the stream, its return value is the result; a plugin that cannot stream runs plainly."""
+
+    async def scenario() -> None:
+        async with manager(cls=WithAdapter, supports_streaming=True) as m:
+            job = await m.start_job("words", text="to be or not")
+            assert [chunk async for chunk in job.stream()] == ["to", "be", "or", "not"]
+            assert await job == {"plugin": "words", "words": 4}
+            plain = await m.start_job("plain", text="x")
+            assert (await plain)["text"] == "x" and m.check_streaming_support("words")
+
+    run(scenario())
+
+
+def test_an_adapter_reloads_and_unloads() -> None:
+    """reload_plugin and unload_plugin reach the plugin manager in the worker."""
+
+    async def scenario() -> None:
+        async with manager(cls=WithAdapter) as m:
+            await (await m.start_job("plain"))
+            assert await m.reload_plugin("plain", {"size": 2})
+            assert (await (await m.start_job("plain")))["config"] == {"size": 2}
+            assert await m.unload_plugin("plain") and not await m.unload_plugin("plain")
+            assert (await (await m.start_job("plain")))["log"] == ["load plain", "reload plain", "unload plain", "load plain"]
+
+    run(scenario())
+
+
+def test_an_adapter_does_not_know_a_plugin() -> None:
+    """A plugin that discover_plugins does not list fails the job with the list."""
+
+    async def scenario() -> None:
+        async with manager(cls=WithAdapter) as m:
+            job = await end(await m.start_job("nope"))
+            assert job.error.category == "load" and "plain, words" in job.error.message
+
+    run(scenario())
+
+
+# Loading, unloading, configs
+
+
+class Metadata:
+    """What a registry says of a plugin."""
+
+    def __init__(self, plugin_id: str, name: str, is_configured: bool = True) -> None:
+        self.name, self.is_configured, self._id = name, is_configured, plugin_id
+
+    def get_unique_id(self) -> str:
+        """Its id."""
+        return self._id
+
+
+class Registry:
+    """A registry that can be changed."""
+
+    def __init__(self, **names: str) -> None:
+        self.plugins = {plugin_id: Metadata(plugin_id, name) for plugin_id, name in names.items()}
+        self.configs: "dict[str, dict[str, Any]]" = {}
+
+    def get_plugins_by_category(self, category: Any) -> "list[Any]":
+        """All of them."""
+        return list(self.plugins.values()) if category == "tests" else []
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        """One of them."""
+        return self.plugins.get(plugin_id)
+
+    def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+        """Its config."""
+        return self.configs.get(plugin_id, {})
+
+
+def test_a_plugin_is_loaded_once_for_many_jobs() -> None:
+    """A worker keeps its plugin loaded, and unloads it before it loads another."""
+
+    async def scenario() -> None:
+        async with manager("Loaded", "echo") as m:
+            for _ in range(3):
+                assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
+            assert m.workers[0].plugin_id == "Loaded"
+            await (await m.start_job("echo"))
+            assert (await (await m.start_job("Loaded")))["log"] == [["load", {}], ["unload", {}], ["load", {}]]
+
+    run(scenario())
+
+
+def test_a_changed_config_reaches_the_next_job() -> None:
+    """The registry's config is read for every job; the plugin is loaded anew only when it has changed."""
+    registry = Registry(p1="Loaded")
+
+    async def scenario() -> None:
+        async with manager("Loaded", plugin_registry=registry) as m:
+            registry.configs["p1"] = {"model": "small"}
+            assert (await (await m.start_job("p1")))["config"] == {"model": "small"}
+            assert (await (await m.start_job("p1")))["log"] == [["load", {"model": "small"}]]
+            registry.configs["p1"]["model"] = "large"  # changed in place, too
+            last = await (await m.start_job("p1"))
+            assert last["config"] == {"model": "large"}
+            assert last["log"] == [["load", {"model": "small"}], ["unload", {"model": "small"}], ["load", {"model": "large"}]]
+            assert m.get_plugin_name("p1") == "Loaded" and m.get_plugin_name("p2") is None
+
+    run(scenario())
+
+
+def test_a_registry_names_what_it_does_not_know() -> None:
+    """An unknown plugin, or one that is not configured, is a named error before any worker starts."""
+    registry = Registry(p1="Loaded", p2="echo")
+    registry.plugins["p2"].is_configured = False
+
+    async def scenario() -> None:
+        async with manager("Loaded", "echo", plugin_registry=registry) as m:
+            with pytest.raises(errors.UnknownPluginError, match="'p9'.*p1, p2"):
+                await m.start_job("p9")
+            with pytest.raises(errors.PluginNotConfiguredError, match="'p2'"):
+                await m.start_job("p2")
+            assert m.jobs == {} and m.workers == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("metadata", [{"unique_id": "p1"}, {"id": "p1"}, {"id": "p1", "name": "echo"}], ids=str)
+def test_metadata_is_read_tolerantly(metadata: "dict[str, Any]") -> None:
+    """An id from `unique_id` or `id` does, a name may be missing, and what says nothing of is_configured is configured."""
+
+    class Plain:
+        def __init__(self) -> None:
+            self.__dict__.update(metadata)
+
+    registry = Registry()
+    registry.plugins["p1"] = Plain()  # type: ignore[assignment]
+
+    async def scenario() -> Any:
+        plugins = {metadata.get("name", "p1"): sample_plugins.echo}
+        async with JobManager("test", "tests", worker_config=WorkerConfig(standby=False), plugin_registry=registry, plugins=plugins) as m:
+            with pytest.raises(errors.UnknownPluginError, match="p1"):
+                await m.start_job("p2")
+            return await (await m.start_job("p1", x=7))
+
+    assert run(scenario()) == 7
+
+
+def test_unload_plugin_frees_every_worker(gate: Gate) -> None:
+    """All idle workers that hold it unload it; the next job loads it again; an unknown or unloaded plugin gives False."""
+
+    async def scenario() -> None:
+        async with manager("Loaded", "wait_at", max_workers=2) as m:
+            seen = Seen(m)
+            assert not await m.unload_plugin("Loaded")
+            blocked = await m.start_job("wait_at", gate=gate.path)
+            await seen.until("job:progress")
+            await (await m.start_job("Loaded"))
+            gate.open()
+            await blocked
+            assert sorted(str(w.plugin_id) for w in m.workers) == ["Loaded", "wait_at"]
+            assert await m.unload_plugin("Loaded") and not await m.unload_plugin("Loaded") and not await m.unload_plugin("unknown")
+            assert sorted(str(w.plugin_id) for w in m.workers) == ["None", "wait_at"]
+            assert ["unload", {}] in (await (await m.start_job("Loaded")))["log"]
+
+    run(scenario())
+
+
+def test_unload_plugin_waits_for_the_job_that_runs(gate: Gate) -> None:
+    """Unloading never takes a plugin away from a job."""
+
+    async def scenario() -> None:
+        async with manager("wait_at") as m:
+            seen = Seen(m)
+            job = await m.start_job("wait_at", gate=gate.path, tag="whole")
+            await seen.until("job:progress")
+            unloading = asyncio.ensure_future(m.unload_plugin("wait_at"))
+            await asyncio.sleep(0.05)
+            assert not unloading.done()
+            gate.open()
+            assert (await job)[1] == "whole" and await unloading
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("config", [{"size": 2}, {}], ids=["another config", "the same config"])
+def test_reload_plugin_loads_once(config: "dict[str, Any]") -> None:
+    """reload_plugin unloads once and loads once, and without a registry its config stays for the jobs that follow."""
+
+    async def scenario() -> None:
+        async with manager("Loaded") as m:
+            await (await m.start_job("Loaded"))
+            assert await m.reload_plugin("Loaded", config)
+            after = await (await m.start_job("Loaded"))
+            assert after["log"] == [["load", {}], ["unload", {}], ["load", config]] and after["config"] == config
+
+    run(scenario())
+
+
+def test_reload_plugin_by_name_with_a_registry() -> None:
+    """A registry's name stands for its plugin; the next job has the registry's config again."""
+    registry = Registry(p1="Loaded")
+
+    async def scenario() -> None:
+        async with manager("Loaded", plugin_registry=registry) as m:
+            await (await m.start_job("p1"))
+            assert await m.reload_plugin("Loaded", {"size": 2})
+            assert m.workers[0].plugin_id == "p1"
+            assert (await (await m.start_job("p1")))["log"][2:] == [["load", {"size": 2}], ["unload", {"size": 2}], ["load", {}]]
+
+    run(scenario())
+
+
+def test_reload_plugin_without_a_worker_says_so() -> None:
+    """False when nobody loaded it; the config is used all the same by the next job."""
+
+    async def scenario() -> None:
+        async with manager("Loaded") as m:
+            assert not await m.reload_plugin("Loaded", {"size": 3})
+            assert (await (await m.start_job("Loaded")))["config"] == {"size": 3}
+
+    run(scenario())
+
+
+def test_a_plugin_that_cannot_be_unloaded_is_dropped() -> None:
+    """What unload raises is logged, and the worker goes on with the next plugin."""
+
+    async def scenario() -> None:
+        async with manager("BadUnload", "echo") as m:
+            await (await m.start_job("BadUnload"))
+            job = await m.start_job("echo", x=1)
+            assert await job == 1 and len(m.workers) == 1
+
+    run(scenario())
+
+
+def test_check_streaming_support() -> None:
+    """Generators stream; with supports_streaming the manager says yes to all."""
+    m = manager("echo", "count", "Streaming")
+    assert [m.check_streaming_support(p) for p in ("echo", "count", "Streaming", "unknown")] == [False, True, True, False]
+    assert manager("echo", supports_streaming=True).check_streaming_support("echo")
+    assert manager("echo").get_plugin_name("echo") is None
+
+
+def test_a_job_manager_names_the_plugins_it_has() -> None:
+    """An unknown plugin raises UnknownPluginError with the ids that would have been right; no worker, no job."""
+
+    async def scenario() -> None:
+        async with manager("echo", "pid") as m:
+            with pytest.raises(ValueError, match="no plugin 'ehco'.*echo, pid") as unknown:
+                await m.start_job("ehco")
+            assert isinstance(unknown.value, errors.UnknownPluginError) and unknown.value.plugin_id == "ehco"
+            assert m.jobs == {} and m.workers == []
+
+    run(scenario())
+
+
+# Interpreter and environment
+
+
+def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
+    """With `python` workers run in another virtual environment and see its packages; plugins come by import string."""
+    home = tmp_path / "other"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
+    site = next(home.glob("lib/python*/site-packages"))
+    (site / "only_there.py").write_text(
+        "import sys\n"
+        "from cjm_worker_protocols import report_progress\n"
+        "def where():\n"
+        "    report_progress(1.0, 'found')\n"
+        "    try: import psutil, cloudpickle\n"
+        "    except ImportError: return sys.prefix\n"
+        "    return 'the packages of the manager'\n"
+    )
+
+    async def scenario() -> None:
+        config = WorkerConfig(standby=False, python=str(home / "bin" / "python"))
+        async with JobManager("test", "tests", worker_config=config, plugins={"where": "only_there:where"}) as m:
+            job = await m.start_job("where")
+            assert Path(await job).resolve() == home.resolve() and job.message == "found"
+
+    run(scenario())
+
+
+def test_env_is_laid_over_the_managers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`env` adds and overrides; the rest is inherited."""
+    monkeypatch.setenv("CJM_TEST_INHERITED", "inherited")
+    monkeypatch.setenv("CJM_TEST_BOTH", "manager")
+
+    async def scenario() -> "list[Any]":
+        async with manager("env", env={"CJM_TEST_BOTH": "worker", "CJM_TEST_NEW": "new"}) as m:
+            return [await (await m.start_job("env", name=f"CJM_TEST_{n}")) for n in ("INHERITED", "BOTH", "NEW")]
+
+    assert run(scenario()) == ["inherited", "worker", "new"]
+
+
+def test_a_worker_needs_the_standard_library_only() -> None:
+    """A plugin by import string is run without cloudpickle, psutil or fastcore, and without anything of the manager's side."""
+
+    async def scenario() -> "list[str]":
+        async with JobManager("test", "tests", worker_config=WorkerConfig(standby=False), plugins={"it": "sample_plugins:imported"}) as m:
+            return list(await (await m.start_job("it")))
+
+    modules = run(scenario())
+    assert not {"cloudpickle", "psutil", "fastcore", "nbdev", "pytest", "test_jobs"} & set(modules)
+    assert not [m for m in modules if m.startswith(("cjm_worker_protocols.managers", "cjm_worker_protocols.integrations"))]
+
+
+GLOBALS = '''
+import asyncio, atexit, json, multiprocessing, signal, sys, threading, warnings
+warnings.simplefilter("error")
+from cjm_worker_protocols import JobManager, WorkerConfig
+
+def facts():
+    return [multiprocessing.get_start_method(allow_none=True), atexit._ncallbacks(), threading.active_count(), sys.excepthook is sys.__excepthook__,
+            *(repr(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM))]
+
+async def work():
+    async with JobManager("t", "c", plugins={"echo": lambda x: x}) as m:
+        job = await m.start_job("echo", x=1)
+        assert await job == 1
+
+asyncio.run(work())  # the first run imports, and makes the loop's own
+before = facts()
+asyncio.run(work())
+print(json.dumps([before, facts()]), flush=True)
+'''
+
+
+def test_nothing_global_is_changed(tmp_path: Path) -> None:
+    """No start method, exit handler, signal handler or thread is left by a manager that came and went, and nothing is printed."""
+    with script(tmp_path / "main.py", GLOBALS) as process:
+        before, after = said_json(process)
+        out, err = process.communicate(timeout=20)
+    assert before == after and before[0] is None and (out, err) == ("", "")
+
+
+def test_a_manager_may_live_on_a_loop_of_another_thread() -> None:
+    """Nothing needs the main thread."""
+    outcome: "list[Any]" = []
+
+    async def scenario() -> Any:
+        async with manager("echo", "stuck", standby=True) as m:
+            stuck = await m.start_job("stuck")
+            await first_chunk(stuck)
+            assert await m.cancel_job(stuck.id)
+            return await (await m.start_job("echo", x="from a thread"))
+
+    thread = threading.Thread(target=lambda: outcome.append(run(scenario())))
+    thread.start()
+    thread.join(30)
+    assert outcome == ["from a thread"]
+
+
+# Several workers
+
+
+def test_several_workers_work_at_the_same_time(gate: Gate) -> None:
+    """With max_workers=3 three jobs run at once, in three processes, and a fourth waits."""
+
+    async def scenario() -> None:
+        async with manager("wait_at", max_workers=3) as m:
+            seen = Seen(m)
+            jobs = [await m.start_job("wait_at", gate=gate.path, tag=i) for i in range(4)]
+            for job in jobs[:3]:
+                await seen.until("job:progress", job_id=job.id)
+            assert [job.status for job in jobs] == ["running"] * 3 + ["pending"]
+            assert len({job.worker_pid for job in jobs[:3]}) == len(m.workers) == 3
+            gate.open(4)
+            results = [await job for job in jobs]
+            assert [tag for _, tag in results] == [0, 1, 2, 3] and len({pid for pid, _ in results}) == 3
+
+    run(scenario())
+
+
+def test_no_more_workers_are_started_than_needed() -> None:
+    """Jobs that come one at a time share one worker, whatever max_workers allows."""
+
+    async def scenario() -> None:
+        async with manager("pid", max_workers=3) as m:
+            assert len({await (await m.start_job("pid")) for _ in range(5)}) == 1
+
+    run(scenario())
+
+
+def test_a_job_goes_to_the_worker_that_has_its_plugin(gate: Gate) -> None:
+    """Among idle workers, the one that has loaded the plugin is chosen."""
+
+    async def scenario() -> None:
+        async with manager("Loaded", "wait_at", "count", max_workers=2) as m:
+            seen = Seen(m)
+            blocked = await m.start_job("wait_at", gate=gate.path)
+            await seen.until("job:progress")
+            holder = (await (await m.start_job("Loaded")))["pid"]
+            gate.open()
+            other, _ = await blocked
+            assert holder != other
+            for _ in range(3):
+                gate.open()
+                assert (await (await m.start_job("wait_at", gate=gate.path)))[0] == other
+                assert (await (await m.start_job("Loaded")))["pid"] == holder
+
+    run(scenario())
+
+
+def test_a_standby_takes_over() -> None:
+    """A standby is started in the background; after a cancel it runs the next job, and another takes its place."""
+
+    async def scenario() -> None:
+        async with manager("stuck", "pid", standby=True) as m:
+            seen = Seen(m)
+            job = await m.start_job("stuck")
+            mine = await first_chunk(job)
+            spare = (await seen.when(lambda e: e.type == "worker:ready" and e.data["pid"] != mine)).data["pid"]
+            assert {(w.pid, w.status) for w in m.workers} == {(mine, "running"), (spare, "standby")}
+            assert await m.cancel_job(job.id)
+            assert await (await m.start_job("pid")) == spare
+            await seen.when(lambda e: e.type == "worker:ready" and e.data["pid"] not in (mine, spare))
+
+    run(scenario())
+
+
+# Cancelling
+
+
+def test_cancel_says_what_it_did() -> None:
+    """True for a job that it ended, running or pending; False for one that is unknown or had ended."""
+
+    async def scenario() -> None:
+        async with manager("stuck", "echo") as m:
+            running, pending = await m.start_job("stuck"), await m.start_job("stuck")
+            await first_chunk(running)
+            assert await m.cancel_job(pending.id) and pending.status == "cancelled" and pending.worker_pid is None
+            assert running.status == "running"
+            assert await m.cancel_job(running.id) and running.status == "cancelled"
+            assert not await m.cancel_job(running.id) and not await m.cancel_job("unknown")
+            done = await m.start_job("echo")
+            await done
+            assert not await m.cancel_job(done.id) and done.status == "completed"
+            with pytest.raises(JobCancelled, match="cancelled"):
+                await running
+            assert isinstance(running.error, JobError) and running.error.category == "cancelled"
+
+    run(scenario())
+
+
+def test_a_plugin_that_asks_is_cancelled_in_peace(tmp_path: Path) -> None:
+    """check_cancel raises in a cancelled job, `finally` runs, and the worker goes on with the next job."""
+    marker = tmp_path / "marker"
+
+    async def scenario() -> None:
+        async with manager("cooperative", "pid") as m:
+            for _ in range(3):
+                job = await m.start_job("cooperative", marker=str(marker))
+                mine = await first_chunk(job)
+                assert await m.cancel_job(job.id) and marker.read_text() == "cleaned up"
+                assert await (await m.start_job("pid")) == mine
+                marker.unlink()
+
+    run(scenario())
+
+
+def test_a_timeout_asks_too() -> None:
+    """A job that asks, and runs out of time, fails with `timeout`, and its worker goes on."""
+
+    async def scenario() -> None:
+        async with manager("cooperative", "pid") as m:
+            job = await end(await m.start_job("cooperative", timeout=0.2))
+            assert job.status == "failed" and job.error.category == "timeout"
+            assert await (await m.start_job("pid")) == job.worker_pid
+
+    run(scenario())
+
+
+def test_a_plugin_that_asked_once_and_never_again_is_killed() -> None:
+    """The grace period is all the time that a cooperative plugin has."""
+
+    async def scenario() -> None:
+        async with manager("cooperative_no_more", "pid", grace_timeout=0.3) as m:
+            job = await m.start_job("cooperative_no_more")
+            mine = await first_chunk(job)
+            assert await m.cancel_job(job.id)
+            assert await (await m.start_job("pid")) != mine
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("plugin", ["tidy", "tidy_generator"])
+def test_finally_runs_in_a_plugin_that_does_not_ask(plugin: str, tmp_path: Path) -> None:
+    """A cancel arrives as an exception, so that a plugin can clean up, also where a generator waits for its reader."""
+    marker = tmp_path / "marker"
+
+    async def scenario() -> None:
+        async with manager(plugin, stream_buffer=5) as m:
+            seen = Seen(m)
+            job = await m.start_job(plugin, marker=str(marker))
+            reader = job.stream()
+            await seen.when(lambda e: e.type == "job:progress" or e.data.get("index") == 4)
+            assert await m.cancel_job(job.id) and marker.read_text() == "cleaned up"
+            await reader.aclose()
+
+    run(scenario())
+
+
+def test_a_plugin_may_stop_by_itself() -> None:
+    """Raising CancelRequested without being asked ends the job as cancelled."""
+    from cjm_worker_protocols.core.context import CancelRequested
+
+    def gives_up() -> None:
+        raise CancelRequested("enough")
+
+    async def scenario() -> None:
+        async with manager(gives_up) as m:
+            assert (await end(await m.start_job("gives_up"))).status == "cancelled"
+
+    run(scenario())
+
+
+def test_outside_a_worker_the_plugins_functions_do_nothing() -> None:
+    """A plugin can be called as a plain function: report_progress and check_cancel are silent, a wrong fraction is not."""
+    report_progress(0.5, "half")
+    check_cancel()
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="from 0 to 1"):
+            report_progress(wrong)
+
+
+# Progress, streams
+
+
+def test_progress_is_seen_on_the_job_and_as_events() -> None:
+    """Every report makes an event, in order; the job shows the last, and 1.0 when it is completed."""
+
+    async def scenario() -> None:
+        async with manager("progress", "echo") as m:
+            seen = Seen(m)
+            job = await m.start_job("progress")
+            await job
+            assert (job.progress, job.message) == (1.0, "step 4")
+            other = await m.start_job("echo")
+            await other
+            assert (other.progress, other.message) == (1.0, "")
+        reports = [(e.data["progress"], e.data["message"]) for e in await seen.rest() if e.type == "job:progress"]
+        assert reports == [(0.25, "step 1"), (0.5, "step 2"), (0.75, "step 3"), (1.0, "step 4")]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("fraction", [-0.5, 1.5, float("nan"), "half"], ids=str)
+def test_progress_that_cannot_be_fails_the_job(fraction: Any) -> None:
+    """The mistake is shown where it was made."""
+
+    async def scenario() -> None:
+        async with manager("impossible_progress") as m:
+            job = await end(await m.start_job("impossible_progress", fraction=fraction))
+            assert job.error.category == "exception" and "in impossible_progress" in job.error.traceback
+
+    run(scenario())
+
+
+def test_a_stream_gives_every_chunk_then_ends() -> None:
+    """Chunks come in order, whole and as they are, and the result is the generator's return value."""
+
+    async def scenario() -> None:
+        async with manager("count") as m:
+            job = await m.start_job("count", n=500)
+            assert [chunk async for chunk in job.stream()] == list(range(500))
+            assert await job == "counted to 500" and job.dropped_chunks == 0
+            empty = await m.start_job("count", n=0)
+            assert [chunk async for chunk in empty.stream()] == [] and await empty == "counted to 0"
+
+    run(scenario())
+
+
+def test_a_stream_is_live() -> None:
+    """A chunk can be read while the plugin goes on."""
+
+    async def scenario() -> None:
+        async with manager("stuck") as m:
+            job = await m.start_job("stuck")
+            assert await first_chunk(job) == job.worker_pid and job.status == "running"
+
+    run(scenario())
+
+
+def test_a_stream_can_begin_anywhere() -> None:
+    """`start` is the index of the first chunk wanted, before and after the end."""
+
+    async def scenario() -> None:
+        async with manager("count") as m:
+            job = await m.start_job("count", n=5)
+            assert [chunk async for chunk in job.stream(start=3)] == [3, 4]
+            await job
+            assert [chunk async for chunk in job.stream(start=4)] == [4] and [chunk async for chunk in job.stream(start=9)] == []
+            assert [chunk async for chunk in job.stream()] == [0, 1, 2, 3, 4]
+
+    run(scenario())
+
+
+def test_a_job_needs_no_reader() -> None:
+    """A generator that nobody reads runs to its end, and its newest chunks can be read later."""
+
+    async def scenario() -> None:
+        async with manager("count", stream_buffer=10) as m:
+            job = await m.start_job("count", n=1000)
+            assert await job == "counted to 1000" and job.dropped_chunks == 990
+            assert [chunk async for chunk in job.stream(start=990)] == list(range(990, 1000))
+
+    run(scenario())
+
+
+# Events and integrations
+
+
+class Hub:
+    """A broadcaster that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.events: "list[tuple[str, dict[str, Any]]]" = []
+
+    async def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+        """Keep it."""
+        self.events.append((event_type, data))
+
+
+class Pool:
+    """A resource manager that keeps every call."""
+
+    def __init__(self) -> None:
+        self.calls: "list[tuple[str, int, Any]]" = []
+        self.threads: "set[threading.Thread]" = set()
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        """Keep it."""
+        self._keep("register", pid, worker_type)
+
+    def unregister_worker(self, pid: int) -> None:
+        """Keep it."""
+        self._keep("unregister", pid, None)
+
+    def update_worker_state(self, pid: int, **state: Any) -> None:
+        """Keep it."""
+        self._keep("update", pid, state)
+
+    def _keep(self, *call: Any) -> None:
+        self.threads.add(threading.current_thread())
+        self.calls.append(call)
+
+
+def test_each_job_tells_its_story_in_order() -> None:
+    """queued, started, chunks, progress, one end; with the payloads that are promised, JSON-safe, each with its time."""
+
+    async def scenario() -> None:
+        hub = Hub()
+        async with manager("count", "fail", "stuck", "echo", event_broadcaster=hub, worker_type="story") as m:
+            seen = Seen(m)
+            good, bad, odd = await m.start_job("count", n=2), await m.start_job("fail"), await m.start_job("echo", x={1: {2}, "b": b"ytes"})
+            await asyncio.gather(good.wait(), bad.wait(), odd.wait())
+            running = await m.start_job("stuck")
+            await first_chunk(running)
+            await m.cancel_job(running.id)
+        events = await seen.rest()
+        assert [tuple(e) for e in events] == hub.events
+        assert json.loads(json.dumps([e.data for e in events], allow_nan=False)) == [e.data for e in events]
+        assert seen.types(good) == ["job:queued", "job:started", "job:chunk", "job:chunk", "job:completed"]
+        assert seen.types(bad) == ["job:queued", "job:started", "job:failed"]
+        assert seen.types(running) == ["job:queued", "job:started", "job:chunk", "job:cancelled"]
+        assert [e.type for e in events if "job_id" not in e.data] == ["worker:started", "worker:ready", "worker:exited"]
+        for event in events:
+            assert event.data["worker_type"] == "story" and event.data["time"].endswith("+00:00")
+            assert "pid" in event.data or {"job_id", "plugin_id"} <= event.data.keys()
+        of = {e.type: e.data for e in events}
+        assert [(e.data["index"], e.data["chunk"]) for e in events if e.type == "job:chunk"][:2] == [(0, 0), (1, 1)]
+        assert [e.data["result"] for e in events if e.type == "job:completed"] == ["counted to 2", {"1": [2], "b": "<4 bytes>"}]
+        assert of["job:failed"]["error"]["category"] == "exception" and "ValueError: no" in of["job:failed"]["error"]["message"]
+        assert of["job:started"]["pid"] == good.worker_pid
+        assert [e.data["time"] for e in events] == sorted(e.data["time"] for e in events)
+
+    run(scenario())
+
+
+def test_an_event_of_ones_own_goes_the_same_way() -> None:
+    """broadcast_event reaches the broadcaster and the listeners, in its place among the others."""
+
+    async def scenario() -> None:
+        hub = Hub()
+        async with manager("echo", event_broadcaster=hub) as m:
+            seen = Seen(m)
+            await m.broadcast_event("mine:before", {"a": 1})
+            await (await m.start_job("echo"))
+            await m.broadcast_event("mine:after", {"b": [2]})
+        types = [e.type for e in await seen.rest()]
+        assert types[0] == "mine:before" and types.index("mine:after") == types.index("job:completed") + 1
+        assert hub.events[0] == ("mine:before", {"a": 1}) and [t for t, _ in hub.events] == types
+
+    run(scenario())
+
+
+def test_events_can_be_heard_by_several_and_from_any_moment() -> None:
+    """Each listener gets everything from the moment it began; the iterators end at shutdown."""
+
+    async def scenario() -> None:
+        async with manager("echo") as m:
+            early = Seen(m)
+            await (await m.start_job("echo"))
+            late = Seen(m)
+            second = await m.start_job("echo")
+            await second
+        assert (await early.rest())[-len(await late.rest()) :] == late.events
+        assert late.types(second) == early.types(second) and len(late.events) < len(early.events)
+        assert early.listener.dropped == 0
+
+    run(scenario())
+
+
+def test_a_listener_that_is_gone_costs_nothing() -> None:
+    """An iterator over events that nobody holds any more is forgotten."""
+    import gc
+    import weakref
+
+    async def scenario() -> None:
+        async with manager("echo") as m:
+            ghosts = [weakref.ref(m.events()) for _ in range(5)]
+            gc.collect()
+            await (await m.start_job("echo"))
+            assert [ghost() for ghost in ghosts] == [None] * 5
+
+    run(scenario())
+
+
+def test_listening_after_the_shutdown_ends_at_once() -> None:
+    """A loop over the events of a manager that was shut down has nothing to wait for."""
+
+    async def scenario() -> None:
+        async with manager("echo") as m:
+            pass
+        assert await asyncio.wait_for(collect(m.events()), 2) == []
+
+    async def collect(listener: Any) -> "list[Any]":
+        return [event async for event in listener]
+
+    run(scenario())
+
+
+def test_the_resource_manager_sees_every_change(gate: Gate) -> None:
+    """Registered once when ready, always all six fields by keyword, unregistered once at the end; in order, on one other thread."""
+    registry = Registry(p1="wait_at")
+    registry.configs["p1"] = {"model": "large"}
+
+    async def scenario() -> None:
+        pool = Pool()
+        async with manager("wait_at", plugin_registry=registry, resource_manager=pool, worker_type="gpu") as m:
+            gate.open()
+            job = await m.start_job("p1", gate=gate.path)
+            pid, _ = await job
+            assert await m.unload_plugin("wait_at")
+        blank = dict.fromkeys(("job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config"))
+        plugin = {"plugin_name": "wait_at", "plugin_id": "p1", "loaded_plugin_resource": "large", "config": {"model": "large"}}
+        assert pool.calls == [
+            ("register", pid, "gpu"),
+            ("update", pid, {**blank, "status": "idle"}),
+            ("update", pid, {**plugin, "status": "running", "job_id": job.id}),
+            ("update", pid, {**plugin, "status": "idle", "job_id": None}),
+            ("update", pid, {**blank, "status": "idle"}),
+            ("unregister", pid, None),
+        ]
+        assert len(pool.threads) == 1 and threading.current_thread() not in pool.threads
+
+    run(scenario())
+
+
+# Logs
+
+
+def test_what_a_plugin_says_reaches_the_managers_log(caplog: pytest.LogCaptureFixture) -> None:
+    """print, stderr, logging, and what its children print become log records that name the job, the plugin and the worker."""
+
+    async def scenario() -> "tuple[Job, int]":
+        async with manager("says", "echo") as m:
+            job = await m.start_job("says")
+            pid = await first_chunk(job)
+            await job
+            await (await m.start_job("echo"))
+            return job, pid
+
+    with caplog.at_level(logging.INFO, WORKER_LOG):
+        job, pid = run(scenario())
+    mine = [r for r in caplog.records if r.name.startswith(WORKER_LOG)]
+    assert {(r.job_id, r.plugin_id, r.worker_pid) for r in mine} == {(job.id, "says", pid)}  # type: ignore[attr-defined]
+    said = [(r.name.removeprefix(WORKER_LOG + "."), r.levelname, r.getMessage()) for r in mine]
+    texts = [(name, level, text.splitlines()[0]) for name, level, text in said]
+    assert [t for t in texts if t[0] == "stdout"] == [
+        ("stdout", "INFO", line) for line in ("printed", "from a child", "no newline at its end")
+    ]
+    assert [t for t in texts if t[0] == "stderr"] == [("stderr", "WARNING", line) for line in ("to stderr", "child error")]
+    assert ("some.library", "WARNING", "logged text") in texts and ("some.library", "INFO", "in detail") in texts
+    caught = next(text for name, _, text in said if name == "root")
+    assert caught.startswith("caught\n") and "ValueError: ünïcödé" in caught
+    logged = next(r for r in mine if r.getMessage() == "logged text")
+    assert logged.funcName == "says" and Path(logged.pathname).name == "sample_plugins.py"
+
+
+def test_a_log_level_holds_for_workers_too(caplog: pytest.LogCaptureFixture) -> None:
+    """Records below the level of the manager's logger do not even cross; a changed level reaches the next job."""
+
+    async def scenario() -> "list[str]":
+        async with manager("says") as m:
+            await (await m.start_job("says"))
+            caplog.set_level(logging.INFO, WORKER_LOG)
+            await (await m.start_job("says"))
+        return [r.levelname for r in caplog.records if r.name == f"{WORKER_LOG}.some.library"]
+
+    caplog.set_level(logging.WARNING, WORKER_LOG)
+    assert run(scenario()) == ["WARNING", "WARNING", "INFO"]
+
+
+def test_the_manager_itself_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nothing of a worker's, and nothing of the manager's, lands on this process's stdout or stderr."""
+
+    async def scenario() -> None:
+        async with manager("says", "crash", event_broadcaster=Hub(), restart=WorkerConfig().restart, backoff_base=0.0) as m:
+            await (await m.start_job("says"))
+            await end(await m.start_job("crash"))
+
+    logging.getLogger(WORKER_LOG).addHandler(handler := logging.NullHandler())
+    logging.getLogger("cjm_worker_protocols").propagate = False
+    try:
+        run(scenario())
+    finally:
+        logging.getLogger("cjm_worker_protocols").propagate = True
+        logging.getLogger(WORKER_LOG).removeHandler(handler)
+    out, err = capfd.readouterr()
+    assert out == "" and "from a child" not in err and "printed" not in err
+
+
+# Errors and how things look
+
+
+def test_an_error_tells_all_in_one_look() -> None:
+    """The text has the category, the message and the traceback in the worker, which begins with the plugin's own code."""
+
+    async def scenario() -> JobError:
+        async with manager("fail") as m:
+            error = (await end(await m.start_job("fail", message="<b>bad</b>"))).error
+            assert isinstance(error, JobError)
+            return error
+
+    error = run(scenario())
+    assert (error.category, error.message) == ("exception", "ValueError: <b>bad</b>")
+    assert (error.exit_code, error.signal, error.stderr_tail) == (None, None, "")
+    frames = [line for line in error.traceback.splitlines() if line.startswith("  File")]
+    assert [("sample_plugins.py" in f, f.rpartition(" ")[2]) for f in frames] == [(True, "fail"), (True, "_really_fail")]
+    assert str(error).startswith("exception: ValueError: <b>bad</b>\n") and error.traceback in str(error)
+    assert "&lt;b&gt;" in error._repr_html_() and "<b>bad" not in error._repr_html_()
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), repr(again), again.to_dict()) == (str(error), repr(error), error.to_dict())
+    assert json.loads(json.dumps(error.to_dict())) == error.to_dict()
+    cancelled = pickle.loads(pickle.dumps(JobCancelled("stopped")))
+    assert type(cancelled) is JobCancelled and cancelled.message == "stopped"
+
+
+class _Balanced(HTMLParser):
+    """Checks that every tag is closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: "list[str]" = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def well_formed(text: str) -> str:
+    """The same text, once it is known to be well-formed HTML."""
+    parser = _Balanced()
+    parser.feed(text)
+    parser.close()
+    assert not parser.open
+    return text
+
+
+def test_reprs_are_useful() -> None:
+    """A manager shows its jobs by status and its workers; a job its plugin and status; their HTML is well-formed and escaped."""
+
+    async def scenario() -> None:
+        async with manager("echo", "fail", "stuck", worker_type="<w>") as m:
+            assert repr(m) == "JobManager('<w>', 'tests': no jobs; 0 worker processes)"
+            good, bad, running, waiting = [await m.start_job(p) for p in ("echo", "fail", "stuck", "echo")]
+            await first_chunk(running)
+            assert repr(m) == "JobManager('<w>', 'tests': 1 pending, 1 running, 1 completed, 1 failed; 1 worker processes)"
+            page = well_formed(m._repr_html_())
+            assert all(job.id in page for job in (good, bad, running, waiting)) and str(running.worker_pid) in page and "<w>" not in page
+            for job in (good, bad, running, waiting):
+                assert job.status in repr(job) and job.plugin_id in repr(job) and job.id in repr(job)
+                assert job.status in well_formed(job._repr_html_())
+            assert "ValueError: no" in bad._repr_html_()
+            assert repr(bad.error) == "JobError('exception', 'ValueError: no')"
+        assert repr(m).endswith("shut down)")
+
+    run(scenario())
+
+
+def test_a_manager_that_was_not_shut_down_warns(tmp_path: Path) -> None:
+    """Forgetting a manager is a ResourceWarning, as it is for files."""
+    source = (
+        "import asyncio, gc, warnings\nfrom cjm_worker_protocols import JobManager\n"
+        "async def main():\n"
+        "    m = JobManager('t', 'c', plugins={'echo': lambda x: x})\n"
+        "    await (await m.start_job('echo', x=1))\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n    asyncio.run(main())\n    gc.collect()\n"
+        "import json; print(json.dumps([[w.category.__name__, str(w.message)] for w in caught]), flush=True)\n"
+    )
+    with script(tmp_path / "main.py", source) as process:
+        caught = said_json(process)
+        process.communicate(timeout=20)
+    assert any(category == "ResourceWarning" and "JobManager" in text and "not shut down" in text for category, text in caught)
+    assert process.returncode == 0
+
+
+WRONG_CONFIGS: "list[dict[str, Any]]" = [
+    {"max_workers": 0},
+    {"max_workers": 1.5},
+    {"max_workers": True},
+    {"standby": 1},
+    {"python": ""},
+    {"python": Path("/usr/bin/python3")},
+    {"env": {"A": 1}},
+    {"env": "A=1"},
+    {"start_timeout": 0},
+    {"load_timeout": -1},
+    {"job_timeout": 0},
+    {"job_timeout": float("inf")},
+    {"grace_timeout": -0.1},
+    {"integration_timeout": None},
+    {"restart": "never"},
+    {"max_restarts": -1},
+    {"backoff_base": "fast"},
+    {"backoff_max": float("nan")},
+    {"keep_finished": -1},
+    {"max_pending": 0},
+    {"stream_buffer": 0},
+    {"event_buffer": 0},
+    {"stderr_tail": -1},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG_CONFIGS, ids=str)
+def test_a_config_that_cannot_work_is_refused_at_construction(wrong: "dict[str, Any]") -> None:
+    """ConfigError names the setting and shows the value."""
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(errors.ConfigError) as refusal:
+        WorkerConfig(**wrong)
+    assert str(refusal.value).startswith(f"{name}: expected ") and f"got {value!r}" in str(refusal.value)
+
+
+def test_workers_are_described_while_they_live() -> None:
+    """`manager.workers` shows pid, host, status, plugin and job of every process."""
+
+    async def scenario() -> None:
+        async with manager("stuck", "echo") as m:
+            job = await m.start_job("stuck")
+            [starting] = m.workers
+            assert (starting.status, starting.plugin_id, starting.job_id) == ("starting", None, None)
+            pid = await first_chunk(job)
+            assert m.workers == [(pid, os.uname().nodename, "running", "stuck", job.id)]
+            cancelling = asyncio.ensure_future(m.cancel_job(job.id))
+            await asyncio.sleep(0)
+            assert m.workers[0].status == "stopping"
+            await cancelling
+            await (await m.start_job("echo"))
+            assert (m.workers[0].status, m.workers[0].plugin_id, m.workers[0].job_id) == ("idle", "echo", None)
+        assert m.workers == []
+
+    run(scenario())
