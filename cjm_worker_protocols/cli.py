@@ -158,7 +158,7 @@ class Broadcaster:
         self.seen[event_type] += 1
         self.show(event_type, data)
 
-# %% ../nbs/cli.ipynb #cell-18
+# %% ../nbs/cli.ipynb #cell-19
 class Screen(Protocol):
     "Where events are shown."
     broken: Callable[[], None]  # Called, from any thread, when nobody looks any more
@@ -170,7 +170,7 @@ class Screen(Protocol):
     def close(self, timeout: float | None = None) -> None:
         "Show what is not shown yet."
 
-# %% ../nbs/cli.ipynb #cell-19
+# %% ../nbs/cli.ipynb #cell-20
 class JsonLines:
     "Events as lines of JSON."
     LIMIT = 20_000 # Lines that may wait for a slow reader
@@ -205,7 +205,7 @@ class JsonLines:
         self._lines.put(b"")
         self._thread.join(timeout)
 
-# %% ../nbs/cli.ipynb #cell-24
+# %% ../nbs/cli.ipynb #cell-25
 def text_of(
     value: Any # A chunk or a result
 ) -> str: # What to show of it
@@ -245,7 +245,7 @@ def bar(
     done = round(fraction * width)
     return "━" * done + "─" * (width - done)
 
-# %% ../nbs/cli.ipynb #cell-27
+# %% ../nbs/cli.ipynb #cell-28
 class Terminal:
     "Events, live."
     DELAY = 0.04  # Seconds from an event to its showing, so that many are shown at once
@@ -307,7 +307,7 @@ class Terminal:
 
     def close(self, timeout: float | None = None) -> None: self.note()
 
-# %% ../nbs/cli.ipynb #cell-28
+# %% ../nbs/cli.ipynb #cell-29
 def summary(
     data: Mapping[str, Any] # Of the event
 ) -> list[str]: # Lines
@@ -328,7 +328,7 @@ def description(
     origin = ", from ".join(filter(None, (data["target"], data["distribution"])))
     return [head, *(f"    {plain(line)}" for line in (data["problem"] or data["about"]).splitlines()), f"    {origin}"]
 
-# %% ../nbs/cli.ipynb #cell-31
+# %% ../nbs/cli.ipynb #cell-32
 async def guarded(
     manager: JobManager, # Is shut down at the end, however it comes
     screen: Screen, # Ends the work when nobody looks any more
@@ -352,7 +352,7 @@ async def guarded(
     await manager.shutdown()
     return codes[0] if codes else task.result()
 
-# %% ../nbs/cli.ipynb #cell-32
+# %% ../nbs/cli.ipynb #cell-33
 def whole(value: Any) -> Any:
     "Plain data, however much there is of it."
     return json_safe(value, length=sys.maxsize, items=sys.maxsize, depth=100)
@@ -419,7 +419,7 @@ class LogToScreen(logging.Handler):
         name = getattr(record, "plugin_id", None) or record.name.rpartition(".")[2]
         self._screen.note(plain(f"{name}: {record.getMessage()}"))
 
-# %% ../nbs/cli.ipynb #cell-34
+# %% ../nbs/cli.ipynb #cell-35
 class UsageError(ValueError):
     "The command line makes no sense."
 
@@ -430,7 +430,7 @@ def screen_for(
     "Where to show events."
     return JsonLines() if as_json or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb" else Terminal(**kwargs)
 
-# %% ../nbs/cli.ipynb #cell-35
+# %% ../nbs/cli.ipynb #cell-36
 def transcript(
     result: Mapping[str, Any] # Of `PocketSphinx`
 ) -> list[str]: # One line for each segment
@@ -452,7 +452,7 @@ def demo(
     requests = [{"audio": file} for file in files or [str(sample_recording())]]
     return perform(screen, session(EntryPointRegistry({"pocketsphinx": SPEECH}), "pocketsphinx", requests, screen, workers))
 
-# %% ../nbs/cli.ipynb #cell-37
+# %% ../nbs/cli.ipynb #cell-38
 def parameter(
     text: str # `key=value`
 ) -> tuple[str, Any]: # The key and the value
@@ -480,7 +480,7 @@ def run(
     sys.path.insert(0, os.getcwd())
     return perform(screen, session(registry, plugin, requests, screen, timeout=timeout or None))
 
-# %% ../nbs/cli.ipynb #cell-40
+# %% ../nbs/cli.ipynb #cell-41
 def look(
     target: str # A plugin, as `package.module:name`
 ) -> dict[str, Any]: # What it is about, and its parameters
@@ -526,7 +526,7 @@ def plugins(
     screen = screen_for(json, label=str)
     return perform(screen, survey(list(EntryPointRegistry().plugins.values()), screen, timeout), logging.ERROR)
 
-# %% ../nbs/cli.ipynb #cell-43
+# %% ../nbs/cli.ipynb #cell-44
 COMMANDS = (demo, run, plugins)
 
 def parser() -> argparse.ArgumentParser:
@@ -552,7 +552,7 @@ def _version() -> str:
     try: return f"cjm-worker-protocols {version('cjm-worker-protocols')}"
     except ImportError: return "cjm-worker-protocols, not installed"
 
-# %% ../nbs/cli.ipynb #cell-45
+# %% ../nbs/cli.ipynb #cell-46
 def main(
     argv: Sequence[str] | None = None # The arguments; None for those of this process
 ) -> int: # The exit code

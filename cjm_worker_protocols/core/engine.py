@@ -35,6 +35,7 @@ class Exit(NamedTuple):
     exit_code: int | None = None  # What it exited with; None when a signal ended it, or nobody knows
     signal: int | None = None  # The signal that ended it
     unread: bool = False  # Whether it ended before it had read all that was sent to it
+    unclaimed: bool = False  # Whether it ended before it had begun the job that it was offered last
 
 # %% ../../nbs/core/engine.ipynb #cell-7
 class WorkerEvents(Protocol):
@@ -339,6 +340,7 @@ class LocalWorker:
             self._signal(signal.SIGKILL)
             if not self._hung_up: self._loop.remove_reader(self._sock)
             if self._unsent: self._loop.remove_writer(self._sock)
+            unclaimed = self.withdraw()
             self._gone = True
             for pipe in (self._out, self._err):
                 pipe.read()
@@ -347,7 +349,7 @@ class LocalWorker:
             for fd in (self._claims, self._claim): os.close(fd)
             self._guardian.remove(self.pid)
             code = self._process.wait()
-            self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, self._unread))
+            self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, self._unread, unclaimed))
 
 # %% ../../nbs/core/engine.ipynb #cell-18
 class LocalEngine:

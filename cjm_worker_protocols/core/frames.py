@@ -39,10 +39,13 @@ class Kind(IntEnum):
     REPLY = 27  # from the worker: whether the command worked, and the plugin now loaded
 
 # %% ../../nbs/core/frames.ipynb #cell-8
+_PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types that hold nothing of another type
+
 def dumps(
     value: Any # Anything
 ) -> bytes: # Its pickle
     "Pickle `value`, by value what only this process knows. Raises whatever pickling raises."
+    if type(value) in _PLAIN: return pickle.dumps(value, 5)
     try: body = pickle.dumps(value, 5)
     except Exception:
         if not _cloudpickle(): raise

@@ -261,7 +261,7 @@ class JobRunner:
         if kind == Kind.LOG: self._relog(worker, *frame.value())
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
-            for line in text.splitlines(): worker.on_output(stream, line)
+            for line in filter(None, text.split("\n")): worker.on_output(stream, line)
         elif kind == Kind.READY: self._on_ready(worker)
         elif kind == Kind.REPLY: self._on_reply(worker, frame)
         elif ticket is None or frame.tag != ticket.number or worker.terminated: return
@@ -383,6 +383,10 @@ class JobRunner:
         elif frame.kind == Kind.FAILED: self._fail(job, JobError(*frame.value()))
         else: self._fail(job, JobCancelled("the plugin stopped by itself"))
 
+    def _never_begun(self, worker: PooledWorker, exit: Exit, ahead: Ticket | None) -> bool:
+        "Whether a worker died before it began its job: the job, or the claim to it, was still on the way."
+        return not worker.reached or (exit.unread and worker.quiet and not worker.heard) or (exit.unclaimed and ahead is None)
+
     def on_exit(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
         "A worker is gone: end its job, or let it wait for another."
         if worker.ready and self._injected.resources: self._injected.resources.unregister(worker.pid)
@@ -393,8 +397,8 @@ class JobRunner:
         job = ticket.job
         del self.running[job.id]
         if worker.verdict is not None: self._fail(job, worker.verdict)
-        elif (lost := not worker.reached or exit.unread and worker.quiet and not worker.heard) or job.attempts <= job.retries:
-            if lost: job.attempts -= 1  # it died before it got the job
+        elif (never_begun := self._never_begun(worker, exit, ahead)) or job.attempts <= job.retries:
+            if never_begun: job.attempts -= 1
             job.status, job.worker_pid, job.started_at = "pending", None, None
             self.queue.push(ticket)
             self._injected.emit_job("job:queued", job, attempt=job.attempts + 1)
