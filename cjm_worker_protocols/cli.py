@@ -30,7 +30,7 @@ from typing import Any, Protocol, Union
 import psutil
 
 from .core.config import RestartPolicy, WorkerConfig
-from .core.errors import PluginTypeError, UnknownPluginError
+from .core.errors import ConfigError, PluginTypeError, UnknownPluginError
 from .core.events import json_safe
 from .core.jobs import Job, JobError
 from .core.plugins import check_plugin, unpack
@@ -85,7 +85,8 @@ def _installed(group: str) -> list[InstalledPlugin]:
         name, distribution = _named(dist)
         try: points = [point for point in dist.entry_points if point.group == group]
         except Exception as e:
-            if group in (dist.read_text("entry_points.txt") or ""): found.append(InstalledPlugin(name, "", distribution, f"its entry_points.txt cannot be read: {type(e).__name__}: {e}"))
+            if group in (dist.read_text("entry_points.txt") or ""):
+                found.append(InstalledPlugin(name, "", distribution, f"its entry_points.txt cannot be read: {type(e).__name__}: {e}"))
             continue
         if not points or name in names: continue # the same package further down the path is not the one that would be imported
         names.add(name)
@@ -299,7 +300,8 @@ class Terminal:
             for job in running:
                 memory = memory_of(job["pid"])
                 facts = f"{job['progress']:4.0%}  {job['message']}  (worker {job['pid']}{f', {memory / 1e6:.0f} MB' if memory else ''})"
-                live += [cut(f"{job['label']:{wide}}  {bar(job['progress'])} {facts}", size.columns - 1), self._paint(2, "    " + cut(job["text"], size.columns - 5))]
+                live.append(cut(f"{job['label']:{wide}}  {bar(job['progress'])} {facts}", size.columns - 1))
+                live.append(self._paint(2, "    " + cut(job["text"], size.columns - 5)))
             over = f"\x1b[{self._height}A\r\x1b[J" if self._height else ""
             self._height = len(live)
             try: print(over + "".join(f"{line}\n" for line in ([text] if text else []) + live), end="", flush=True)
@@ -314,7 +316,9 @@ def summary(
     "What the three integrations saw."
     plugin, count = data["registry"], Counter(data["events"])
     lines = [f"{plugin['id']} is {plugin['target']}" + (f", from {plugin['distribution']}" if plugin["distribution"] else "")]
-    lines += [f"worker {w['pid']} was {', '.join(map(str, w['states']))}" + (f"; it had {w['memory'] / 1e6:.0f} MB at most" if w["memory"] else "") for w in data["workers"]]
+    for worker in data["workers"]:
+        memory = f"; it had {worker['memory'] / 1e6:.0f} MB at most" if worker["memory"] else ""
+        lines.append(f"worker {worker['pid']} was {', '.join(map(str, worker['states']))}{memory}")
     lines += [", ".join(f"{n} {event}" for event, n in count.items())]
     lines += [f"{n} times {what} failed" for what, n in data["integration_errors"].items()]
     names = ["registry", *["resource manager"] * len(data["workers"]), "broadcaster", *["manager"] * len(data["integration_errors"])]
@@ -545,7 +549,9 @@ def parser() -> argparse.ArgumentParser:
             if param.kind is param.VAR_POSITIONAL: sub.add_argument(name, nargs="*", metavar=name.upper(), help=help)
             elif param.default is param.empty: sub.add_argument(name, metavar=name.upper(), help=help)
             elif param.default is False: sub.add_argument(f"--{name}", action="store_true", help=help)
-            else: sub.add_argument(f"--{name}", type=type(param.default), default=param.default, metavar=name[0].upper(), help=f"{help} (default: {param.default})")
+            else:
+                help = f"{help} (default: {param.default})"
+                sub.add_argument(f"--{name}", type=type(param.default), default=param.default, metavar=name[0].upper(), help=help)
     return top
 
 def _version() -> str:
@@ -568,5 +574,5 @@ def main(
     if several: positional += given.pop(several) + more
     if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors="replace")
     try: return int(command(*positional, **given))
-    except (UsageError, UnknownPluginError, PluginTypeError) as e: return int(sub.error(str(e)))
+    except (UsageError, ConfigError, UnknownPluginError, PluginTypeError) as e: return int(sub.error(str(e)))
     except KeyboardInterrupt: return 128 + signal.SIGINT

@@ -61,6 +61,13 @@ async def end(job: Job, limit: float = 15) -> Job:
     return job
 
 
+async def under_way(seen: "Seen", job: Job) -> int:
+    """Wait until a plugin has reported or yielded for the first time; gives its worker's pid."""
+    await seen.when(lambda e: e.type in ("job:progress", "job:chunk") and e.data["job_id"] == job.id)
+    assert job.worker_pid is not None
+    return job.worker_pid
+
+
 async def first_chunk(job: Job) -> Any:
     """Wait until a plugin has yielded for the first time: then it runs."""
     async for chunk in job.stream():
@@ -282,9 +289,11 @@ def nothing_left() -> "Iterator[None]":
     logging.getLogger().removeHandler(complaints)
     gc.collect()
     new_processes = [p for p in children() if p not in processes]
-    what = [f"process {p.pid} {p.status()} {' '.join(p.cmdline())[:100]}" for p in new_processes if p.is_running()]
+    what = []
     for process in new_processes:
         try:
+            zombie = process.status() == psutil.STATUS_ZOMBIE
+            what.append(f"process {process.pid} {'that nobody waited for' if zombie else ' '.join(process.cmdline())[:100]}")
             process.kill()
         except psutil.NoSuchProcess:
             pass

@@ -230,11 +230,14 @@ def stuck_quietly() -> None:
     time.sleep(FOREVER)
 
 
-def deaf(busy: bool = False) -> "Iterator[int]":
-    """Yield once, then never end, whatever it is asked."""
-    yield os.getpid()
+def deaf(busy: bool = False) -> None:
+    """Report once, then never end, whatever it is asked."""
+    told = False
     while True:
         try:
+            if not told:
+                told = True
+                report_progress(0.5, "deaf")
             while busy:
                 pass
             time.sleep(FOREVER)
@@ -242,16 +245,16 @@ def deaf(busy: bool = False) -> "Iterator[int]":
             pass
 
 
-def ignores_sigterm() -> "Iterator[int]":
+def ignores_sigterm() -> None:
     """Change the handler for SIGTERM, for good."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    yield os.getpid()
+    report_progress(0.5, "ignoring")
     time.sleep(FOREVER)
 
 
-def holds_the_gil() -> "Iterator[int]":
+def holds_the_gil() -> None:
     """Wait in C code without letting any other thread of Python run."""
-    yield os.getpid()
+    report_progress(0.5, "holding")
     ctypes.PyDLL(None).sleep(int(FOREVER))
 
 
@@ -594,3 +597,42 @@ def chdir(path: str) -> str:
     """Go elsewhere."""
     os.chdir(path)
     return os.getcwd()
+
+
+# For the chaos test
+
+
+def chaotic(log: str, tag: int, how: str, seconds: float = 0.0) -> "Generator[int, None, int]":
+    """Note in the log that it runs, then do as it is told."""
+    _note(log, tag)
+    if how == "stream":
+        for i in range(50):
+            yield i
+    if how == "polite":
+        while True:
+            check_cancel()
+            time.sleep(0.001)
+    if how == "raise":
+        raise ValueError(str(tag))
+    if how in ("kill", "os._exit", "SystemExit"):
+        crash(how)
+    time.sleep(seconds)
+    return tag
+
+
+def chaotic_function(log: str, tag: int, how: str, seconds: float = 0.0) -> int:
+    """The same without streaming, as another plugin."""
+    _note(log, tag)
+    report_progress(0.5, how)
+    if how == "raise":
+        raise ValueError(str(tag))
+    if how in ("kill", "os._exit", "SystemExit"):
+        crash(how)
+    time.sleep(seconds)
+    return tag
+
+
+def _note(log: str, tag: int) -> None:
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(fd, f"{tag}\n".encode())
+    os.close(fd)

@@ -239,6 +239,7 @@ def test_run_has_a_timeout(mine: Path) -> None:
         (("run", "mine:echo", "text"), "expected key=value (got 'text')"),
         (("run", "mine:echo", "a b=1"), "expected key=value (got 'a b=1')"),
         (("run", "mine:echo", "--config", "[1]"), "--config: expected a JSON object (got '[1]')"),
+        (("run", "mine:echo", "--timeout", "-1"), "timeout: expected a number above 0"),
         (("run", "not-a-module:x"), "import string 'package.module:name'"),
     ],
 )
@@ -343,10 +344,10 @@ def test_run_runs_what_is_installed(site: Path, tmp_path: Path) -> None:
 # Signals
 
 
-def started(*args: str, cwd: Path, **kwargs: Any) -> "subprocess.Popen[bytes]":
+def started(*args: str, cwd: Path, stdout: Any = subprocess.DEVNULL, stderr: Any = None) -> "subprocess.Popen[bytes]":
     """The command, running."""
-    kwargs = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} | kwargs
-    return subprocess.Popen[bytes]([sys.executable, "-c", MAIN, *args], cwd=cwd, env=environment(), start_new_session=True, **kwargs)
+    command, null = [sys.executable, "-c", MAIN, *args], subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=cwd, env=environment(), stdin=null, stdout=stdout, stderr=stderr, start_new_session=True)
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 20) -> Any:

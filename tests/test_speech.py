@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from repo import ROOT, python, said
+from repo import python, said
 
 from cjm_worker_protocols import JobError, JobManager
 from cjm_worker_protocols.core import context
@@ -368,5 +368,5 @@ def test_a_wrong_setting_is_told(speech: PocketSphinx) -> None:
 def test_the_recording_has_a_licence() -> None:
     """It is part of the package, and a text beside it says where it comes from."""
     path = sample_recording()
-    assert path.is_file() and path.is_relative_to(ROOT) == (ROOT in Path(__file__).parents)
+    assert path.is_file()
     assert "CC0-1.0" in (path.parent / "LICENSE.txt").read_text()

@@ -160,19 +160,28 @@ class Guardian:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._pids: set[int] = set()
+        self._gone: asyncio.Event | None = None  # Set when it has ended because it was told to
 
     def _tell(self, line: str) -> None:
         if self._process is None or self._process.stdin is None: return
         try: os.write(self._process.stdin.fileno(), line.encode())
-        except OSError as e:
-            _log.warning("the guardian process is gone (%s), another is started", e)
-            self._stop()
-            if self._pids: self._start()
+        except OSError: pass # it has been killed, and its successor is told everything
 
     def _start(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-I", "-S", "-c", self._CODE, str(_CORE), str(os.getpid())],
+        process = self._process = subprocess.Popen([sys.executable, "-I", "-S", "-c", self._CODE, str(_CORE), str(os.getpid())],
                                          stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, bufsize=0)
+        on_process_end(process.pid, asyncio.get_running_loop(), lambda: self._ended(process))
         self._tell("".join(f"+{pid}\n" for pid in self._pids))
+
+    def _ended(self, process: subprocess.Popen[bytes]) -> None:
+        "It ended: because it was told to, or else another is needed."
+        process.wait()
+        if process.stdin is not None: process.stdin.close()
+        if self._gone is not None: self._gone.set()
+        elif process is self._process:
+            _log.warning("the guardian process was killed, another is started")
+            self._process = None
+            if self._pids: self._start()
 
     def add(self,
         pid: int # A worker's
@@ -189,20 +198,17 @@ class Guardian:
         self._pids.discard(pid)
         self._tell(f"-{pid}\n")
 
-    def _stop(self) -> subprocess.Popen[bytes] | None:
-        process, self._process = self._process, None
-        if process is not None and process.stdin is not None: process.stdin.close()
-        return process
-
     async def close(self) -> None:
         "End the guardian."
-        process = self._stop()
-        if process is None: return
-        ended = asyncio.Event()
-        on_process_end(process.pid, asyncio.get_running_loop(), ended.set)
-        try: await asyncio.wait_for(ended.wait(), 5)
-        except asyncio.TimeoutError: process.kill()
-        process.wait()
+        process = self._process
+        if process is None or process.stdin is None: return
+        self._gone = asyncio.Event()
+        process.stdin.close()
+        try: await asyncio.wait_for(self._gone.wait(), 5)
+        except asyncio.TimeoutError:
+            process.kill()
+            await self._gone.wait()
+        self._process = self._gone = None
 
 # %% ../../nbs/core/engine.ipynb #cell-17
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_protocols.core.worker import main; del sys.path[0]; main(*map(int, sys.argv[2:]))"

@@ -43,11 +43,11 @@ def json_safe(
         if isinstance(value, int): return int(value) if abs(value) < 1 << 1024 else _cut(hex(value), length)
         if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
         if isinstance(value, (bytes, bytearray, memoryview)): return f"<{memoryview(value).nbytes} bytes>"
-        if isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        try:
+            if not isinstance(value, (Mapping, list, tuple, set, frozenset)): return _cut(repr(value), min(length, 200))
             if not depth: return f"<{type(value).__name__} of {len(value)}>"
             if isinstance(value, Mapping): return {_cut(str(k), length): picture(v, depth - 1) for k, v in islice(value.items(), items) if left[0] > 0}
             return [picture(v, depth - 1) for v in islice(value, items) if left[0] > 0]
-        try: return _cut(repr(value), min(length, 200))
         except Exception: return f"<{type(value).__name__}>"
 
     return picture(value, depth)

@@ -202,9 +202,12 @@ class Chunks:
 
     def moved(self) -> None:
         "A reader moved on, or left."
-        if self.on_room is not None and not self.full():
-            on_room, self.on_room = self.on_room, None
-            on_room()
+        if self.on_room is not None and not self.full(): self.release()
+
+    def release(self) -> None:
+        "Hold up nobody any longer."
+        on_room, self.on_room = self.on_room, None
+        if on_room is not None: on_room()
 
 # %% ../../nbs/core/jobs.ipynb #cell-22
 class JobStream:

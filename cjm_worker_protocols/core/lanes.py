@@ -41,9 +41,12 @@ class Lane:
         self.name, self._limit, self._errors = name, limit, errors
         self._calls: queue.SimpleQueue[tuple[str, Callable[[], Any], Callable[[Any, BaseException | None], None] | None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._busy = ""
+        self._busy, self._closed = "", False
 
     def _put(self, label: str, call: Callable[[], Any], done: Callable[[Any, BaseException | None], None] | None) -> None:
+        if self._closed:
+            if done is not None: done(None, RuntimeError(f"{self.name} is no longer called: the manager was shut down"))
+            return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"lane-{self.name}", daemon=True)
             self._thread.start()
@@ -123,6 +126,7 @@ class Lane:
         timeout: float # Seconds for the calls that still wait
     ) -> None:
         "Finish what waits, then end the thread. One that hangs is left behind; it ends with the process."
+        self._closed = True
         if self._thread is None: return
         thread, self._thread = self._thread, None
         self._calls.put(None)

@@ -97,8 +97,8 @@ class PoolOwner(Protocol):
         "A worker is gone."
     def on_capacity(self) -> None:
         "A worker may be had that could not be had before."
-    def on_unavailable(self, reason: str) -> None:
-        "No worker is left, and none will come for the jobs that wait now."
+    def on_unavailable(self, error: JobError) -> None:
+        "No worker is left, and none will come for the jobs that wait now. Why, is their error."
 
 # %% ../../nbs/core/pool.ipynb #cell-12
 class PooledWorker:
@@ -116,6 +116,8 @@ class PooledWorker:
         self.standby, self.ready, self.gone = standby, False, False
         self.ticket: Ticket | None = None  # What it runs
         self.next: Ticket | None = None  # What it was offered, and has not begun as far as is known
+        self.served = ""  # The plugin of the last job that it ended
+        self.mute = True  # Whether no C code or child of it has written anything yet
         self.reached = self.heard = self.quiet = False  # Whether its job was sent, it has spoken of it, and nothing was sent after it
         self.plugin: tuple[str, str] | None = None  # id and name of what it has loaded
         self.config: dict[str, Any] = {}  # The loaded plugin's
@@ -158,6 +160,14 @@ class PooledWorker:
         return "\n".join(self._stderr)[-self._tail:] if self._tail else ""
 
     def on_output(self, stream: str, text: str) -> None:
+        self.mute = False
+        self.printed(stream, text)
+
+    def printed(self,
+        stream: str, # `stdout` or `stderr`
+        text: str # A line
+    ) -> None:
+        "Keep the end of its stderr, and pass every line on."
         if stream == "stderr":
             self._stderr.append(text)
             self._kept += len(text) + 1
@@ -246,7 +256,7 @@ class WorkerPool:
         try: worker.handle = self._engine.start_worker(self._config, worker)
         except Exception as e:
             _log.error("a worker could not be started: %s", e)
-            if not standby and not any(not w.standby for w in self.workers): self._owner.on_unavailable(f"a worker could not be started: {type(e).__name__}: {e}")
+            if not standby and not any(not w.standby for w in self.workers): self._owner.on_unavailable(JobError("start", f"a worker could not be started: {type(e).__name__}: {e}"))
             return False
         self.workers.append(worker)
         self._empty.clear()
@@ -336,15 +346,15 @@ class WorkerPool:
         try: self._owner.on_exit(worker, exit, crashed)
         finally:
             if not self.workers: self._empty.set()
-            if not self._closing: self._replace(exit, crashed)
+            if not self._closing: self._replace(worker, exit, crashed)
 
-    def _replace(self, exit: Exit, crashed: bool) -> None:
+    def _replace(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
         "Go on, after a delay if there is to be one, or say that there will be no worker."
         serving = any(not w.standby for w in self.workers)
-        reason = f"the last worker {how_it_ended(exit)}"
-        if not serving and self.capacity <= 0: self._owner.on_unavailable(reason)
-        elif not serving and crashed and self.crashes > self._config.max_restarts:
-            self._owner.on_unavailable(f"{self.crashes} workers crashed in a row; {reason}")
+        if not serving and (self.capacity <= 0 or crashed and self.crashes > self._config.max_restarts):
+            row = f"{self.crashes} workers crashed in a row; " if self.crashes > 1 else ""
+            reason = f"{row}the last worker {how_it_ended(exit)}"
+            self._owner.on_unavailable(JobError("start", reason, None, exit.exit_code, exit.signal, worker.stderr_tail))
         delay = self._wait_until - self._loop.time()
         if delay > 0:
             if self._retry is not None: self._retry.cancel()

@@ -65,9 +65,12 @@ class Recording:
         self.path = os.fspath(path)
         self._soundfile, self._soxr = _need("soundfile"), _need("soxr")
         with ExitStack() as opened:
-            try: file = opened.enter_context(open(self.path, "rb"))
-            except OSError as e: raise AudioFileError(self.path, "a directory" if isinstance(e, IsADirectoryError) else (e.strerror or str(e)).lower()) from None
-            if not (begin := os.pread(file.fileno(), 4, 0)): raise AudioFileError(self.path, "an empty file")
+            try:
+                file = opened.enter_context(open(self.path, "rb"))
+                begin = os.pread(file.fileno(), 4, 0)
+            except IsADirectoryError: raise AudioFileError(self.path, "a directory") from None
+            except OSError as e: raise AudioFileError(self.path, (e.strerror or str(e)).lower()) from None
+            if not begin: raise AudioFileError(self.path, "an empty file")
             if begin not in MAGIC: raise AudioFileError(self.path, f"a file that is not audio: it begins with {begin!r}")
             try: self._sound = opened.enter_context(self._soundfile.SoundFile(file.fileno(), closefd=False))
             except self._soundfile.LibsndfileError as e: raise self._damaged(e) from None
@@ -92,7 +95,7 @@ class Recording:
     def __exit__(self, *exc: object) -> None: self._opened.close()
 
 # %% ../../nbs/integrations/speech.ipynb #cell-13
-def sample_recording() -> Path: # A WAV file, six seconds long
+def sample_recording() -> Path: # A WAV file, 7.6 seconds long
     "The recording that comes with this package."
     return Path(str(files("cjm_worker_protocols.integrations"))) / "data" / "workers.wav"
 
@@ -130,7 +133,8 @@ class PocketSphinx:
                     yield heard
         report_progress(1.0, _progress(recording.duration, recording.duration))
         words = [word for segment in segments for word in segment["words"]]
-        return {"text": " ".join(segment["text"] for segment in segments), "segments": segments, "confidence": _confidence(words), "duration": round(recording.duration, 2)}
+        return {"text": " ".join(segment["text"] for segment in segments), "segments": segments,
+                "confidence": _confidence(words), "duration": round(recording.duration, 2)}
 
     def unload(self) -> None:
         "Free the model."

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..core.config import WorkerConfig, _number
 from ..core.engine import Engine, LocalEngine
-from ..core.errors import (ConfigError, DuplicateJobError, ManagerClosedError, ParametersNotSendableError, QueueFullError, ResourceValidationError,
+from ..core.errors import (ConfigError, DuplicateJobError, ManagerClosedError, ParametersNotSendableError, QueueFullError, RegistryUnavailableError, ResourceValidationError,
     UnknownPluginError, WorkersUnavailableError, WrongLoopError)
 from ..core.events import Event, EventStream
 from ..core.frames import Kind, dumps, encode
@@ -170,7 +170,9 @@ class BaseJobManager(Hooks):
         "The frame that runs a job. Raises `ParametersNotSendableError`."
         parameters = self.prepare_execute_request(job)
         try: return encode(Kind.RUN, number, (job.plugin_id, name, config, self.supports_streaming, parameters))
-        except Exception as e: raise ParametersNotSendableError(job.plugin_id, e, _culprit(parameters)) from e
+        except Exception as e:
+            if _culprit({"config": config}): raise RegistryUnavailableError("load_plugin_config", f"the config cannot be sent to a worker: {e}") from e
+            raise ParametersNotSendableError(job.plugin_id, e, _culprit(parameters)) from e
 
     async def cancel_job(self,
         job_id: str # The job
@@ -217,6 +219,7 @@ class BaseJobManager(Hooks):
         plugin_id: str # A plugin's id
     ) -> str | None: # None without a registry, or when it knows no such plugin
         "Ask the registry for a plugin's name; the calling thread waits. Raises `RegistryUnavailableError`."
+        if self._closing is not None: raise ManagerClosedError("get_plugin_name")
         return None if self._injected.registry is None else self._injected.registry.name(plugin_id)
 
     def check_streaming_support(self,

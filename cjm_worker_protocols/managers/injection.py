@@ -66,23 +66,30 @@ class Registry:
     def _name(self, plugin_id: str) -> str | None:
         "On the lane: a plugin's name; None when it is unknown."
         metadata = self._call("get_plugin", plugin_id)
-        return None if metadata is None else str(_read(metadata, "name") or plugin_id)
+        return None if metadata is None else self._told(lambda: str(_read(metadata, "name") or plugin_id))
+
+    def _told(self, read: Callable[[], Any]) -> Any:
+        "On the lane: what metadata tells. Raises `RegistryUnavailableError` when looking at it does."
+        try: return read()
+        except BaseException as e:
+            self.lane.failed("metadata", e)
+            raise RegistryUnavailableError("get_plugin", f"its metadata cannot be read: {type(e).__name__}: {e}") from e
 
     def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
         "On the lane: a plugin's name and config."
         metadata = self._call("get_plugin", plugin_id)
         if metadata is None: raise UnknownPluginError(plugin_id, "the plugin registry", self._known())
-        if not _read(metadata, "is_configured", True): raise PluginNotConfiguredError(plugin_id)
+        if not self._told(lambda: _read(metadata, "is_configured", True)): raise PluginNotConfiguredError(plugin_id)
         config = self._call("load_plugin_config", plugin_id)
         if not isinstance(config, Mapping):
             self.lane.failed("load_plugin_config", config)
             raise RegistryUnavailableError("load_plugin_config", f"expected a dict (got {config!r} that is a {type(config).__name__})")
-        return str(_read(metadata, "name") or plugin_id), dict(config)
+        return self._told(lambda: str(_read(metadata, "name") or plugin_id)), dict(config)
 
     def _id(self, name: str) -> str:
         "On the lane: the id of the plugin of that name; the name itself when there is none."
         for metadata in self._call("get_plugins_by_category", self._category):
-            if _read(metadata, "name") == name: return plugin_id_of(metadata) or name
+            if self._told(lambda: _read(metadata, "name")) == name: return self._told(lambda: plugin_id_of(metadata)) or name
         return name
 
     async def _ask(self, label: str, call: Callable[[], Any]) -> Any:

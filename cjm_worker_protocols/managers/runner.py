@@ -175,6 +175,7 @@ class JobRunner:
         for worker in self.pool.workers:
             running, handle = worker.ticket, worker.handle
             if running is None or worker.stopping or worker.commands or handle is None or not handle.offers: continue
+            if not worker.mute or worker.served != running.job.plugin_id: continue # what C code writes does not say for which job
             if worker.next is not None and not (self.queue.before(worker.next) and self._take_back(worker)): continue
             if not len(self.queue) or self.queue.peek().job.plugin_id != running.job.plugin_id: return
             worker.next = ticket = self.queue.pop()
@@ -239,10 +240,10 @@ class JobRunner:
 
     def on_capacity(self) -> None: self._dispatch()
 
-    def on_unavailable(self, reason: str) -> None:
+    def on_unavailable(self, error: JobError) -> None:
         "The jobs that wait now would wait for ever: fail them."
-        self.unavailable = reason
-        for job in self.queue.jobs(): self._fail(job, JobError("start", reason))
+        self.unavailable = error.message
+        for job in self.queue.jobs(): self._fail(job, JobError(*error.args))
 
     def on_output(self, worker: PooledWorker, stream: str, text: str) -> None:
         self._relog(worker, stream, logging.INFO if stream == "stdout" else logging.WARNING, text, stream, 0, "")
@@ -261,7 +262,7 @@ class JobRunner:
         if kind == Kind.LOG: self._relog(worker, *frame.value())
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
-            for line in filter(None, text.split("\n")): worker.on_output(stream, line)
+            for line in filter(None, text.split("\n")): worker.printed(stream, line)
         elif kind == Kind.READY: self._on_ready(worker)
         elif kind == Kind.REPLY: self._on_reply(worker, frame)
         elif ticket is None or frame.tag != ticket.number or worker.terminated: return
@@ -356,7 +357,9 @@ class JobRunner:
     def _on_job_end(self, worker: PooledWorker, ticket: Ticket, frame: Frame) -> None:
         "A job ended and its worker did not. The worker goes on first, so that it works while this process keeps its books."
         verdict = worker.verdict
+        if ticket.job._chunks is not None: ticket.job._chunks.release()
         if worker.loading: worker.plugin, worker.config = None, {}
+        worker.served = ticket.job.plugin_id
         self.pool.released(worker)
         del self.running[ticket.job.id]
         ahead, worker.next = worker.next, None
@@ -395,6 +398,7 @@ class JobRunner:
         if ahead is not None: self.queue.push(ahead)
         if ticket is None: return
         job = ticket.job
+        if job._chunks is not None: job._chunks.release()
         del self.running[job.id]
         if worker.verdict is not None: self._fail(job, worker.verdict)
         elif (never_begun := self._never_begun(worker, exit, ahead)) or job.attempts <= job.retries:
