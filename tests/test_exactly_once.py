@@ -264,3 +264,33 @@ def test_chaos(seed: int, tmp_path: Path) -> None:
     chaos = Run(seed, tmp_path / "runs")
     run(chaos.rampage(), limit=60)
     chaos.check()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_nothing_runs_twice(workers: int, tmp_path: Path) -> None:
+    """Hundreds of short jobs in bursts, with idle workers in between and every tenth cancelled: what completed ran once, what was cancelled at most once."""
+    log = tmp_path / "runs"
+
+    async def scenario() -> "list[Any]":
+        rng, jobs, cancels = random.Random(workers), list[Any](), list[Any]()
+        async with manager("chaotic_function", "chaotic", max_workers=workers) as m:
+            for burst in range(60):
+                for _ in range(rng.randrange(1, 12)):
+                    plugin = "chaotic" if rng.random() < 0.2 else "chaotic_function"
+                    how, seconds = rng.choice([("ok", 0.0), ("ok", 0.0), ("slow", 0.003)])
+                    jobs.append(await m.start_job(plugin, log=str(log), tag=len(jobs), how=how, seconds=seconds))
+                    if rng.random() < 0.1:
+                        cancels.append(asyncio.ensure_future(m.cancel_job(rng.choice(jobs[-6:]).id)))
+                if burst % 3:
+                    await end(rng.choice(jobs[-3:]))
+            for job in jobs:
+                await end(job)
+            await asyncio.gather(*cancels)
+        return jobs
+
+    jobs = run(scenario(), limit=60)
+    runs = Counter(map(int, log.read_text().split()))
+    assert {tag: runs[tag] for tag, job in enumerate(jobs) if job.status == "completed"} == {
+        tag: 1 for tag, job in enumerate(jobs) if job.status == "completed"
+    }
+    assert all(runs[tag] <= job.attempts <= 1 for tag, job in enumerate(jobs)) and {j.status for j in jobs} <= {"completed", "cancelled"}

@@ -15,8 +15,15 @@ __all__ = ['ConfigError', 'UnknownPluginError', 'PluginNotConfiguredError', 'Plu
            'StreamOverflowError', 'PluginLoadError']
 
 # %% ../../nbs/core/errors.ipynb #cell-6
-class ConfigError(ValueError):
+class _FromFacts(Exception):
+    "An error that is pickled as its facts, which `__match_args__` lists in the order of `__init__`."
+    def __reduce__(self) -> tuple[Any, ...]: return type(self), tuple(getattr(self, name) for name in self.__match_args__)  # type: ignore[attr-defined]
+
+# %% ../../nbs/core/errors.ipynb #cell-8
+class ConfigError(_FromFacts, ValueError):
     "A setting has a value that cannot work."
+    __match_args__ = ("field", "expected", "got")
+
     def __init__(self,
         field: str, # The setting's name
         expected: str, # What would have been right
@@ -25,9 +32,11 @@ class ConfigError(ValueError):
         super().__init__(f"{field}: expected {expected} (got {got!r})")
         self.field, self.expected, self.got = field, expected, got
 
-# %% ../../nbs/core/errors.ipynb #cell-9
-class UnknownPluginError(ValueError):
+# %% ../../nbs/core/errors.ipynb #cell-11
+class UnknownPluginError(_FromFacts, ValueError):
     "Nobody knows a plugin of this id; no worker was started and no job exists."
+    __match_args__ = ("plugin_id", "where", "known")
+
     def __init__(self,
         plugin_id: str, # The id that was asked for
         where: str, # Who was asked
@@ -38,18 +47,22 @@ class UnknownPluginError(ValueError):
         super().__init__(f"no plugin {plugin_id!r} in {where}.{listed}")
         self.plugin_id, self.where, self.known = plugin_id, where, ids
 
-# %% ../../nbs/core/errors.ipynb #cell-11
-class PluginNotConfiguredError(ValueError):
+# %% ../../nbs/core/errors.ipynb #cell-13
+class PluginNotConfiguredError(_FromFacts, ValueError):
     "The registry knows the plugin, and says that it is not configured; no job exists."
+    __match_args__ = ("plugin_id",)
+
     def __init__(self,
         plugin_id: str # The plugin
     ):
         super().__init__(f"plugin {plugin_id!r} is not configured (its metadata says is_configured is false): configure it in the registry first")
         self.plugin_id = plugin_id
 
-# %% ../../nbs/core/errors.ipynb #cell-12
-class PluginTypeError(TypeError):
+# %% ../../nbs/core/errors.ipynb #cell-14
+class PluginTypeError(_FromFacts, TypeError):
     "Something was offered as a plugin that is not one."
+    __match_args__ = ("plugin_id", "got")
+
     def __init__(self,
         plugin_id: str, # The id it was offered under
         got: object # What was offered
@@ -58,9 +71,11 @@ class PluginTypeError(TypeError):
                          f"(got {got!r} that is a {type(got).__name__})")
         self.plugin_id, self.got = plugin_id, got
 
-# %% ../../nbs/core/errors.ipynb #cell-13
-class PluginNotSendableError(TypeError):
+# %% ../../nbs/core/errors.ipynb #cell-15
+class PluginNotSendableError(_FromFacts, TypeError):
     "A plugin is defined here, and cannot be sent by value to a worker."
+    __match_args__ = ("what", "reason")
+
     def __init__(self,
         what: str, # Which plugin or loader
         reason: BaseException # Why pickling it failed
@@ -69,9 +84,11 @@ class PluginNotSendableError(TypeError):
                          "It is sent with every global it names: make what it needs inside it, or name it by import string, 'package.module:name'.")
         self.what, self.reason = what, reason
 
-# %% ../../nbs/core/errors.ipynb #cell-14
-class ParametersNotSendableError(TypeError):
+# %% ../../nbs/core/errors.ipynb #cell-16
+class ParametersNotSendableError(_FromFacts, TypeError):
     "A job's parameters cannot be sent to a worker; no job exists."
+    __match_args__ = ("plugin_id", "reason", "parameter")
+
     def __init__(self,
         plugin_id: str, # The job's plugin
         reason: BaseException, # Why pickling failed
@@ -82,9 +99,11 @@ class ParametersNotSendableError(TypeError):
                          "Send plain data, a path, or whatever pickle takes.")
         self.plugin_id, self.reason, self.parameter = plugin_id, reason, parameter
 
-# %% ../../nbs/core/errors.ipynb #cell-17
-class RegistryUnavailableError(RuntimeError):
+# %% ../../nbs/core/errors.ipynb #cell-19
+class RegistryUnavailableError(_FromFacts, RuntimeError):
     "The plugin registry could not answer; no worker was started and no job exists."
+    __match_args__ = ("method", "reason")
+
     def __init__(self,
         method: str, # The call that failed
         reason: str # How it failed
@@ -92,9 +111,11 @@ class RegistryUnavailableError(RuntimeError):
         super().__init__(f"plugin_registry.{method} could not answer: {reason}. Nothing was started; the call may be repeated.")
         self.method, self.reason = method, reason
 
-# %% ../../nbs/core/errors.ipynb #cell-18
-class ResourceValidationError(RuntimeError):
+# %% ../../nbs/core/errors.ipynb #cell-20
+class ResourceValidationError(_FromFacts, RuntimeError):
     "The manager's `_validate_resources` hook said no; no job exists."
+    __match_args__ = ("plugin_id", "reason")
+
     def __init__(self,
         plugin_id: str, # The plugin that was to run
         reason: str # The hook's own words
@@ -102,27 +123,33 @@ class ResourceValidationError(RuntimeError):
         super().__init__(f"resource validation failed for {plugin_id!r}: {reason}")
         self.plugin_id, self.reason = plugin_id, reason
 
-# %% ../../nbs/core/errors.ipynb #cell-19
-class QueueFullError(RuntimeError):
+# %% ../../nbs/core/errors.ipynb #cell-21
+class QueueFullError(_FromFacts, RuntimeError):
     "As many jobs wait as are allowed to; no job exists."
+    __match_args__ = ("limit",)
+
     def __init__(self,
         limit: int # `WorkerConfig.max_pending`
     ):
         super().__init__(f"{limit} jobs are pending, the most allowed: wait for some to finish, or raise WorkerConfig.max_pending")
         self.limit = limit
 
-# %% ../../nbs/core/errors.ipynb #cell-20
-class DuplicateJobError(ValueError):
+# %% ../../nbs/core/errors.ipynb #cell-22
+class DuplicateJobError(_FromFacts, ValueError):
     "`create_job` gave a job whose id another job has; the other is not touched."
+    __match_args__ = ("job_id",)
+
     def __init__(self,
         job_id: str # The id
     ):
         super().__init__(f"create_job gave the id {job_id!r}, which another job has: leave Job.id to its default, or make it unique")
         self.job_id = job_id
 
-# %% ../../nbs/core/errors.ipynb #cell-21
-class WorkersUnavailableError(RuntimeError):
+# %% ../../nbs/core/errors.ipynb #cell-23
+class WorkersUnavailableError(_FromFacts, RuntimeError):
     "A worker crashed, and the restart policy forbids to start another; no job exists."
+    __match_args__ = ("policy", "reason")
+
     def __init__(self,
         policy: str, # The restart policy
         reason: str # How the last worker ended
@@ -130,18 +157,22 @@ class WorkersUnavailableError(RuntimeError):
         super().__init__(f"no worker is left ({reason}) and the restart policy {policy!r} starts no other: choose another policy, or make a new manager")
         self.policy, self.reason = policy, reason
 
-# %% ../../nbs/core/errors.ipynb #cell-22
-class ManagerClosedError(RuntimeError):
+# %% ../../nbs/core/errors.ipynb #cell-24
+class ManagerClosedError(_FromFacts, RuntimeError):
     "The manager was shut down."
+    __match_args__ = ("call",)
+
     def __init__(self,
         call: str # The call that came too late
     ):
         super().__init__(f"{call}: this manager was shut down; make a new one")
         self.call = call
 
-# %% ../../nbs/core/errors.ipynb #cell-23
-class WrongLoopError(RuntimeError):
+# %% ../../nbs/core/errors.ipynb #cell-25
+class WrongLoopError(_FromFacts, RuntimeError):
     "A manager or a job was used from another event loop than its own."
+    __match_args__ = ("call",)
+
     def __init__(self,
         call: str # The call that came from elsewhere
     ):
@@ -149,9 +180,11 @@ class WrongLoopError(RuntimeError):
                          "a manager belongs to the loop of its first use; make one per loop, or use asyncio.run_coroutine_threadsafe")
         self.call = call
 
-# %% ../../nbs/core/errors.ipynb #cell-25
-class StreamOverflowError(RuntimeError):
+# %% ../../nbs/core/errors.ipynb #cell-27
+class StreamOverflowError(_FromFacts, RuntimeError):
     "A stream's reader stayed away so long that chunks it had not read were dropped."
+    __match_args__ = ("job_id", "dropped", "next_index")
+
     def __init__(self,
         job_id: str, # The job that streams
         dropped: int, # How many chunks this reader will never see
@@ -161,9 +194,11 @@ class StreamOverflowError(RuntimeError):
                          "or raise WorkerConfig.stream_buffer")
         self.job_id, self.dropped, self.next_index = job_id, dropped, next_index
 
-# %% ../../nbs/core/errors.ipynb #cell-27
-class PluginLoadError(RuntimeError):
+# %% ../../nbs/core/errors.ipynb #cell-29
+class PluginLoadError(_FromFacts, RuntimeError):
     "In the worker: what was sent does not give a plugin that can run."
+    __match_args__ = ("what", "expected", "got")
+
     def __init__(self,
         what: str, # The plugin or loader
         expected: str, # What would have been right

@@ -54,6 +54,7 @@ def json_safe(
 
 def _cut(text: str, length: int) -> str:
     "At most `length` characters, with no half of a surrogate pair, which no UTF-8 can hold."
+    if len(text) <= length and text.isascii(): return text
     return (text if len(text) <= length else text[:length] + "…").encode("utf-8", "replace").decode("utf-8")
 
 # %% ../../nbs/core/events.ipynb #cell-13

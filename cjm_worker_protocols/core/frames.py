@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 # %% auto #0
-__all__ = ['HEADER', 'Kind', 'dumps', 'encode', 'Frame', 'FrameReader']
+__all__ = ['PLAIN', 'HEADER', 'Kind', 'dumps', 'encode', 'Frame', 'FrameReader']
 
 # %% ../../nbs/core/frames.ipynb #cell-6
 class Kind(IntEnum):
@@ -29,7 +29,7 @@ class Kind(IntEnum):
     LOADING = 17  # from the worker: the job's plugin is being loaded
     LOADED = 18  # from the worker: it is loaded
     COOPERATIVE = 19  # from the worker: the job asks whether it is cancelled
-    CHUNK = 20  # from the worker: a piece of the job's stream
+    CHUNK = 20  # from the worker: a list of pieces of the job's stream
     PROGRESS = 21  # from the worker: fraction, message
     LOG = 22  # from the worker: the fields of a log record
     RESULT = 23  # from the worker: the job's result
@@ -39,13 +39,13 @@ class Kind(IntEnum):
     REPLY = 27  # from the worker: whether the command worked, and the plugin now loaded
 
 # %% ../../nbs/core/frames.ipynb #cell-8
-_PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types that hold nothing of another type
+PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types that hold nothing of another type
 
 def dumps(
     value: Any # Anything
 ) -> bytes: # Its pickle
     "Pickle `value`, by value what only this process knows. Raises whatever pickling raises."
-    if type(value) in _PLAIN: return pickle.dumps(value, 5)
+    if type(value) in PLAIN: return pickle.dumps(value, 5)
     try: body = pickle.dumps(value, 5)
     except Exception:
         if not _cloudpickle(): raise

@@ -11,7 +11,7 @@ import signal as signals
 import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -85,20 +85,20 @@ class Job:
     plugin_id: str  # The plugin that runs it
     params: dict[str, Any] = field(default_factory=dict, repr=False)  # What the plugin's `run` is called with
     id: str = field(default_factory=lambda: str(uuid.uuid4()))  # Its id
-    status: str = "pending"  # pending, running, completed, failed or cancelled
-    result: Any = field(default=None, repr=False)  # What the plugin returned
-    error: JobError | None = None  # Why it failed
-    progress: float = 0.0  # How much is done, from 0 to 1, as the plugin reports it
-    message: str = ""  # What is being done, as the plugin reports it
-    worker_pid: int | None = None  # The worker that runs it, or ran it last
+    status: str = field(default="pending", init=False)  # pending, running, completed, failed or cancelled
+    result: Any = field(default=None, init=False, repr=False)  # What the plugin returned
+    error: JobError | None = field(default=None, init=False)  # Why it failed
+    progress: float = field(default=0.0, init=False)  # How much is done, from 0 to 1, as the plugin reports it
+    message: str = field(default="", init=False)  # What is being done, as the plugin reports it
+    worker_pid: int | None = field(default=None, init=False)  # The worker that runs it, or ran it last
     created_at: datetime = field(default_factory=now)  # When it was accepted
-    started_at: datetime | None = None  # When a worker took it
-    completed_at: datetime | None = None  # When it reached its end
+    started_at: datetime | None = field(default=None, init=False)  # When a worker took it
+    completed_at: datetime | None = field(default=None, init=False)  # When it reached its end
     metadata: dict[str, Any] = field(default_factory=dict)  # Yours
     priority: int = 0  # Higher ones run sooner
     timeout: float | None = None  # Seconds it may run
     retries: int = 0  # How often it may be run again after a crash
-    attempts: int = 0  # How often it was started
+    attempts: int = field(default=0, init=False)  # How often it was started
     _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False, repr=False)
     _waiters: list[asyncio.Future[None]] = field(default_factory=list, init=False, repr=False)
     _chunks: Chunks | None = field(default=None, init=False, repr=False)
@@ -160,6 +160,8 @@ class Job:
 # %% ../../nbs/core/jobs.ipynb #cell-21
 class Chunks:
     "The newest chunks of a job, and those who read them."
+    SLACK = 256  # Chunks kept beyond the limit for a reader that is waited for: as many as may come at once
+
     def __init__(self,
         limit: int # How many are kept
     ):
@@ -174,17 +176,22 @@ class Chunks:
         "The index that the next chunk will have."
         return self.first + len(self._kept)
 
-    def add(self,
-        chunk: Any # What the plugin yielded
-    ) -> int: # Its index
-        "Keep a chunk, and drop the oldest if there are too many."
-        self._kept.append(chunk)
-        if len(self._kept) > self.limit:
-            self.lost = self.lost or not any(r.cursor > self.first for r in self._readers)
-            self._kept.popleft()
-            self.first += 1
-        self.wake()
-        return self.stop - 1
+    def extend(self,
+        chunks: Iterable[Any] # What the plugin yielded
+    ) -> None:
+        "Keep chunks, and drop the oldest if there are too many."
+        self._kept.extend(chunks)
+        readers = list(self._readers)
+        if len(self._kept) > self.limit: self._drop(len(self._kept) - self.limit, readers)
+        for reader in readers: reader._wake()
+
+    def _drop(self, over: int, readers: list[JobStream]) -> None:
+        "Drop the oldest that are too many, but not yet what a reader that is waited for has still to read."
+        awaited = min((reader.cursor for reader in readers if not reader.lagging), default=self.stop)
+        count = max(over - self.SLACK, min(over, awaited - self.first), 0)
+        self.lost = self.lost or (count > 0 and self.first + count > max((reader.cursor for reader in readers), default=0))
+        for _ in range(count): self._kept.popleft()
+        self.first += count
 
     def get(self, index: int) -> Any: return self._kept[index - self.first]
 
@@ -192,13 +199,13 @@ class Chunks:
         "Let every reader look."
         for reader in list(self._readers): reader._wake()
 
-    def full(self) -> bool: # Whether the next chunk would cost some reader one that it has not read
+    def full(self) -> bool: # Whether some reader that is waited for has as many unread as are kept
         "Whether the plugin should wait."
-        return len(self._kept) >= self.limit and any(r.cursor <= self.first and not r.lagging for r in self._readers)
+        return self.stop >= self.limit and any(self.stop - reader.cursor >= self.limit and not reader.lagging for reader in self._readers)
 
     def give_up(self) -> None:
         "Wait no longer for readers that are in the way now."
-        for reader in list(self._readers): reader.lagging = reader.lagging or reader.cursor <= self.first
+        for reader in list(self._readers): reader.lagging = reader.lagging or self.stop - reader.cursor >= self.limit
 
     def moved(self) -> None:
         "A reader moved on, or left."

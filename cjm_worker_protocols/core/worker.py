@@ -8,16 +8,18 @@ from __future__ import annotations
 import io
 import logging
 import os
+import pickle
 import select
 import signal
 import socket
 import sys
 import threading
+import time
 from types import FrameType
 from typing import Any
 
 from . import context
-from .frames import HEADER, Frame, FrameReader, Kind, dumps
+from .frames import HEADER, PLAIN, Frame, FrameReader, Kind, dumps
 from .plugins import Plugin, drive, find_plugin, unpack
 
 # %% auto #0
@@ -26,6 +28,9 @@ __all__ = ['Line', 'RunningJob', 'FrameHandler', 'FrameFile', 'text_file', 'desc
 # %% ../../nbs/core/worker.ipynb #cell-6
 class Line:
     "Both directions of a worker's socket."
+    PAUSE = 0.001  # Seconds for which chunks may wait for each other
+    CHUNKS, CHARACTERS = 256, 1 << 16  # How many of them may, and how long they may be together
+
     def __init__(self,
         sock: socket.socket, # Connected to the manager, blocking
         claims: int = -1 # The end of a pipe that says which offered job may be begun
@@ -33,6 +38,8 @@ class Line:
         self._sock, self._pid, self._claims, self._claim = sock, os.getpid(), claims, 0
         self._reader, self._frames = FrameReader(), list[Frame]()
         self._lock, self._torn = threading.RLock(), False
+        self._chunks, self._size, self._tag, self._flushed = list[Any](), 0, 0, 0.0
+        self._waiting: threading.Event | None = None
 
     def send(self,
         kind: Kind, # What is said
@@ -43,13 +50,53 @@ class Line:
         body = dumps(value)
         if os.getpid() != self._pid: return
         with self._lock:
-            if self._torn: return # SIGTERM came in the middle of a frame: nothing may follow it
-            self._torn = True
-            if len(body) < 1 << 16: self._sock.sendall(HEADER.pack(kind, tag, len(body)) + body)
-            else:
-                self._sock.sendall(HEADER.pack(kind, tag, len(body)))
-                self._sock.sendall(body)
-            self._torn = False
+            if self._chunks: self._flush()
+            self._write(kind, tag, body)
+
+    def _write(self, kind: Kind, tag: int, body: bytes) -> None:
+        if self._torn: return # SIGTERM came in the middle of a frame: nothing may follow it
+        self._torn = True
+        if len(body) < 1 << 16: self._sock.sendall(HEADER.pack(kind, tag, len(body)) + body)
+        else:
+            self._sock.sendall(HEADER.pack(kind, tag, len(body)))
+            self._sock.sendall(body)
+        self._torn = False
+
+    def chunk(self,
+        tag: int, # The job
+        value: Any # What it yielded
+    ) -> None:
+        "Send a chunk now, or within a millisecond. Raises whatever pickling it raises."
+        if type(value) not in PLAIN: return self.send(Kind.CHUNK, tag, [value])
+        with self._lock:
+            self._chunks.append(value)
+            self._tag = tag
+            if isinstance(value, (str, bytes, bytearray)): self._size += len(value)
+            if len(self._chunks) >= self.CHUNKS or self._size >= self.CHARACTERS or time.monotonic() - self._flushed > self.PAUSE: self._flush()
+            elif len(self._chunks) == 1: self._flush_soon()
+
+    def _flush(self) -> None:
+        "With the lock: send the chunks that wait."
+        chunks, self._chunks, self._size = self._chunks, [], 0
+        if not chunks or os.getpid() != self._pid: return
+        self._write(Kind.CHUNK, self._tag, pickle.dumps(chunks, 5))
+        self._flushed = time.monotonic()
+
+    def _flush_soon(self) -> None:
+        if self._waiting is None:
+            self._waiting = threading.Event()
+            threading.Thread(target=self._flush_late, name="chunks", daemon=True).start()
+        self._waiting.set()
+
+    def _flush_late(self) -> None:
+        "On a thread: send what has waited long enough, whatever the plugin does meanwhile."
+        assert self._waiting is not None
+        while self._waiting.wait():
+            self._waiting.clear()
+            time.sleep(self.PAUSE)
+            with self._lock:
+                try: self._flush()
+                except OSError: return # the manager is gone
 
     def _fill(self) -> bool:
         "Receive once; False when the manager has hung up."
@@ -84,7 +131,7 @@ class Line:
                 if not self._fill(): break
             return any(f.kind == Kind.CANCEL and f.tag == tag for f in self._frames)
 
-# %% ../../nbs/core/worker.ipynb #cell-15
+# %% ../../nbs/core/worker.ipynb #cell-16
 class RunningJob:
     "The job that runs now, as `core.context` sees it."
     def __init__(self,
@@ -101,7 +148,7 @@ class RunningJob:
             self._line.send(Kind.COOPERATIVE, self._tag)
         if self._line.cancelled(self._tag): raise context.CancelRequested("the job was cancelled")
 
-# %% ../../nbs/core/worker.ipynb #cell-17
+# %% ../../nbs/core/worker.ipynb #cell-18
 class FrameHandler(logging.Handler):
     "Sends log records to the manager."
     def __init__(self,
@@ -117,7 +164,7 @@ class FrameHandler(logging.Handler):
             self._line.send(Kind.LOG, self.tag, (record.name, record.levelno, text, record.pathname, record.lineno, record.funcName))
         except Exception: self.handleError(record)
 
-# %% ../../nbs/core/worker.ipynb #cell-19
+# %% ../../nbs/core/worker.ipynb #cell-20
 class FrameFile(io.RawIOBase):
     "The raw file under `sys.stdout` or `sys.stderr`."
     def __init__(self,
@@ -146,7 +193,7 @@ def text_file(
     "A text file like `sys.stdout`."
     return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
 
-# %% ../../nbs/core/worker.ipynb #cell-23
+# %% ../../nbs/core/worker.ipynb #cell-24
 _OURS = os.path.dirname(Line.send.__code__.co_filename)
 
 def describe(
@@ -159,7 +206,7 @@ def describe(
     lines = traceback.format_exception_only(type(error), error)
     return "".join(lines).strip(), "".join(traceback.format_exception(type(error), error, tb)).strip()
 
-# %% ../../nbs/core/worker.ipynb #cell-26
+# %% ../../nbs/core/worker.ipynb #cell-27
 class Worker:
     "Does what the frames say."
     def __init__(self,
@@ -200,7 +247,7 @@ class Worker:
         def send_chunk(chunk: Any) -> None:
             nonlocal category
             category = "serialization"
-            self._line.send(Kind.CHUNK, tag, chunk)
+            self._line.chunk(tag, chunk)
             category = "exception"
 
         try:
@@ -276,7 +323,7 @@ class Worker:
         else: self._load(0, plugin_id, plugin_name, config, stream)
         return True
 
-# %% ../../nbs/core/worker.ipynb #cell-28
+# %% ../../nbs/core/worker.ipynb #cell-29
 def _terminated(signum: int, frame: FrameType | None) -> None:
     "SIGTERM: unwind the plugin."
     raise SystemExit(128 + signum)

@@ -203,7 +203,8 @@ class Injected:
     ) -> None:
         "Tell the broadcaster and the listeners just this."
         if self._broadcasts is not None: self._broadcasts.put(event)
-        for listener in list(self._listeners): listener.put(event)
+        if len(self._listeners):
+            for listener in list(self._listeners): listener.put(event)
 
     def listen(self) -> EventStream: # An async iterator
         "Everything from now on."

@@ -219,7 +219,7 @@ class JobRunner:
         job.attempts += 1
         self._limit(worker)
         self._report(worker)
-        self._injected.emit_job("job:started", job, pid=worker.pid, attempt=job.attempts)
+        if self._injected.heard: self._injected.emit_job("job:started", job, pid=worker.pid, attempt=job.attempts)
 
     def _limit(self, worker: PooledWorker) -> None:
         "Limit the time of what a worker does now: loading a plugin, or running a job."
@@ -320,16 +320,17 @@ class JobRunner:
         worker.set_timer(self._config.load_timeout, self.pool.stop, worker, verdict)
 
     def _on_chunk(self, worker: PooledWorker, job: Job, frame: Frame) -> None:
-        "Keep a chunk; let the worker wait while a reader has no room."
-        try: chunk = frame.value()
+        "Keep chunks; let the worker wait while a reader has no room."
+        try: values = frame.value()
         except (Exception, SystemExit) as e:
             verdict = JobError("serialization", f"a chunk cannot be read in this process: {type(e).__name__}: {e}")
             return self._fail_later(worker, job, verdict)
         chunks = job._stream_chunks()
-        lost = chunks.lost
-        index = chunks.add(chunk)
+        index, lost = chunks.stop, chunks.lost
+        chunks.extend(values)
         if chunks.lost and not lost: _log.warning("job %s streams more than %d chunks: the oldest are dropped", job.id, chunks.limit)
-        self._injected.emit_job("job:chunk", job, index=index, chunk=chunk)
+        if self._injected.heard:
+            for n, chunk in enumerate(values, index): self._injected.emit_job("job:chunk", job, index=n, chunk=chunk)
         if chunks.full() and not worker.stopping: self._hold_up(worker, chunks)
 
     def _fail_later(self, worker: PooledWorker, job: Job, verdict: JobError) -> None:
@@ -366,7 +367,7 @@ class JobRunner:
         try:
             if ahead is not None: self._begun(worker, ahead)
             elif worker.commands: self._limit_command(worker)
-            self._dispatch()
+            if len(self.queue) or self._config.max_workers > 1: self._dispatch()
         finally: self._settle(ticket.job, frame, verdict)
         if worker.ticket is None: self._report(worker)
 
