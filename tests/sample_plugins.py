@@ -410,6 +410,17 @@ def exit_with_child() -> None:
     sys.exit(5)
 
 
+def dies_after_its_result(x: Any) -> Any:
+    """Give a result, and die when it has been sent."""
+    from cjm_worker_protocols.core import worker
+
+    def die(self: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    worker.Line.receive = die  # type: ignore[assignment]
+    return x
+
+
 def unpicklable() -> Any:
     """A result that cannot leave the process."""
     return threading.Lock()
@@ -584,6 +595,27 @@ def threads_report(threads: int, times: int) -> int:
     for worker in workers:
         worker.join()
     return threads * times
+
+
+def reads_stdin() -> str:
+    """Read what there is to read."""
+    return sys.stdin.read()
+
+
+def nested(plugin: str) -> Any:
+    """Run a job on a manager of its own."""
+
+    async def inner() -> Any:
+        from cjm_worker_protocols import JobManager
+
+        async with JobManager("inner", "tests", plugins={plugin: globals()[plugin]}) as m:
+            job = await m.start_job(plugin)
+            while job.status == "pending":
+                await asyncio.sleep(0.005)
+            report_progress(0.5, "the inner job runs")
+            return await job
+
+    return asyncio.run(inner())
 
 
 def mutes_logging() -> str:

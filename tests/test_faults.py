@@ -936,7 +936,7 @@ def test_an_interpreter_that_cannot_import_the_worker() -> None:
     async def scenario() -> None:
         async with manager("echo", max_restarts=0, env={"PYTHONHOME": "/no/such/home"}) as m:
             job = await end(await m.start_job("echo"))
-            assert job.error.category == "start" and "/no/such/home" in str(job.error), job.error
+            assert job.error.category == "start" and "encodings" in job.error.stderr_tail and job.error.stderr_tail in str(job.error), job.error
 
     run(scenario())
 
@@ -1366,6 +1366,36 @@ def test_cancelling_a_job_whose_worker_is_still_starting() -> None:
     run(scenario())
 
 
+def test_max_pending_counts_every_job_that_waits(gate: Gate) -> None:
+    """Also one that is next on a busy worker."""
+
+    async def scenario() -> None:
+        async with manager("wait_at", max_pending=3) as m:
+            seen = Seen(m)
+            jobs = [await m.start_job("wait_at", gate=gate.path)]
+            await under_way(seen, jobs[0])
+            jobs += [await m.start_job("wait_at", gate=gate.path) for _ in range(3)]
+            with pytest.raises(errors.QueueFullError):
+                await m.start_job("wait_at", gate=gate.path)
+            gate.open(4)
+            for job in jobs:
+                await job
+
+    run(scenario())
+
+
+def test_a_worker_that_dies_between_two_jobs_costs_none() -> None:
+    """A process that is killed just after it has given a result: the next job has not begun, so it is not failed."""
+
+    async def scenario() -> None:
+        async with manager("dies_after_its_result", backoff_base=0.001, max_restarts=1000) as m:
+            jobs = [await m.start_job("dies_after_its_result", x=i) for i in range(10)]
+            for i, job in enumerate(jobs):
+                assert (await end(job)).result == i, job.error
+
+    run(scenario())
+
+
 def test_words_spoken_while_dying_do_not_confuse_the_manager() -> None:
     """A worker that is stopped in the middle of a message, and logs a lot in `finally`, is cancelled like any other, and leaves nothing."""
 
@@ -1703,6 +1733,54 @@ asyncio.run(main())
 '''
 
 
+NO_DESCRIPTORS = '''
+import asyncio, json, logging, os, resource
+logging.disable(logging.CRITICAL)
+import sample_plugins
+from cjm_worker_protocols import JobManager, WorkerConfig
+
+def opened(): return len(os.listdir("/proc/self/fd"))
+
+async def attempt(room):
+    "One job with so many descriptors left; then one without that limit."
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    config = WorkerConfig(standby=False, backoff_base=0.01, start_timeout=5)
+    async with JobManager("t", "c", worker_config=config, plugins={"echo": sample_plugins.echo}) as m:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened() - 1 + room, hard))
+        try: job = await asyncio.wait_for((await m.start_job("echo", x=1)).wait(), 10)
+        finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        later = await asyncio.wait_for((await m.start_job("echo", x=2)).wait(), 10)
+        return [job.status, job.error.category if job.error else None, later.status]
+
+async def main():
+    await attempt(1000)
+    before = opened()
+    outcomes = [await attempt(room) for room in range(0, 26)]
+    print(json.dumps([outcomes, opened() - before]), flush=True)
+
+asyncio.run(main())
+'''
+
+
+def test_an_app_that_has_run_out_of_descriptors(tmp_path: Path) -> None:
+    """At whichever step of starting a worker they run out: the job ends, nothing leaks, and later jobs run."""
+    with script(tmp_path / "out.py", NO_DESCRIPTORS) as process:
+        outcomes, leaked = said_json(process, 60)
+        out, err = process.communicate(timeout=15)
+    assert {tuple(o) for o in outcomes} == {("failed", "start", "completed"), ("completed", None, "completed")}, outcomes
+    assert (leaked, out, err, process.returncode) == (0, "", "", 0)
+
+
+def test_an_app_that_ignores_sigchld(tmp_path: Path) -> None:
+    """Where the kernel reaps children unasked, the ends of workers are noticed just the same."""
+    source = NO_PIDFD.replace("del os.pidfd_open", "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN)")
+    with script(tmp_path / "sigchld.py", source) as process:
+        crashes = said_json(process)
+        assert [c[0] for c in crashes[:2]] == ["crash", "crash"] and crashes[2:] == [True, 1, 1]
+        out, err = process.communicate(timeout=15)
+    assert (out, err, process.returncode) == ("", "", 0)
+
+
 def test_a_system_without_process_handles(tmp_path: Path) -> None:
     """Where the kernel has no pidfd, the ends of workers are noticed just the same, and no thread stays."""
     with script(tmp_path / "no_pidfd.py", NO_PIDFD) as process:
@@ -1758,15 +1836,15 @@ def test_a_reader_that_stops_reading_does_not_stop_the_job() -> None:
 
     async def scenario() -> None:
         async with manager("count", stream_buffer=10, stall_timeout=0.3) as m:
-            job = await m.start_job("count", n=100)
+            job = await m.start_job("count", n=1000)
             reader = job.stream()
             assert await reader.__anext__() == 0
             await end(job)
-            assert job.status == "completed" and job.dropped_chunks == 90
-            with pytest.raises(errors.StreamOverflowError, match="89 chunks.*start=90") as overflow:
+            assert job.status == "completed" and job.dropped_chunks == 990
+            with pytest.raises(errors.StreamOverflowError, match="989 chunks.*start=990") as overflow:
                 await reader.__anext__()
-            assert (overflow.value.dropped, overflow.value.next_index) == (89, 90)
-            assert [chunk async for chunk in reader] == list(range(90, 100))
+            assert (overflow.value.dropped, overflow.value.next_index) == (989, 990)
+            assert [chunk async for chunk in reader] == list(range(990, 1000))
 
     run(scenario())
 
@@ -2109,11 +2187,12 @@ def test_a_forked_child_that_comes_back_is_no_second_worker(how: str) -> None:
 
 
 def test_a_plugin_that_uses_multiprocessing() -> None:
-    """A pool of processes inside a plugin works."""
+    """A pool of processes inside a plugin works, and ends when it is told to."""
 
     async def scenario() -> None:
         async with manager("multiprocesses", "echo") as m:
-            assert await (await m.start_job("multiprocesses")) == 55
+            for _ in range(8):
+                assert (await end(await m.start_job("multiprocesses"))).result == 55
             await works(m)
 
     run(scenario())
@@ -2178,6 +2257,34 @@ def test_a_plugin_that_takes_logging_into_its_own_hands() -> None:
                 assert await (await m.start_job("mutes_logging")) == "mine"
                 await works(m)
             assert any("by its own handler" in r.getMessage() for r in records)
+
+    run(scenario())
+
+
+def test_a_plugin_that_reads_stdin() -> None:
+    """There is nothing to read: it gets an end of file, not the app's terminal."""
+
+    async def scenario() -> None:
+        async with manager("reads_stdin") as m:
+            assert await (await m.start_job("reads_stdin")) == ""
+
+    run(scenario())
+
+
+def test_a_plugin_that_uses_a_manager_itself() -> None:
+    """A manager inside a worker works, and when the outer job is cancelled nothing of the inner one is left."""
+
+    async def scenario() -> None:
+        async with manager("nested", "echo") as m:
+            seen = Seen(m)
+            assert await (await m.start_job("nested", plugin="echo")) is None
+            job = await m.start_job("nested", plugin="stuck_quietly")
+            pid = await under_way(seen, job)
+            below = [p.pid for p in psutil.Process(pid).children(recursive=True)]
+            assert len(below) >= 2
+            assert await m.cancel_job(job.id)
+            assert await gone_soon(below, 5.0)
+            await works(m)
 
     run(scenario())
 

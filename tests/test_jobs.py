@@ -1589,10 +1589,10 @@ def test_what_a_plugin_says_reaches_the_managers_log(caplog: pytest.LogCaptureFi
     assert {(r.job_id, r.plugin_id, r.worker_pid) for r in mine} == {(job.id, "says", pid)}  # type: ignore[attr-defined]
     said = [(r.name.removeprefix(WORKER_LOG + "."), r.levelname, r.getMessage()) for r in mine]
     texts = [(name, level, text.splitlines()[0]) for name, level, text in said]
-    assert [t for t in texts if t[0] == "stdout"] == [
-        ("stdout", "INFO", line) for line in ("printed", "from a child", "no newline at its end")
+    assert sorted(t for t in texts if t[0] == "stdout") == [
+        ("stdout", "INFO", line) for line in ("from a child", "no newline at its end", "printed")
     ]
-    assert [t for t in texts if t[0] == "stderr"] == [("stderr", "WARNING", line) for line in ("to stderr", "child error")]
+    assert sorted(t for t in texts if t[0] == "stderr") == [("stderr", "WARNING", line) for line in ("child error", "to stderr")]
     assert ("some.library", "WARNING", "logged text") in texts and ("some.library", "INFO", "in detail") in texts
     caught = next(text for name, _, text in said if name == "root")
     assert caught.startswith("caught\n") and "ValueError: ünïcödé" in caught

@@ -53,7 +53,11 @@ class WorkerHandle(Protocol):
     "One worker, as the manager holds it. None of its methods waits or raises, also when the worker is gone."
     pid: int  # Its process id; unique among this engine's living workers
     host: str  # Where it lives
-    offers: bool  # Whether a job can be offered to it while it runs another; then it has `offer`, `withdraw` and `drain`
+
+    @property
+    def offers(self) -> bool: # It takes one offer at a time
+        "Whether a job can be offered to it now, while it runs another."
+        ...
 
     def send(self, data: bytes) -> bool: # False when it is known that the worker will never get this
         "Send encoded frames, in order."
@@ -215,7 +219,7 @@ _START = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_protocols
 
 class LocalWorker:
     "A worker process on this machine: the manager's end of its socket, its pipes and its process handle."
-    host, offers = os.uname().nodename, True
+    host = os.uname().nodename
 
     def __init__(self,
         config: WorkerConfig, # Interpreter and environment
@@ -244,7 +248,8 @@ class LocalWorker:
         guards.add(self.pid)
         self._out = Pipe(loop, out, lambda line: events.on_output("stdout", line))
         self._err = Pipe(loop, err, lambda line: events.on_output("stderr", line))
-        self._printed = select.poll()
+        self._printed, self._claimable = select.poll(), select.poll()
+        self._claimable.register(self._claims, select.POLLIN)
         for fd in (out, err): self._printed.register(fd, select.POLLIN)
         self._sock.setblocking(False)
         self._paused = self._gone = self._hung_up = self._unread = False
@@ -263,6 +268,9 @@ class LocalWorker:
             self._loop.add_writer(self._sock, self._send_rest)
         else: self._unsent.append(memoryview(data))
         return True
+
+    @property
+    def offers(self) -> bool: return not self._gone and not self._claimable.poll(0)
 
     def offer(self, data: bytes, tag: int) -> None:
         os.write(self._claim, tag.to_bytes(8, "big"))

@@ -104,6 +104,8 @@ class EventStream:
 # %% ../../nbs/core/events.ipynb #cell-16
 class Broadcasts:
     "Calls `broadcast` for each event, in order, and survives whatever it does."
+    DELAY = 0.001  # Seconds for which events wait for each other, so that they are sent while nothing else is to be done
+
     def __init__(self,
         broadcaster: Any, # It has `async broadcast(event_type, data)`
         limit: int, # Events that may wait
@@ -112,9 +114,9 @@ class Broadcasts:
     ):
         self._broadcaster, self._limit, self._timeout, self._errors = broadcaster, limit, timeout, errors
         self._events: deque[Event] = deque()
-        self._wakeup: asyncio.Event | None = None
         self._task: asyncio.Task[None] | None = None
-        self._closing = self._late = False
+        self._start: asyncio.TimerHandle | None = None
+        self._late = False
 
     def put(self,
         event: Event # What happened
@@ -124,12 +126,12 @@ class Broadcasts:
             self._events.popleft()
             self._failed("dropped", "it is too slow: the oldest event was dropped")
         self._events.append(event)
-        if self._task is None or self._task.done(): self._start()
-        if self._wakeup is not None: self._wakeup.set()
+        if self._start is None and (self._task is None or self._task.done()):
+            self._start = asyncio.get_running_loop().call_later(self.DELAY, self._send_all)
 
-    def _start(self) -> None:
-        self._wakeup = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._run())
+    def _send_all(self) -> None:
+        self._start = None
+        if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._run())
 
     def _failed(self, what: str, reason: str) -> None:
         self._errors[f"event_broadcaster.{what}"] += 1
@@ -137,26 +139,23 @@ class Broadcasts:
             _log.warning("event_broadcaster.%s (%d times so far): %s", what, self._errors[f"event_broadcaster.{what}"], reason)
 
     async def _run(self) -> None:
-        assert self._wakeup is not None
-        while True:
-            while self._events: await self._send(self._events.popleft())
-            if self._closing: return
-            self._wakeup.clear()
-            await self._wakeup.wait()
-
-    async def _send(self, event: Event) -> None:
-        "One call, for a limited time. The call runs in this very task: a timer cancels it."
-        task = self._task
+        "Send what waits. The calls run in this very task, and a timer cancels the one that is late."
+        loop, task = asyncio.get_running_loop(), self._task
         assert task is not None
-        self._late = False
-        timer = asyncio.get_running_loop().call_later(self._timeout, self._give_up, task)
-        try: await self._broadcaster.broadcast(event.type, event.data)
-        except asyncio.CancelledError:
-            if not self._late and getattr(task, "cancelling", lambda: 1)(): raise  # this task is cancelled, not something of theirs
-            if self._late: getattr(task, "uncancel", lambda: None)()  # from Python 3.11 on
-            self._failed("broadcast", f"no end after {self._timeout:g} s" if self._late else "it was cancelled")
-        except Exception as e: self._failed("broadcast", f"{type(e).__name__}: {e}")
-        finally: timer.cancel()
+        while self._events:
+            event, self._late = self._events.popleft(), False
+            timer = loop.call_later(self._timeout, self._give_up, task)
+            try: await self._broadcaster.broadcast(event.type, event.data)
+            except asyncio.CancelledError:
+                if self._late: getattr(task, "uncancel", lambda: None)()  # from Python 3.11 on
+                elif getattr(task, "cancelling", lambda: 0)(): raise  # this task is cancelled, not something of theirs
+                self._failed("broadcast", f"no end after {self._timeout:g} s" if self._late else "it was cancelled")
+                if not self._late and not hasattr(task, "cancelling"): return self._again()  # Python 3.10 cannot tell the two apart
+            except Exception as e: self._failed("broadcast", f"{type(e).__name__}: {e}")
+            finally: timer.cancel()
+
+    def _again(self) -> None:
+        if self._events: self._start = asyncio.get_running_loop().call_later(self.DELAY, self._send_all)
 
     def _give_up(self, task: asyncio.Task[None]) -> None:
         self._late = True
@@ -166,12 +165,14 @@ class Broadcasts:
         timeout: float # Seconds for what still waits
     ) -> None:
         "Send what waits, then stop."
-        self._closing = True
-        if self._task is None or self._wakeup is None: return
-        self._wakeup.set()
-        await asyncio.wait({self._task}, timeout=timeout)
-        if not self._task.done():
-            if self._events: self._failed("dropped", f"{len(self._events)} events were dropped at shutdown")
-            self._events.clear()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        while (self._events or self._task is not None and not self._task.done()) and loop.time() < end:
+            if self._start is not None: self._start.cancel()
+            self._send_all()
+            if self._task is not None: await asyncio.wait({self._task}, timeout=end - loop.time())
+        if self._events: self._failed("dropped", f"{len(self._events)} events were dropped at shutdown")
+        self._events.clear()
+        if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=timeout)

@@ -166,6 +166,7 @@ class Chunks:
         limit: int # How many are kept
     ):
         self.limit, self.first = limit, 0  # `first` is the index of the oldest kept
+        self.moves = 0  # How often a reader has moved on
         self.lost = False  # Whether one was dropped that nobody had read
         self._kept: deque[Any] = deque()
         self._readers: weakref.WeakSet[JobStream] = weakref.WeakSet()
@@ -209,6 +210,7 @@ class Chunks:
 
     def moved(self) -> None:
         "A reader moved on, or left."
+        self.moves += 1
         if self.on_room is not None and not self.full(): self.release()
 
     def release(self) -> None:

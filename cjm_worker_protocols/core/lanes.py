@@ -33,6 +33,8 @@ class LaneTimeout(TimeoutError):
 # %% ../../nbs/core/lanes.ipynb #cell-7
 class Lane:
     "One thread, one queue. The thread starts with the first call, and ends with the lane or with the process."
+    DELAY = 0.001  # Seconds for which posted calls wait for each other
+
     def __init__(self,
         name: str, # The integration, as it appears in logs and in the count of errors
         limit: int, # Calls that may wait
@@ -41,6 +43,8 @@ class Lane:
         self.name, self._limit, self._errors = name, limit, errors
         self._calls: queue.SimpleQueue[tuple[str, Callable[[], Any], Callable[[Any, BaseException | None], None] | None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._posted: list[tuple[str, Callable[[], Any]]] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._busy, self._closed = "", False
 
     def _put(self, label: str, call: Callable[[], Any], done: Callable[[Any, BaseException | None], None] | None) -> None:
@@ -80,8 +84,14 @@ class Lane:
         needed: bool = False # Whether it must be made, however many wait
     ) -> None:
         "Make a call whose result nobody needs. Returns at once and never raises; when too many wait, one that is not needed is dropped and counted."
-        if self._calls.qsize() >= self._limit and not needed: self.failed(f"{label}.dropped", f"{self._limit} calls are waiting, still in {self._busy}")
-        else: self._put(label, call, None)
+        if self._calls.qsize() + len(self._posted) >= self._limit and not needed: self.failed(f"{label}.dropped", f"{self._limit} calls are waiting, still in {self._busy}")
+        else: self._posted.append((label, call))
+        if self._timer is None and self._posted: self._timer = asyncio.get_running_loop().call_later(self.DELAY, self._hand_over)
+
+    def _hand_over(self) -> None:
+        "Wake the thread once for all calls that were posted just now; woken for each, it would take the interpreter from the loop each time."
+        posted, self._posted, self._timer = self._posted, [], None
+        for label, call in posted: self._put(label, call, None)
 
     async def ask(self,
         label: str, # The call's name
@@ -105,6 +115,7 @@ class Lane:
             if not answer.done(): answer.set_exception(LaneTimeout(label, timeout, self._busy))
 
         timer = loop.call_later(timeout, late)
+        self._hand_over()
         self._put(label, call, done)
         try: return await answer
         finally: timer.cancel()
@@ -126,6 +137,8 @@ class Lane:
         timeout: float # Seconds for the calls that still wait
     ) -> None:
         "Finish what waits, then end the thread. One that hangs is left behind; it ends with the process."
+        if self._timer is not None: self._timer.cancel()
+        self._hand_over()
         self._closed = True
         if self._thread is None: return
         thread, self._thread = self._thread, None

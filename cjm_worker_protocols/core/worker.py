@@ -68,6 +68,7 @@ class Line:
     ) -> None:
         "Send a chunk now, or within a millisecond. Raises whatever pickling it raises."
         if type(value) not in PLAIN: return self.send(Kind.CHUNK, tag, [value])
+        if os.getpid() != self._pid: return
         with self._lock:
             self._chunks.append(value)
             self._tag = tag
@@ -328,6 +329,17 @@ def _terminated(signum: int, frame: FrameType | None) -> None:
     "SIGTERM: unwind the plugin."
     raise SystemExit(128 + signum)
 
+def _handle_sigterm() -> None:
+    "Unwind the plugin on SIGTERM, but simply end a process that it forked: raised amid a fork, the exception would be lost."
+    def mask(how: int) -> None: signal.pthread_sigmask(how, {signal.SIGTERM})
+
+    def in_child() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        mask(signal.SIG_UNBLOCK)
+
+    signal.signal(signal.SIGTERM, _terminated)
+    os.register_at_fork(before=lambda: mask(signal.SIG_BLOCK), after_in_parent=lambda: mask(signal.SIG_UNBLOCK), after_in_child=in_child)
+
 def _leave(code: int) -> None:
     "End the process with `code`: exit handlers run, for 5 s at most; threads that a plugin left behind are not waited for."
     import atexit
@@ -347,7 +359,7 @@ def main(
     "Be a worker until told to stop."
     import faulthandler
     faulthandler.enable()
-    signal.signal(signal.SIGTERM, _terminated)
+    _handle_sigterm()
     for inherited in (fd, claims): os.set_inheritable(inherited, False)
     line = Line(socket.socket(fileno=fd), claims)
     handler = FrameHandler(line)

@@ -141,7 +141,8 @@ class JobRunner:
 
     async def close(self) -> None:
         "End all jobs and all workers."
-        for worker in self.pool.workers: self._take_back(worker)
+        for worker in list(self.pool.workers):
+            if not self._take_back(worker): self._catch_up(worker)
         self._cancel_waiting()
         await self.pool.close()
         self._cancel_waiting()
@@ -174,10 +175,11 @@ class JobRunner:
         "Offer the next job to a worker that is busy with the same plugin, so that it need not wait for us in between."
         for worker in self.pool.workers:
             running, handle = worker.ticket, worker.handle
-            if running is None or worker.stopping or worker.commands or handle is None or not handle.offers: continue
+            if running is None or worker.stopping or worker.commands or handle is None: continue
             if not worker.mute or worker.served != running.job.plugin_id: continue # what C code writes does not say for which job
             if worker.next is not None and not (self.queue.before(worker.next) and self._take_back(worker)): continue
             if not len(self.queue) or self.queue.peek().job.plugin_id != running.job.plugin_id: return
+            if not handle.offers: continue # it has not yet begun what it was offered before
             worker.next = ticket = self.queue.pop()
             worker.quiet = False
             handle.offer(bytes((Kind.OFFER,)) + ticket.frame[1:], ticket.number)
@@ -340,11 +342,14 @@ class JobRunner:
     def _hold_up(self, worker: PooledWorker, chunks: Chunks) -> None:
         "Let a worker wait until its stream's readers have room, but not for ever."
         assert worker.handle is not None
-        handle = worker.handle
+        handle, moves = worker.handle, chunks.moves
+        timer: asyncio.TimerHandle
 
         def stalled() -> None:
-            chunks.give_up()
-            chunks.moved()
+            nonlocal timer, moves
+            if chunks.moves == moves: chunks.give_up()
+            timer, moves = self.loop.call_later(self._config.stall_timeout, stalled), chunks.moves
+            if not chunks.full(): chunks.release()
 
         def go_on() -> None:
             timer.cancel()

@@ -1,0 +1,69 @@
+"""The benchmarks run, say what can be read, and the table in their README is of their making. No time is judged here."""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from repo import ROOT, run, said
+
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    """benchmarks/run.py, as a module."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        yield importlib.import_module("run")
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+        for name in ("run", "bench"):
+            sys.modules.pop(name, None)
+
+
+def scripts() -> "list[str]":
+    """Every file of benchmarks/ that answers a question."""
+    found = (p for p in BENCHMARKS.glob("*.py") if "\nasync def measure(" in p.read_text(encoding="utf-8"))
+    return sorted(p.stem for p in found)
+
+
+def test_the_table_is_made_of_every_script(bench: Any) -> None:
+    """run.py leaves none out, and the README names each."""
+    assert sorted(bench.SCRIPTS) == scripts()
+    readme = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert [name for name in bench.SCRIPTS if f"[`{name}.py`]({name}.py)" not in readme] == []
+
+
+@pytest.mark.parametrize("script", scripts())
+def test_script_runs_and_its_rows_are_those_of_the_readme(bench: Any, script: str, tmp_path: Path) -> None:
+    """A tiny run prints rows that parse; the README has the same questions, peers and targets, in the same order."""
+    pytest.importorskip("loky", reason="loky is not installed: pip install -e '.[dev]'")
+    path = BENCHMARKS / f"{script}.py"
+    done = run(sys.executable, str(path), "--tiny", cwd=tmp_path, timeout=100, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, said(done)
+    rows = bench.rows_of(done.stdout)
+    assert rows, said(done)
+    questions = {row.question for row in rows}
+    committed = [facts(row) for row in bench.rows_in_readme() if row.question in questions]
+    assert committed == [facts(row) for row in rows], said(done)
+
+
+def facts(row: Any) -> "tuple[str, str, str]":
+    """What is the same in every run: the question, the peer without its number, the target."""
+    return row.question, row.peer.rsplit(" ", 2)[0], row.target
+
+
+def test_the_readme_has_no_other_rows(bench: Any) -> None:
+    """Each row of the table comes from a script that still asks its question."""
+    text = "".join((BENCHMARKS / f"{name}.py").read_text(encoding="utf-8") for name in bench.SCRIPTS)
+    rows = bench.rows_in_readme()
+    assert rows and [r.question for r in rows if r.question.split(",")[0].split(" with ")[0] not in text] == []
+
+
+@pytest.mark.parametrize("line", ["| too | few |", "| q | 1 µs | bare 1 µs | 9.00× | at most 3× | yes |"])
+def test_a_row_that_cannot_be_is_refused(bench: Any, line: str) -> None:
+    """Too few cells, or a verdict that its own numbers contradict."""
+    with pytest.raises(ValueError, match="a row of the table"):
+        bench.Row.parse(line)
