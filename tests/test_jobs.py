@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,6 +23,7 @@ from harness import Gate, Seen, end, first_chunk, gate, manager, nothing_left, r
 
 from cjm_worker_protocols import BaseJobManager, Job, JobCancelled, JobError, JobManager, WorkerConfig, check_cancel, report_progress
 from cjm_worker_protocols.core import errors
+from cjm_worker_protocols.core.context import CancelRequested
 
 pytestmark = pytest.mark.filterwarnings("error")
 WORKER_LOG = "cjm_worker_protocols.worker"
@@ -1304,7 +1307,6 @@ def test_finally_runs_in_a_plugin_that_does_not_ask(plugin: str, tmp_path: Path)
 
 def test_a_plugin_may_stop_by_itself() -> None:
     """Raising CancelRequested without being asked ends the job as cancelled."""
-    from cjm_worker_protocols.core.context import CancelRequested
 
     def gives_up() -> None:
         raise CancelRequested("enough")
@@ -1515,8 +1517,6 @@ def test_events_can_be_heard_by_several_and_from_any_moment() -> None:
 
 def test_a_listener_that_is_gone_costs_nothing() -> None:
     """An iterator over events that nobody holds any more is forgotten."""
-    import gc
-    import weakref
 
     async def scenario() -> None:
         async with manager("echo") as m:

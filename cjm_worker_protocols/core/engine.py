@@ -16,6 +16,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -34,8 +35,7 @@ class Exit(NamedTuple):
     "How a worker ended."
     exit_code: int | None = None  # What it exited with; None when a signal ended it, or nobody knows
     signal: int | None = None  # The signal that ended it
-    unread: bool = False  # Whether it ended before it had read all that was sent to it
-    unclaimed: bool = False  # Whether it ended before it had begun the job that it was offered last
+    never_begun: frozenset[int] = frozenset()  # The tags of jobs that it was given and did not begin
 
 # %% ../../nbs/core/engine.ipynb #cell-7
 class WorkerEvents(Protocol):
@@ -54,18 +54,12 @@ class WorkerHandle(Protocol):
     pid: int  # Its process id; unique among this engine's living workers
     host: str  # Where it lives
 
-    @property
-    def offers(self) -> bool: # It takes one offer at a time
-        "Whether a job can be offered to it now, while it runs another."
-        ...
-
-    def send(self, data: bytes) -> bool: # False when it is known that the worker will never get this
+    def send(self, data: bytes) -> None:
         "Send encoded frames, in order."
-        ...
-    def offer(self, data: bytes, tag: int) -> None:
-        "Send the frame of a job, and the claim to it."
-    def withdraw(self) -> bool: # False when the worker has begun it
-        "Take the claim to the offered job back."
+    def give(self, tag: int, data: bytes) -> None:
+        "Send the frame of a job, and the claim to it. A second one may be given while the worker is at the first."
+    def withdraw(self) -> frozenset[int]: # Their tags
+        "Take back the claims to all jobs that it was given and has not begun."
         ...
     def drain(self) -> None:
         "Hand over at once what the worker has already said."
@@ -227,59 +221,64 @@ class LocalWorker:
         guards: Guardian # Told that there is one more
     ):
         "Start the process. Raises `OSError` when that fails, and leaves nothing open."
-        loop = asyncio.get_running_loop()
-        self._loop, self._events, self._guardian = loop, events, guards
+        self._loop, self._events, self._guardian = asyncio.get_running_loop(), events, guards
         self._reader, self._frames, self._unsent = FrameReader(), deque[Frame](), deque[memoryview]()
-        self._sock, theirs = socket.socketpair()
-        (out, out_write), (err, err_write), (self._claims, self._claim) = os.pipe(), os.pipe(), os.pipe()
-        os.set_blocking(self._claims, False)
-        try:
-            with theirs:
-                self._process = subprocess.Popen([config.python or sys.executable, "-c", _START, str(_CORE.parents[1]), str(theirs.fileno()), str(self._claims)],
-                    stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write, pass_fds=[theirs.fileno(), self._claims], start_new_session=True,
-                    env={**os.environ, **config.env} if config.env else None)
-        except OSError:
-            self._sock.close()
-            for fd in (out, err, self._claims, self._claim): os.close(fd)
-            raise
-        finally:
-            for fd in (out_write, err_write): os.close(fd)
-        self.pid = self._process.pid
-        guards.add(self.pid)
-        self._out = Pipe(loop, out, lambda line: events.on_output("stdout", line))
-        self._err = Pipe(loop, err, lambda line: events.on_output("stderr", line))
-        self._printed, self._claimable = select.poll(), select.poll()
-        self._claimable.register(self._claims, select.POLLIN)
+        self._paused = self._gone = self._hung_up = False
+        with ExitStack() as opened, ExitStack() as theirs:
+            self._sock, sock = socket.socketpair()
+            opened.callback(self._sock.close)
+            theirs.callback(sock.close)
+            self._claims, self._claim = self._pipe(opened, opened)
+            out, out_write = self._pipe(opened, theirs)
+            err, err_write = self._pipe(opened, theirs)
+            os.set_blocking(self._claims, False)
+            self._process = subprocess.Popen([config.python or sys.executable, "-c", _START, str(_CORE.parents[1]), str(sock.fileno()), str(self._claims)],
+                stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write, pass_fds=[sock.fileno(), self._claims], start_new_session=True,
+                env={**os.environ, **config.env} if config.env else None)
+            opened.callback(self._process.wait)
+            opened.callback(self._process.kill)
+            self.pid = self._process.pid
+            guards.add(self.pid)
+            opened.callback(guards.remove, self.pid)
+            on_process_end(self.pid, self._loop, self._ended)
+            opened.pop_all() # nothing can fail any more
+        self._printed = select.poll()
         for fd in (out, err): self._printed.register(fd, select.POLLIN)
+        self._out = Pipe(self._loop, out, lambda line: events.on_output("stdout", line))
+        self._err = Pipe(self._loop, err, lambda line: events.on_output("stderr", line))
         self._sock.setblocking(False)
-        self._paused = self._gone = self._hung_up = self._unread = False
-        loop.add_reader(self._sock, self._receive)
-        on_process_end(self.pid, loop, self._ended)
+        self._loop.add_reader(self._sock, self._receive)
 
-    def send(self, data: bytes) -> bool:
-        if self._gone: return False
+    @staticmethod
+    def _pipe(readers: ExitStack, writers: ExitStack) -> tuple[int, int]:
+        "A pipe whose ends are closed with those stacks."
+        read, write = os.pipe()
+        readers.callback(os.close, read)
+        writers.callback(os.close, write)
+        return read, write
+
+    def send(self, data: bytes) -> None:
+        if self._gone: return
         if not self._unsent:
             try:
                 sent = self._sock.send(data)
-                if sent == len(data): return True
+                if sent == len(data): return
             except BlockingIOError: sent = 0
-            except OSError: return False # it is dying; its end is told soon
+            except OSError: return # it is dying; its end is told soon
             self._unsent.append(memoryview(data)[sent:])
             self._loop.add_writer(self._sock, self._send_rest)
         else: self._unsent.append(memoryview(data))
-        return True
 
-    @property
-    def offers(self) -> bool: return not self._gone and not self._claimable.poll(0)
-
-    def offer(self, data: bytes, tag: int) -> None:
+    def give(self, tag: int, data: bytes) -> None:
+        if self._gone: return
         os.write(self._claim, tag.to_bytes(8, "big"))
         self.send(data)
 
-    def withdraw(self) -> bool:
-        if self._gone: return True
-        try: return bool(os.read(self._claims, 8))
-        except BlockingIOError: return False
+    def withdraw(self) -> frozenset[int]:
+        if self._gone: return frozenset()
+        try: claims = os.read(self._claims, 1 << 12)
+        except BlockingIOError: return frozenset()
+        return frozenset(int.from_bytes(claims[i:i + 8], "big") for i in range(0, len(claims), 8))
 
     def drain(self) -> None:
         while self._receive(): pass
@@ -311,7 +310,7 @@ class LocalWorker:
         if self._hung_up: return False
         try: count = self._sock.recv_into(self._reader.space())
         except BlockingIOError: return False
-        except OSError as e: count, self._unread = 0, isinstance(e, ConnectionResetError)
+        except OSError: count = 0
         if not count: # it hung up; its process handle tells when it has ended
             self._hung_up = True
             self._loop.remove_reader(self._sock)
@@ -354,7 +353,7 @@ class LocalWorker:
             self._signal(signal.SIGKILL)
             if not self._hung_up: self._loop.remove_reader(self._sock)
             if self._unsent: self._loop.remove_writer(self._sock)
-            unclaimed = self.withdraw()
+            never_begun = self.withdraw()
             self._gone = True
             for pipe in (self._out, self._err):
                 pipe.read()
@@ -363,7 +362,7 @@ class LocalWorker:
             for fd in (self._claims, self._claim): os.close(fd)
             self._guardian.remove(self.pid)
             code = self._process.wait()
-            self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, self._unread, unclaimed))
+            self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, never_begun))
 
 # %% ../../nbs/core/engine.ipynb #cell-18
 class LocalEngine:

@@ -18,13 +18,12 @@ __all__ = ['PLAIN', 'HEADER', 'Kind', 'dumps', 'encode', 'Frame', 'FrameReader']
 class Kind(IntEnum):
     "What a frame says. The tag names the job, or the command, that it belongs to."
     INIT = 1  # to the worker: sys.path, loader, log level
-    RUN = 2  # to the worker: plugin id, plugin name, config, whether to stream, parameters
+    RUN = 2  # to the worker, valid with its claim: plugin id, plugin name, config, whether to stream, parameters
     CANCEL = 3  # to the worker: stop that job, if it asks
     UNLOAD = 4  # to the worker: plugin name
     RELOAD = 5  # to the worker: plugin id, plugin name, config
     LEVEL = 6  # to the worker: the log level the manager takes from now on
     STOP = 7  # to the worker: unload and exit
-    OFFER = 8  # to the worker: like RUN, for a job that it may begin if its claim is still there
     READY = 16  # from the worker: pid, host
     LOADING = 17  # from the worker: the job's plugin is being loaded
     LOADED = 18  # from the worker: it is loaded

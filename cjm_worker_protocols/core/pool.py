@@ -115,10 +115,9 @@ class PooledWorker:
         self.handle: WorkerHandle | None = None
         self.standby, self.ready, self.gone = standby, False, False
         self.ticket: Ticket | None = None  # What it runs
-        self.next: Ticket | None = None  # What it was offered, and has not begun as far as is known
+        self.next: Ticket | None = None  # What it was given ahead, and has not begun as far as is known
         self.served = ""  # The plugin of the last job that it ended
         self.mute = True  # Whether no C code or child of it has written anything yet
-        self.reached = self.heard = self.quiet = False  # Whether its job was sent, it has spoken of it, and nothing was sent after it
         self.plugin: tuple[str, str] | None = None  # id and name of what it has loaded
         self.config: dict[str, Any] = {}  # The loaded plugin's
         self.cooperative = self.loading = False  # Whether its job asks if it is cancelled, and whether it is loading now

@@ -33,7 +33,7 @@ class Line:
 
     def __init__(self,
         sock: socket.socket, # Connected to the manager, blocking
-        claims: int = -1 # The end of a pipe that says which offered job may be begun
+        claims: int = -1 # The end of a pipe that says which jobs may be begun; none has to be claimed without it
     ):
         self._sock, self._pid, self._claims, self._claim = sock, os.getpid(), claims, 0
         self._reader, self._frames = FrameReader(), list[Frame]()
@@ -113,9 +113,10 @@ class Line:
         return self._frames.pop(0)
 
     def claim(self,
-        tag: int # A job that was offered
-    ) -> bool: # Whether it is still ours to begin
-        "Take the claim to an offered job, unless the manager has taken it back."
+        tag: int # A job
+    ) -> bool: # Whether it is ours to begin
+        "Take the claim to a job, unless the manager has taken it back."
+        if self._claims < 0: return True
         if not self._claim:
             try: self._claim = int.from_bytes(os.read(self._claims, 8), "big")
             except BlockingIOError: return False
@@ -224,7 +225,8 @@ class Worker:
     def serve(self) -> None:
         "Work until told to stop, or until the manager hangs up."
         while (frame := self._line.receive()) is not None:
-            if frame.kind == Kind.RUN or frame.kind == Kind.OFFER and self._line.claim(frame.tag): self._run(frame)
+            if frame.kind == Kind.RUN:
+                if self._line.claim(frame.tag): self._run(frame)
             elif frame.kind == Kind.UNLOAD: self._command(frame, self._unload_named)
             elif frame.kind == Kind.RELOAD: self._command(frame, self._reload)
             elif frame.kind == Kind.LEVEL: logging.getLogger().setLevel(frame.value())

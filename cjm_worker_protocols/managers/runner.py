@@ -153,15 +153,15 @@ class JobRunner:
     # To the workers
 
     def _dispatch(self) -> None:
-        "Hand the jobs that wait to the workers that are idle, and offer the next to those that are not."
+        "Hand the jobs that wait to the workers that are idle, and the next one also to those that are busy."
         while self._waiting():
             worker = self.pool.idle_for(self.queue.peek().job.plugin_id)
             if worker is not None: self._run(worker, self.queue.pop())
             elif not self.pool.want(len(self.queue)): break
-        if len(self.queue): self._offer()
+        if len(self.queue): self._give_ahead()
 
     def _waiting(self) -> bool:
-        "Whether a job waits. Those that were offered to busy workers do, and are older, when another worker is idle."
+        "Whether a job waits. Those that were given to busy workers ahead do, and are older, when another worker is idle."
         if self._config.max_workers > 1 and any(w.idle for w in self.pool.workers):
             for worker in self.pool.workers: self._take_back(worker)
         return len(self.queue) > 0
@@ -171,30 +171,30 @@ class JobRunner:
         "Jobs that no worker has begun."
         return len(self.queue) + sum(w.next is not None for w in self.pool.workers)
 
-    def _offer(self) -> None:
-        "Offer the next job to a worker that is busy with the same plugin, so that it need not wait for us in between."
+    def _give_ahead(self) -> None:
+        "Give the next job to a worker that is busy with the same plugin, so that it need not wait for us in between."
         for worker in self.pool.workers:
             running, handle = worker.ticket, worker.handle
             if running is None or worker.stopping or worker.commands or handle is None: continue
             if not worker.mute or worker.served != running.job.plugin_id: continue # what C code writes does not say for which job
             if worker.next is not None and not (self.queue.before(worker.next) and self._take_back(worker)): continue
             if not len(self.queue) or self.queue.peek().job.plugin_id != running.job.plugin_id: return
-            if not handle.offers: continue # it has not yet begun what it was offered before
             worker.next = ticket = self.queue.pop()
-            worker.quiet = False
-            handle.offer(bytes((Kind.OFFER,)) + ticket.frame[1:], ticket.number)
+            handle.give(ticket.number, ticket.frame)
 
     def _take_back(self, worker: PooledWorker) -> bool:
-        "Put the job that was offered to a worker back in line; False when the worker has begun it."
-        ticket = worker.next
+        "Put the job that was given to a worker ahead back in line; False when the worker has begun it."
+        ticket, running = worker.next, worker.ticket
         if ticket is None or worker.handle is None: return True
-        if not worker.handle.withdraw(): return False
+        tags = worker.handle.withdraw()
+        if running is not None and running.number in tags: worker.handle.give(running.number, running.frame) # that one is still to be begun
+        if ticket.number not in tags: return False
         worker.next = None
         self.queue.push(ticket)
         return True
 
     def _catch_up(self, worker: PooledWorker) -> None:
-        "Hear what a worker has said: it has begun the job that it was offered, so the end of the one before is on its way."
+        "Hear what a worker has said: it has begun the job that it was given ahead, so the end of the one before is on its way."
         if worker.handle is not None: worker.handle.drain()
 
     def _stop(self, worker: PooledWorker, verdict: JobError) -> None:
@@ -210,7 +210,7 @@ class JobRunner:
         if level != worker.level:
             worker.level = level
             worker.handle.send(encode(Kind.LEVEL, 0, level))
-        worker.reached, worker.heard, worker.quiet = worker.handle.send(ticket.frame), False, True
+        worker.handle.give(ticket.number, ticket.frame)
         self._begun(worker, ticket)
 
     def _begun(self, worker: PooledWorker, ticket: Ticket) -> None:
@@ -271,7 +271,7 @@ class JobRunner:
         else: self._on_job_frame(worker, ticket, frame)
 
     def _on_job_frame(self, worker: PooledWorker, ticket: Ticket, frame: Frame) -> None:
-        kind, worker.heard = frame.kind, True
+        kind = frame.kind
         if kind in (Kind.RESULT, Kind.FAILED, Kind.CANCELLED): self._on_job_end(worker, ticket, frame)
         elif kind == Kind.CHUNK: self._on_chunk(worker, ticket.job, frame)
         elif kind == Kind.PROGRESS:
@@ -312,7 +312,6 @@ class JobRunner:
         "Have a worker unload or reload a plugin, after what it runs now; it may take as long as loading may."
         assert worker.handle is not None
         worker.commands[number] = reply = self.loop.create_future()
-        worker.quiet = False
         worker.handle.send(encode(kind, number, request))
         if worker.ticket is None: self._limit_command(worker)
         return reply
@@ -392,10 +391,6 @@ class JobRunner:
         elif frame.kind == Kind.FAILED: self._fail(job, JobError(*frame.value()))
         else: self._fail(job, JobCancelled("the plugin stopped by itself"))
 
-    def _never_begun(self, worker: PooledWorker, exit: Exit, ahead: Ticket | None) -> bool:
-        "Whether a worker died before it began its job: the job, or the claim to it, was still on the way."
-        return not worker.reached or (exit.unread and worker.quiet and not worker.heard) or (exit.unclaimed and ahead is None)
-
     def on_exit(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
         "A worker is gone: end its job, or let it wait for another."
         if worker.ready and self._injected.resources: self._injected.resources.unregister(worker.pid)
@@ -407,8 +402,8 @@ class JobRunner:
         if job._chunks is not None: job._chunks.release()
         del self.running[job.id]
         if worker.verdict is not None: self._fail(job, worker.verdict)
-        elif (never_begun := self._never_begun(worker, exit, ahead)) or job.attempts <= job.retries:
-            if never_begun: job.attempts -= 1
+        elif ticket.number in exit.never_begun or job.attempts <= job.retries:
+            if ticket.number in exit.never_begun: job.attempts -= 1
             job.status, job.worker_pid, job.started_at = "pending", None, None
             self.queue.push(ticket)
             self._injected.emit_job("job:queued", job, attempt=job.attempts + 1)
