@@ -39,8 +39,8 @@ from .managers.base import JobManager
 
 # %% auto #0
 __all__ = ['GROUP', 'SPEECH', 'Show', 'COMMANDS', 'InstalledPlugin', 'EntryPointRegistry', 'WorkerTable', 'memory_of',
-           'Broadcaster', 'Screen', 'JsonLines', 'text_of', 'plain', 'brief', 'cut', 'bar', 'Terminal', 'summary',
-           'description', 'guarded', 'whole', 'session', 'perform', 'LogToScreen', 'UsageError', 'screen_for',
+           'Broadcaster', 'Screen', 'whole', 'JsonLines', 'text_of', 'plain', 'brief', 'cut', 'bar', 'Terminal',
+           'summary', 'description', 'guarded', 'session', 'perform', 'LogToScreen', 'UsageError', 'screen_for',
            'transcript', 'demo', 'parameter', 'run', 'look', 'survey', 'plugins', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #cell-6
@@ -172,6 +172,13 @@ class Screen(Protocol):
         "Show what is not shown yet."
 
 # %% ../nbs/cli.ipynb #cell-20
+def whole(
+    value: Any # Anything
+) -> Any: # What `json.dumps(..., allow_nan=False)` takes
+    "Plain data, however much there is of it."
+    return json_safe(value, length=sys.maxsize, items=sys.maxsize, depth=100)
+
+# %% ../nbs/cli.ipynb #96f18087
 class JsonLines:
     "Events as lines of JSON."
     LIMIT = 20_000 # Lines that may wait for a slow reader
@@ -191,7 +198,7 @@ class JsonLines:
             self._dropped = 0
             self._put(event, data)
 
-    def _put(self, event: str, data: dict[str, Any]) -> None: self._lines.put(json.dumps({"event": event, "data": data}, ensure_ascii=False).encode() + b"\n")
+    def _put(self, event: str, data: dict[str, Any]) -> None: self._lines.put(json.dumps({"event": event, "data": whole(data)}, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
     def note(self, text: str) -> None: print(text, file=sys.stderr)
 
@@ -269,15 +276,16 @@ class Terminal:
         elif event.startswith("job:"): self._show_job(event, data, asyncio.get_running_loop())
 
     def _show_job(self, event: str, data: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
-        job = self._jobs.setdefault(data["job_id"], {"progress": 0.0, "message": "", "text": ""})
-        if event == "job:queued": job["label"] = cut(self._label(data["params"]), 30)
-        elif event == "job:started": job.update(pid=data["pid"], since=loop.time(), message="started")
-        elif event == "job:progress": job.update(progress=data["progress"], message=data["message"])
-        elif event == "job:chunk": job["text"] = text_of(data["chunk"])
-        else: return self._end(event, self._jobs.pop(data["job_id"]), data, loop.time())
-        if not self._due:
-            self._due = True
-            loop.call_later(self.DELAY, self.note)
+        with self._lock:
+            job = self._jobs.setdefault(data["job_id"], {"label": cut(data["job_id"], 30), "progress": 0.0, "message": "", "text": ""})
+            if event == "job:queued": job["label"] = cut(self._label(data["params"]), 30)
+            elif event == "job:started": job.update(pid=data["pid"], since=loop.time(), message="started")
+            elif event == "job:progress": job.update(progress=data["progress"], message=data["message"])
+            elif event == "job:chunk": job["text"] = text_of(data["chunk"])
+            else: return self._end(event, self._jobs.pop(data["job_id"]), data, loop.time())
+            if not self._due:
+                self._due = True
+                loop.call_later(self.DELAY, self.note)
 
     def _end(self, event: str, job: dict[str, Any], data: dict[str, Any], now: float) -> None:
         "Show how a job ended, where it stays."
@@ -357,10 +365,6 @@ async def guarded(
     return codes[0] if codes else task.result()
 
 # %% ../nbs/cli.ipynb #cell-33
-def whole(value: Any) -> Any:
-    "Plain data, however much there is of it."
-    return json_safe(value, length=sys.maxsize, items=sys.maxsize, depth=100)
-
 async def session(
     registry: EntryPointRegistry, # Knows the plugin
     plugin_id: str, # The plugin

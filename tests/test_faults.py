@@ -388,6 +388,8 @@ class Recorder:
             raise OSError("the hub is down")
         if self.how == "cancelled":
             raise asyncio.CancelledError
+        if self.how == "exit":
+            sys.exit("the hub exits")
         if self.how == "hang":
             await asyncio.Event().wait()
         for _ in range(2 if self.how == "swallow" else 0):
@@ -435,7 +437,7 @@ class Ledger:
         return found
 
 
-@pytest.mark.parametrize("how", ["raise", "cancelled"])
+@pytest.mark.parametrize("how", ["raise", "cancelled", "exit"])
 def test_a_broadcaster_that_raises(how: str) -> None:
     """Jobs and listeners do not notice; every failure is counted."""
 

@@ -470,6 +470,28 @@ def test_every_hook_is_used() -> None:
     run(scenario())
 
 
+def test_coroutine_hooks_are_awaited_in_order() -> None:
+    """One after the other, however long each takes, and what one raises keeps no other from being called."""
+    heard = []
+
+    class Async(JobManager):
+        async def _on_job_completed(self, job_id: str) -> None:
+            heard.append(("begins", job_id))
+            await asyncio.sleep(0.05 if len(heard) == 1 else 0)
+            heard.append(("ends", job_id))
+            if len(heard) == 4:
+                raise asyncio.CancelledError
+
+    async def scenario() -> None:
+        async with manager("echo", cls=Async) as m:
+            jobs = [await m.start_job("echo") for _ in range(4)]
+            await asyncio.gather(*jobs)
+        assert heard == [(what, job.id) for job in jobs for what in ("begins", "ends")]
+        assert m.integration_errors == {"hooks._on_job_completed": 1}
+
+    run(scenario())
+
+
 def test_the_completion_hook_may_be_a_coroutine() -> None:
     """An async hook runs on the loop, only for completed jobs, and shutdown waits for it."""
     heard = []
@@ -716,7 +738,7 @@ def test_an_import_string_that_leads_nowhere_fails_the_job(source: str, reason: 
 
 
 class WithLoader(BaseJobManager):
-    """The mission's way: subclass, and give a loader."""
+    """Subclass, and give a loader."""
 
     loader: Any = staticmethod(sample_plugins.loader)
 
@@ -1010,6 +1032,22 @@ def test_reload_plugin_by_name_with_a_registry() -> None:
             assert await m.reload_plugin("Loaded", {"size": 2})
             assert m.workers[0].plugin_id == "p1"
             assert (await (await m.start_job("p1")))["log"][2:] == [["load", {"size": 2}], ["unload", {"size": 2}], ["load", {}]]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("registry", [None, Registry(Loaded="Loaded")], ids=["no registry", "a registry"])
+def test_a_config_that_cannot_be_sent_is_refused(registry: Any) -> None:
+    """reload_plugin raises before anything is changed: what is loaded stays, and so does the config of the next job."""
+
+    async def scenario() -> None:
+        async with manager("Loaded", plugin_registry=registry) as m:
+            await (await m.start_job("Loaded"))
+            with pytest.raises(errors.ParametersNotSendableError, match="'lock'") as refusal:
+                await m.reload_plugin("Loaded", {"lock": threading.Lock()})
+            assert refusal.value.parameter == "lock"
+            assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
+            assert m.workers[0].status == "idle"
 
     run(scenario())
 
@@ -1399,6 +1437,58 @@ def test_a_stream_can_begin_anywhere() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("start", [-1, 1.5, None])
+def test_a_stream_begins_at_an_index(start: Any) -> None:
+    """ConfigError for a start that is none."""
+
+    async def scenario() -> None:
+        async with manager("count") as m:
+            job = await m.start_job("count", n=5)
+            with pytest.raises(errors.ConfigError, match="start: expected an integer of at least 0"):
+                job.stream(start=start)
+
+    run(scenario())
+
+
+def test_a_stream_that_is_closed_ends_for_whoever_waits() -> None:
+    """`aclose` in one task ends `async for` in another, at once and for good."""
+
+    async def scenario() -> None:
+        async with manager("stuck") as m:
+            job = await m.start_job("stuck")
+            stream = job.stream()
+            await stream.__anext__()
+            waiting = asyncio.ensure_future(anext(stream, "the end"))
+            await asyncio.sleep(0.01)
+            await stream.aclose()
+            assert await asyncio.wait_for(waiting, 5) == "the end" == await anext(stream, "the end")
+            assert await first_chunk(job) == job.worker_pid
+
+    run(scenario())
+
+
+def test_waiting_with_a_limit_leaves_nothing_behind() -> None:
+    """`asyncio.wait_for` around a job, a chunk or an event may be repeated for ever."""
+
+    async def scenario() -> None:
+        async with manager("stuck") as m:
+            job, events = await m.start_job("stuck"), m.events()
+            stream = job.stream()
+            await stream.__anext__()
+            for _ in range(20):
+                for what in (job.wait(), stream.__anext__()):
+                    with pytest.raises(asyncio.TimeoutError):
+                        await asyncio.wait_for(what, 0.001)
+            while True:
+                try:
+                    await asyncio.wait_for(events.__anext__(), 0.05)
+                except asyncio.TimeoutError:
+                    break
+            assert [len(waited._waiters) for waited in (job, stream, events)] == [0, 0, 0]
+
+    run(scenario())
+
+
 def test_a_job_needs_no_reader() -> None:
     """A generator that nobody reads runs to its end, and its newest chunks can be read later."""
 
@@ -1449,6 +1539,28 @@ class Pool:
         self.calls.append(call)
 
 
+class NoCopy:
+    """It can be sent to another process, and not be copied in this one."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("no copies")
+
+
+def test_a_config_that_cannot_be_copied_hurts_no_job() -> None:
+    """The resource manager gets as much of a copy as there can be, and it is counted."""
+
+    async def scenario() -> None:
+        pool, registry = Pool(), Registry(p1="Loaded")
+        registry.configs["p1"] = config = {"odd": NoCopy()}
+        async with manager("Loaded", plugin_registry=registry, resource_manager=pool) as m:
+            assert (await (await m.start_job("p1")))["log"][0][0] == "load"
+        given = [state["config"] for call, _, state in pool.calls if call == "update" and state["config"]]
+        assert given and all(c.keys() == config.keys() and c is not config for c in given)
+        assert set(m.integration_errors) == {"resource_manager.config"}
+
+    run(scenario())
+
+
 def test_each_job_tells_its_story_in_order() -> None:
     """queued, started, chunks, progress, one end; with the payloads that are promised, JSON-safe, each with its time."""
 
@@ -1490,10 +1602,10 @@ def test_an_event_of_ones_own_goes_the_same_way() -> None:
             seen = Seen(m)
             await m.broadcast_event("mine:before", {"a": 1})
             await (await m.start_job("echo"))
-            await m.broadcast_event("mine:after", {"b": [2]})
+            await m.broadcast_event("mine:after", {"b": {2}})
         types = [e.type for e in await seen.rest()]
         assert types[0] == "mine:before" and types.index("mine:after") == types.index("job:completed") + 1
-        assert hub.events[0] == ("mine:before", {"a": 1}) and [t for t, _ in hub.events] == types
+        assert hub.events[0] == ("mine:before", {"a": 1}) and [d for t, d in hub.events if t == "mine:after"] == [{"b": [2]}] and [t for t, _ in hub.events] == types
 
     run(scenario())
 
@@ -1728,6 +1840,10 @@ WRONG_CONFIGS: "list[dict[str, Any]]" = [
     {"standby": 1},
     {"python": ""},
     {"python": Path("/usr/bin/python3")},
+    {"python": "python\0"},
+    {"env": {"": "x"}},
+    {"env": {"A=B": "x"}},
+    {"env": {"A": "x\0y"}},
     {"env": {"A": 1}},
     {"env": "A=1"},
     {"start_timeout": 0},

@@ -34,6 +34,11 @@ def _number(name: str, value: object, low: float, optional: bool = False, whole:
         raise ConfigError(name, wanted + (" or None" if optional else ""), value)
 
 # %% ../../nbs/core/config.ipynb #cell-9
+def _variable(name: object, value: object) -> bool:
+    "Whether an environment can hold this."
+    return isinstance(name, str) and isinstance(value, str) and name != "" and "=" not in name and "\0" not in name + value
+
+# %% ../../nbs/core/config.ipynb #51148db1
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "Everything about workers that can be set. All times are in seconds. Raises `ConfigError` for a value that cannot work."
@@ -44,10 +49,10 @@ class WorkerConfig:
     start_timeout: float = 30.0  # From starting a process to its first word
     load_timeout: float | None = 600.0  # A plugin's load; None is no limit
     job_timeout: float | None = None  # A job's run, for jobs that name no timeout of their own; None is no limit
-    grace_timeout: float = 5.0  # From asking a worker to stop to killing it
+    grace_timeout: float = 5.0  # From asking a worker to stop to SIGTERM, and from that to SIGKILL
     integration_timeout: float = 5.0  # How long a registry or a broadcaster may take for one call
     restart: RestartPolicy = RestartPolicy.BACKOFF  # What follows a crash
-    max_restarts: int = 5  # Crashes in a row, with no success between them, after which the pending jobs are failed
+    max_restarts: int = 5  # Crashes in a row, with no completed job between them, after which the jobs that wait are failed; later ones try again
     backoff_base: float = 0.1  # The delay after the first crash, for `RestartPolicy.BACKOFF`
     backoff_max: float = 30.0  # The longest such delay
     keep_finished: int = 1000  # Finished jobs kept; the oldest goes first
@@ -66,10 +71,10 @@ class WorkerConfig:
         for name in ("grace_timeout", "backoff_base", "backoff_max"): _number(name, getattr(self, name), 0)
         if not isinstance(self.standby, bool): raise ConfigError("standby", "True or False", self.standby)
         if not isinstance(self.restart, RestartPolicy): raise ConfigError("restart", f"one of {', '.join(map(str, RestartPolicy))}", self.restart)
-        if self.python is not None and (not isinstance(self.python, str) or not self.python):
+        if self.python is not None and (not isinstance(self.python, str) or not self.python or "\0" in self.python):
             raise ConfigError("python", "the path of an interpreter, or None", self.python)
-        if self.env is not None and not (isinstance(self.env, Mapping) and all(isinstance(s, str) for pair in self.env.items() for s in pair)):
-            raise ConfigError("env", "a mapping of strings to strings, or None", self.env)
+        if self.env is not None and not (isinstance(self.env, Mapping) and all(_variable(*pair) for pair in self.env.items())):
+            raise ConfigError("env", "a mapping of names to strings that an environment can hold, or None", self.env)
 
     def backoff(self,
         crashes: int # Crashes in a row so far, at least 1

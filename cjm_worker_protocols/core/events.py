@@ -33,24 +33,29 @@ def json_safe(
     items: int = 1000, # The most items kept, in all collections together
     depth: int = 8 # The deepest nesting that is shown
 ) -> Any: # What `json.dumps(..., allow_nan=False)` takes
-    "A picture of `value` in JSON's own types. What JSON has no type for, and what is too large, becomes text."
+    "A picture of `value` in JSON's own types. What JSON has no type for, and what is too large, becomes text; what is left out is counted."
     left = [items]
 
     def picture(value: Any, depth: int) -> Any:
         left[0] -= 1
         if value is None or value is True or value is False: return value
         if isinstance(value, str): return _cut(str(value), length)
-        if isinstance(value, int): return int(value) if abs(value) < 1 << 1024 else _cut(hex(value), length)
+        if isinstance(value, int): return int(value) if abs(value) < _HUGE else _cut(hex(value), length)
         if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
         if isinstance(value, (bytes, bytearray, memoryview)): return f"<{memoryview(value).nbytes} bytes>"
         try:
             if not isinstance(value, (Mapping, list, tuple, set, frozenset)): return _cut(repr(value), min(length, 200))
             if not depth: return f"<{type(value).__name__} of {len(value)}>"
-            if isinstance(value, Mapping): return {_cut(str(k), length): picture(v, depth - 1) for k, v in islice(value.items(), items) if left[0] > 0}
-            return [picture(v, depth - 1) for v in islice(value, items) if left[0] > 0]
+            if isinstance(value, Mapping):
+                named = {_cut(str(k), length): picture(v, depth - 1) for k, v in islice(value.items(), items) if left[0] > 0}
+                return named if (more := len(value) - len(named)) <= 0 else {**named, "…": f"{more} more"}
+            listed = [picture(v, depth - 1) for v in islice(value, items) if left[0] > 0]
+            return listed if (more := len(value) - len(listed)) <= 0 else [*listed, f"… {more} more"]
         except Exception: return f"<{type(value).__name__}>"
 
     return picture(value, depth)
+
+_HUGE = 1 << 1024  # Beyond what a JavaScript number, or any float, can be
 
 def _cut(text: str, length: int) -> str:
     "At most `length` characters, with no half of a surrogate pair, which no UTF-8 can hold."
@@ -97,8 +102,11 @@ class EventStream:
         if self._loop is not loop: raise WrongLoopError("manager.events()")
         while not self._events:
             if self.closed: raise StopAsyncIteration
-            self._waiters.append(loop.create_future())
-            await self._waiters[-1]
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiters.append(waiter)
+            try: await waiter
+            finally:
+                if waiter in self._waiters: self._waiters.remove(waiter)
         return self._events.popleft()
 
 # %% ../../nbs/core/events.ipynb #cell-16
@@ -151,7 +159,7 @@ class Broadcasts:
                 elif getattr(task, "cancelling", lambda: 0)(): raise  # this task is cancelled, not something of theirs
                 self._failed("broadcast", f"no end after {self._timeout:g} s" if self._late else "it was cancelled")
                 if not self._late and not hasattr(task, "cancelling"): return self._again()  # Python 3.10 cannot tell the two apart
-            except Exception as e: self._failed("broadcast", f"{type(e).__name__}: {e}")
+            except (Exception, SystemExit, GeneratorExit) as e: self._failed("broadcast", f"{type(e).__name__}: {e}")
             finally: timer.cancel()
 
     def _again(self) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
-from .errors import StreamOverflowError, WrongLoopError
+from .errors import ConfigError, StreamOverflowError, WrongLoopError
 
 # %% auto #0
 __all__ = ['ENDS', 'signal_name', 'JobError', 'JobCancelled', 'now', 'Job', 'Chunks', 'JobStream']
@@ -135,7 +135,8 @@ class Job:
     def stream(self,
         start: int = 0 # Index of the first chunk wanted
     ) -> JobStream: # An async iterator
-        "What the plugin yields, from chunk `start` on, until the job ends; then, if the job failed, its error."
+        "What the plugin yields, from chunk `start` on, until the job ends; then, if the job failed, its error. Raises `ConfigError` for a start that is no index."
+        if not isinstance(start, int) or start < 0: raise ConfigError("start", "an integer of at least 0", start)
         return JobStream(self, self._stream_chunks(), start)
 
     def _stream_chunks(self) -> Chunks:
@@ -194,7 +195,11 @@ class Chunks:
         for _ in range(count): self._kept.popleft()
         self.first += count
 
-    def get(self, index: int) -> Any: return self._kept[index - self.first]
+    def get(self,
+        index: int # One that is still kept
+    ) -> Any: # The chunk
+        "One chunk."
+        return self._kept[index - self.first]
 
     def wake(self) -> None:
         "Let every reader look."
@@ -227,7 +232,7 @@ class JobStream:
         start: int # The first one wanted
     ):
         self.job, self.cursor, self.lagging = job, start, False
-        self._chunks, self._waiters = chunks, list[asyncio.Future[None]]()
+        self._chunks, self._waiters, self._closed = chunks, list[asyncio.Future[None]](), False
         chunks._readers.add(self)
 
     def __aiter__(self) -> JobStream: return self
@@ -235,11 +240,16 @@ class JobStream:
     async def __anext__(self) -> Any:
         "The next chunk. Raises `StreamOverflowError` if it is no longer kept, and the job's error at its end."
         chunks = self._chunks
+        if self._closed: raise StopAsyncIteration
         while self.cursor >= chunks.stop and not self.job.done:
             loop = asyncio.get_running_loop()
             if self.job._loop is not None and loop is not self.job._loop: raise WrongLoopError("job.stream()")
-            self._waiters.append(loop.create_future())
-            await self._waiters[-1]
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiters.append(waiter)
+            try: await waiter
+            finally:
+                if waiter in self._waiters: self._waiters.remove(waiter)
+            if self._closed: raise StopAsyncIteration
         if self.cursor < chunks.first:
             dropped, self.cursor = chunks.first - self.cursor, chunks.first
             self.lagging = False
@@ -258,11 +268,13 @@ class JobStream:
             if not waiter.done(): waiter.set_result(None)
 
     async def aclose(self) -> None:
-        "Stop reading."
+        "Stop reading; whoever waits for a chunk in another task stops too."
+        self._closed = True
         self._chunks._readers.discard(self)
         self._chunks.moved()
+        self._wake()
 
     def __del__(self) -> None:
-        if self._chunks.on_room is not None:
+        if getattr(self, "_chunks", None) is not None and self._chunks.on_room is not None:
             self._chunks._readers.discard(self)
             self._chunks.moved()

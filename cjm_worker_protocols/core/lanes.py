@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from .errors import ManagerClosedError
+
 _log = logging.getLogger(__name__)
 
 # %% auto #0
@@ -49,7 +51,7 @@ class Lane:
 
     def _put(self, label: str, call: Callable[[], Any], done: Callable[[Any, BaseException | None], None] | None) -> None:
         if self._closed:
-            if done is not None: done(None, RuntimeError(f"{self.name} is no longer called: the manager was shut down"))
+            if done is not None: done(None, ManagerClosedError(label))
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"lane-{self.name}", daemon=True)

@@ -150,6 +150,7 @@ class PooledWorker:
         self.timer = None if delay is None else asyncio.get_running_loop().call_later(delay, call, *args)
 
     def on_frame(self, frame: Frame) -> None:
+        if self.gone: return
         try: self._owner.on_frame(self, frame)
         except Exception: _log.exception("handling a frame of worker %d failed", self.pid)
 
@@ -268,7 +269,7 @@ class WorkerPool:
         worker.stopping = "start"
         self._kill(worker)
 
-    def is_ready(self,
+    def became_ready(self,
         worker: PooledWorker # It has said so
     ) -> None:
         "A worker can take jobs from now on."

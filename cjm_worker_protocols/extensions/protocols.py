@@ -46,7 +46,7 @@ class PluginRegistryProtocol(Protocol):
         """The configuration that a plugin is loaded with.
 
         The implementation gives a dict that the caller may change, and `{}` when there is no configuration.
-        The caller reads it for every job, so a changed configuration reaches the next job.
+        The caller reads it whenever a job is accepted, so a changed configuration reaches the next job.
 
         :raises Exception: when the registry cannot answer; the job is then refused, and none exists."""
         ...

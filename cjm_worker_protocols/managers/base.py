@@ -20,7 +20,7 @@ from ..core.config import WorkerConfig, _number
 from ..core.engine import Engine, LocalEngine
 from ..core.errors import (ConfigError, DuplicateJobError, ManagerClosedError, ParametersNotSendableError, QueueFullError, RegistryUnavailableError, ResourceValidationError,
     UnknownPluginError, WorkersUnavailableError, WrongLoopError)
-from ..core.events import Event, EventStream
+from ..core.events import Event, EventStream, json_safe
 from ..core.frames import Kind, dumps, encode
 from ..core.jobs import Job
 from ..core.plugins import PluginTable, pack
@@ -137,7 +137,7 @@ class BaseJobManager(Hooks):
         *,
         priority: int = 0, # Higher ones run sooner
         timeout: float | None = None, # Seconds the job may run; None is `WorkerConfig.job_timeout`
-        retries: int = 0, # How often to run it again after a crash
+        retries: int = 0, # How often to run it again, from the start, after its worker crashed
         params: Mapping[str, Any] | None = None, # More parameters: those whose names are taken here
         **parameters: Any # What the plugin's `run` is called with
     ) -> Job: # Pending or running
@@ -241,8 +241,11 @@ class BaseJobManager(Hooks):
         plugin_name: str, # Its name, or its id
         config: dict[str, Any] # The new config
     ) -> bool: # Whether it is loaded with this config now; False too when no worker is there to load it
-        "Load a plugin anew wherever it is loaded, or else in one idle worker. With a registry the next job's config is the registry's again."
+        """Load a plugin anew wherever it is loaded, or else in one idle worker. With a registry the next job's config is the registry's again.
+        Raises `ParametersNotSendableError` for a config that cannot be sent."""
         runner = self._bind("reload_plugin")
+        try: dumps(config)
+        except Exception as e: raise ParametersNotSendableError(plugin_name, e, _culprit(config)) from e
         registry, plugin_id = self._injected.registry, plugin_name
         if registry is None: self._configs[plugin_id] = dict(config)
         else:
@@ -273,10 +276,11 @@ class BaseJobManager(Hooks):
 
     async def broadcast_event(self,
         event_type: str, # The event's type
-        data: dict[str, Any] # Its payload
+        data: dict[str, Any] # Its payload, which need not be JSON-safe
     ) -> None:
         "Put an event of your own among the others. It never raises for what the broadcaster does."
-        self._injected.put(Event(event_type, data))
+        self._bind("broadcast_event")
+        self._injected.put(Event(event_type, json_safe(data)))
 
     # Showing
 

@@ -10,7 +10,7 @@ import copy
 import inspect
 import sys
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -116,7 +116,9 @@ class Registry:
     ) -> str | None: # None when it is unknown
         "A plugin's name, for a caller that is synchronous. Raises `RegistryUnavailableError`."
         try: name: str | None = self.lane.ask_blocking("get_plugin", lambda: self._name(plugin_id), self._timeout)
-        except LaneTimeout as e: raise RegistryUnavailableError("get_plugin", str(e)) from e
+        except LaneTimeout as e:
+            self.lane.failed("timeout", e)
+            raise RegistryUnavailableError("get_plugin", str(e)) from e
         return name
 
 # %% ../../nbs/managers/injection.ipynb #cell-11
@@ -140,16 +142,32 @@ class Resources:
         self._manager, self._worker_type = manager, worker_type
         self.lane = Lane("resource_manager", limit, errors)
 
-    def register(self, pid: int) -> None:
+    def register(self,
+        pid: int # A worker that is ready
+    ) -> None:
+        "Tell of a new worker."
         self.lane.post("register_worker", lambda: self._manager.register_worker(pid=pid, worker_type=self._worker_type), needed=True)
 
-    def unregister(self, pid: int) -> None: self.lane.post("unregister_worker", lambda: self._manager.unregister_worker(pid), needed=True)
+    def unregister(self,
+        pid: int # A worker that has ended
+    ) -> None:
+        "Tell of a worker's end."
+        self.lane.post("unregister_worker", lambda: self._manager.unregister_worker(pid), needed=True)
 
-    def update(self, worker: PooledWorker) -> None:
+    def _copy(self, config: dict[str, Any]) -> dict[str, Any]:
+        "A config that the resource manager may keep; one that cannot be copied in depth is copied as far as it can be."
+        try: return copy.deepcopy(config)
+        except Exception as e:
+            self.lane.failed("config", e)
+            return dict(config)
+
+    def update(self,
+        worker: PooledWorker # As it is now
+    ) -> None:
         "Tell all there is to tell of a worker."
         ticket, pid, status = worker.ticket, worker.pid, worker.status
         plugin = (ticket.job.plugin_id, ticket.name) if ticket else worker.plugin
-        config = copy.deepcopy(ticket.config if ticket else worker.config) if plugin else None
+        config = self._copy(ticket.config if ticket else worker.config) if plugin else None
         self.lane.post("update_worker_state", lambda: self._manager.update_worker_state(
             pid=pid, status=status, job_id=ticket.job.id if ticket else None, plugin_name=plugin[1] if plugin else None,
             plugin_id=plugin[0] if plugin else None, loaded_plugin_resource=resource_of(config) if config else None, config=config))
@@ -173,7 +191,8 @@ class Injected:
         self._broadcasts = Broadcasts(event_broadcaster, limit, timeout, self.errors) if event_broadcaster is not None else None
         self._listeners: weakref.WeakSet[EventStream] = weakref.WeakSet()  # one that nobody reads any more is forgotten
         self._hooks = Lane("hooks", limit, self.errors)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._awaited: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()  # hooks that are coroutine functions
+        self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
@@ -217,22 +236,29 @@ class Injected:
         hook: Callable[..., Any], # A method that a subclass overrode
         *arguments: Any # What it is called with
     ) -> None:
-        "Call a hook where it may be slow and may raise: on a thread, or as a task if it is a coroutine function."
-        name = hook.__name__
+        "Call a hook where it may be slow and may raise: on a thread, or in a task if it is a coroutine function. Calls are made in order."
+        name, limit = hook.__name__, self._config.event_buffer
         if not inspect.iscoroutinefunction(hook): return self._hooks.post(name, lambda: hook(*arguments))
+        if len(self._awaited) >= limit: return self._hooks.failed(f"{name}.dropped", f"{limit} calls are waiting")
+        self._awaited.append((hook, arguments))
+        if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._await_hooks())
 
-        async def call() -> None:
+    async def _await_hooks(self) -> None:
+        "In the task: one hook after the other."
+        while self._awaited:
+            hook, arguments = self._awaited.popleft()
             try: await hook(*arguments)
-            except Exception as e: self._hooks.failed(name, e)
-        task = asyncio.get_running_loop().create_task(call())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            except BaseException as e:  # a hook that was cancelled, or that calls sys.exit, does not keep the next from being called
+                self._hooks.failed(hook.__name__, e)
+                if isinstance(e, KeyboardInterrupt): raise
 
     async def close(self) -> None:
         "Finish what waits, for a limited time, then let go."
         timeout = self._config.integration_timeout
-        if self._tasks: await asyncio.wait(self._tasks, timeout=timeout)
-        for task in self._tasks: task.cancel()
+        if self._task is not None and not self._task.done():
+            await asyncio.wait({self._task}, timeout=timeout)
+            self._awaited.clear()
+            self._task.cancel()
         closing = [lane.close(timeout) for lane in (self._hooks, *(side.lane for side in (self.registry, self.resources) if side))]
         await asyncio.gather(*closing, *([self._broadcasts.close(timeout)] if self._broadcasts else []))
         self._closed = True

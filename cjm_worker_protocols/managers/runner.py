@@ -61,7 +61,7 @@ class Hooks:
     def _on_job_completed(self,
         job_id: str # A job that was completed
     ) -> Any: # Awaited, if this is a coroutine function
-        "Called after each completed job, in order, on a thread of its own, where it may be slow and may raise."
+        "Called after each completed job, in order, where it may be slow and may raise: on a thread of its own, or awaited in a task of its own."
         return None
 
 # %% ../../nbs/managers/runner.ipynb #cell-8
@@ -178,7 +178,8 @@ class JobRunner:
             if running is None or worker.stopping or worker.commands or handle is None: continue
             if not worker.mute or worker.served != running.job.plugin_id: continue # what C code writes does not say for which job
             if worker.next is not None and not (self.queue.before(worker.next) and self._take_back(worker)): continue
-            if not len(self.queue) or self.queue.peek().job.plugin_id != running.job.plugin_id: return
+            if not len(self.queue): return
+            if self.queue.peek().job.plugin_id != running.job.plugin_id: continue
             worker.next = ticket = self.queue.pop()
             handle.give(ticket.number, ticket.frame)
 
@@ -281,7 +282,7 @@ class JobRunner:
         elif kind in (Kind.LOADING, Kind.LOADED): self._on_loading(worker, ticket, kind == Kind.LOADING)
 
     def _on_ready(self, worker: PooledWorker) -> None:
-        self.pool.is_ready(worker)
+        self.pool.became_ready(worker)
         if self._injected.resources:
             self._injected.resources.register(worker.pid)
             self._injected.resources.update(worker)
@@ -309,10 +310,11 @@ class JobRunner:
         number: int, # A number of its own
         request: tuple[Any, ...] # What the worker's method takes
     ) -> asyncio.Future[Any]: # Whether it was done and why not; None when the worker ended instead
-        "Have a worker unload or reload a plugin, after what it runs now; it may take as long as loading may."
+        "Have a worker unload or reload a plugin, after what it runs now; it may take as long as loading may. Raises whatever pickling `request` raises."
         assert worker.handle is not None
+        frame = encode(kind, number, request)
         worker.commands[number] = reply = self.loop.create_future()
-        worker.handle.send(encode(kind, number, request))
+        worker.handle.send(frame)
         if worker.ticket is None: self._limit_command(worker)
         return reply
 
@@ -404,7 +406,7 @@ class JobRunner:
         if worker.verdict is not None: self._fail(job, worker.verdict)
         elif ticket.number in exit.never_begun or job.attempts <= job.retries:
             if ticket.number in exit.never_begun: job.attempts -= 1
-            job.status, job.worker_pid, job.started_at = "pending", None, None
+            job.status, job.worker_pid, job.started_at, job.progress, job.message = "pending", None, None, 0.0, ""
             self.queue.push(ticket)
             self._injected.emit_job("job:queued", job, attempt=job.attempts + 1)
         else:
