@@ -113,7 +113,7 @@ class EventStream:
 # %% ../../nbs/core/events.ipynb #cell-16
 class Broadcasts:
     "Calls `broadcast` for each event, in order, and survives whatever it does."
-    DELAY = 0.001  # Seconds for which events wait for each other, so that they are sent while nothing else is to be done
+    DELAY = 0.005  # Seconds for which events wait for each other, so that they are sent while nothing else is to be done
 
     def __init__(self,
         broadcaster: Any, # It has `async broadcast(event_type, data)`

@@ -47,7 +47,7 @@ def _wake_soon(waiter: asyncio.Future[None]) -> None:
 # %% ../../nbs/core/lanes.ipynb #a1b9668f
 class Lane:
     "One thread, one queue. The thread starts with the first call, and ends with the lane or with the process."
-    DELAY = 0.001  # Seconds for which posted calls wait for each other
+    DELAY = 0.005  # Seconds for which posted calls wait for each other
     GLANCE = 0.0002  # Seconds for which the loop looks out for an answer, if the call before took less than that
 
     def __init__(self,

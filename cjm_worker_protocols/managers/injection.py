@@ -208,7 +208,9 @@ class Injected:
         **data: Any # Its payload, which need not be JSON-safe
     ) -> None:
         "Tell the broadcaster and the listeners."
-        if not self.heard: return
+        if self.heard: self._tell(event_type, data)
+
+    def _tell(self, event_type: str, data: dict[str, Any]) -> None:
         payload = {"worker_type": self._worker_type, "time": now().isoformat()}
         try:
             for name, value in data.items(): payload[name] = json_safe(value)
@@ -221,7 +223,7 @@ class Injected:
         **data: Any # The rest of its payload
     ) -> None:
         "Tell of a job; costs nothing when nobody listens."
-        if self.heard: self.emit(event_type, job_id=job.id, plugin_id=job.plugin_id, **data)
+        if self.heard: self._tell(event_type, {"job_id": job.id, "plugin_id": job.plugin_id, **data})
 
     def put(self,
         event: Event # An event that is ready
