@@ -56,7 +56,9 @@ class InstalledPlugin:
     problem: str = ""  # Why it cannot be used, as far as the metadata tell
 
     @property
-    def name(self) -> str: return self.id
+    def name(self) -> str: # Its id
+        "What it is called: an entry point has no other name."
+        return self.id
 
 # %% ../nbs/cli.ipynb #cell-7
 class EntryPointRegistry:
@@ -164,11 +166,20 @@ class Screen(Protocol):
     "Where events are shown."
     broken: Callable[[], None]  # Called, from any thread, when nobody looks any more
 
-    def show(self, event: str, data: dict[str, Any]) -> None:
+    def show(self,
+        event: str, # Its type, such as `job:started`
+        data: dict[str, Any] # Its facts
+    ) -> None:
         "Show an event. Any thread may call this."
-    def note(self, text: str) -> None:
+
+    def note(self,
+        text: str # One line, or several
+    ) -> None:
         "Show a line for people. Any thread may call this."
-    def close(self, timeout: float | None = None) -> None:
+
+    def close(self,
+        timeout: float | None = None # Seconds that it may take; None is no limit
+    ) -> None:
         "Show what is not shown yet."
 
 # %% ../nbs/cli.ipynb #cell-20
@@ -464,7 +475,7 @@ def demo(
 def parameter(
     text: str # `key=value`
 ) -> tuple[str, Any]: # The key and the value
-    "One parameter from the command line. A value that is JSON is what it says; any other is text."
+    "One parameter from the command line. A value that is JSON is what it says; any other is text. Raises `UsageError` for anything but `key=value`."
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier(): raise UsageError(f"expected key=value (got {text!r})")
     try: return key, json.loads(value)
@@ -492,7 +503,7 @@ def run(
 def look(
     target: str # A plugin, as `package.module:name`
 ) -> dict[str, Any]: # What it is about, and its parameters
-    "In a worker: import a plugin and describe it."
+    "In a worker: import a plugin and describe it. Raises what importing it raises, or `PluginTypeError`."
     thing = unpack(target)
     check_plugin(target, thing)
     function = getattr(thing, "run", thing)
@@ -537,7 +548,7 @@ def plugins(
 # %% ../nbs/cli.ipynb #cell-44
 COMMANDS = (demo, run, plugins)
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser: # With a parser for each of `COMMANDS`
     "What `cjm-workers --help` shows."
     from fastcore.docments import docments
     top = argparse.ArgumentParser(prog="cjm-workers", description="Run plugins in worker processes.",

@@ -115,7 +115,7 @@ class Job:
         return self._chunks.first if self._chunks else 0
 
     async def wait(self) -> Job: # Itself
-        "Wait for the end, whichever it is, and raise nothing of the job's."
+        "Wait for the end, whichever it is, and raise nothing of the job's. Raises `WrongLoopError`."
         if not self.done:
             loop = asyncio.get_running_loop()
             if self._loop is not None and loop is not self._loop: raise WrongLoopError("await job")

@@ -95,8 +95,6 @@ class BaseJobManager(Hooks):
         "What went wrong in integrations and hooks."
         return self._injected.errors
 
-    # Its loop, its beginning and its end
-
     def _bind(self, call: str) -> JobRunner:
         "The runner, made on first use. Raises `ManagerClosedError` and `WrongLoopError`."
         if self._closing is not None: raise ManagerClosedError(call)
@@ -115,7 +113,7 @@ class BaseJobManager(Hooks):
         await self.shutdown()
 
     async def shutdown(self) -> None:
-        "Cancel what has not ended, end all workers, and tell the integrations the last of it. Calling it again waits for the same end."
+        "Cancel what has not ended, end all workers, and tell the integrations the last of it. Calling it again waits for the same end. Raises `WrongLoopError`."
         loop = asyncio.get_running_loop()
         if self._runner is not None and self._runner.loop is not loop: raise WrongLoopError("shutdown")
         if self._closing is None: self._closing = loop.create_task(self._shutdown())
@@ -129,8 +127,6 @@ class BaseJobManager(Hooks):
     def __del__(self) -> None:
         if getattr(self, "_runner", None) is not None and self._closing is None and not sys.is_finalizing():
             warnings.warn(f"{self!r} was not shut down", ResourceWarning, source=self)
-
-    # Jobs
 
     async def start_job(self, /,
         plugin_id: str, # The plugin that is to run
@@ -177,7 +173,7 @@ class BaseJobManager(Hooks):
     async def cancel_job(self,
         job_id: str # The job
     ) -> bool: # Whether it ended as cancelled
-        "End a job: one that waits at once, one that runs by ending its worker, or by asking it if it asks. Returns when it has ended."
+        "End a job: one that waits at once, one that runs by ending its worker, or by asking it if it asks. Returns when it has ended. Raises `ManagerClosedError` and `WrongLoopError`."
         runner, job = self._bind("cancel_job"), self.jobs.get(job_id)
         if job is None or job.done: return False
         runner.cancel(job)
@@ -218,7 +214,7 @@ class BaseJobManager(Hooks):
     def get_plugin_name(self,
         plugin_id: str # A plugin's id
     ) -> str | None: # None without a registry, or when it knows no such plugin
-        "Ask the registry for a plugin's name; the calling thread waits. Raises `RegistryUnavailableError`."
+        "Ask the registry for a plugin's name; the calling thread waits. Raises `RegistryUnavailableError`, and `ManagerClosedError` after `shutdown`."
         if self._closing is not None: raise ManagerClosedError("get_plugin_name")
         return None if self._injected.registry is None else self._injected.registry.name(plugin_id)
 
@@ -228,12 +224,10 @@ class BaseJobManager(Hooks):
         "Whether a plugin streams, as far as can be known without importing it."
         return self.supports_streaming
 
-    # Plugins
-
     async def unload_plugin(self,
         plugin_name: str # Its name, or its id
     ) -> bool: # Whether any worker had it loaded, and has no longer
-        "Unload a plugin wherever it is loaded, after the jobs that run now."
+        "Unload a plugin wherever it is loaded, after the jobs that run now. Raises `ManagerClosedError` and `WrongLoopError`."
         runner = self._bind("unload_plugin")
         return any(await self._command(runner, Kind.UNLOAD, (plugin_name,), self._workers()))
 
@@ -242,7 +236,8 @@ class BaseJobManager(Hooks):
         config: dict[str, Any] # The new config
     ) -> bool: # Whether it is loaded with this config now; False too when no worker is there to load it
         """Load a plugin anew wherever it is loaded, or else in one idle worker. With a registry the next job's config is the registry's again.
-        Raises `ParametersNotSendableError` for a config that cannot be sent."""
+        Raises `ParametersNotSendableError` for a config that cannot be sent, `ManagerClosedError`, `WrongLoopError`, and what `start_job` raises when
+        the registry does not know the plugin or cannot answer."""
         runner = self._bind("reload_plugin")
         try: dumps(config)
         except Exception as e: raise ParametersNotSendableError(plugin_name, e, _culprit(config)) from e
@@ -268,8 +263,6 @@ class BaseJobManager(Hooks):
             if reason: _log.warning("%s of plugin %r failed: %s", kind.name.lower(), request[0], reason)
         return [done for done, _ in outcomes]
 
-    # Events
-
     def events(self) -> EventStream: # An async iterator of `Event`
         "Everything that happens from now on. It ends when the manager is shut down."
         return self._injected.listen()
@@ -278,11 +271,9 @@ class BaseJobManager(Hooks):
         event_type: str, # The event's type
         data: dict[str, Any] # Its payload, which need not be JSON-safe
     ) -> None:
-        "Put an event of your own among the others. It never raises for what the broadcaster does."
+        "Put an event of your own among the others. It never raises for what the broadcaster does. Raises `ManagerClosedError` and `WrongLoopError`."
         self._bind("broadcast_event")
         self._injected.put(Event(event_type, json_safe(data)))
-
-    # Showing
 
     def __repr__(self) -> str:
         counts = Counter(job.status for job in self.jobs.values())
