@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,9 +20,15 @@ from .report import Finding, Outcome, Report
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol
 
 # %% auto #0
-__all__ = ['HANGS', 'makes', 'name_of', 'place_of', 'Run', 'check', 'check_async']
+__all__ = ['HANGS', 'checks_of', 'makes', 'name_of', 'place_of', 'Run', 'check', 'check_async']
 
 # %% ../../nbs/conformance/kit.ipynb #1dfcf793
+def checks_of(
+    protocol: type | str # One of the three, or its short name
+) -> list[str]: # Ids, in the order in which they are made
+    "The checks of a protocol. Raises `ProtocolError`."
+    return [check.id for check in CHECKS.values() if check.protocol is protocol_of(protocol)]
+
 def makes(
     target: Any, # What the user gave
     protocol: type # One of the three
@@ -40,10 +47,11 @@ def name_of(
 def place_of(
     method: Any # An implementation's
 ) -> tuple[str | None, int | None]: # File and line
-    "Where a method is written, if it is written in Python."
+    "Where a method is written, if that is a file."
     function = inspect.unwrap(getattr(method, "func", method))
-    try: return inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
+    try: file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
     except (TypeError, OSError): return None, None
+    return (file, line) if file is not None and os.path.exists(file) else (None, None)  # a cell of a notebook is no file
 
 # %% ../../nbs/conformance/kit.ipynb #0e424629
 class Run:
@@ -55,7 +63,7 @@ class Run:
         waive: Mapping[str, str] | None = None # Reasons, by the ids of checks
     ):
         self.target, self.protocol, self.probe, self.waive = target, protocol_of(protocol), probe, dict(waive or {})
-        self.checks = [check for check in CHECKS.values() if check.protocol is self.protocol]
+        self.checks = [CHECKS[id] for id in checks_of(protocol)]
         self.outcomes: dict[str, Outcome] = {}
         self.findings: list[Finding] = []
         self._factory = makes(target, self.protocol)
