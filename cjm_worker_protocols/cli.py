@@ -173,7 +173,7 @@ class Screen(Protocol):
         event: str, # Its type, such as `job:started`
         data: dict[str, Any] # Its facts
     ) -> None:
-        "Show an event. Any thread may call this."
+        "Show an event: one of a job on the event loop, any other from any thread."
 
     def note(self,
         text: str # One line, or several

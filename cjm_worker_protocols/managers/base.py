@@ -139,9 +139,10 @@ class BaseJobManager(Hooks):
     ) -> Job: # Pending or running
         """Accept a job. Raises, and then no job exists: `UnknownPluginError`, `PluginNotConfiguredError`, `RegistryUnavailableError`,
         `ResourceValidationError`, `ParametersNotSendableError`, `QueueFullError`, `WorkersUnavailableError`, `ManagerClosedError`,
-        `WrongLoopError`, and `ConfigError` for a priority, timeout or retries that cannot be."""
+        `WrongLoopError`, `DuplicateJobError`, `ConfigError` for a priority, timeout or retries that cannot be, and, the first time,
+        `PluginNotSendableError` for a loader that cannot be sent."""
         runner = self._bind("start_job")
-        if not isinstance(priority, int): raise ConfigError("priority", "an integer", priority)
+        if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
         _number("timeout", timeout, 0, optional=True, positive=True)
         _number("retries", retries, 0, whole=True)
         name, config = await self._look_up(plugin_id)
@@ -242,7 +243,9 @@ class BaseJobManager(Hooks):
         try: dumps(config)
         except Exception as e: raise ParametersNotSendableError(plugin_name, e, _culprit(config)) from e
         registry, plugin_id = self._injected.registry, plugin_name
-        if registry is None: self._configs[plugin_id] = dict(config)
+        if registry is None:
+            await self._look_up(plugin_id)
+            self._configs[plugin_id] = dict(config)
         else:
             plugin_id = await registry.id_of(plugin_name)
             if plugin_id == plugin_name: plugin_name, _ = await self._look_up(plugin_id)
