@@ -20,10 +20,13 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from importlib.metadata import distributions, version
 from importlib.util import find_spec
+from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any, Protocol, Union
 
@@ -41,7 +44,7 @@ from .managers.base import JobManager
 __all__ = ['GROUP', 'SPEECH', 'Show', 'COMMANDS', 'InstalledPlugin', 'EntryPointRegistry', 'WorkerTable', 'memory_of',
            'Broadcaster', 'Screen', 'whole', 'JsonLines', 'text_of', 'plain', 'brief', 'cut', 'bar', 'Terminal',
            'summary', 'description', 'guarded', 'session', 'perform', 'LogToScreen', 'UsageError', 'screen_for',
-           'transcript', 'demo', 'parameter', 'run', 'look', 'survey', 'plugins', 'parser', 'main']
+           'transcript', 'demo', 'parameter', 'run', 'look', 'survey', 'plugins', 'named', 'check', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #cell-6
 GROUP = "cjm_worker_protocols.plugins"  # The entry point group of plugins
@@ -56,7 +59,9 @@ class InstalledPlugin:
     problem: str = ""  # Why it cannot be used, as far as the metadata tell
 
     @property
-    def name(self) -> str: return self.id
+    def name(self) -> str: # Its id
+        "What it is called: an entry point has no other name."
+        return self.id
 
 # %% ../nbs/cli.ipynb #cell-7
 class EntryPointRegistry:
@@ -133,7 +138,7 @@ class WorkerTable:
         config: Union[dict[str, Any], None, Unset] = UNSET
     ) -> None:
         if pid not in self.workers: return
-        given = dict(status=status, job_id=job_id, plugin_name=plugin_name, plugin_id=plugin_id, loaded_plugin_resource=loaded_plugin_resource, config=config)
+        given = dict(status=status, job_id=job_id, plugin_name=plugin_name, plugin_id=plugin_id, loaded_plugin_resource=loaded_plugin_resource, config=deepcopy(config))
         self.workers[pid].update({field: value for field, value in given.items() if value is not UNSET})
         memory, seen = memory_of(pid), self.seen[pid]
         seen["states"].append(self.workers[pid].get("status"))
@@ -164,11 +169,20 @@ class Screen(Protocol):
     "Where events are shown."
     broken: Callable[[], None]  # Called, from any thread, when nobody looks any more
 
-    def show(self, event: str, data: dict[str, Any]) -> None:
-        "Show an event. Any thread may call this."
-    def note(self, text: str) -> None:
+    def show(self,
+        event: str, # Its type, such as `job:started`
+        data: dict[str, Any] # Its facts
+    ) -> None:
+        "Show an event: one of a job on the event loop, any other from any thread."
+
+    def note(self,
+        text: str # One line, or several
+    ) -> None:
         "Show a line for people. Any thread may call this."
-    def close(self, timeout: float | None = None) -> None:
+
+    def close(self,
+        timeout: float | None = None # Seconds that it may take; None is no limit
+    ) -> None:
         "Show what is not shown yet."
 
 # %% ../nbs/cli.ipynb #cell-20
@@ -464,7 +478,7 @@ def demo(
 def parameter(
     text: str # `key=value`
 ) -> tuple[str, Any]: # The key and the value
-    "One parameter from the command line. A value that is JSON is what it says; any other is text."
+    "One parameter from the command line. A value that is JSON is what it says; any other is text. Raises `UsageError` for anything but `key=value`."
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier(): raise UsageError(f"expected key=value (got {text!r})")
     try: return key, json.loads(value)
@@ -492,7 +506,7 @@ def run(
 def look(
     target: str # A plugin, as `package.module:name`
 ) -> dict[str, Any]: # What it is about, and its parameters
-    "In a worker: import a plugin and describe it."
+    "In a worker: import a plugin and describe it. Raises what importing it raises, or `PluginTypeError`."
     thing = unpack(target)
     check_plugin(target, thing)
     function = getattr(thing, "run", thing)
@@ -534,10 +548,43 @@ def plugins(
     screen = screen_for(json, label=str)
     return perform(screen, survey(list(EntryPointRegistry().plugins.values()), screen, timeout), logging.ERROR)
 
-# %% ../nbs/cli.ipynb #cell-44
-COMMANDS = (demo, run, plugins)
+# %% ../nbs/cli.ipynb #37cb0b7d
+def named(
+    text: str # `package.module:name`, installed or in this folder
+) -> Any: # What has that name
+    "Import something. Raises `UsageError`."
+    module, colon, name = text.partition(":")
+    if not colon or not module or not name: raise UsageError(f"expected module:name (got {text!r})")
+    try: return attrgetter(name)(import_module(module))
+    except (Exception, SystemExit) as e: raise UsageError(f"{text} cannot be imported: {type(e).__name__}: {e}") from e
 
-def parser() -> argparse.ArgumentParser:
+def check(
+    target: str, # What makes an implementation, or is one, as module:name
+    *,
+    as_: str, # What it is: registry, resources or events
+    probe: str = "", # What reads it, as module:name
+    waive: tuple[str, ...] = (), # ID=reason: a rule that need not hold, and why
+    json: bool = False # Print one JSON object
+) -> int: # 0, or 1 when it does not conform
+    "Check an implementation of one of the three protocols, and say what to mend."
+    from cjm_worker_protocols.conformance.checks import MEMBERS, FactoryError, ProbeError, ProtocolError, protocol_of
+    from cjm_worker_protocols.conformance.kit import check as conforms
+    sys.path.insert(0, os.getcwd())
+    if wrong := [text for text in waive if not text.partition("=")[2].strip()]: raise UsageError(f"--waive: expected ID=reason (got {wrong[0]!r})")
+    with redirect_stdout(sys.stderr):  # what the implementation's module prints is no report
+        try:
+            implementation, protocol = named(target), protocol_of(as_)
+            if not callable(implementation) and not any(hasattr(implementation, member) for member in MEMBERS[protocol]):
+                raise UsageError(f"{target}: expected a factory, or an object with {', '.join(MEMBERS[protocol])} (got a {type(implementation).__name__})")
+            report = conforms(implementation, protocol, probe=named(probe) if probe else None, waive=dict(text.split("=", 1) for text in waive))
+        except (FactoryError, ProbeError, ProtocolError) as e: raise UsageError(str(e)) from e
+    print(report.to_json() if json else report)
+    return 0 if report.ok else 1
+
+# %% ../nbs/cli.ipynb #cell-44
+COMMANDS = (demo, run, plugins, check)
+
+def parser() -> argparse.ArgumentParser: # With a parser for each of `COMMANDS`
     "What `cjm-workers --help` shows."
     from fastcore.docments import docments
     top = argparse.ArgumentParser(prog="cjm-workers", description="Run plugins in worker processes.",
@@ -551,7 +598,9 @@ def parser() -> argparse.ArgumentParser:
         for name, param in inspect.signature(command).parameters.items():
             help = about[name]
             if param.kind is param.VAR_POSITIONAL: sub.add_argument(name, nargs="*", metavar=name.upper(), help=help)
+            elif param.default is param.empty and param.kind is param.KEYWORD_ONLY: sub.add_argument(f"--{name.rstrip('_')}", dest=name, required=True, metavar=name[0].upper(), help=help)
             elif param.default is param.empty: sub.add_argument(name, metavar=name.upper(), help=help)
+            elif param.default == (): sub.add_argument(f"--{name}", action="append", default=[], metavar=name[0].upper(), help=help)
             elif param.default is False: sub.add_argument(f"--{name}", action="store_true", help=help)
             else:
                 help = f"{help} (default: {param.default})"

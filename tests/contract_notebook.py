@@ -33,7 +33,7 @@ def example_source() -> str:
     for text in map(source, cells()):
         body = compile(text, "cell", "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT).body  # type: ignore[attr-defined]
         for node in body:
-            if isinstance(node, ast.ImportFrom) and node.module in ("typing", "dataclasses") and "export" not in text:
+            if isinstance(node, ast.ImportFrom) and node.module in ("typing", "dataclasses", "copy") and "export" not in text:
                 lines.append(ast.unparse(node))
             elif isinstance(node, ast.ClassDef) and node.name in EXAMPLES:
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])

@@ -1225,15 +1225,17 @@ def test_a_crash_fails_only_the_job_that_ran(tmp_path: Path) -> None:
     run(scenario())
 
 
-def test_every_other_of_many_waiting_jobs_is_cancelled() -> None:
+def test_every_other_of_many_waiting_jobs_is_cancelled(gate: Gate) -> None:
     """Cancels that race with the jobs' turns end each job one way: it was cancelled and never ran, or it ran and was not cancelled."""
 
     async def scenario() -> None:
-        async with manager("echo") as m:
+        async with manager("echo", "wait_at") as m:
             seen = Seen(m)
+            first = await m.start_job("wait_at", gate=gate.path)
             jobs = [await m.start_job("echo", x=i) for i in range(300)]
-            await jobs[0]
-            cancelled = {job.id for job in jobs[1::2] if await m.cancel_job(job.id)}
+            gate.open()
+            cancelled = {job.id for job in jobs[::-2] if not await asyncio.sleep(0) and await m.cancel_job(job.id)}
+            await end(first)
             for i, job in enumerate(jobs):
                 await end(job)
                 assert (job.status, job.result) == (("cancelled", None) if job.id in cancelled else ("completed", i))

@@ -1437,7 +1437,7 @@ def test_a_stream_can_begin_anywhere() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("start", [-1, 1.5, None])
+@pytest.mark.parametrize("start", [-1, 1.5, None, True])
 def test_a_stream_begins_at_an_index(start: Any) -> None:
     """ConfigError for a start that is none."""
 

@@ -17,8 +17,12 @@ class CancelRequested(BaseException):
 # %% ../../nbs/core/context.ipynb #cell-6
 class JobContext(Protocol):
     "What a worker gives to the job it runs."
-    def progress(self, fraction: float, message: str) -> None:
+    def progress(self,
+        fraction: float, # How much is done, from 0 to 1
+        message: str # What is being done, for people
+    ) -> None:
         "Tell the manager how far the job is."
+
     def check(self) -> None:
         "Raise `CancelRequested` if the job was cancelled."
 

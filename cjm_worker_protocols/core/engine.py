@@ -40,11 +40,20 @@ class Exit(NamedTuple):
 # %% ../../nbs/core/engine.ipynb #cell-7
 class WorkerEvents(Protocol):
     "What a worker's handle calls, always on the manager's loop."
-    def on_frame(self, frame: Frame) -> None:
+    def on_frame(self,
+        frame: Frame # What it said, its body still pickled
+    ) -> None:
         "The worker said something."
-    def on_output(self, stream: str, text: str) -> None:
+
+    def on_output(self,
+        stream: str, # `stdout` or `stderr`
+        text: str # The line, without its end
+    ) -> None:
         "C code or a child in the worker wrote a line to `stdout` or `stderr`."
-    def on_exit(self, exit: Exit) -> None:
+
+    def on_exit(self,
+        exit: Exit # How it ended
+    ) -> None:
         "The worker is gone, and everything it said before has been handed over. Called once, and last."
 
 # %% ../../nbs/core/engine.ipynb #cell-8
@@ -54,21 +63,33 @@ class WorkerHandle(Protocol):
     pid: int  # Its process id; unique among this engine's living workers
     host: str  # Where it lives
 
-    def send(self, data: bytes) -> None:
+    def send(self,
+        data: bytes # One frame or several, encoded
+    ) -> None:
         "Send encoded frames, in order."
-    def give(self, tag: int, data: bytes) -> None:
+
+    def give(self,
+        tag: int, # The job's number, as in its frame
+        data: bytes # The frame that runs the job, encoded
+    ) -> None:
         "Send the frame of a job, and the claim to it. A second one may be given while the worker is at the first."
+
     def withdraw(self) -> frozenset[int]: # Their tags
         "Take back the claims to all jobs that it was given and has not begun."
         ...
+
     def drain(self) -> None:
         "Hand over at once what the worker has already said."
+
     def pause(self) -> None:
         "Hand over no more frames, and take no more, so that the worker has to wait when it says more."
+
     def resume(self) -> None:
         "Hand over frames again."
+
     def terminate(self) -> None:
         "Ask the worker, from outside, to end."
+
     def kill(self) -> None:
         "End the worker and its children for certain."
 

@@ -21,7 +21,7 @@ class Kind(IntEnum):
     RUN = 2  # to the worker, valid with its claim: plugin id, plugin name, config, whether to stream, parameters
     CANCEL = 3  # to the worker: stop that job, if it asks
     UNLOAD = 4  # to the worker: plugin name
-    RELOAD = 5  # to the worker: plugin id, plugin name, config
+    RELOAD = 5  # to the worker: plugin id, plugin name, config, whether to stream
     LEVEL = 6  # to the worker: the log level the manager takes from now on
     STOP = 7  # to the worker: unload and exit
     READY = 16  # from the worker: pid, host
@@ -35,7 +35,7 @@ class Kind(IntEnum):
     FAILED = 24  # from the worker: category, message, traceback
     CANCELLED = 25  # from the worker: the job stopped because it was asked to
     OUTPUT = 26  # from the worker: `stdout` or `stderr`, and what was written to it
-    REPLY = 27  # from the worker: whether the command worked, and the plugin now loaded
+    REPLY = 27  # from the worker: whether the command did anything, why not, the plugin that is loaded now, and its config
 
 # %% ../../nbs/core/frames.ipynb #cell-8
 PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types that hold nothing of another type

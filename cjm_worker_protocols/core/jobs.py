@@ -120,7 +120,7 @@ class Job:
         return self._chunks.first if self._chunks else 0
 
     async def wait(self) -> Job: # Itself
-        "Wait for the end, whichever it is, and raise nothing of the job's."
+        "Wait for the end, whichever it is, and raise nothing of the job's. Raises `WrongLoopError`."
         if not self.done:
             loop = asyncio.get_running_loop()
             if self._loop is not None and loop is not self._loop: raise WrongLoopError("await job")
@@ -141,7 +141,7 @@ class Job:
         start: int = 0 # Index of the first chunk wanted
     ) -> JobStream: # An async iterator
         "What the plugin yields, from chunk `start` on, until the job ends; then, if the job failed, its error. Raises `ConfigError` for a start that is no index."
-        if not isinstance(start, int) or start < 0: raise ConfigError("start", "an integer of at least 0", start)
+        if not isinstance(start, int) or isinstance(start, bool) or start < 0: raise ConfigError("start", "an integer of at least 0", start)
         return JobStream(self, self._stream_chunks(), start)
 
     def _stream_chunks(self) -> Chunks:

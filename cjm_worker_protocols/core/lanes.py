@@ -113,7 +113,7 @@ class Lane:
         call: Callable[[], Any], # The call
         timeout: float # Seconds to wait for it
     ) -> Any: # Its result
-        "Make a call and wait for its result. Raises what the call raises, or `LaneTimeout`."
+        "Make a call and wait for its result. Raises what the call raises, `LaneTimeout`, or `ManagerClosedError` once the lane is closed."
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         waiter: asyncio.Future[None] | None = None
 
@@ -147,7 +147,7 @@ class Lane:
         call: Callable[[], Any], # The call
         timeout: float # Seconds to wait for it
     ) -> Any: # Its result
-        "The same for a caller that is synchronous itself."
+        "The same as `ask`, for a caller that is synchronous itself; the calling thread waits."
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         self._put(label, call, lambda result, error: answer.put((result, error)))
         try: result, error = answer.get(timeout=timeout)

@@ -87,17 +87,37 @@ class JobQueue:
 # %% ../../nbs/core/pool.ipynb #cell-11
 class PoolOwner(Protocol):
     "What a pool tells its manager, always on the loop."
-    def on_started(self, worker: PooledWorker) -> None:
+    def on_started(self,
+        worker: PooledWorker # The new one, not ready yet
+    ) -> None:
         "A process was started."
-    def on_frame(self, worker: PooledWorker, frame: Frame) -> None:
+
+    def on_frame(self,
+        worker: PooledWorker, # The one that said it
+        frame: Frame # What it said, its body still pickled
+    ) -> None:
         "A worker said something."
-    def on_output(self, worker: PooledWorker, stream: str, text: str) -> None:
+
+    def on_output(self,
+        worker: PooledWorker, # The one that wrote it
+        stream: str, # `stdout` or `stderr`
+        text: str # The line, without its end
+    ) -> None:
         "A worker wrote a line."
-    def on_exit(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
+
+    def on_exit(self,
+        worker: PooledWorker, # The one that is gone; no longer among the pool's workers
+        exit: Exit, # How it ended
+        crashed: bool # Whether it ended without having been asked to, or did not start in time
+    ) -> None:
         "A worker is gone."
+
     def on_capacity(self) -> None:
         "A worker may be had that could not be had before."
-    def on_unavailable(self, error: JobError) -> None:
+
+    def on_unavailable(self,
+        error: JobError # The error of the jobs that wait, of category `start`
+    ) -> None:
         "No worker is left, and none will come for the jobs that wait now. Why, is their error."
 
 # %% ../../nbs/core/pool.ipynb #cell-12
@@ -129,16 +149,20 @@ class PooledWorker:
         self.timer: asyncio.TimerHandle | None = None
 
     @property
-    def pid(self) -> int: return self.handle.pid if self.handle else 0
+    def pid(self) -> int: # 0 when no process was started
+        "Its process id."
+        return self.handle.pid if self.handle else 0
 
     @property
-    def status(self) -> str: # One of five
+    def status(self) -> str: # `starting`, `standby`, `idle`, `running` or `stopping`
         "What it is doing."
         if self.terminated or self.stopping: return "stopping"
         return "starting" if not self.ready else "standby" if self.standby else "running" if self.ticket else "idle"
 
     @property
-    def idle(self) -> bool: return self.ready and self.ticket is None and not (self.standby or self.stopping or self.terminated or self.commands)
+    def idle(self) -> bool: # Not so while it is spare, stopping, or at a command
+        "Whether it can be given a job that it begins at once."
+        return self.ready and self.ticket is None and not (self.standby or self.stopping or self.terminated or self.commands)
 
     def set_timer(self,
         delay: float | None, # Seconds from now; None for never
@@ -281,8 +305,6 @@ class WorkerPool:
         "A job was completed: the crashes before it count no longer."
         self.crashes = 0
 
-    # Ending a worker
-
     def stop(self,
         worker: PooledWorker, # Which
         verdict: JobError | None = None # The error of its job; None when the worker itself is to end
@@ -325,8 +347,6 @@ class WorkerPool:
             worker.stopping, worker.verdict = "", None
             if worker.timer is not None: worker.set_timer(None, lambda: None)
         if self._closing: self.stop(worker)
-
-    # After a worker has ended
 
     def _exited(self, worker: PooledWorker, exit: Exit) -> None:
         if worker.gone: return

@@ -95,8 +95,6 @@ class BaseJobManager(Hooks):
         "What went wrong in integrations and hooks."
         return self._injected.errors
 
-    # Its loop, its beginning and its end
-
     def _bind(self, call: str) -> JobRunner:
         "The runner, made on first use. Raises `ManagerClosedError` and `WrongLoopError`."
         if self._closing is not None: raise ManagerClosedError(call)
@@ -115,7 +113,7 @@ class BaseJobManager(Hooks):
         await self.shutdown()
 
     async def shutdown(self) -> None:
-        "Cancel what has not ended, end all workers, and tell the integrations the last of it. Calling it again waits for the same end."
+        "Cancel what has not ended, end all workers, and tell the integrations the last of it. Calling it again waits for the same end. Raises `WrongLoopError`."
         loop = asyncio.get_running_loop()
         if self._runner is not None and self._runner.loop is not loop: raise WrongLoopError("shutdown")
         if self._closing is None: self._closing = loop.create_task(self._shutdown())
@@ -130,8 +128,6 @@ class BaseJobManager(Hooks):
         if getattr(self, "_runner", None) is not None and self._closing is None and not sys.is_finalizing():
             warnings.warn(f"{self!r} was not shut down", ResourceWarning, source=self)
 
-    # Jobs
-
     async def start_job(self, /,
         plugin_id: str, # The plugin that is to run
         *,
@@ -143,11 +139,12 @@ class BaseJobManager(Hooks):
     ) -> Job: # Pending or running
         """Accept a job. Raises, and then no job exists: `UnknownPluginError`, `PluginNotConfiguredError`, `RegistryUnavailableError`,
         `ResourceValidationError`, `ParametersNotSendableError`, `QueueFullError`, `WorkersUnavailableError`, `ManagerClosedError`,
-        `WrongLoopError`, and `ConfigError` for a priority, timeout or retries that cannot be."""
+        `WrongLoopError`, `DuplicateJobError`, `ConfigError` for a priority, timeout or retries that cannot be, and, the first time,
+        `PluginNotSendableError` for a loader that cannot be sent."""
         runner = self._bind("start_job")
-        if not isinstance(priority, int): raise ConfigError("priority", "an integer", priority)
+        if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
         if timeout is not None: _number("timeout", timeout, 0, optional=True, positive=True)
-        if retries != 0: _number("retries", retries, 0, whole=True)
+        if type(retries) is not int or retries < 0: _number("retries", retries, 0, whole=True)
         name, config = await self._look_up(plugin_id)
         if reason := await self._validate_resources(plugin_id, config): raise ResourceValidationError(plugin_id, reason)
         if self._closing is not None: raise ManagerClosedError("start_job")
@@ -182,7 +179,7 @@ class BaseJobManager(Hooks):
     async def cancel_job(self,
         job_id: str # The job
     ) -> bool: # Whether it ended as cancelled
-        "End a job: one that waits at once, one that runs by ending its worker, or by asking it if it asks. Returns when it has ended."
+        "End a job: one that waits at once, one that runs by ending its worker, or by asking it if it asks. Returns when it has ended. Raises `ManagerClosedError` and `WrongLoopError`."
         runner, job = self._bind("cancel_job"), self.jobs.get(job_id)
         if job is None or job.done: return False
         runner.cancel(job)
@@ -223,7 +220,7 @@ class BaseJobManager(Hooks):
     def get_plugin_name(self,
         plugin_id: str # A plugin's id
     ) -> str | None: # None without a registry, or when it knows no such plugin
-        "Ask the registry for a plugin's name; the calling thread waits. Raises `RegistryUnavailableError`."
+        "Ask the registry for a plugin's name; the calling thread waits. Raises `RegistryUnavailableError`, and `ManagerClosedError` after `shutdown`."
         if self._closing is not None: raise ManagerClosedError("get_plugin_name")
         return None if self._injected.registry is None else self._injected.registry.name(plugin_id)
 
@@ -233,12 +230,10 @@ class BaseJobManager(Hooks):
         "Whether a plugin streams, as far as can be known without importing it."
         return self.supports_streaming
 
-    # Plugins
-
     async def unload_plugin(self,
         plugin_name: str # Its name, or its id
     ) -> bool: # Whether any worker had it loaded, and has no longer
-        "Unload a plugin wherever it is loaded, after the jobs that run now."
+        "Unload a plugin wherever it is loaded, after the jobs that run now. Raises `ManagerClosedError` and `WrongLoopError`."
         runner = self._bind("unload_plugin")
         return any(await self._command(runner, Kind.UNLOAD, (plugin_name,), self._workers()))
 
@@ -247,12 +242,15 @@ class BaseJobManager(Hooks):
         config: dict[str, Any] # The new config
     ) -> bool: # Whether it is loaded with this config now; False too when no worker is there to load it
         """Load a plugin anew wherever it is loaded, or else in one idle worker. With a registry the next job's config is the registry's again.
-        Raises `ParametersNotSendableError` for a config that cannot be sent."""
+        Raises `ParametersNotSendableError` for a config that cannot be sent, `ManagerClosedError`, `WrongLoopError`, and what `start_job` raises when
+        the registry does not know the plugin or cannot answer."""
         runner = self._bind("reload_plugin")
         try: dumps(config)
         except Exception as e: raise ParametersNotSendableError(plugin_name, e, _culprit(config)) from e
         registry, plugin_id = self._injected.registry, plugin_name
-        if registry is None: self._configs[plugin_id] = dict(config)
+        if registry is None:
+            await self._look_up(plugin_id)
+            self._configs[plugin_id] = dict(config)
         else:
             plugin_id = await registry.id_of(plugin_name)
             if plugin_id == plugin_name: plugin_name, _ = await self._look_up(plugin_id)
@@ -273,8 +271,6 @@ class BaseJobManager(Hooks):
             if reason: _log.warning("%s of plugin %r failed: %s", kind.name.lower(), request[0], reason)
         return [done for done, _ in outcomes]
 
-    # Events
-
     def events(self) -> EventStream: # An async iterator of `Event`
         "Everything that happens from now on. It ends when the manager is shut down."
         return self._injected.listen()
@@ -283,11 +279,9 @@ class BaseJobManager(Hooks):
         event_type: str, # The event's type
         data: dict[str, Any] # Its payload, which need not be JSON-safe
     ) -> None:
-        "Put an event of your own among the others. It never raises for what the broadcaster does."
+        "Put an event of your own among the others. It never raises for what the broadcaster does. Raises `ManagerClosedError` and `WrongLoopError`."
         self._bind("broadcast_event")
         self._injected.put(Event(event_type, json_safe(data)))
-
-    # Showing
 
     def __repr__(self) -> str:
         counts = Counter(job.status for job in self.jobs.values())

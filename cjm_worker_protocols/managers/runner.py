@@ -28,7 +28,7 @@ __all__ = ['Hooks', 'JobBook', 'JobRunner']
 class Hooks:
     "What a subclass may change. Each has a default that works, save for `get_plugin_loader`."
     def get_plugin_loader(self) -> Callable[[], Any]: # Runs in the worker; gives a mapping of ids to plugins, or a plugin manager
-        "The function that gives a worker its plugins. It is importable, or sent by value."
+        "The function that gives a worker its plugins. It is importable, or sent by value. Raises `NotImplementedError` unless a subclass has its own."
         raise NotImplementedError(f"{type(self).__name__}.get_plugin_loader: return a function that gives a dict of plugins, or use JobManager(plugins=...)")
 
     def create_job(self,
@@ -153,8 +153,6 @@ class JobRunner:
     def _cancel_waiting(self) -> None:
         for job in self.queue.jobs(): self._fail(job, JobCancelled("the manager was shut down"))
 
-    # To the workers
-
     def _dispatch(self) -> None:
         "Hand the jobs that wait to the workers that are idle, and the next one also to those that are busy."
         while self._waiting():
@@ -239,8 +237,6 @@ class JobRunner:
 
     def _report(self, worker: PooledWorker) -> None:
         if self._injected.resources: self._injected.resources.update(worker)
-
-    # What the pool tells
 
     def on_started(self, worker: PooledWorker) -> None: self._injected.emit("worker:started", pid=worker.pid)
 
@@ -418,8 +414,6 @@ class JobRunner:
         else:
             doing = "loading the plugin" if worker.loading else "running the job"
             self._fail(job, JobError("crash", f"the worker {how_it_ended(exit)} while {doing}", None, exit.exit_code, exit.signal, worker.stderr_tail))
-
-    # A job's end
 
     def _fail(self, job: Job, error: JobError) -> None: self._finish(job, "cancelled" if isinstance(error, JobCancelled) else "failed", error=error)
 
