@@ -95,6 +95,7 @@ class Job:
     error: JobError | None = field(default=None, init=False)  # Why it failed
     progress: float = field(default=0.0, init=False)  # How much is done, from 0 to 1, as the plugin reports it
     message: str = field(default="", init=False)  # What is being done, as the plugin reports it
+    waiting_for: str = field(default="", init=False)  # Why it is still pending, when that is for want of room
     worker_pid: int | None = field(default=None, init=False)  # The worker that runs it, or ran it last
     created_at: datetime = field(default_factory=now)  # When it was accepted
     started_at: datetime | None = field(default=None, init=False)  # When a worker took it

@@ -81,7 +81,6 @@ class BaseJobManager(Hooks):
         self._book = JobBook(self.worker_config.keep_finished)
         self._engine: Engine = engine if engine is not None else LocalEngine()
         self._configs: dict[str, dict[str, Any]] = {}  # From `reload_plugin`, for a manager without a registry
-        self._number = 0
         self._runner: JobRunner | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -147,15 +146,16 @@ class BaseJobManager(Hooks):
         if type(retries) is not int or retries < 0: _number("retries", retries, 0, whole=True)
         name, config = await self._look_up(plugin_id)
         if reason := await self._validate_resources(plugin_id, config): raise ResourceValidationError(plugin_id, reason)
+        if runner.door is not None and (reason := await runner.door.refusal(plugin_id, config)): raise ResourceValidationError(plugin_id, reason)
         if self._closing is not None: raise ManagerClosedError("start_job")
         if runner.pool.capacity <= 0: raise WorkersUnavailableError(self.worker_config.restart.value, runner.unavailable)
         if runner.pending >= self.worker_config.max_pending: raise QueueFullError(self.worker_config.max_pending)
         job = self.create_job(plugin_id, **(dict(params, **parameters) if params else parameters))
         if job.id in self.jobs: raise DuplicateJobError(job.id)
         job.priority, job.timeout, job.retries = priority, timeout, retries
-        self._number += 1
-        request = self._request(job, self._number, name, config)
-        runner.accept(Ticket(job, self._number, name, config, request))
+        number = runner.number()
+        request = self._request(job, number, name, config)
+        runner.accept(Ticket(job, number, name, config, request))
         return job
 
     async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
@@ -264,8 +264,7 @@ class BaseJobManager(Hooks):
         replies: list[asyncio.Future[Any]] = []
         for worker in workers:
             if not worker.ready or worker.standby or worker.stopping: continue
-            self._number += 1
-            replies.append(runner.command(worker, kind, self._number, request))
+            replies.append(runner.command(worker, kind, runner.number(), request))
         outcomes = [outcome or (False, "the worker ended") for outcome in await asyncio.gather(*replies)]
         for _, reason in outcomes:
             if reason: _log.warning("%s of plugin %r failed: %s", kind.name.lower(), request[0], reason)

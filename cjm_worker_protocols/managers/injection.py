@@ -20,6 +20,7 @@ from ..core.events import Broadcasts, Event, EventStream, json_safe
 from ..core.jobs import Job, now
 from ..core.lanes import Lane, LaneTimeout
 from ..core.pool import PooledWorker
+from ..extensions.admission import AdmissionProtocol, EvictionProtocol
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 
 # %% auto #0
@@ -155,6 +156,39 @@ class Resources:
     ) -> None:
         "Tell of a worker's end."
         self.lane.post("unregister_worker", lambda: self._manager.unregister_worker(pid), needed=True)
+
+    @property
+    def admits(self) -> bool: # Whether it implements `AdmissionProtocol`
+        "Whether it is asked if there is room."
+        return isinstance(self._manager, AdmissionProtocol)
+
+    async def _ask(self, method: str, timeout: float, *arguments: Any) -> Any:
+        "A question; None when there is no answer, since no job is to suffer from that."
+        try: return await self.lane.ask(method, lambda: getattr(self._manager, method)(*arguments), timeout)
+        except Exception as e:
+            self.lane.failed(method, e)
+            return None
+
+    async def refusal(self,
+        method: str, # `can_ever_start` or `can_start`
+        job: tuple[str, dict[str, Any], dict[str, int] | None], # The plugin's id, its config and what it needs
+        timeout: float # Seconds to wait for an answer
+    ) -> str: # Empty when there is none
+        "Why a plugin cannot be loaded."
+        plugin_id, config, estimate = job
+        reason = await self._ask(method, timeout, plugin_id, self._copy(config), estimate)
+        return "" if reason is None else str(reason) or "there is no room"
+
+    async def victim(self,
+        plugin_id: str, # The plugin that needs room
+        config: dict[str, Any], # Its config
+        idle: list[int], # Workers that have a plugin loaded and run no job, the least recently used first
+        timeout: float # Seconds to wait for an answer
+    ) -> int | None: # One of them
+        "Which worker should unload its plugin."
+        if not idle or not isinstance(self._manager, EvictionProtocol): return None
+        pid = await self._ask("choose_victim", timeout, plugin_id, self._copy(config), list(idle))
+        return pid if pid in idle else None
 
     def _copy(self, config: dict[str, Any]) -> dict[str, Any]:
         "A config that the resource manager may keep; one that cannot be copied in depth is copied as far as it can be."
