@@ -12,10 +12,11 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 from . import calls, events, registry, resources # noqa: F401  each puts its checks into the catalogue
-from .checks import CHECKS, LIMIT, MEMBERS, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, muted, protocol_of, quiet
+from .checks import CHECKS, LIMIT, MEMBERS, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, described, muted, protocol_of, quiet
 from .report import Finding, Outcome, Report
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 
@@ -42,7 +43,8 @@ def name_of(
     target: Any # A factory or an implementation
 ) -> str: # Short
     "What a report calls it."
-    named = target if hasattr(target, "__qualname__") else type(target)
+    if isinstance(target, ModuleType): return target.__name__
+    named = target if isinstance(getattr(target, "__qualname__", None), str) else type(target)
     return f"{named.__module__}:{named.__qualname__}" if named.__module__ not in ("__main__", "builtins") else str(named.__qualname__)
 
 def place_of(
@@ -50,11 +52,12 @@ def place_of(
 ) -> tuple[str | None, int | None]: # File and line
     "Where a method is written, if that is a file."
     function: Any = inspect.unwrap(getattr(method, "func", method))
+    if not inspect.isroutine(function): function = getattr(type(function), "__call__", None)
     try: file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
     except (TypeError, OSError): return None, None
     return (file, line) if file is not None and os.path.exists(file) else (None, None)  # a cell of a notebook is no file
 
-# %% ../../nbs/conformance/kit.ipynb #5ee8190f
+# %% ../../nbs/conformance/kit.ipynb #ae8506bf
 DEEP: dict[type, str] = {ResourceManagerProtocol: "resources.any_sequence", EventBroadcasterProtocol: "events.any_sequence"}  # Ids of the checks that only `deep=True` makes
 
 class HypothesisMissing(ImportError):
@@ -109,7 +112,8 @@ class Run:
         for _ in self._unblocked():
             with self._judging():
                 self._subject = Subject(await _settled(self._made()), self.probe)
-                await _settled(self._check.run(self._subject))
+                try: await asyncio.wait_for(_settled(self._check.run(self._subject)), HANGS)
+                except (asyncio.TimeoutError, TimeoutError): raise _Hung from None
             for call in self._subject.afterwards:
                 with suppress(Exception), quiet(): await asyncio.wait_for(_settled(call()), LIMIT)
 
@@ -123,6 +127,7 @@ class Run:
     def _unblocked(self) -> Iterator[Check]:
         "The checks that can be made, in order."
         for check in self.checks:
+            if check.id in self.outcomes: continue  # one before it hung
             self._check = check
             if (blocked := self._blocked(check)) is None: yield check
             else: self.outcomes[check.id] = blocked
@@ -140,9 +145,10 @@ class Run:
         "Turn how a check ends into its outcome."
         try: yield
         except NotObservable as e: self._ended("not_observable", str(e))
+        except _Hung: self.hung()
         except Broken as e: self.broken(e)
         except (ProbeError, FactoryError): raise
-        except Exception as e: self.broken(Broken(f"{type(e).__name__}: {e}"))  # what it gave cannot even be looked at
+        except Exception as e: self.broken(Broken(f"to look at it raised {described(e)}"))  # what it gave cannot even be looked at
         else: self._ended("passed")
 
     def _ended(self, outcome: str, reason: str = "") -> None: self.outcomes[self._check.id] = Outcome(self._check.id, outcome, reason)
@@ -154,7 +160,8 @@ class Run:
         check, subject = self._check, self._subject
         if check.id in self.waive: return self._ended("skipped", f"waived: {self.waive[check.id]}")
         self._ended("failed" if check.level == "error" else "warned")
-        file, line = place_of(getattr(subject.impl, check.member, None))
+        try: file, line = place_of(getattr(subject.impl, check.member, None))
+        except Exception: file, line = None, None  # as a property may raise
         self.findings.append(Finding(check.id, check.level, check.member, check.rule, how.actual, subject.witness, how.fix or check.fix, file, line))
 
     def hung(self) -> None:
@@ -178,6 +185,9 @@ class Run:
             return Finding(id, "error", "", "A waiver names a check of this protocol.", actual, "", f"It may be {close[0]!r} that is meant." if close else "Remove it.")
         outcome, member = self.outcomes[id], next(check.member for check in self.checks if check.id == id)
         return Finding(id, "error", member, "What is waived is broken.", f"the check {_ENDED[outcome.outcome]}{f': {outcome.reason}' if outcome.reason else ''}", "", "Remove the waiver.")
+
+class _Hung(Exception):
+    "A check has not come back."
 
 _ENDED = {"passed": "passes", "blocked": "is blocked", "not_observable": "is not observable"}
 
@@ -208,7 +218,7 @@ def check(
     with muted():
         thread.start()
         ended = -1
-        while thread.is_alive() and ended < (ended := len(run.outcomes)): thread.join(HANGS)
+        while thread.is_alive() and ended < (ended := len(run.outcomes)): thread.join(HANGS + LIMIT)
     if thread.is_alive(): run.hung()
     if errors: raise errors[0]
     return run.report()
