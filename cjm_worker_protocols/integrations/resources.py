@@ -416,7 +416,11 @@ class Peak:
 # %% ../../nbs/integrations/resources.ipynb #b1a3c5f1
 def _plain(value: object) -> str:
     "Text that cannot do anything to a terminal; a dash for what is unknown."
-    return "—" if value is None else "".join(c if c.isprintable() else "?" for c in str(value))
+    if value is None: return "—"
+    text = "".join(c if c.isprintable() else "?" for c in str(value)[:100])
+    return text if len(text) <= _WIDTH else text[:_WIDTH - 1] + "…"
+
+_WIDTH = 24  # The longest text in a table
 
 def _size(value: int | None) -> str: return "—" if value is None else f"{value / 2**20:,.0f} MiB"
 
