@@ -143,8 +143,8 @@ class BaseJobManager(Hooks):
         `PluginNotSendableError` for a loader that cannot be sent."""
         runner = self._bind("start_job")
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
-        _number("timeout", timeout, 0, optional=True, positive=True)
-        _number("retries", retries, 0, whole=True)
+        if timeout is not None: _number("timeout", timeout, 0, optional=True, positive=True)
+        if type(retries) is not int or retries < 0: _number("retries", retries, 0, whole=True)
         name, config = await self._look_up(plugin_id)
         if reason := await self._validate_resources(plugin_id, config): raise ResourceValidationError(plugin_id, reason)
         if self._closing is not None: raise ManagerClosedError("start_job")
@@ -160,8 +160,13 @@ class BaseJobManager(Hooks):
 
     async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
         "A plugin's name and config."
-        if self._injected.registry is None: return plugin_id, self._configs.get(plugin_id, {})
-        return await self._injected.registry.look_up(plugin_id)
+        if self._injected.registry is None: name, config = plugin_id, self._configs.get(plugin_id, {})
+        else: name, config = await self._injected.registry.look_up(plugin_id)
+        self._check_known(plugin_id, name)
+        return name, config
+
+    def _check_known(self, plugin_id: str, name: str) -> None:
+        "For managers that know their plugins: raise `UnknownPluginError` for others."
 
     def _request(self, job: Job, number: int, name: str, config: dict[str, Any]) -> bytes:
         "The frame that runs a job. Raises `ParametersNotSendableError`."
@@ -312,8 +317,6 @@ class JobManager(BaseJobManager):
 
     def check_streaming_support(self, plugin_id: str) -> bool: return plugin_id in self._streaming or super().check_streaming_support(plugin_id)
 
-    async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
-        "Also raises `UnknownPluginError` for a plugin that was not given."
-        name, config = await super()._look_up(plugin_id)
-        if plugin_id in self._table or name in self._table: return name, config
-        raise UnknownPluginError(plugin_id, f"the plugins of this {type(self).__name__}", self._table.keys())
+    def _check_known(self, plugin_id: str, name: str) -> None:
+        if plugin_id not in self._table and name not in self._table:
+            raise UnknownPluginError(plugin_id, f"the plugins of this {type(self).__name__}", self._table.keys())

@@ -131,6 +131,8 @@ def resource_of(
     return None
 
 # %% ../../nbs/managers/injection.ipynb #cell-13
+_FIXED = {str, int, float, bool, type(None)}  # types whose values nobody can change, so that they need no copy
+
 class Resources:
     "An injected resource manager, called in order on a thread of its own."
     def __init__(self,
@@ -156,6 +158,7 @@ class Resources:
 
     def _copy(self, config: dict[str, Any]) -> dict[str, Any]:
         "A config that the resource manager may keep; one that cannot be copied in depth is copied as far as it can be."
+        if type(config) is dict and _FIXED.issuperset(map(type, config.values())): return dict(config)
         try: return copy.deepcopy(config)
         except Exception as e:
             self.lane.failed("config", e)
@@ -205,8 +208,13 @@ class Injected:
         **data: Any # Its payload, which need not be JSON-safe
     ) -> None:
         "Tell the broadcaster and the listeners."
-        if not self.heard: return
-        try: self.put(Event(event_type, {"worker_type": self._worker_type, "time": now().isoformat(), **{k: json_safe(v) for k, v in data.items()}}))
+        if self.heard: self._tell(event_type, data)
+
+    def _tell(self, event_type: str, data: dict[str, Any]) -> None:
+        payload = {"worker_type": self._worker_type, "time": now().isoformat()}
+        try:
+            for name, value in data.items(): payload[name] = json_safe(value)
+            self.put(Event(event_type, payload))
         except Exception as e: self._hooks.failed("emit", e)  # a mapping of a plugin's own may do anything when it is looked at
 
     def emit_job(self,
@@ -215,7 +223,7 @@ class Injected:
         **data: Any # The rest of its payload
     ) -> None:
         "Tell of a job; costs nothing when nobody listens."
-        if self.heard: self.emit(event_type, job_id=job.id, plugin_id=job.plugin_id, **data)
+        if self.heard: self._tell(event_type, {"job_id": job.id, "plugin_id": job.plugin_id, **data})
 
     def put(self,
         event: Event # An event that is ready

@@ -95,6 +95,9 @@ class JobBook:
         return count
 
 # %% ../../nbs/managers/runner.ipynb #cell-11
+_OF_WORKERS = frozenset({Kind.READY, Kind.LOG, Kind.OUTPUT, Kind.REPLY})  # What a worker says of itself, or in whichever job's name
+_ENDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})  # What it says last of a job
+
 class JobRunner:
     "Runs tickets on a pool of workers."
     def __init__(self,
@@ -167,7 +170,7 @@ class JobRunner:
     @property
     def pending(self) -> int: # How many
         "Jobs that no worker has begun."
-        return len(self.queue) + sum(w.next is not None for w in self.pool.workers)
+        return len(self.queue) + len([w for w in self.pool.workers if w.next is not None])
 
     def _give_ahead(self) -> None:
         "Give the next job to a worker that is busy with the same plugin, so that it need not wait for us in between."
@@ -257,19 +260,22 @@ class JobRunner:
 
     def on_frame(self, worker: PooledWorker, frame: Frame) -> None:
         "A worker said something. What belongs to a job that has ended, or that is being killed, is ignored."
-        kind, ticket = frame.kind, worker.ticket
+        ticket = worker.ticket
+        if frame.kind in _OF_WORKERS: self._on_worker_frame(worker, frame)
+        elif ticket is not None and frame.tag == ticket.number and not worker.terminated: self._on_job_frame(worker, ticket, frame)
+
+    def _on_worker_frame(self, worker: PooledWorker, frame: Frame) -> None:
+        kind = frame.kind
         if kind == Kind.LOG: self._relog(worker, *frame.value())
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
             for line in filter(None, text.split("\n")): worker.printed(stream, line)
         elif kind == Kind.READY: self._on_ready(worker)
         elif kind == Kind.REPLY: self._on_reply(worker, frame)
-        elif ticket is None or frame.tag != ticket.number or worker.terminated: return
-        else: self._on_job_frame(worker, ticket, frame)
 
     def _on_job_frame(self, worker: PooledWorker, ticket: Ticket, frame: Frame) -> None:
         kind = frame.kind
-        if kind in (Kind.RESULT, Kind.FAILED, Kind.CANCELLED): self._on_job_end(worker, ticket, frame)
+        if kind in _ENDS: self._on_job_end(worker, ticket, frame)
         elif kind == Kind.CHUNK: self._on_chunk(worker, ticket.job, frame)
         elif kind == Kind.PROGRESS:
             ticket.job.progress, ticket.job.message = frame.value()
