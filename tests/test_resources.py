@@ -376,22 +376,25 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 if os.access(LAST_PID, os.W_OK):  # only root can make Linux use a pid again, and not in every container
 
     def test_a_real_pid_that_is_used_again() -> None:
-        """The kernel itself hands out the same pid once more."""
+        """The kernel itself hands out the same pid once more, unless somebody else gets it first."""
+        assert any(used_again() for _ in range(20)), "the pid was never used again"
+
+    def used_again() -> bool:
+        """One try."""
         with ProcessResourceManager() as rm:
             with python(SLEEP) as process:
                 pid = process.pid
                 rm.register_worker(pid, "before")
                 rm.sample()
             time.sleep(0.02)  # starts are counted in hundredths of a second
-            for _ in range(50):
+            for _ in range(3):
                 LAST_PID.write_text(str(pid - 1))
                 with python(SLEEP) as process:
-                    if process.pid != pid:
-                        continue
-                    snapshot = rm.snapshot()
-                    assert snapshot.workers == () and [w.worker_type for w in snapshot.lost] == ["before"]
-                    return
-        pytest.fail("the pid was never used again")
+                    if process.pid == pid:
+                        snapshot = rm.snapshot()
+                        assert snapshot.workers == () and [w.worker_type for w in snapshot.lost] == ["before"]
+                        return True
+        return False
 
 
 def test_a_pid_that_no_process_has_is_kept_and_unknown() -> None:
