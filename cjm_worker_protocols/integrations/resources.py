@@ -606,9 +606,9 @@ class ProcessResourceManager:
         pss_interval: float = 30.0, # Seconds between two readings of `Usage.pss`
         gpus: Nvml | None = None # Whom to ask for GPU memory; None for NVIDIA's driver
     ):
-        if interval is not None and not interval > 0: raise SettingError("interval", "a number of seconds above 0, or None", interval)
+        if interval is not None and not (isinstance(interval, (int, float)) and 0 < interval <= threading.TIMEOUT_MAX): raise SettingError("interval", "a number of seconds above 0, or None", interval)
         if not isinstance(history, int) or history < 1: raise SettingError("history", "at least 1", history)
-        if not pss_interval >= 0: raise SettingError("pss_interval", "a number of seconds, at least 0", pss_interval)
+        if not (isinstance(pss_interval, (int, float)) and pss_interval >= 0): raise SettingError("pss_interval", "a number of seconds, at least 0", pss_interval)
         self.interval, self._history, self._pss_interval = interval, history, pss_interval
         self._lock, self._measuring = threading.Lock(), threading.Lock()
         self._records: dict[int, _Record] = {}
