@@ -26,10 +26,12 @@ __all__ = ['DEEP', 'HANGS', 'checks_of', 'makes', 'name_of', 'place_of', 'Hypoth
 
 # %% ../../nbs/conformance/kit.ipynb #1dfcf793
 def checks_of(
-    protocol: type | str # One of the three, or its short name
+    protocol: type | str, # One of the three, or its short name
+    deep: bool = False # Whether those count that only `deep=True` makes
 ) -> list[str]: # Ids, in the order in which they are made
     "The checks of a protocol. Raises `ProtocolError`."
-    return [check.id for check in CHECKS.values() if check.protocol is protocol_of(protocol)]
+    wanted = protocol_of(protocol)
+    return [check.id for check in CHECKS.values() if check.protocol is wanted] + ([DEEP[wanted]] if deep and wanted in DEEP else [])
 
 def makes(
     target: Any, # What the user gave
