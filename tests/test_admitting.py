@@ -1,0 +1,256 @@
+"""`AdmittingResourceManager`: room that is really measured, in workers that really take it."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from harness import Gate, Seen, end, gate, manager, nothing_left, run  # noqa: F401
+
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.conformance import check
+from cjm_worker_protocols.core import errors
+from cjm_worker_protocols.extensions.admission import AdmissionProtocol, EvictionProtocol
+from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
+from cjm_worker_protocols.integrations.admission import AdmittingResourceManager, rooms
+from cjm_worker_protocols.integrations.resources import Gpu, SettingError, memory_now
+
+MB = 1_000_000
+
+
+class Takes:
+    """A plugin that takes as much memory as its config says, and gives it back when it is unloaded."""
+
+    def load(self, config: "dict[str, Any]") -> None:
+        """Take it: memory that is written to is in use."""
+        self.memory = bytearray(config["takes"])
+        self.memory[::4096] = b"x" * len(self.memory[::4096])
+
+    def run(self, gate: "str | None" = None) -> int:
+        """Wait at the gate, if there is one."""
+        if gate is not None:
+            with open(gate, "rb", buffering=0) as file:
+                file.read(1)
+        return len(self.memory)
+
+    def unload(self) -> None:
+        """Give it back."""
+        del self.memory
+
+
+class Registry:
+    """Plugins by the megabytes that they take; what they say that they need is optional."""
+
+    def __init__(self, says: bool = True) -> None:
+        self.says = says
+
+    def get_plugins_by_category(self, category: Any) -> "list[Any]":
+        return []
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        return {"id": plugin_id, "name": plugin_id}
+
+    def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+        size = int(plugin_id) * MB
+        return {"takes": size, "model": f"{plugin_id} MB", **({"needs": {"memory": size}} if self.says else {})}
+
+
+def taking(resources: Any, says: bool = True, **settings: Any) -> Any:
+    """A manager of plugins that take 1, 100, 200 and so on MB."""
+    plugins = {str(size): Takes for size in (1, 100, 200, 300, 100_000_000)}
+
+    def made(*args: Any, **given: Any) -> Any:
+        return JobManager(*args, plugins=plugins, **given)
+
+    return manager(cls=made, resource_manager=resources, plugin_registry=Registry(says), **settings)
+
+
+def test_it_keeps_the_contract() -> None:
+    """It is a resource manager like its base, and implements both optional protocols."""
+    report = check(AdmittingResourceManager, ResourceManagerProtocol, probe=_probe)
+    assert report.ok and report.counts["passed"] == len(report.outcomes), report
+    made = AdmittingResourceManager()
+    assert isinstance(made, AdmissionProtocol) and isinstance(made, EvictionProtocol)
+
+
+def _probe(resources: AdmittingResourceManager, pid: int) -> "dict[str, Any] | None":
+    worker = resources.worker(pid)
+    names = ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")
+    return None if worker is None else {name: getattr(worker, name) for name in names}
+
+
+@pytest.mark.parametrize("wrong", [{"headroom": 1.0}, {"headroom": -0.1}, {"headroom": "much"}, {"limit": 0}, {"limit": 1.5}, {"history": 0}], ids=str)
+def test_wrong_settings_are_refused(wrong: "dict[str, Any]") -> None:
+    """With a named error."""
+    with pytest.raises(SettingError, match=next(iter(wrong))):
+        AdmittingResourceManager(**wrong)
+
+
+def test_what_can_never_fit_is_refused_at_once() -> None:
+    """More than the machine has, or than the limit: no job exists, and no worker."""
+
+    async def scenario() -> None:
+        async with taking(AdmittingResourceManager()) as m:
+            with pytest.raises(errors.ResourceValidationError, match="needs 100000.0 GB of memory, and there is no more than"):
+                await m.start_job("100000000")
+            assert m.jobs == {} and m.workers == []
+        async with taking(AdmittingResourceManager(limit=150 * MB)) as m:
+            with pytest.raises(errors.ResourceValidationError, match="200 needs 0.2 GB of memory, and there is no more than 0.1 GB"):
+                await m.start_job("200")
+
+    run(scenario())
+
+
+def test_a_job_waits_until_there_is_room(gate: Gate) -> None:
+    """While a plugin runs it is not unloaded; when it has ended it makes room, and the memory is seen to be back."""
+    resources = AdmittingResourceManager(limit=450 * MB)
+
+    async def scenario() -> None:
+        async with taking(resources, max_workers=2) as m:
+            seen = Seen(m)
+            first = await m.start_job("300", gate=gate.path)
+            await seen.until("job:started", job_id=first.id)
+            await _until(lambda: _used(resources) > 300 * MB)
+            second = await m.start_job("200")
+            await seen.when(lambda e: e.data.get("job_id") == second.id and "waiting_for" in e.data)
+            assert second.status == "pending" and second.waiting_for.startswith("200 needs 0.2 GB of memory, and ")
+            gate.open()
+            assert await first == 300 * MB and await second == 200 * MB
+            assert _used(resources) < 450 * MB
+            assert [w.plugin_id for w in m.workers if w.plugin_id] == ["200"]
+        assert m.integration_errors == {}
+
+    run(scenario())
+
+
+def _used(resources: AdmittingResourceManager) -> int:
+    return sum(worker.usage.rss or 0 for worker in resources.snapshot().workers)
+
+
+async def _until(holds: Any, limit: float = 10.0) -> None:
+    end = asyncio.get_running_loop().time() + limit
+    while not holds():
+        assert asyncio.get_running_loop().time() < end
+        await asyncio.sleep(0.01)
+
+
+def test_what_was_promised_is_set_aside(gate: Gate) -> None:
+    """Two that fit alone, asked for at the same time, do not both get the same room."""
+    resources = AdmittingResourceManager(limit=450 * MB)
+
+    async def scenario() -> None:
+        async with taking(resources, max_workers=2) as m:
+            jobs = [await m.start_job("200", gate=gate.path), await m.start_job("300", gate=gate.path)]
+            await _until(lambda: any(job.status == "running" for job in jobs) and any(job.waiting_for for job in jobs))
+            assert sorted(job.status for job in jobs) == ["pending", "running"]
+            gate.open(2)
+            assert [(await end(job)).status for job in jobs] == ["completed", "completed"]
+        assert m.integration_errors == {}
+
+    run(scenario())
+
+
+def test_it_learns_what_a_plugin_needs(gate: Gate) -> None:
+    """A plugin that says nothing is let in once; from then on it needs what was measured."""
+    resources = AdmittingResourceManager(limit=450 * MB, interval=0.02)
+
+    async def scenario() -> None:
+        async with taking(resources, says=False) as m:
+            first = await m.start_job("300", gate=gate.path)
+            await _until(lambda: any((p.rss or 0) > 300 * MB for p in resources.peaks.values()))
+            gate.open()
+            await first
+        assert resources.needs("300", {"model": "300 MB"})["memory"] > 300 * MB
+        assert resources.needs("300", {"model": "another"}) == {} == resources.needs("200", {"model": "300 MB"})
+        assert resources.needs("300", {"model": "300 MB"}, {"memory": 5}) == {"memory": 5}
+        resources.limit = 310 * MB
+        async with taking(resources, says=False) as m:
+            with pytest.raises(errors.ResourceValidationError, match="300 needs 0.3 GB of memory"):
+                await m.start_job("300")
+        resources.close()
+
+    run(scenario())
+
+
+def test_a_promise_ends() -> None:
+    """When nobody takes it up, when its worker is idle, when its worker is gone."""
+    resources = AdmittingResourceManager(limit=100 * MB)
+    ask = {"plugin_id": "p", "config": {}, "estimate": {"memory": 80 * MB}}
+    resources.register_worker(4_194_400, "test")
+    assert resources.can_start(**ask) is None
+    assert resources.can_start(**ask) == "p needs 80 MB of memory, and 20 MB is free"
+    resources.update_worker_state(4_194_400, status="running", plugin_id="p")
+    assert resources.can_start(**ask) is not None
+    resources.update_worker_state(4_194_400, status="idle")
+    assert resources.can_start(**ask) is None
+    resources.update_worker_state(4_194_400, status="running", plugin_id="p")
+    resources.unregister_worker(4_194_400)
+    assert resources.can_start(**ask) is None
+    resources.PROMISE = 0.0  # type: ignore[misc]
+    resources._promises.clear()
+    assert resources.can_start(**ask) is None is resources.can_start(**ask)
+
+
+def test_several_threads_never_get_more_than_there_is() -> None:
+    """Eight threads ask for a third each; three get it."""
+    resources, got = AdmittingResourceManager(limit=300 * MB), list[Any]()
+
+    def ask() -> None:
+        got.append(resources.can_start("p", {}, {"memory": 100 * MB}))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got.count(None) == 3 and len(got) == 8
+
+
+class TwoGpus:
+    """Stands for a driver: no GPU is needed to see how needs are matched with GPUs."""
+
+    problem = None
+
+    def used(self) -> "dict[int, int | None] | None":
+        return {}
+
+    def gpus(self) -> "tuple[Gpu, ...]":
+        return Gpu(0, "small", 8000 * MB, 6000 * MB), Gpu(1, "large", 24000 * MB, 4000 * MB)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "device, needs, reason",
+    [
+        (None, 15000, None),
+        (None, 21000, "p needs 21.0 GB of GPU 1, and 20.0 GB is free"),
+        ("cuda:0", 1000, None),
+        ("cuda:0", 3000, "p needs 3.0 GB of GPU 0, and 2.0 GB is free"),
+        (1, 20000, None),
+        ("cuda:7", 99000, None),  # nobody knows anything of that one
+    ],
+)
+def test_each_gpu_is_a_room_of_its_own(device: Any, needs: int, reason: "str | None") -> None:
+    """The one that the configuration names, or else the one with the most room."""
+    resources = AdmittingResourceManager(headroom=0.0, gpus=TwoGpus())  # type: ignore[arg-type]
+    config = {} if device is None else {"device": device}
+    assert resources.can_start("p", config, {"gpu_memory": needs * MB}) == reason
+    assert resources.can_ever_start("p", {"device": "cuda:0"}, {"gpu_memory": 8001 * MB}) is not None
+
+
+def test_without_a_driver_no_gpu_memory_is_a_reason() -> None:
+    """Unknown is not none."""
+    resources = AdmittingResourceManager()
+    if resources.snapshot().gpus:
+        pytest.skip("there is a GPU here")
+    assert resources.can_ever_start("p", {}, {"gpu_memory": 10**15}) is None is resources.can_start("p", {}, {"gpu_memory": 10**15})
+
+
+def test_headroom_is_left_alone() -> None:
+    """The part of each memory that is nobody's."""
+    snapshot = AdmittingResourceManager(gpus=TwoGpus()).snapshot()  # type: ignore[arg-type]
+    whole, half = rooms(snapshot, 0.0), rooms(snapshot, 0.5)
+    assert half["GPU 1"].size == 12000 * MB and half["GPU 1"].free == 8000 * MB
+    assert half["memory"].size == int(whole["memory"].size * 0.5) <= memory_now().total // 2
