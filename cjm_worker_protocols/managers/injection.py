@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import inspect
 import sys
 import weakref
@@ -19,6 +18,7 @@ from ..core.errors import PluginNotConfiguredError, RegistryUnavailableError, Un
 from ..core.events import Broadcasts, Event, EventStream, json_safe
 from ..core.jobs import Job, now
 from ..core.lanes import Lane, LaneTimeout
+from ..core.masking import masked
 from ..core.pool import PooledWorker
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 
@@ -155,11 +155,12 @@ class Resources:
         self.lane.post("unregister_worker", lambda: self._manager.unregister_worker(pid), needed=True)
 
     def _copy(self, config: dict[str, Any]) -> dict[str, Any]:
-        "A config that the resource manager may keep; one that cannot be copied in depth is copied as far as it can be."
-        try: return copy.deepcopy(config)
+        "A config that the resource manager may keep, without secrets; one that cannot be copied in depth is copied as far as it can be."
+        try: shown: dict[str, Any] = masked(config)
         except Exception as e:
             self.lane.failed("config", e)
-            return dict(config)
+            shown = dict(config)
+        return shown
 
     def update(self,
         worker: PooledWorker # As it is now
