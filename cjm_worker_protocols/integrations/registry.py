@@ -738,10 +738,10 @@ class EntryPointRegistry:
         prefix = f"CJM_WORKERS__{own}__"
         for name in sorted(name for name in list(os.environ) if name.startswith(prefix)):
             if others := [i for i in self._current().plugins if i != plugin.id and variable_name(i) == own]:
-                raise PluginConfigError(plugin.id, name, "a variable that belongs to one plugin", f"one that is as well {others[0]!r}'s: use the file instead", "the environment")
+                raise PluginConfigError(plugin.id, name, "a variable that belongs to one plugin", f"one that may as well be meant for {others[0]!r}: use the file instead")
             said = name[len(prefix):]
             meant = [key for key in keys if re.sub(r"[^A-Z0-9]", "_", key.upper()) == said]
-            if len(meant) > 1: raise PluginConfigError(plugin.id, name, "a variable that belongs to one key", f"one for {' and '.join(map(repr, meant))}: use the file instead", "the environment")
+            if len(meant) > 1: raise PluginConfigError(plugin.id, name, "a variable that belongs to one key", f"one for {' and '.join(map(repr, meant))}: use the file instead")
             key = meant[0] if meant else said.lower()
             yield f"the environment variable {name}", key, _parsed(os.environ.get(name, ""), _types(schema, key))
 
