@@ -811,6 +811,7 @@ def test_plugins_as_json(shell: Shell) -> None:
     assert "key 'api_key': expected a value, since it is required" in found["keyed"]["problem"]
 
 
+@pytest.mark.slow
 def test_config_get_set_unset(shell: Shell) -> None:
     """What is set is what is got and what a job is loaded with; exit codes are 0, 1 and 2."""
     assert json.loads(shell("config", "get", "one").stdout) == {"model": "base", "beam": 5, "decoder": {"a": 1, "b": 2}}

@@ -271,7 +271,9 @@ def _entry_points_of(child: str, folder: int) -> tuple[str, int, bytes]:
 
 def _version_of(folder: str) -> str:
     "From the metadata, for a folder whose name does not tell."
-    with suppress(Exception): return str(Distribution.at(folder).version or "")
+    with suppress(Exception):
+        metadata = Distribution.at(folder).metadata
+        if "Version" in metadata: return str(metadata["Version"])
     return ""
 
 def _plugins_of(name: str, version: str, data: bytes, groups: Mapping[str, Any]) -> Iterator[InstalledPlugin]:
