@@ -570,11 +570,12 @@ def check(
     as_: str, # What it is: registry, resources or events
     probe: str = "", # What reads it, as module:name
     waive: tuple[str, ...] = (), # ID=reason: a rule that need not hold, and why
+    deep: bool = False, # Also search random sequences of calls for the shortest that goes wrong; needs hypothesis
     json: bool = False # Print one JSON object
 ) -> int: # 0, or 1 when it does not conform
     "Check an implementation of one of the three protocols, and say what to mend."
     from cjm_worker_protocols.conformance.checks import MEMBERS, FactoryError, ProbeError, ProtocolError, protocol_of
-    from cjm_worker_protocols.conformance.kit import check as conforms
+    from cjm_worker_protocols.conformance.kit import HypothesisMissing, check as conforms
     sys.path.insert(0, os.getcwd())
     if wrong := [text for text in waive if not text.partition("=")[2].strip()]: raise UsageError(f"--waive: expected ID=reason (got {wrong[0]!r})")
     with redirect_stdout(sys.stderr):  # what the implementation's module prints is no report
@@ -582,8 +583,8 @@ def check(
             implementation, protocol = named(target), protocol_of(as_)
             if not callable(implementation) and not any(hasattr(implementation, member) for member in MEMBERS[protocol]):
                 raise UsageError(f"{target}: expected a factory, or an object with {', '.join(MEMBERS[protocol])} (got a {type(implementation).__name__})")
-            report = conforms(implementation, protocol, probe=named(probe) if probe else None, waive=dict(text.split("=", 1) for text in waive))
-        except (FactoryError, ProbeError, ProtocolError) as e: raise UsageError(str(e)) from e
+            report = conforms(implementation, protocol, probe=named(probe) if probe else None, waive=dict(text.split("=", 1) for text in waive), deep=deep)
+        except (FactoryError, ProbeError, ProtocolError, HypothesisMissing) as e: raise UsageError(str(e)) from e
     print(report.to_json() if json else report)
     return 0 if report.ok else 1
 

@@ -1,4 +1,4 @@
-"""In CI nothing may be skipped: whatever a test needs, .ci/run installs."""
+"""In CI nothing may be skipped: whatever a test needs, .ci/run installs. A GPU is the one thing that it cannot install."""
 
 import os
 from typing import Any, Generator
@@ -13,8 +13,10 @@ def _no_skip(report: Any) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, Any, None]":
-    """Turn a skipped test into a failed one when CJM_WORKERS_NO_SKIPS is set."""
-    _no_skip((yield).get_result())
+    """Turn a skipped test into a failed one when CJM_WORKERS_NO_SKIPS is set, unless it is marked as one that needs a GPU."""
+    report = (yield).get_result()
+    if item.get_closest_marker("needs_gpu") is None:
+        _no_skip(report)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,13 @@ def test_one_check_can_be_chosen(app: Path) -> None:
     assert list(found) == [id for id in IDS if id.startswith("resources.clear")]
 
 
+def test_the_search_is_one_more_test(app: Path) -> None:
+    """`deep=True` adds the check that searches, and its finding is a sequence of calls."""
+    found, _ = ended(app, "test_it = conformance_tests(Forgetful, 'resources', probe=probe, deep=True)", "-k", "any_sequence or kit")
+    assert list(found) == ["resources.any_sequence", "kit"]
+    assert found["resources.any_sequence"][0] == "failure" and "unregister_worker(" in found["resources.any_sequence"][1]
+
+
 # The command
 
 
@@ -188,6 +196,12 @@ def test_check_in_json(app: Path) -> None:
     assert json.loads(cli(app, "app:Right", "--as", "resources", "--json").stdout)["ok"] is True
 
 
+def test_check_deep(app: Path) -> None:
+    """`--deep` makes one check more."""
+    done = cli(app, "app:Right", "--as", "resources", "--probe", "app:probe", "--deep")
+    assert done.returncode == 0 and f"{len(IDS) + 1} passed" in done.stdout, said(done)
+
+
 def test_check_with_waivers(app: Path) -> None:
     """`--waive` may be given more than once."""
     waivers = ("--waive", "resources.unregister_idempotent=we never do", "--waive", "resources.config_is_copied=a=b")
@@ -217,6 +231,18 @@ def test_check_used_wrongly(app: Path, args: "list[str]", message: str) -> None:
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr, said(done)
     assert last.startswith("cjm-workers check: error: ") and message in last, said(done)
+
+
+# The page of all checks
+
+
+def test_the_catalogue_is_fresh() -> None:
+    """It has every check, with what is said of a mutant, as the kit has them now."""
+    made = runpy.run_path(str(ROOT / "tools/catalogue.py"))
+    assert made["notebook"]() == made["PAGE"].read_text(encoding="utf-8"), "run python tools/catalogue.py"
+    text = "\n".join(made["cells"]())
+    assert [id for id in CHECKS if f"### {id}\n\n*{CHECKS[id].level}*" not in text] == []
+    assert text.count("\ngot ") == len(CHECKS)
 
 
 # Our own

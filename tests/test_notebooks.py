@@ -16,6 +16,7 @@ from repo import LIB, NBS, PACKAGE, ROOT, SETTINGS, copy_checkout, modules, note
 nbdev = pytest.importorskip("nbdev", reason="nbdev is not installed: pip install -e '.[dev]'")
 yaml = pytest.importorskip("yaml")
 
+FACES = ("__init__.py", "conformance/__init__.py")  # what `import` of a package gives
 each_notebook = pytest.mark.parametrize("name", notebooks())
 Notebook = dict[str, Any]
 
@@ -117,10 +118,10 @@ def test_begins_with_a_title_and_a_subtitle(name: str) -> None:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as nbdev_export makes it from the notebooks alone, given only the package's own face."""
+    """The package as nbdev_export makes it from the notebooks alone, given only the faces, which are written by hand."""
     there = copy_checkout(tmp_path_factory.mktemp("export") / "checkout")
     for path in (there / PACKAGE).rglob("*.py"):
-        if path != there / PACKAGE / "__init__.py":
+        if path.relative_to(there / PACKAGE).as_posix() not in FACES:
             path.unlink()
     done = python("from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()", cwd=there)
     assert done.returncode == 0, said(done)

@@ -5,6 +5,7 @@
 # %% ../../nbs/conformance/calls.ipynb #57f3435e
 from __future__ import annotations
 
+import asyncio
 import difflib
 import inspect
 import re
@@ -15,7 +16,7 @@ from itertools import combinations
 from types import FrameType
 from typing import Any
 
-from .checks import MEMBERS, NAMES, Broken, Subject, quiet, rule, shown, shown_call
+from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, described, quiet, rule, shown, shown_call
 
 # %% auto #0
 __all__ = ['PID', 'SAMPLES', 'BY_POSITION', 'parameters_of', 'legal_calls', 'watching', 'astray', 'refused', 'cause',
@@ -53,15 +54,19 @@ def legal_calls(
 @contextmanager
 def watching(
     given: Mapping[str, Any] # The values of a call, by the names that they have in the contract
-) -> Iterator[list[tuple[str, dict[str, Any]]]]: # Fills with the function that got them, and its arguments by name
+) -> Iterator[list[tuple[str, dict[str, Any]]]]: # Fills with the functions that got them, and which, by the names that they have there
     "Watch where the values of the next call on this thread arrive."
     found, before = list[tuple[str, dict[str, Any]]](), sys.getprofile()
 
+    on_their_way = {id(value) for value in given.values()}
+
     def entered(frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or found: return
+        if event != "call" or not on_their_way: return
         code = frame.f_code
         arguments = {n: frame.f_locals.get(n) for n in code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]}
-        if any(a is g for a in arguments.values() for g in given.values()): found.append((code.co_name, arguments))
+        if arrived := {n: value for n, value in arguments.items() if id(value) in on_their_way}:
+            on_their_way.difference_update(map(id, arrived.values()))
+            found.append((code.co_name, arrived))
     sys.setprofile(entered)
     try: yield found
     finally: sys.setprofile(before)
@@ -79,7 +84,7 @@ def astray(
     return ""
 
 # %% ../../nbs/conformance/calls.ipynb #64d3e279
-_REFUSED = re.compile(r"argument|takes (exactly|at (least|most)|no)|missing \d|expected \d")
+_REFUSED = re.compile(r"(positional|keyword)\b.*\bargument|for argument|takes (exactly|at (least|most)|from|no|\d)|missing \d|expected (at (least|most) |exactly )?\d")
 
 def refused(
     error: BaseException # From a call
@@ -93,9 +98,13 @@ def cause(
     member: str # Its name there
 ) -> str: # Empty when its signature tells nothing
     "What a method's signature has that the contract's has not, and the other way round."
-    try: have = inspect.signature(method).parameters
-    except (TypeError, ValueError): return ""
     want = {p.name: p for p in parameters_of(protocol, member)}
+    try: told, true = inspect.signature(method), inspect.signature(method, follow_wrapped=False)
+    except (TypeError, ValueError): return ""
+    if why := _differs(dict(told.parameters), want): return why
+    return f"the signature that it shows is that of what it wraps; the wrapper takes `{true}`" if told != true else ""
+
+def _differs(have: Mapping[str, inspect.Parameter], want: Mapping[str, inspect.Parameter]) -> str:
     kinds = {p.kind for p in have.values()}
     new = [n for n, p in have.items() if n not in want and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     gone = [n for n in want if n not in have and not _taken(kinds, want[n])]
@@ -156,9 +165,11 @@ def _present(protocol: type, member: str) -> None:
             public = [n for n in dir(it.impl) if not n.startswith("_") and n not in MEMBERS[protocol] and callable(inspect.getattr_static(it.impl, n, None))]
             close = difflib.get_close_matches(member, public, 1, 0.6)
             raise Broken("there is no such attribute", f"Rename `{close[0]}` to `{member}`." if close else "") from None
+        except Exception as e: raise Broken(f"to look at it raised {described(e)}") from e
         if not callable(method): raise Broken(f"it is {shown(method)}, which cannot be called")
-        if getattr(inspect.unwrap(getattr(method, "__func__", method)), "__qualname__", "") == f"{protocol.__name__}.{member}":
-            raise Broken(f"it is inherited from {protocol.__name__}, and so does nothing")
+        own = getattr(method, "__self__", it.impl)
+        owner = None if member in getattr(own, "__dict__", ()) else next((c for c in type(own).__mro__ if member in vars(c)), None)
+        if getattr(owner, "_is_protocol", False): raise Broken(f"it is inherited from {protocol.__name__}, and so does nothing")
 
 # %% ../../nbs/conformance/calls.ipynb #602f91fe
 def _takes(protocol: type, member: str) -> None:
@@ -169,13 +180,14 @@ def _takes(protocol: type, member: str) -> None:
           needs=(f"{name}.{member}.present", *([before] if before else [])))
     def takes(it: Subject) -> None:
         "It takes the call that the manager makes."
-        if before: it.call("register_worker", pid=PID, worker_type=SAMPLES["worker_type"])
+        _gone_afterwards(it, name)
+        if before: discard(it.call("register_worker", pid=PID, worker_type=SAMPLES["worker_type"]))
         args, kwargs = manager_call(protocol, member, SAMPLES)
         try: result = it.call(member, *args, **kwargs)
         except Broken as broken:
             assert broken.__cause__ is not None
             if refused(broken.__cause__): raise Broken(broken.actual, mended(it, protocol, member)) from broken.__cause__
-            if name == "resources": raise
+            if name == "resources": raise Broken(broken.actual, "The call is right; mend what raises in the method: the manager may tell anything, of any pid.") from None
         else: discard(result)
 
 def mended(
@@ -193,12 +205,17 @@ def discard(
     "Let go of a coroutine that nobody will await."
     if inspect.iscoroutine(result): result.close()
 
+def _gone_afterwards(it: Subject, name: str) -> None:
+    "Let a manager that is not made for one check only forget the worker of these calls."
+    if name == "resources": it.afterwards.append(lambda: discard(it.impl.unregister_worker(PID)))
+
 # %% ../../nbs/conformance/calls.ipynb #61619b2e
 def _synchronous(name: str, protocol: type, member: str) -> None:
     @rule(f"{name}.{member}.sync", member, "The manager calls it from a thread, and takes what it gives for the answer.",
           "Make it a plain function; the manager calls it off the event loop, where it may block.", needs=(f"{name}.{member}.manager_call",))
     def sync(it: Subject) -> None:
         "It does its work when it is called."
+        _gone_afterwards(it, name)
         args, kwargs = manager_call(protocol, member, SAMPLES)
         try: result = it.call(member, *args, **kwargs)
         except Broken: return # it has done something
@@ -216,6 +233,8 @@ def kind_of(
     return f"{type(result).__name__}, which has to be awaited" if inspect.isawaitable(result) else ""
 
 # %% ../../nbs/conformance/calls.ipynb #fe71c678
+_WAITS = "Do not wait for a client: give each a queue, put the event into it with `put_nowait`, and let the client's own task take it out."
+
 def _asynchronous(name: str, protocol: type, member: str) -> None:
     @rule(f"{name}.{member}.async", member, "The manager awaits it, on its event loop.", f"Define `{signature_text(protocol, member)}`.",
           needs=(f"{name}.{member}.manager_call",))
@@ -224,8 +243,10 @@ def _asynchronous(name: str, protocol: type, member: str) -> None:
         args, kwargs = manager_call(protocol, member, SAMPLES)
         result = it.call(member, *args, **kwargs)
         if inspect.isawaitable(result):
-            try: await result
-            except Exception: pass # that is another rule
+            with quiet():
+                try: await asyncio.wait_for(result, LIMIT)
+                except (asyncio.TimeoutError, TimeoutError): raise Broken(f"it did not come back within {LIMIT:g} s", _WAITS) from None
+                except Exception: pass # that is another rule
         elif inspect.isasyncgen(result): raise Broken("it gave an async generator, whose body has not been run", "Remove the `yield` from it.")
         elif result is None: raise Broken("it gave None: it is a plain function", f"Write `async` before its `def`: `{signature_text(protocol, member)}`.")
         else: raise Broken(f"it gave {kind_of(result) or shown(result)}, which cannot be awaited")
@@ -234,19 +255,35 @@ def _asynchronous(name: str, protocol: type, member: str) -> None:
 def _every_call(name: str, protocol: type, member: str) -> None:
     @rule(f"{name}.{member}.every_call", member, "Somebody else, or the next version of the manager, will call it in another way that the contract allows.",
           f"Write it as the contract does: `{signature_text(protocol, member)}`.", "warning", (f"{name}.{member}.{'async' if name == 'events' else 'sync'}",))
-    async def every_call(it: Subject) -> None:
+    def every_call(it: Subject) -> Any:
         "It takes every call that the contract allows, and each value arrives where it belongs."
-        for positional, named in legal_calls(protocol, member):
-            given = {n: SAMPLES[n] for n in (*positional, *named)}
-            args, kwargs = tuple(given[n] for n in positional), {n: given[n] for n in named}
-            it.trail[:] = [shown_call(member, args, kwargs)]
-            with quiet(), watching(given) as found:
-                try:
-                    result = getattr(it.impl, member)(*args, **kwargs)
-                    if inspect.isawaitable(result): await result
-                except Exception as e:
-                    if refused(e): raise Broken(f"it raised {type(e).__name__}: {e}", mended(it, protocol, member)) from e
-            if wrong := astray(given, found): raise Broken(wrong, mended(it, protocol, member))
+        _gone_afterwards(it, name)
+        return _all_awaited(it, protocol, member) if name == "events" else _all_called(it, protocol, member)
+
+def _all_called(it: Subject, protocol: type, member: str) -> None:
+    for args, kwargs, given in _each_call(it, protocol, member):
+        with _landing(it, protocol, member, given): getattr(it.impl, member)(*args, **kwargs)
+
+async def _all_awaited(it: Subject, protocol: type, member: str) -> None:
+    for args, kwargs, given in _each_call(it, protocol, member):
+        with _landing(it, protocol, member, given): await asyncio.wait_for(getattr(it.impl, member)(*args, **kwargs), LIMIT)
+
+def _each_call(it: Subject, protocol: type, member: str) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]]:
+    "The arguments of each legal call: by position, by keyword, and all by their names."
+    for positional, named in legal_calls(protocol, member):
+        given = {n: SAMPLES[n] for n in (*positional, *named)}
+        args, kwargs = tuple(given[n] for n in positional), {n: given[n] for n in named}
+        it.trail[:] = [shown_call(member, args, kwargs)]
+        yield args, kwargs, given
+
+@contextmanager
+def _landing(it: Subject, protocol: type, member: str, given: dict[str, Any]) -> Iterator[None]:
+    "Raises `Broken` when the call that is made here is not taken, or a value does not arrive where it belongs."
+    with quiet(), watching(given) as found:
+        try: yield
+        except Exception as e:
+            if refused(e): raise Broken(f"it raised {described(e)}", mended(it, protocol, member)) from e
+    if wrong := astray(given, found): raise Broken(wrong, mended(it, protocol, member))
 
 # %% ../../nbs/conformance/calls.ipynb #63af286d
 for _name, _protocol in NAMES.items():

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProto
 
 # %% auto #0
 __all__ = ['NAMES', 'MEMBERS', 'CHECKS', 'LIMIT', 'Broken', 'NotObservable', 'ProbeError', 'FactoryError', 'ProtocolError',
-           'Check', 'protocol_of', 'rule', 'Subject', 'shown', 'shown_call', 'described', 'quiet', 'muted']
+           'Check', 'protocol_of', 'rule', 'Subject', 'text_of', 'shown', 'shown_call', 'described', 'quiet', 'muted']
 
 # %% ../../nbs/conformance/checks.ipynb #93472c24
 class Broken(Exception):
@@ -122,7 +124,8 @@ class Subject:
 
     def call(self,
         member: str, # The method
-        *args: Any, **kwargs: Any # As the manager would
+        *args: Any, # As the manager would give them
+        **kwargs: Any # The same by keyword
     ) -> Any: # What it gave
         "Call a method. Raises `Broken` when it raises."
         self.trail.append(shown_call(member, args, kwargs))
@@ -136,11 +139,17 @@ class Subject:
         return "; ".join((["…"] if len(self.trail) > 6 else []) + self.trail[-6:])
 
 # %% ../../nbs/conformance/checks.ipynb #2377a551
+def text_of(
+    value: Any # Anything
+) -> str: # The same for two objects that differ in nothing but where they are
+    "Its `repr`, without addresses."
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+
 def shown(
     value: Any # An argument
 ) -> str: # Short
     "A value as it is shown in a call."
-    text = repr(value)
+    text = text_of(value)
     return text if len(text) <= 60 else f"{text[:50]}…{text[-6:]}"
 
 def shown_call(
@@ -164,20 +173,28 @@ class _Stdout:
     "The real `sys.stdout`, for everybody but the implementation under check."
     def __init__(self, real: Any): self.real = real
     def write(self, text: str) -> int: return len(text) if _silent.get() else self.real.write(text)
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines: self.write(line)
     def __getattr__(self, name: str) -> Any: return getattr(self.real, name)
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]: # A context
     "Let what is printed here go nowhere."
     token = _silent.set(True)
     try: yield
     finally: _silent.reset(token)
 
+_filters, _filtering = list[_Stdout](), threading.Lock()  # One for each `muted`
+
 @contextmanager
-def muted() -> Iterator[None]:
-    "Make `quiet` work: put a filter before `sys.stdout` for as long as checks are made."
-    real = sys.stdout
-    sys.stdout = mine = _Stdout(real)
+def muted() -> Iterator[None]: # A context
+    "Make `quiet` work: put a filter before `sys.stdout` for as long as checks are made, here or on another thread."
+    with _filtering:
+        mine = _filters[-1] if _filters and sys.stdout is _filters[-1] else _Stdout(sys.stdout)
+        sys.stdout = mine
+        _filters.append(mine)
     try: yield
     finally:
-        if sys.stdout is mine: sys.stdout = real
+        with _filtering:
+            _filters.remove(mine)
+            if sys.stdout is mine and mine not in _filters: sys.stdout = mine.real

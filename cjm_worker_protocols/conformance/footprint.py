@@ -5,7 +5,9 @@
 # %% ../../nbs/conformance/footprint.ipynb #f2eb73c6
 from __future__ import annotations
 
+import asyncio
 import gc
+import logging
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
@@ -13,12 +15,12 @@ from typing import Any
 __all__ = ['footprint']
 
 # %% ../../nbs/conformance/footprint.ipynb #6390b0dc
-_SHARED = (type, ModuleType, CodeType, FrameType, BuiltinFunctionType)  # What belongs to the program, and not to one object
+_SHARED = (type, ModuleType, CodeType, FrameType, BuiltinFunctionType, asyncio.AbstractEventLoop, logging.Logger)  # What belongs to the program, and not to one object
 
 def footprint(
     root: Any # Any object
 ) -> int: # How many
-    "Objects that can be reached from `root`, classes, modules and global variables not counted."
+    "Objects that can be reached from `root`, classes, modules, global variables, event loops and loggers not counted."
     seen, todo = {id(root)}, [root]
     while todo:
         value = todo.pop()

@@ -12,22 +12,26 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
 from . import calls, events, registry, resources # noqa: F401  each puts its checks into the catalogue
-from .checks import CHECKS, LIMIT, MEMBERS, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, muted, protocol_of, quiet
+from .checks import CHECKS, LIMIT, MEMBERS, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, described, muted, protocol_of, quiet
 from .report import Finding, Outcome, Report
-from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol
+from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 
 # %% auto #0
-__all__ = ['HANGS', 'checks_of', 'makes', 'name_of', 'place_of', 'Run', 'check', 'check_async']
+__all__ = ['DEEP', 'HANGS', 'checks_of', 'makes', 'name_of', 'place_of', 'HypothesisMissing', 'searches', 'Run', 'check',
+           'check_async']
 
 # %% ../../nbs/conformance/kit.ipynb #1dfcf793
 def checks_of(
-    protocol: type | str # One of the three, or its short name
+    protocol: type | str, # One of the three, or its short name
+    deep: bool = False # Whether those count that only `deep=True` makes
 ) -> list[str]: # Ids, in the order in which they are made
     "The checks of a protocol. Raises `ProtocolError`."
-    return [check.id for check in CHECKS.values() if check.protocol is protocol_of(protocol)]
+    wanted = protocol_of(protocol)
+    return [check.id for check in CHECKS.values() if check.protocol is wanted] + ([DEEP[wanted]] if deep and wanted in DEEP else [])
 
 def makes(
     target: Any, # What the user gave
@@ -41,17 +45,39 @@ def name_of(
     target: Any # A factory or an implementation
 ) -> str: # Short
     "What a report calls it."
-    named = target if hasattr(target, "__qualname__") else type(target)
+    if isinstance(target, ModuleType): return target.__name__
+    named = target if isinstance(getattr(target, "__qualname__", None), str) else type(target)
     return f"{named.__module__}:{named.__qualname__}" if named.__module__ not in ("__main__", "builtins") else str(named.__qualname__)
 
 def place_of(
     method: Any # An implementation's
 ) -> tuple[str | None, int | None]: # File and line
     "Where a method is written, if that is a file."
-    function = inspect.unwrap(getattr(method, "func", method))
+    function: Any = inspect.unwrap(getattr(method, "func", method))
+    if not inspect.isroutine(function): function = getattr(type(function), "__call__", None)
     try: file, line = inspect.getsourcefile(function), inspect.getsourcelines(function)[1]
     except (TypeError, OSError): return None, None
     return (file, line) if file is not None and os.path.exists(file) else (None, None)  # a cell of a notebook is no file
+
+# %% ../../nbs/conformance/kit.ipynb #ae8506bf
+DEEP: dict[type, str] = {ResourceManagerProtocol: "resources.any_sequence", EventBroadcasterProtocol: "events.any_sequence"}  # Ids of the checks that only `deep=True` makes
+
+class HypothesisMissing(ImportError):
+    "`deep=True` needs hypothesis, which is not installed."
+    def __init__(self) -> None:
+        super().__init__("deep=True needs hypothesis: pip install 'cjm-worker-protocols[dev]' or pip install hypothesis", name="hypothesis")
+
+def searches(
+    protocol: type, # One of the three
+    fresh: Callable[[], Any] | None # Makes an implementation; None for a single object
+) -> list[Check]: # One, or none for a registry
+    "The checks that `deep=True` adds. Raises `HypothesisMissing`."
+    if protocol not in DEEP: return []
+    try: from cjm_worker_protocols.conformance.deep import deep_checks
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] != "hypothesis": raise
+        raise HypothesisMissing from e
+    return deep_checks(protocol, fresh)
 
 # %% ../../nbs/conformance/kit.ipynb #0e424629
 class Run:
@@ -60,13 +86,15 @@ class Run:
         target: Any, # A factory or an implementation
         protocol: type | str, # One of the three, or its short name
         probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
-        waive: Mapping[str, str] | None = None # Reasons, by the ids of checks
+        waive: Mapping[str, str] | None = None, # Reasons, by the ids of checks
+        deep: bool = False # Whether to search through random calls too
     ):
         self.target, self.protocol, self.probe, self.waive = target, protocol_of(protocol), probe, dict(waive or {})
         self.checks = [CHECKS[id] for id in checks_of(protocol)]
         self.outcomes: dict[str, Outcome] = {}
         self.findings: list[Finding] = []
         self._factory = makes(target, self.protocol)
+        if deep: self.checks += searches(self.protocol, self._made if self._factory else None)
         self._check, self._subject = self.checks[0], Subject(None)  # What is under way
 
     def here(self) -> None:
@@ -86,7 +114,8 @@ class Run:
         for _ in self._unblocked():
             with self._judging():
                 self._subject = Subject(await _settled(self._made()), self.probe)
-                await _settled(self._check.run(self._subject))
+                try: await asyncio.wait_for(_settled(self._check.run(self._subject)), HANGS)
+                except (asyncio.TimeoutError, TimeoutError): raise _Hung from None
             for call in self._subject.afterwards:
                 with suppress(Exception), quiet(): await asyncio.wait_for(_settled(call()), LIMIT)
 
@@ -100,6 +129,7 @@ class Run:
     def _unblocked(self) -> Iterator[Check]:
         "The checks that can be made, in order."
         for check in self.checks:
+            if check.id in self.outcomes: continue  # one before it hung
             self._check = check
             if (blocked := self._blocked(check)) is None: yield check
             else: self.outcomes[check.id] = blocked
@@ -117,9 +147,10 @@ class Run:
         "Turn how a check ends into its outcome."
         try: yield
         except NotObservable as e: self._ended("not_observable", str(e))
+        except _Hung: self.hung()
         except Broken as e: self.broken(e)
         except (ProbeError, FactoryError): raise
-        except Exception as e: self.broken(Broken(f"{type(e).__name__}: {e}"))  # what it gave cannot even be looked at
+        except Exception as e: self.broken(Broken(f"to look at it raised {described(e)}"))  # what it gave cannot even be looked at
         else: self._ended("passed")
 
     def _ended(self, outcome: str, reason: str = "") -> None: self.outcomes[self._check.id] = Outcome(self._check.id, outcome, reason)
@@ -131,7 +162,8 @@ class Run:
         check, subject = self._check, self._subject
         if check.id in self.waive: return self._ended("skipped", f"waived: {self.waive[check.id]}")
         self._ended("failed" if check.level == "error" else "warned")
-        file, line = place_of(getattr(subject.impl, check.member, None))
+        try: file, line = place_of(getattr(subject.impl, check.member, None))
+        except Exception: file, line = None, None  # as a property may raise
         self.findings.append(Finding(check.id, check.level, check.member, check.rule, how.actual, subject.witness, how.fix or check.fix, file, line))
 
     def hung(self) -> None:
@@ -142,7 +174,8 @@ class Run:
 
     def report(self) -> Report: # Also of the waivers
         "What was found."
-        findings = [*self.findings, *map(self._useless, sorted(id for id in self.waive if id not in self.outcomes or self.outcomes[id].outcome != "skipped"))]
+        waived = [id for id in self.waive if id in self.outcomes or id != DEEP.get(self.protocol)]  # a search that was not asked for may be waived
+        findings = [*self.findings, *map(self._useless, sorted(id for id in waived if id not in self.outcomes or self.outcomes[id].outcome != "skipped"))]
         if not any(o.outcome in ("passed", "failed", "warned", "skipped") for o in self.outcomes.values()):
             findings.append(Finding("kit.nothing_checked", "error", "", "At least one check is made.", "none was", "", "Give an implementation, and a probe."))
         return Report(name_of(self.target), self.protocol.__name__, tuple(self.outcomes.values()), tuple(findings))
@@ -152,8 +185,11 @@ class Run:
         if id not in self.outcomes:
             actual, close = "there is no such check", difflib.get_close_matches(id, self.outcomes, 1)
             return Finding(id, "error", "", "A waiver names a check of this protocol.", actual, "", f"It may be {close[0]!r} that is meant." if close else "Remove it.")
-        outcome = self.outcomes[id]
-        return Finding(id, "error", CHECKS[id].member, "What is waived is broken.", f"the check {_ENDED[outcome.outcome]}{f': {outcome.reason}' if outcome.reason else ''}", "", "Remove the waiver.")
+        outcome, member = self.outcomes[id], next(check.member for check in self.checks if check.id == id)
+        return Finding(id, "error", member, "What is waived is broken.", f"the check {_ENDED[outcome.outcome]}{f': {outcome.reason}' if outcome.reason else ''}", "", "Remove the waiver.")
+
+class _Hung(Exception):
+    "A check has not come back."
 
 _ENDED = {"passed": "passes", "blocked": "is blocked", "not_observable": "is not observable"}
 
@@ -167,13 +203,15 @@ def check(
     protocol: type | str, # `PluginRegistryProtocol`, `ResourceManagerProtocol` or `EventBroadcasterProtocol`; or `registry`, `resources` or `events`
     *,
     probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
-    waive: Mapping[str, str] | None = None # Why a rule need not hold, by the id of its check
+    waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check
+    deep: bool = False # Whether to search through random sequences of calls too, for some seconds; needs hypothesis
 ) -> Report: # What was found
-    """Check an implementation. Raises `FactoryError` when none can be made, `ProbeError` for a probe that does not work, and `ProtocolError`.
+    """Check an implementation. Raises `FactoryError` when none can be made, `ProbeError` for a probe that does not work, `ProtocolError`, and
+    `HypothesisMissing` when `deep` is asked for and cannot be had.
 
     The probe of a registry gives some of its categories: `(registry) -> iterable`. That of a resource manager reads a worker:
     `(manager, pid) -> mapping or None`. That of a broadcaster connects a client: `(broadcaster) -> object with received() and close()`."""
-    run, errors = Run(target, protocol, probe, waive), list[BaseException]()
+    run, errors = Run(target, protocol, probe, waive, deep), list[BaseException]()
 
     def work() -> None:
         try: run.here()
@@ -182,7 +220,7 @@ def check(
     with muted():
         thread.start()
         ended = -1
-        while thread.is_alive() and ended < (ended := len(run.outcomes)): thread.join(HANGS)
+        while thread.is_alive() and ended < (ended := len(run.outcomes)): thread.join(HANGS + LIMIT)
     if thread.is_alive(): run.hung()
     if errors: raise errors[0]
     return run.report()
@@ -192,10 +230,11 @@ async def check_async(
     protocol: type | str, # `PluginRegistryProtocol`, `ResourceManagerProtocol` or `EventBroadcasterProtocol`; or `registry`, `resources` or `events`
     *,
     probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
-    waive: Mapping[str, str] | None = None # Why a rule need not hold, by the id of its check
+    waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check
+    deep: bool = False # Whether to search through random sequences of calls too, for some seconds; needs hypothesis
 ) -> Report: # What was found
     "The same on the event loop that runs. Only a broadcaster is called there; a registry and a resource manager are called from a thread, as always."
-    if protocol_of(protocol) is not EventBroadcasterProtocol: return await asyncio.to_thread(lambda: check(target, protocol, probe=probe, waive=waive))
-    run = Run(target, protocol, probe, waive)
+    if protocol_of(protocol) is not EventBroadcasterProtocol: return await asyncio.to_thread(lambda: check(target, protocol, probe=probe, waive=waive, deep=deep))
+    run = Run(target, protocol, probe, waive, deep)
     with muted(): await run.on_loop()
     return run.report()

@@ -28,14 +28,15 @@ def conformance_tests(
     protocol: type | str, # `PluginRegistryProtocol`, `ResourceManagerProtocol` or `EventBroadcasterProtocol`; or `registry`, `resources` or `events`
     *,
     probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read, as for `check`
-    waive: Mapping[str, str] | None = None # Why a rule need not hold, by the id of its check
+    waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check
+    deep: bool = False # Also search random sequences of calls for the shortest that goes wrong; needs hypothesis
 ) -> Callable[[str], None]: # A test, to be assigned to a name that begins with `test_`
     """One test for each check. A broken rule fails its test, with the finding as its text, or warns with `ConformanceWarning`; one that cannot be looked
     at is skipped with the reason. The kit runs once, with the first of them. Raises `ProtocolError`."""
-    ids = [*checks_of(protocol), KIT]
+    ids = [*checks_of(protocol, deep), KIT]
 
     @lru_cache(maxsize=None)
-    def report() -> Report: return check(target, protocol, probe=probe, waive=waive)
+    def report() -> Report: return check(target, protocol, probe=probe, waive=waive, deep=deep)
 
     @pytest.mark.parametrize("check_id", ids)
     def test_conformance(check_id: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 # %% auto #0
-__all__ = ['OUTCOMES', 'Finding', 'ConformanceError', 'Outcome', 'Report']
+__all__ = ['OUTCOMES', 'Finding', 'Outcome', 'Report', 'ConformanceError']
 
 # %% ../../nbs/conformance/report.ipynb #3e474a88
 OUTCOMES = ("passed", "failed", "warned", "skipped", "blocked", "not_observable")  # How a check can end
@@ -34,15 +34,6 @@ class Finding:
         where = f"  ({self.file}:{self.line})" if self.file else ""
         rows = [("expected", self.expected), ("got", self.actual), ("after", self.witness), ("mend", self.fix)]
         return "\n".join([f"{self.level}: {self.id}{where}", *(f"    {name:9} {text}" for name, text in rows if text)])
-
-# %% ../../nbs/conformance/report.ipynb #b8733563
-class ConformanceError(AssertionError):
-    "An implementation does not keep the contract."
-    def __init__(self,
-        report: Report # With findings
-    ):
-        super().__init__(str(report))
-        self.report = report
 
 # %% ../../nbs/conformance/report.ipynb #1375beac
 @dataclass(frozen=True)
@@ -103,3 +94,12 @@ class Report:
         head = "".join(f"<th>{name}</th>" for name in ("level", "check", "expected", "got", "after", "mend"))
         table = f"<table><tr>{head}</tr>{rows}</table>" if rows else ""
         return f"<p>{html.escape(self.headline)}</p>{table}" + "".join(f"<p>{html.escape(line)}</p>" for line in self._unseen())
+
+# %% ../../nbs/conformance/report.ipynb #b8733563
+class ConformanceError(AssertionError):
+    "An implementation does not keep the contract."
+    def __init__(self,
+        report: Report # With findings
+    ):
+        super().__init__(str(report))
+        self.report = report

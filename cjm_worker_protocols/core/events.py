@@ -34,6 +34,7 @@ def json_safe(
     depth: int = 8 # The deepest nesting that is shown
 ) -> Any: # What `json.dumps(..., allow_nan=False)` takes
     "A picture of `value` in JSON's own types. What JSON has no type for, and what is too large, becomes text; what is left out is counted."
+    if value is None or type(value) is int and abs(value) < _HUGE or type(value) is str and len(value) <= length and value.isascii(): return value
     left = [items]
 
     def picture(value: Any, depth: int) -> Any:
@@ -112,7 +113,7 @@ class EventStream:
 # %% ../../nbs/core/events.ipynb #cell-16
 class Broadcasts:
     "Calls `broadcast` for each event, in order, and survives whatever it does."
-    DELAY = 0.001  # Seconds for which events wait for each other, so that they are sent while nothing else is to be done
+    DELAY = 0.005  # Seconds for which events wait for each other, so that they are sent while nothing else is to be done
 
     def __init__(self,
         broadcaster: Any, # It has `async broadcast(event_type, data)`
@@ -124,7 +125,8 @@ class Broadcasts:
         self._events: deque[Event] = deque()
         self._task: asyncio.Task[None] | None = None
         self._start: asyncio.TimerHandle | None = None
-        self._late = False
+        self._watch: asyncio.TimerHandle | None = None  # Looks after the call that is being made
+        self._since, self._late = 0.0, False  # When that call began, and whether it was given up
 
     def put(self,
         event: Event # What happened
@@ -147,12 +149,18 @@ class Broadcasts:
             _log.warning("event_broadcaster.%s (%d times so far): %s", what, self._errors[f"event_broadcaster.{what}"], reason)
 
     async def _run(self) -> None:
-        "Send what waits. The calls run in this very task, and a timer cancels the one that is late."
+        "Send what waits. The calls run in this very task, and a timer, one for all of them, cancels the one that is late."
         loop, task = asyncio.get_running_loop(), self._task
         assert task is not None
+        try: await self._send(loop, task)
+        finally:
+            if self._watch is not None: self._watch.cancel()
+            self._watch = None
+
+    async def _send(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
         while self._events:
-            event, self._late = self._events.popleft(), False
-            timer = loop.call_later(self._timeout, self._give_up, task)
+            event, self._since, self._late = self._events.popleft(), loop.time(), False
+            if self._watch is None: self._watch = loop.call_later(self._timeout, self._look_after, loop, task)
             try: await self._broadcaster.broadcast(event.type, event.data)
             except asyncio.CancelledError:
                 if self._late: getattr(task, "uncancel", lambda: None)()  # from Python 3.11 on
@@ -160,12 +168,15 @@ class Broadcasts:
                 self._failed("broadcast", f"no end after {self._timeout:g} s" if self._late else "it was cancelled")
                 if not self._late and not hasattr(task, "cancelling"): return self._again()  # Python 3.10 cannot tell the two apart
             except (Exception, SystemExit, GeneratorExit) as e: self._failed("broadcast", f"{type(e).__name__}: {e}")
-            finally: timer.cancel()
 
     def _again(self) -> None:
         if self._events: self._start = asyncio.get_running_loop().call_later(self.DELAY, self._send_all)
 
-    def _give_up(self, task: asyncio.Task[None]) -> None:
+    def _look_after(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+        "Cancel the call if it is late, or look again when it would be."
+        left = self._since + self._timeout - loop.time()
+        self._watch = loop.call_later(left, self._look_after, loop, task) if left > 0 else None
+        if self._watch is not None: return
         self._late = True
         task.cancel()
 

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 # %% auto #0
-__all__ = ['PLAIN', 'HEADER', 'Kind', 'dumps', 'encode', 'Frame', 'FrameReader']
+__all__ = ['PLAIN', 'LARGE', 'HEADER', 'Kind', 'dumps', 'pieces', 'encode', 'Frame', 'FrameReader']
 
 # %% ../../nbs/core/frames.ipynb #cell-6
 class Kind(IntEnum):
@@ -57,6 +57,25 @@ def _cloudpickle() -> bool:
     try: import cloudpickle # noqa: F401
     except ImportError: return False
     return True
+
+# %% ../../nbs/core/frames.ipynb #ae4b3f23
+LARGE = 1 << 16  # Bytes from which a pickler does so
+
+class _Pieces(list[bytes]):
+    "What a pickler takes for a file."
+    def write(self, piece: Any) -> None: self.append(piece if type(piece) is bytes else bytes(piece))
+
+def _large(value: Any) -> bool: return type(value) is bytes and len(value) >= LARGE
+
+def pieces(
+    value: Any # Anything; worth it for large bytes, and for a dict that has some
+) -> list[bytes]: # Its pickle, when they are joined
+    "Like `dumps`, without a copy of what is large. Raises whatever pickling raises."
+    if not (_large(value) or type(value) is dict and any(map(_large, value.values()))): return [dumps(value)]
+    found = _Pieces()
+    try: pickle.Pickler(found, 5).dump(value)
+    except Exception: return [dumps(value)]
+    return [dumps(value)] if any(b"__main__" in piece for piece in found if len(piece) < 2 * LARGE) else found
 
 # %% ../../nbs/core/frames.ipynb #cell-10
 HEADER = struct.Struct(">BQQ")  # kind, tag, size of the body

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import html
+import os
 import signal as signals
-import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -19,7 +19,7 @@ from typing import Any
 from .errors import ConfigError, StreamOverflowError, WrongLoopError
 
 # %% auto #0
-__all__ = ['ENDS', 'signal_name', 'JobError', 'JobCancelled', 'now', 'Job', 'Chunks', 'JobStream']
+__all__ = ['ENDS', 'signal_name', 'JobError', 'JobCancelled', 'now', 'new_id', 'Job', 'Chunks', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #cell-6
 def signal_name(
@@ -78,18 +78,24 @@ def now() -> datetime: # In UTC
     "The time."
     return datetime.now(timezone.utc)
 
-# %% ../../nbs/core/jobs.ipynb #cell-15
+def new_id() -> str: # Like `str(uuid.uuid4())`
+    "A random UUID."
+    h = os.urandom(16).hex()
+    return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) % 4]}{h[17:20]}-{h[20:]}"
+
+# %% ../../nbs/core/jobs.ipynb #2c755400
 @dataclass(eq=False)
 class Job:
     "One piece of work. Subclass it, and return yours from `create_job`, to keep more about each."
     plugin_id: str  # The plugin that runs it
     params: dict[str, Any] = field(default_factory=dict, repr=False)  # What the plugin's `run` is called with
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))  # Its id
+    id: str = field(default_factory=new_id)  # Its id
     status: str = field(default="pending", init=False)  # pending, running, completed, failed or cancelled
     result: Any = field(default=None, init=False, repr=False)  # What the plugin returned
     error: JobError | None = field(default=None, init=False)  # Why it failed
     progress: float = field(default=0.0, init=False)  # How much is done, from 0 to 1, as the plugin reports it
     message: str = field(default="", init=False)  # What is being done, as the plugin reports it
+    waiting_for: str = field(default="", init=False)  # Why it is still pending, when that is for want of room
     worker_pid: int | None = field(default=None, init=False)  # The worker that runs it, or ran it last
     created_at: datetime = field(default_factory=now)  # When it was accepted
     started_at: datetime | None = field(default=None, init=False)  # When a worker took it

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import queue
 import threading
 import time
@@ -33,9 +34,21 @@ class LaneTimeout(TimeoutError):
         self.label, self.timeout, self.busy = label, timeout, busy
 
 # %% ../../nbs/core/lanes.ipynb #cell-7
+_give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # to another thread
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done(): waiter.set_result(None)
+
+def _wake_soon(waiter: asyncio.Future[None]) -> None:
+    "The same from another thread."
+    try: waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+    except RuntimeError: pass  # the loop is closed, nobody waits
+
+# %% ../../nbs/core/lanes.ipynb #a1b9668f
 class Lane:
     "One thread, one queue. The thread starts with the first call, and ends with the lane or with the process."
-    DELAY = 0.001  # Seconds for which posted calls wait for each other
+    DELAY = 0.005  # Seconds for which posted calls wait for each other
+    GLANCE = 0.0002  # Seconds for which the loop looks out for an answer, if the call before took less than that
 
     def __init__(self,
         name: str, # The integration, as it appears in logs and in the count of errors
@@ -47,7 +60,7 @@ class Lane:
         self._thread: threading.Thread | None = None
         self._posted: list[tuple[str, Callable[[], Any]]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._busy, self._closed = "", False
+        self._busy, self._quick, self._closed = "", True, False
 
     def _put(self, label: str, call: Callable[[], Any], done: Callable[[Any, BaseException | None], None] | None) -> None:
         if self._closed:
@@ -61,10 +74,10 @@ class Lane:
     def _run(self) -> None:
         while (item := self._calls.get()) is not None:
             label, call, done = item
-            self._busy, result, error = label, None, None
+            self._busy, result, error, start = label, None, None, time.monotonic()
             try: result = call()
             except BaseException as e: error = e  # not even SystemExit may end the lane
-            self._busy = ""
+            self._busy, self._quick = "", time.monotonic() - start < self.GLANCE
             if error is not None and done is None: self.failed(label, error)
             if done is not None: done(result, error)
             del item, call, done, result, error
@@ -101,26 +114,33 @@ class Lane:
         timeout: float # Seconds to wait for it
     ) -> Any: # Its result
         "Make a call and wait for its result. Raises what the call raises, `LaneTimeout`, or `ManagerClosedError` once the lane is closed."
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
-
-        def settle(result: Any, error: BaseException | None) -> None:
-            if answer.done(): return
-            if error is None: answer.set_result(result)
-            else: answer.set_exception(error if isinstance(error, Exception) and not isinstance(error, StopIteration) else RuntimeError(repr(error)))
+        answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        waiter: asyncio.Future[None] | None = None
 
         def done(result: Any, error: BaseException | None) -> None:
-            try: loop.call_soon_threadsafe(settle, result, error)
-            except RuntimeError: pass  # the loop is closed, nobody waits
+            answer.put((result, error))
+            if waiter is not None: _wake_soon(waiter)
 
-        def late() -> None:
-            if not answer.done(): answer.set_exception(LaneTimeout(label, timeout, self._busy))
-
-        timer = loop.call_later(timeout, late)
-        self._hand_over()
+        soon = self._quick and not self._busy and self._calls.empty()
+        if self._posted: self._hand_over()
         self._put(label, call, done)
-        try: return await answer
-        finally: timer.cancel()
+        if soon: self._look_out(answer)
+        if answer.empty():
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
+            timer = loop.call_later(timeout, _wake, waiter)
+            try:
+                if answer.empty(): await waiter
+            finally: timer.cancel()
+        if answer.empty(): raise LaneTimeout(label, timeout, self._busy)
+        result, error = answer.get()
+        if error is None: return result
+        raise error if isinstance(error, Exception) and not isinstance(error, StopIteration) else RuntimeError(repr(error))
+
+    def _look_out(self, answer: queue.SimpleQueue[Any]) -> None:
+        "Let the thread run, for a moment. Most answers come at once, and then it costs more to wake the loop than to keep it awake."
+        end = time.monotonic() + self.GLANCE
+        while answer.empty() and time.monotonic() < end: _give_way()
 
     def ask_blocking(self,
         label: str, # The call's name

@@ -137,6 +137,8 @@ class PooledWorker:
         self.ticket: Ticket | None = None  # What it runs
         self.next: Ticket | None = None  # What it was given ahead, and has not begun as far as is known
         self.served = ""  # The plugin of the last job that it ended
+        self.used = 0.0  # When it last ended a job, by the loop's clock
+        self.held = False  # Whether it waits for the answer to a question about its next job
         self.mute = True  # Whether no C code or child of it has written anything yet
         self.plugin: tuple[str, str] | None = None  # id and name of what it has loaded
         self.config: dict[str, Any] = {}  # The loaded plugin's
@@ -162,7 +164,7 @@ class PooledWorker:
     @property
     def idle(self) -> bool: # Not so while it is spare, stopping, or at a command
         "Whether it can be given a job that it begins at once."
-        return self.ready and self.ticket is None and not (self.standby or self.stopping or self.terminated or self.commands)
+        return self.ready and self.ticket is None and not (self.standby or self.stopping or self.terminated or self.commands or self.held or self.gone)
 
     def set_timer(self,
         delay: float | None, # Seconds from now; None for never
@@ -341,7 +343,7 @@ class WorkerPool:
         worker: PooledWorker # Its job has ended, and it has not
     ) -> None:
         "A worker is idle again."
-        worker.ticket = None
+        worker.ticket, worker.used = None, self._loop.time()
         worker.cooperative = worker.loading = False
         if not worker.terminated:
             worker.stopping, worker.verdict = "", None

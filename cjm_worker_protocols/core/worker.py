@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from . import context
-from .frames import HEADER, PLAIN, Frame, FrameReader, Kind, dumps
+from .frames import HEADER, LARGE, PLAIN, Frame, FrameReader, Kind, pieces
 from .plugins import Plugin, drive, find_plugin, unpack
 
 # %% auto #0
@@ -47,19 +47,19 @@ class Line:
         value: Any = None # The body
     ) -> None:
         "Send one frame. Raises whatever pickling `value` raises, before anything is sent."
-        body = dumps(value)
+        body = pieces(value)
         if os.getpid() != self._pid: return
         with self._lock:
             if self._chunks: self._flush()
             self._write(kind, tag, body)
 
-    def _write(self, kind: Kind, tag: int, body: bytes) -> None:
+    def _write(self, kind: Kind, tag: int, body: list[bytes]) -> None:
         if self._torn: return # SIGTERM came in the middle of a frame: nothing may follow it
         self._torn = True
-        if len(body) < 1 << 16: self._sock.sendall(HEADER.pack(kind, tag, len(body)) + body)
+        head = HEADER.pack(kind, tag, sum(map(len, body)))
+        if len(body[0]) < LARGE and len(body) == 1: self._sock.sendall(head + body[0])
         else:
-            self._sock.sendall(HEADER.pack(kind, tag, len(body)))
-            self._sock.sendall(body)
+            for piece in (head, *body): self._sock.sendall(piece)
         self._torn = False
 
     def chunk(self,
@@ -80,7 +80,7 @@ class Line:
         "With the lock: send the chunks that wait."
         chunks, self._chunks, self._size = self._chunks, [], 0
         if not chunks or os.getpid() != self._pid: return
-        self._write(Kind.CHUNK, self._tag, pickle.dumps(chunks, 5))
+        self._write(Kind.CHUNK, self._tag, [pickle.dumps(chunks, 5)])
         self._flushed = time.monotonic()
 
     def _flush_soon(self) -> None:

@@ -81,7 +81,6 @@ class BaseJobManager(Hooks):
         self._book = JobBook(self.worker_config.keep_finished)
         self._engine: Engine = engine if engine is not None else LocalEngine()
         self._configs: dict[str, dict[str, Any]] = {}  # From `reload_plugin`, for a manager without a registry
-        self._number = 0
         self._runner: JobRunner | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -143,25 +142,31 @@ class BaseJobManager(Hooks):
         `PluginNotSendableError` for a loader that cannot be sent."""
         runner = self._bind("start_job")
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
-        _number("timeout", timeout, 0, optional=True, positive=True)
-        _number("retries", retries, 0, whole=True)
+        if timeout is not None: _number("timeout", timeout, 0, optional=True, positive=True)
+        if type(retries) is not int or retries < 0: _number("retries", retries, 0, whole=True)
         name, config = await self._look_up(plugin_id)
         if reason := await self._validate_resources(plugin_id, config): raise ResourceValidationError(plugin_id, reason)
+        if runner.door is not None and (reason := await runner.door.refusal(plugin_id, config)): raise ResourceValidationError(plugin_id, reason)
         if self._closing is not None: raise ManagerClosedError("start_job")
         if runner.pool.capacity <= 0: raise WorkersUnavailableError(self.worker_config.restart.value, runner.unavailable)
         if runner.pending >= self.worker_config.max_pending: raise QueueFullError(self.worker_config.max_pending)
         job = self.create_job(plugin_id, **(dict(params, **parameters) if params else parameters))
         if job.id in self.jobs: raise DuplicateJobError(job.id)
         job.priority, job.timeout, job.retries = priority, timeout, retries
-        self._number += 1
-        request = self._request(job, self._number, name, config)
-        runner.accept(Ticket(job, self._number, name, config, request))
+        number = runner.number()
+        request = self._request(job, number, name, config)
+        runner.accept(Ticket(job, number, name, config, request))
         return job
 
     async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
         "A plugin's name and config."
-        if self._injected.registry is None: return plugin_id, self._configs.get(plugin_id, {})
-        return await self._injected.registry.look_up(plugin_id)
+        if self._injected.registry is None: name, config = plugin_id, self._configs.get(plugin_id, {})
+        else: name, config = await self._injected.registry.look_up(plugin_id)
+        self._check_known(plugin_id, name)
+        return name, config
+
+    def _check_known(self, plugin_id: str, name: str) -> None:
+        "For managers that know their plugins: raise `UnknownPluginError` for others."
 
     def _request(self, job: Job, number: int, name: str, config: dict[str, Any]) -> bytes:
         "The frame that runs a job. Raises `ParametersNotSendableError`."
@@ -259,8 +264,7 @@ class BaseJobManager(Hooks):
         replies: list[asyncio.Future[Any]] = []
         for worker in workers:
             if not worker.ready or worker.standby or worker.stopping: continue
-            self._number += 1
-            replies.append(runner.command(worker, kind, self._number, request))
+            replies.append(runner.command(worker, kind, runner.number(), request))
         outcomes = [outcome or (False, "the worker ended") for outcome in await asyncio.gather(*replies)]
         for _, reason in outcomes:
             if reason: _log.warning("%s of plugin %r failed: %s", kind.name.lower(), request[0], reason)
@@ -312,8 +316,6 @@ class JobManager(BaseJobManager):
 
     def check_streaming_support(self, plugin_id: str) -> bool: return plugin_id in self._streaming or super().check_streaming_support(plugin_id)
 
-    async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
-        "Also raises `UnknownPluginError` for a plugin that was not given."
-        name, config = await super()._look_up(plugin_id)
-        if plugin_id in self._table or name in self._table: return name, config
-        raise UnknownPluginError(plugin_id, f"the plugins of this {type(self).__name__}", self._table.keys())
+    def _check_known(self, plugin_id: str, name: str) -> None:
+        if plugin_id not in self._table and name not in self._table:
+            raise UnknownPluginError(plugin_id, f"the plugins of this {type(self).__name__}", self._table.keys())

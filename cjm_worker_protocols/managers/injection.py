@@ -20,6 +20,7 @@ from ..core.jobs import Job, now
 from ..core.lanes import Lane, LaneTimeout
 from ..core.masking import masked
 from ..core.pool import PooledWorker
+from ..extensions.admission import AdmissionProtocol, EvictionProtocol
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 
 # %% auto #0
@@ -131,6 +132,8 @@ def resource_of(
     return None
 
 # %% ../../nbs/managers/injection.ipynb #cell-13
+_FIXED = {str, int, float, bool, type(None)}  # types whose values nobody can change, so that they need no copy
+
 class Resources:
     "An injected resource manager, called in order on a thread of its own."
     def __init__(self,
@@ -154,8 +157,42 @@ class Resources:
         "Tell of a worker's end."
         self.lane.post("unregister_worker", lambda: self._manager.unregister_worker(pid), needed=True)
 
+    @property
+    def admits(self) -> bool: # Whether it implements `AdmissionProtocol`
+        "Whether it is asked if there is room."
+        return isinstance(self._manager, AdmissionProtocol)
+
+    async def _ask(self, method: str, timeout: float, *arguments: Any) -> Any:
+        "A question; None when there is no answer, since no job is to suffer from that."
+        try: return await self.lane.ask(method, lambda: getattr(self._manager, method)(*arguments), timeout)
+        except Exception as e:
+            self.lane.failed(method, e)
+            return None
+
+    async def refusal(self,
+        method: str, # `can_ever_start` or `can_start`
+        job: tuple[str, dict[str, Any], dict[str, int] | None], # The plugin's id, its config and what it needs
+        timeout: float # Seconds to wait for an answer
+    ) -> str: # Empty when there is none
+        "Why a plugin cannot be loaded."
+        plugin_id, config, estimate = job
+        reason = await self._ask(method, timeout, plugin_id, self._copy(config), estimate)
+        return "" if reason is None else str(reason) or "there is no room"
+
+    async def victim(self,
+        plugin_id: str, # The plugin that needs room
+        config: dict[str, Any], # Its config
+        idle: list[int], # Workers that have a plugin loaded and run no job, the least recently used first
+        timeout: float # Seconds to wait for an answer
+    ) -> int | None: # One of them
+        "Which worker should unload its plugin."
+        if not idle or not isinstance(self._manager, EvictionProtocol): return None
+        pid = await self._ask("choose_victim", timeout, plugin_id, self._copy(config), list(idle))
+        return pid if pid in idle else None
+
     def _copy(self, config: dict[str, Any]) -> dict[str, Any]:
         "A config that the resource manager may keep, without secrets; one that cannot be copied in depth is copied as far as it can be."
+        if type(config) is dict and _FIXED.issuperset(map(type, config.values())): return dict(config)
         try: shown: dict[str, Any] = masked(config)
         except Exception as e:
             self.lane.failed("config", e)
@@ -206,8 +243,13 @@ class Injected:
         **data: Any # Its payload, which need not be JSON-safe
     ) -> None:
         "Tell the broadcaster and the listeners."
-        if not self.heard: return
-        try: self.put(Event(event_type, {"worker_type": self._worker_type, "time": now().isoformat(), **{k: json_safe(v) for k, v in data.items()}}))
+        if self.heard: self._tell(event_type, data)
+
+    def _tell(self, event_type: str, data: dict[str, Any]) -> None:
+        payload = {"worker_type": self._worker_type, "time": now().isoformat()}
+        try:
+            for name, value in data.items(): payload[name] = json_safe(value)
+            self.put(Event(event_type, payload))
         except Exception as e: self._hooks.failed("emit", e)  # a mapping of a plugin's own may do anything when it is looked at
 
     def emit_job(self,
@@ -216,7 +258,7 @@ class Injected:
         **data: Any # The rest of its payload
     ) -> None:
         "Tell of a job; costs nothing when nobody listens."
-        if self.heard: self.emit(event_type, job_id=job.id, plugin_id=job.plugin_id, **data)
+        if self.heard: self._tell(event_type, {"job_id": job.id, "plugin_id": job.plugin_id, **data})
 
     def put(self,
         event: Event # An event that is ready

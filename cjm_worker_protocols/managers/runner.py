@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from ..core.config import WorkerConfig
@@ -16,6 +17,7 @@ from ..core.engine import Engine, Exit
 from ..core.frames import Frame, Kind, encode
 from ..core.jobs import Chunks, Job, JobCancelled, JobError, now
 from ..core.pool import JobQueue, PooledWorker, Ticket, WorkerPool, how_it_ended
+from .admission import Door
 from .injection import Injected
 
 _log = logging.getLogger(__name__)
@@ -50,6 +52,14 @@ class Hooks:
     ) -> Any: # What `job.result` will be
         "Turn what the plugin returned into the job's result. If this raises, the job fails."
         return result_data
+
+    def estimate_resources(self,
+        plugin_id: str, # The plugin
+        plugin_config: dict[str, Any] # Its config
+    ) -> dict[str, int] | None: # Bytes by kind, e.g. `memory` and `gpu_memory`; None when nobody knows
+        "What a plugin needs, for a resource manager that decides whether there is room. By default what its config says under `needs`."
+        needs = plugin_config.get("needs")
+        return dict(needs) if isinstance(needs, dict) else None
 
     async def _validate_resources(self,
         plugin_id: str, # The plugin
@@ -95,6 +105,9 @@ class JobBook:
         return count
 
 # %% ../../nbs/managers/runner.ipynb #cell-11
+_OF_WORKERS = frozenset({Kind.READY, Kind.LOG, Kind.OUTPUT, Kind.REPLY})  # What a worker says of itself, or in whichever job's name
+_ENDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})  # What it says last of a job
+
 class JobRunner:
     "Runs tickets on a pool of workers."
     def __init__(self,
@@ -112,6 +125,9 @@ class JobRunner:
         self.queue = JobQueue()
         self.running: dict[str, PooledWorker] = {}
         self.unavailable = ""  # Why the last worker was not replaced
+        self._numbers = count(1)
+        resources = injected.resources
+        self.door = Door(resources, hooks.estimate_resources, config.integration_timeout, self) if resources is not None and resources.admits else None
         self.pool = WorkerPool(config, engine, self._hello, self)
 
     def _hello(self) -> bytes: return encode(Kind.INIT, 0, (self._path, self._loader, _worker_log.getEffectiveLevel()))
@@ -125,7 +141,7 @@ class JobRunner:
         self._book.add(job)
         self._injected.emit_job("job:queued", job)
         worker = None if len(self.queue) else self.pool.idle_for(job.plugin_id)
-        if worker is not None and self._config.max_workers == 1: return self._run(worker, ticket)  # nobody else waits for it
+        if worker is not None and self._config.max_workers == 1: return self._start(worker, ticket)  # nobody else waits for it
         self.queue.push(ticket)
         self._dispatch()
 
@@ -144,17 +160,20 @@ class JobRunner:
         for worker in list(self.pool.workers):
             if not self._take_back(worker): self._catch_up(worker)
         self._cancel_waiting()
+        if self.door is not None: self.door.close()
         await self.pool.close()
         self._cancel_waiting()
 
     def _cancel_waiting(self) -> None:
-        for job in self.queue.jobs(): self._fail(job, JobCancelled("the manager was shut down"))
+        for job in self._not_begun(): self._fail(job, JobCancelled("the manager was shut down"))
+
+    def _not_begun(self) -> list[Job]: return self.queue.jobs() + ([ticket.job for ticket in self.door.waiting.values()] if self.door else [])
 
     def _dispatch(self) -> None:
         "Hand the jobs that wait to the workers that are idle, and the next one also to those that are busy."
         while self._waiting():
             worker = self.pool.idle_for(self.queue.peek().job.plugin_id)
-            if worker is not None: self._run(worker, self.queue.pop())
+            if worker is not None: self._start(worker, self.queue.pop())
             elif not self.pool.want(len(self.queue)): break
         if len(self.queue): self._give_ahead()
 
@@ -167,7 +186,7 @@ class JobRunner:
     @property
     def pending(self) -> int: # How many
         "Jobs that no worker has begun."
-        return len(self.queue) + sum(w.next is not None for w in self.pool.workers)
+        return len(self.queue) + len([w for w in self.pool.workers if w.next is not None]) + (len(self.door.waiting) if self.door else 0)
 
     def _give_ahead(self) -> None:
         "Give the next job to a worker that is busy with the same plugin, so that it need not wait for us in between."
@@ -178,6 +197,7 @@ class JobRunner:
             if worker.next is not None and not (self.queue.before(worker.next) and self._take_back(worker)): continue
             if not len(self.queue): return
             if self.queue.peek().job.plugin_id != running.job.plugin_id: continue
+            if self.door is not None and self.queue.peek().config != running.config: continue # it would be loaded anew
             worker.next = ticket = self.queue.pop()
             handle.give(ticket.number, ticket.frame)
 
@@ -201,6 +221,28 @@ class JobRunner:
         ticket = worker.ticket
         if not self._take_back(worker): self._catch_up(worker)
         if worker.ticket is ticket: self.pool.stop(worker, verdict)
+
+    def _start(self, worker: PooledWorker, ticket: Ticket) -> None:
+        "Give a job to an idle worker, after asking whether there is room if there is somebody to be asked."
+        if self.door is None or self.door.open_for(worker, ticket): self._run(worker, ticket)
+        else: self.door.knock(worker, ticket)
+
+    def on_admitted(self, worker: PooledWorker, ticket: Ticket) -> None: self._run(worker, ticket)
+
+    def on_retry(self, ticket: Ticket) -> None:
+        self.queue.push(ticket)
+        self._dispatch()
+
+    def on_waiting(self, job: Job) -> None: self._injected.emit_job("job:queued", job, waiting_for=job.waiting_for)
+
+    def idle_with_plugin(self) -> list[PooledWorker]: return sorted((w for w in self.pool.workers if w.idle and w.plugin is not None), key=lambda w: w.used)
+
+    async def unload(self, worker: PooledWorker) -> None:
+        if worker.plugin is not None: await self.command(worker, Kind.UNLOAD, self.number(), (worker.plugin[0],))
+
+    def number(self) -> int: # Another one each time
+        "The tag of the frames of a job or of a command; also a job's place in line."
+        return next(self._numbers)
 
     def _run(self, worker: PooledWorker, ticket: Ticket) -> None:
         "Give a job to an idle worker."
@@ -242,7 +284,7 @@ class JobRunner:
     def on_unavailable(self, error: JobError) -> None:
         "The jobs that wait now would wait for ever: fail them."
         self.unavailable = error.message
-        for job in self.queue.jobs(): self._fail(job, JobError(*error.args))
+        for job in self._not_begun(): self._fail(job, JobError(*error.args))
 
     def on_output(self, worker: PooledWorker, stream: str, text: str) -> None:
         self._relog(worker, stream, logging.INFO if stream == "stdout" else logging.WARNING, text, stream, 0, "")
@@ -257,19 +299,22 @@ class JobRunner:
 
     def on_frame(self, worker: PooledWorker, frame: Frame) -> None:
         "A worker said something. What belongs to a job that has ended, or that is being killed, is ignored."
-        kind, ticket = frame.kind, worker.ticket
+        ticket = worker.ticket
+        if frame.kind in _OF_WORKERS: self._on_worker_frame(worker, frame)
+        elif ticket is not None and frame.tag == ticket.number and not worker.terminated: self._on_job_frame(worker, ticket, frame)
+
+    def _on_worker_frame(self, worker: PooledWorker, frame: Frame) -> None:
+        kind = frame.kind
         if kind == Kind.LOG: self._relog(worker, *frame.value())
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
             for line in filter(None, text.split("\n")): worker.printed(stream, line)
         elif kind == Kind.READY: self._on_ready(worker)
         elif kind == Kind.REPLY: self._on_reply(worker, frame)
-        elif ticket is None or frame.tag != ticket.number or worker.terminated: return
-        else: self._on_job_frame(worker, ticket, frame)
 
     def _on_job_frame(self, worker: PooledWorker, ticket: Ticket, frame: Frame) -> None:
         kind = frame.kind
-        if kind in (Kind.RESULT, Kind.FAILED, Kind.CANCELLED): self._on_job_end(worker, ticket, frame)
+        if kind in _ENDS: self._on_job_end(worker, ticket, frame)
         elif kind == Kind.CHUNK: self._on_chunk(worker, ticket.job, frame)
         elif kind == Kind.PROGRESS:
             ticket.job.progress, ticket.job.message = frame.value()
@@ -372,6 +417,7 @@ class JobRunner:
             if len(self.queue) or self._config.max_workers > 1: self._dispatch()
         finally: self._settle(ticket.job, frame, verdict)
         if worker.ticket is None: self._report(worker)
+        if self.door is not None: self.door.nudge()
 
     def _settle(self, job: Job, frame: Frame, verdict: JobError | None) -> None:
         "Turn the last frame of a job into its end, unless the job was made to end."
@@ -395,6 +441,7 @@ class JobRunner:
         self._injected.emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
         ticket, ahead, worker.ticket, worker.next = worker.ticket, worker.next, None, None
         if ahead is not None: self.queue.push(ahead)
+        if self.door is not None: self.loop.call_soon(self.door.nudge)
         if ticket is None: return
         job = ticket.job
         if job._chunks is not None: job._chunks.release()
@@ -415,6 +462,7 @@ class JobRunner:
         "The one place where a job ends."
         if job.done: return
         self.queue.discard(job.id)
+        if self.door is not None: self.door.forget(job.id)
         if status == "completed":
             self.pool.succeeded()
             job.progress = 1.0

@@ -1,0 +1,1450 @@
+"""One right implementation of each protocol, and mutants of it, each of which breaks exactly one rule of the contract.
+
+`python tests/conformance_corpus.py --write` writes down anew what the kit says of each of them."""
+
+import asyncio
+import copy
+import functools
+import json
+import re
+import sys
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional
+
+from cjm_worker_protocols.conformance import Finding, Report, calls, check, checks, events, kit, registry
+from cjm_worker_protocols.extensions.protocols import (
+    UNSET,
+    EventBroadcasterProtocol,
+    PluginRegistryProtocol,
+    ResourceManagerProtocol,
+)
+
+SNAPSHOTS = Path(__file__).with_name("conformance_snapshots.json")
+
+# Right implementations
+
+
+@dataclass
+class Meta:
+    """What a registry tells of a plugin."""
+
+    id: Any
+    name: Any
+    category: str
+    is_configured: Any = True
+
+
+class Registry:
+    """A right registry, in memory."""
+
+    def __init__(self) -> None:
+        self.plugins = {m.id: m for m in (Meta("whisper", "Whisper", "speech"), Meta("vosk", "Vosk", "speech"), Meta("llama", "Llama", "text"))}
+        self.configs: Dict[str, Dict[str, Any]] = {"whisper": {"model": "large-v3", "options": {"beam": 5}}, "vosk": {"words": ["yes", "no"]}}
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return [m for m in self.plugins.values() if m.category == category]
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        return self.plugins.get(plugin_id)
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        return copy.deepcopy(self.configs.get(plugin_id, {}))
+
+
+def categories(registry: Any) -> "list[str]":
+    """The probe of a registry."""
+    return ["speech", "text"]
+
+
+class Resources:
+    """A right resource manager, in memory."""
+
+    def __init__(self) -> None:
+        self.workers: Dict[int, Dict[str, Any]] = {}
+        self.lock = threading.RLock()
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        with self.lock:
+            self.workers[pid] = {"worker_type": worker_type, "status": "idle"}
+
+    def unregister_worker(self, pid: int) -> None:
+        with self.lock:
+            self.workers.pop(pid, None)
+
+    def update_worker_state(
+        self,
+        pid: int,
+        status: Any = UNSET,
+        job_id: Any = UNSET,
+        plugin_name: Any = UNSET,
+        plugin_id: Any = UNSET,
+        loaded_plugin_resource: Any = UNSET,
+        config: Any = UNSET,
+    ) -> None:
+        given = dict(status=status, job_id=job_id, plugin_name=plugin_name, plugin_id=plugin_id)
+        given.update(loaded_plugin_resource=loaded_plugin_resource, config=config)
+        self.store(pid, {name: value for name, value in given.items() if value is not UNSET})
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        """What most mutants get wrong."""
+        with self.lock:
+            if pid in self.workers:
+                self.workers[pid].update(copy.deepcopy(fields))
+
+
+def worker(manager: Any, pid: int) -> Any:
+    """The probe of a resource manager."""
+    return manager.workers.get(pid)
+
+
+def frame(event_type: str, data: Any) -> str:
+    """A server-sent event."""
+    return f"event: {''.join(c for c in event_type if c.isprintable())}\ndata: {json.dumps(data)}\n\n"
+
+
+class Hub:
+    """A right broadcaster: a queue with a limit for each client, and events as they would be written to its connection."""
+
+    LIMIT = 200
+
+    def __init__(self) -> None:
+        self.clients: "list[Page]" = []
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            client.queue.append(text)
+
+    def connect(self) -> "Page":
+        """A client."""
+        page = Page(self, deque(maxlen=self.LIMIT))
+        self.clients.append(page)
+        return page
+
+    def leave(self, page: "Page") -> None:
+        """It goes."""
+        if page in self.clients:
+            self.clients.remove(page)
+
+
+@dataclass(eq=False)
+class Page:
+    """A client, which reads server-sent events."""
+
+    hub: Any
+    queue: "deque[Any]"
+    seen: "list[tuple[str, Any]]" = field(default_factory=list)
+
+    def received(self) -> "list[tuple[str, Any]]":
+        """The events so far, read from the text of the connection as a browser would."""
+        while self.queue:
+            fields: Dict[str, str] = {}
+            for line in re.split("\r\n|\r|\n", self.queue.popleft()):
+                name, _, value = line.partition(": ")
+                if line:
+                    fields[name] = value
+                else:
+                    if "data" in fields:
+                        self.seen.append((fields.get("event", "message"), json.loads(fields["data"])))
+                    fields = {}
+        return self.seen
+
+    def close(self) -> None:
+        """It is closed."""
+        self.hub.leave(self)
+
+
+def connect(hub: Any) -> Any:
+    """The probe of a broadcaster."""
+    return hub.connect()
+
+
+PROBES: "dict[str, Callable[..., Any]]" = {"registry": categories, "resources": worker, "events": connect}
+RIGHT: "dict[str, Callable[[], Any]]" = {"registry": Registry, "resources": Resources, "events": Hub}
+
+
+# What a mutant is
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """An implementation that breaks one rule."""
+
+    name: str
+    id: str
+    factory: Callable[[], Any]
+    probe: "Callable[..., Any]"
+
+    @property
+    def protocol(self) -> str:
+        """The short name of its protocol."""
+        return self.id.partition(".")[0]
+
+    def check(self) -> Report:
+        """What the kit says of it, which does not wait for long."""
+        with limited(1.0):
+            return check(self.factory, self.protocol, probe=self.probe)
+
+
+@contextmanager
+def limited(seconds: float) -> "Iterator[None]":
+    """Let a call that hangs do so for less than the 5 s that the kit gives it."""
+    modules = (checks, calls, registry, events, kit)
+    before = checks.LIMIT
+    try:
+        for module in modules:
+            module.LIMIT = seconds  # type: ignore[attr-defined]
+        yield
+    finally:
+        for module in modules:
+            module.LIMIT = before  # type: ignore[attr-defined]
+
+
+MUTANTS: "dict[str, Mutant]" = {}
+
+
+def mutant(id: str, probe: "Optional[Callable[..., Any]]" = None) -> "Callable[[Any], Any]":
+    """Put a class, or a function that makes an implementation, among the mutants."""
+
+    def keep(factory: Any) -> Any:
+        assert factory.__name__ not in MUTANTS, factory.__name__
+        MUTANTS[factory.__name__] = Mutant(factory.__name__, id, factory, probe or PROBES[id.partition(".")[0]])
+        return factory
+
+    return keep
+
+
+# Registries: their shape
+
+
+@mutant("registry.get_plugins_by_category.present")
+class ListingHasAnotherName:
+    def list_plugins_by_category(self, category: Any) -> List[Any]:
+        return []
+
+    def get_plugin(self, plugin_id: str) -> Any: ...
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        return {}
+
+
+@mutant("registry.get_plugins_by_category.manager_call")
+class ListingTakesNothing(Registry):
+    def get_plugins_by_category(self) -> List[Any]:  # type: ignore[override]
+        return []
+
+
+@mutant("registry.get_plugins_by_category.sync")
+class ListingIsACoroutine(Registry):
+    async def get_plugins_by_category(self, category: Any) -> List[Any]:  # type: ignore[override]
+        return super().get_plugins_by_category(category)
+
+
+@mutant("registry.get_plugins_by_category.sync")
+class ListingIsAGenerator(Registry):
+    def get_plugins_by_category(self, category: Any) -> Iterable[Any]:  # type: ignore[override]
+        yield from super().get_plugins_by_category(category)
+
+
+@mutant("registry.get_plugins_by_category.every_call")
+class CategoryIsRenamed(Registry):
+    def get_plugins_by_category(self, cat: Any) -> List[Any]:
+        return super().get_plugins_by_category(cat)
+
+
+@mutant("registry.get_plugin.present")
+class GetPluginIsInherited(PluginRegistryProtocol):
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return []
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        return {}
+
+
+@mutant("registry.get_plugin.present")
+class GetPluginIsADict(Registry):
+    get_plugin: Any = {}
+
+
+@mutant("registry.get_plugin.present")
+class GetPluginIsAPropertyThatRaises(Registry):
+    @property
+    def get_plugin(self) -> Any:
+        raise RuntimeError("not connected")
+
+
+@mutant("registry.get_plugin.manager_call")
+class GetPluginIsByKeywordOnly(Registry):
+    def get_plugin(self, *, plugin_id: str) -> Any:
+        return super().get_plugin(plugin_id)
+
+
+@mutant("registry.get_plugin.manager_call")
+class GetPluginNeedsAVersion(Registry):
+    def get_plugin(self, plugin_id: str, version: str) -> Any:  # type: ignore[override]
+        return super().get_plugin(plugin_id)
+
+
+@mutant("registry.get_plugin.sync")
+class GetPluginGivesAFuture(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return Later(super().get_plugin(plugin_id))
+
+
+class Later:
+    """Something that has to be awaited."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        yield from asyncio.sleep(0).__await__()
+        return self.value
+
+
+@mutant("registry.get_plugin.every_call")
+class PluginIdIsRenamed(Registry):
+    def get_plugin(self, unique_id: str) -> Any:
+        return super().get_plugin(unique_id)
+
+
+@mutant("registry.get_plugin.every_call")
+def get_plugin_of_a_dict() -> Any:
+    registry = Registry()
+    registry.get_plugin = registry.plugins.get  # type: ignore[method-assign,assignment]
+    return registry
+
+
+@mutant("registry.load_plugin_config.present")
+class LoadConfigIsMissing:
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return []
+
+    def get_plugin(self, plugin_id: str) -> Any: ...
+
+
+@mutant("registry.load_plugin_config.manager_call")
+class LoadConfigNeedsADefault(Registry):
+    def load_plugin_config(self, plugin_id: str, default: Any) -> Dict[str, Any]:  # type: ignore[override]
+        return self.configs.get(plugin_id, default)
+
+
+@mutant("registry.load_plugin_config.sync")
+class LoadConfigIsAnAsyncGenerator(Registry):
+    async def load_plugin_config(self, plugin_id: str) -> Any:  # type: ignore[override]
+        yield super().load_plugin_config(plugin_id)
+
+
+@mutant("registry.load_plugin_config.every_call")
+class LoadConfigHasALyingSignature(Registry):
+    @functools.wraps(Registry.load_plugin_config)
+    def load_plugin_config(self, *args: Any) -> Dict[str, Any]:
+        return super().load_plugin_config(*args)
+
+
+@mutant("registry.load_plugin_config.every_call")
+class LoadConfigIsByPositionOnly(Registry):
+    def load_plugin_config(self, plugin_id: str, /) -> Dict[str, Any]:  # type: ignore[override]
+        return super().load_plugin_config(plugin_id)
+
+
+# Registries: what they do not know
+
+
+@mutant("registry.unknown_id")
+class UnknownIdRaises(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return self.plugins[plugin_id]
+
+
+@mutant("registry.unknown_id")
+class UnknownIdIsAnEmptyDict(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return self.plugins.get(plugin_id, {})
+
+
+@mutant("registry.unknown_config")
+class UnknownConfigIsNone(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Any:
+        return copy.deepcopy(self.configs.get(plugin_id))
+
+
+@mutant("registry.unknown_config")
+class UnknownConfigRaises(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Any:
+        return copy.deepcopy(self.configs[plugin_id]) if plugin_id != "llama" else {}
+
+
+@mutant("registry.unknown_category")
+class UnknownCategoryIsNone(Registry):
+    def get_plugins_by_category(self, category: Any) -> Any:
+        return super().get_plugins_by_category(category) or None
+
+
+@mutant("registry.unknown_category")
+class UnknownCategoryRaises(Registry):
+    def get_plugins_by_category(self, category: Any) -> Any:
+        if not (found := super().get_plugins_by_category(category)):
+            raise LookupError(f"no category {category!r}")
+        return found
+
+
+@mutant("registry.unknown_category")
+class UnknownCategoryIsAll(Registry):
+    def get_plugins_by_category(self, category: Any) -> Any:
+        return super().get_plugins_by_category(category) or list(self.plugins.values())
+
+
+# Registries: what they know
+
+
+@mutant("registry.gives_a_list")
+class ListingIsATuple(Registry):
+    def get_plugins_by_category(self, category: Any) -> Any:
+        return tuple(super().get_plugins_by_category(category)) or []
+
+
+@mutant("registry.gives_a_list")
+class ListingIsAView(Registry):
+    def get_plugins_by_category(self, category: Any) -> Any:
+        return {m.id: m for m in self.plugins.values()}.values() if category == "speech" else []
+
+
+@mutant("registry.any_category")
+class CategoryMustBeAString(Registry):
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return super().get_plugins_by_category(category.lower())
+
+
+@mutant("registry.any_category")
+class CategoryMustSort(Registry):
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return [m for m in self.plugins.values() if sorted([m.category, category])[0] == sorted([m.category, category])[1]]
+
+
+@mutant("registry.metadata_id")
+class MetadataTellNoId(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plugins = {name: {"key": name, "name": name, "category": m.category} for name, m in self.plugins.items()}  # type: ignore[misc]
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return [m for m in self.plugins.values() if m["category"] == category]  # type: ignore[index]
+
+
+class NeedsAKey:
+    """Metadata whose id needs an argument."""
+
+    def get_unique_id(self, salt: str) -> str:
+        return salt
+
+
+@mutant("registry.metadata_id")
+class IdsCannotBeRead(Registry):
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return [NeedsAKey() for _ in super().get_plugins_by_category(category)]
+
+
+@mutant("registry.unique_ids")
+class TwoPluginsHaveOneId(Registry):
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        found = super().get_plugins_by_category(category)
+        return [*found, Meta("whisper", "Whisper, again", "speech")] if category == "speech" else found
+
+
+@mutant("registry.known_id")
+class PluginsAreFoundByName(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return next((m for m in self.plugins.values() if m.name == plugin_id), None)
+
+
+@mutant("registry.known_id")
+class EveryIdFindsTheSamePlugin(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return self.plugins["whisper"] if plugin_id in self.plugins else None
+
+
+@mutant("registry.metadata_name")
+class PluginsHaveNoName(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        for meta in self.plugins.values():
+            meta.name = None
+
+
+@mutant("registry.metadata_name")
+class IsConfiguredIsAMethod(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        for meta in self.plugins.values():
+            meta.is_configured = self.configured
+
+    def configured(self) -> bool:
+        """Which nobody calls."""
+        return False
+
+
+# Registries: what they hand out
+
+
+@mutant("registry.list_is_the_callers")
+class ListIsTheRegistrys(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists: Dict[Any, List[Any]] = {name: super(ListIsTheRegistrys, self).get_plugins_by_category(name) for name in ("speech", "text")}
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return self.lists.get(category, [])
+
+
+@mutant("registry.list_is_the_callers")
+class NothingIsOneList(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing: List[Any] = []
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return super().get_plugins_by_category(category) or self.nothing
+
+
+@mutant("registry.config_is_a_dict")
+class ConfigIsAnObject(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Any:
+        return Meta(plugin_id, "", "") if plugin_id in self.plugins else {}
+
+
+@mutant("registry.config_is_a_dict")
+class ConfigHasNumbersForKeys(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Any:
+        return {1: "one"} if plugin_id in self.plugins else {}
+
+
+@mutant("registry.config_can_be_sent")
+class ConfigHoldsALock(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Any:
+        return {"lock": threading.Lock()} if plugin_id in self.plugins else {}
+
+
+@mutant("registry.config_can_be_sent")
+class ConfigHoldsAGenerator(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Any:
+        return {"words": (word for word in ["yes"])} if plugin_id in self.plugins else {}
+
+
+@mutant("registry.config_is_the_callers")
+class ConfigIsTheRegistrys(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        return self.configs.get(plugin_id, {})
+
+
+@mutant("registry.config_is_the_callers")
+class ConfigIsCopiedOnTopOnly(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        return dict(self.configs.get(plugin_id, {}))
+
+
+@mutant("registry.config_is_the_callers")
+class ConfigIsSharedDeepDown(Registry):
+    DEEP = {"decoder": {"search": {"paths": ["a"]}}}
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        return {"decoder": dict(self.DEEP["decoder"])} if plugin_id == "whisper" else {}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.DEEP = copy.deepcopy(self.DEEP)
+
+
+@mutant("registry.config_is_the_callers")
+class NoConfigIsOneDict(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing: Dict[str, Any] = {}
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        return super().load_plugin_config(plugin_id) or self.nothing
+
+
+# Registries: ids from outside, and threads
+
+
+@mutant("registry.hostile_ids")
+class IdsArePaths(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        try:
+            return dict(json.loads((Path(__file__).parent / plugin_id / "config.json").read_text()))
+        except (OSError, ValueError):
+            return super().load_plugin_config(plugin_id)
+
+
+@mutant("registry.hostile_ids")
+class IdsAreResolvedPaths(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return super().get_plugin(Path(plugin_id).name if plugin_id[:1] == "." else plugin_id)
+
+
+@mutant("registry.hostile_ids")
+class IdsMustBeText(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return super().get_plugin(plugin_id.encode().decode())
+
+
+@mutant("registry.hostile_ids")
+class LongIdsRaise(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        if len(plugin_id) > 255:
+            raise OSError(36, "File name too long")
+        return super().load_plugin_config(plugin_id)
+
+
+@mutant("registry.threads")
+class OneThreadOnly(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        if threading.get_ident() != self.thread:
+            raise RuntimeError("objects created in a thread can only be used in that same thread")
+        return super().get_plugin(plugin_id)
+
+
+@mutant("registry.threads")
+class AnswersAreShared(Registry):
+    answer: Any = None
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        self.answer = super().load_plugin_config(plugin_id)
+        time.sleep(0.001)
+        return dict(self.answer)
+
+
+# Resource managers: their shape
+
+
+@mutant("resources.register_worker.present")
+class RegisterHasAnotherName(Resources):
+    register_worker: Any = None
+
+    def add_worker(self, pid: int, worker_type: str) -> None: ...
+
+
+@mutant("resources.register_worker.present")
+class RegisterIsMissing:
+    def register_workers(self, pids: "list[int]") -> None: ...
+
+    def unregister_worker(self, pid: int) -> None: ...
+
+    def update_worker_state(self, pid: int, **fields: Any) -> None: ...
+
+
+@mutant("resources.register_worker.manager_call")
+class WorkerTypeIsRenamed(Resources):
+    def register_worker(self, pid: int, kind: str) -> None:
+        super().register_worker(pid, kind)
+
+
+@mutant("resources.register_worker.manager_call")
+class RegisterRaises(Resources):
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        raise ProcessLookupError(f"no process {pid}")
+
+
+@mutant("resources.register_worker.sync")
+class RegisterIsACoroutine(Resources):
+    async def register_worker(self, pid: int, worker_type: str) -> None:  # type: ignore[override]
+        super().register_worker(pid, worker_type)
+
+
+@mutant("resources.register_worker.every_call")
+class RegisterHasAnotherOrder(Resources):
+    def register_worker(self, worker_type: str, pid: int) -> None:  # type: ignore[override]
+        super().register_worker(pid, worker_type)
+
+
+@mutant("resources.register_worker.every_call")
+class RegisterIsByKeywordOnly(Resources):
+    def register_worker(self, *, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+
+
+@mutant("resources.unregister_worker.present")
+class UnregisterIs42(Resources):
+    unregister_worker: Any = 42
+
+
+@mutant("resources.unregister_worker.manager_call")
+class UnregisterNeedsAReason(Resources):
+    def unregister_worker(self, pid: int, reason: str) -> None:  # type: ignore[override]
+        super().unregister_worker(pid)
+
+
+@mutant("resources.unregister_worker.manager_call")
+class UnregisterIsByKeywordOnly(Resources):
+    def unregister_worker(self, *, pid: int) -> None:
+        super().unregister_worker(pid)
+
+
+@mutant("resources.unregister_worker.sync")
+class UnregisterIsAGenerator(Resources):
+    def unregister_worker(self, pid: int) -> Any:
+        yield super().unregister_worker(pid)
+
+
+@mutant("resources.unregister_worker.every_call")
+class UnregisterHasARename(Resources):
+    def unregister_worker(self, worker_pid: int) -> None:
+        super().unregister_worker(worker_pid)
+
+
+@mutant("resources.update_worker_state.present")
+class UpdateIsInherited(ResourceManagerProtocol):
+    def register_worker(self, pid: int, worker_type: str) -> None: ...
+
+    def unregister_worker(self, pid: int) -> None: ...
+
+
+@mutant("resources.update_worker_state.manager_call")
+class StatusIsRenamed(Resources):
+    def update_worker_state(self, pid: int, state: Any = UNSET, job_id: Any = UNSET, plugin_name: Any = UNSET, plugin_id: Any = UNSET,
+                            loaded_plugin_resource: Any = UNSET, config: Any = UNSET) -> None:  # fmt: skip
+        super().update_worker_state(pid, state, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)
+
+
+@mutant("resources.update_worker_state.manager_call")
+class ConfigIsMissing(Resources):
+    def update_worker_state(self, pid: int, status: Any = UNSET, job_id: Any = UNSET, plugin_name: Any = UNSET, plugin_id: Any = UNSET,
+                            loaded_plugin_resource: Any = UNSET) -> None:  # type: ignore[override]  # fmt: skip
+        super().update_worker_state(pid, status, job_id, plugin_name, plugin_id, loaded_plugin_resource)
+
+
+@mutant("resources.update_worker_state.manager_call")
+class UpdateRaisesInside(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        self.workers[pid]["memory"] += 1
+
+
+@mutant("resources.update_worker_state.sync")
+class UpdateIsACoroutine(Resources):
+    async def update_worker_state(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        super().update_worker_state(*args, **kwargs)
+
+
+@mutant("resources.update_worker_state.every_call")
+class UpdateHasAnotherOrder(Resources):
+    def update_worker_state(self, pid: int, job_id: Any = UNSET, status: Any = UNSET, plugin_name: Any = UNSET, plugin_id: Any = UNSET,
+                            loaded_plugin_resource: Any = UNSET, config: Any = UNSET) -> None:  # fmt: skip
+        super().update_worker_state(pid, status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)
+
+
+@mutant("resources.update_worker_state.every_call")
+class UpdateIsByKeywordOnly(Resources):
+    def update_worker_state(self, pid: int, *, status: Any = UNSET, job_id: Any = UNSET, plugin_name: Any = UNSET, plugin_id: Any = UNSET,
+                            loaded_plugin_resource: Any = UNSET, config: Any = UNSET) -> None:  # fmt: skip
+        super().update_worker_state(pid, status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)
+
+
+@mutant("resources.update_worker_state.every_call")
+class StatusHasNoDefault(Resources):
+    def update_worker_state(self, pid: int, status: Any, job_id: Any = UNSET, plugin_name: Any = UNSET, plugin_id: Any = UNSET,
+                            loaded_plugin_resource: Any = UNSET, config: Any = UNSET) -> None:  # fmt: skip
+        super().update_worker_state(pid, status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)
+
+
+def guarded(method: Callable[..., Any]) -> Any:
+    """A decorator as people write them: its signature is that of the method, and is not true."""
+
+    @functools.wraps(method)
+    def wrapper(self: Any, pid: int, **fields: Any) -> None:
+        if pid > 0:
+            method(self, pid, **fields)
+
+    return wrapper
+
+
+@mutant("resources.update_worker_state.every_call")
+class UpdateHasALyingSignature(Resources):
+    update_worker_state = guarded(Resources.update_worker_state)
+
+
+@mutant("resources.update_worker_state.every_call")
+class UpdateForwardsInAnotherOrder(Resources):
+    def update_worker_state(self, pid: int, *args: Any, **fields: Any) -> None:
+        names = ("status", "job_id", "plugin_id", "plugin_name", "loaded_plugin_resource", "config")
+        self._tell(pid, **dict(zip(names, args)), **fields)
+
+    def _tell(self, pid: int, status: Any = UNSET, job_id: Any = UNSET, plugin_name: Any = UNSET, plugin_id: Any = UNSET,
+              loaded_plugin_resource: Any = UNSET, config: Any = UNSET) -> None:  # fmt: skip
+        super().update_worker_state(pid, status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)
+
+
+# Resource managers: updates
+
+
+@mutant("resources.snapshot")
+class PluginsAreMixedUp(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if "plugin_name" in fields and "plugin_id" in fields:
+            fields = {**fields, "plugin_name": fields["plugin_id"], "plugin_id": fields["plugin_name"]}
+        super().store(pid, fields)
+
+
+@mutant("resources.snapshot")
+class StatusIsNeverTaken(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, {name: value for name, value in fields.items() if name != "status"})
+
+
+@mutant("resources.partial")
+class OmittedIsCleared(Resources):
+    def update_worker_state(self, pid: int, status: Optional[str] = None, job_id: Optional[str] = None, plugin_name: Optional[str] = None,
+                            plugin_id: Optional[str] = None, loaded_plugin_resource: Optional[str] = None, config: Any = None) -> None:  # fmt: skip
+        super().update_worker_state(pid, status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)
+
+
+@mutant("resources.partial")
+class AJobWithoutAPluginClearsIt(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if "job_id" in fields:
+            fields = {"plugin_id": None, **fields}
+        super().store(pid, fields)
+
+
+def cannot_clear(name: str) -> type:
+    """A manager that writes `if name is not None`."""
+
+    class CannotClear(Resources):
+        def store(self, pid: int, fields: Dict[str, Any]) -> None:
+            super().store(pid, {n: value for n, value in fields.items() if n != name or value is not None})
+
+    CannotClear.__name__ = CannotClear.__qualname__ = f"CannotClear_{name}"
+    return CannotClear
+
+
+for _name in ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config"):
+    mutant(f"resources.clear.{_name}")(cannot_clear(_name))
+
+
+@mutant("resources.clear.config")
+class ClearedConfigIsEmpty(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, {**fields, "config": fields["config"] or {}} if "config" in fields else fields)
+
+
+@mutant("resources.empty_values")
+class EmptyIsMissing(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, {name: value for name, value in fields.items() if value or value is None})
+
+
+@mutant("resources.empty_values")
+class EmptyConfigIsNone(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, {name: value if value != {} else None for name, value in fields.items()})
+
+
+@mutant("resources.config_is_copied")
+class ConfigIsLive(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if pid in self.workers:
+            self.workers[pid].update(fields)
+
+
+@mutant("resources.config_is_copied")
+class ConfigIsLiveDeepDown(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if pid in self.workers:
+            self.workers[pid].update({name: dict(value) if isinstance(value, dict) else value for name, value in fields.items()})
+
+
+@mutant("resources.unknown_pid")
+class UnknownPidRaises(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        self.workers[pid].update(copy.deepcopy(fields))
+
+
+@mutant("resources.unknown_pid")
+class UnknownPidIsMade(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        self.workers.setdefault(pid, {}).update(copy.deepcopy(fields))
+
+
+# Resource managers: workers come and go
+
+
+@mutant("resources.register_replaces")
+class RegisterKeepsTheOldRecord(Resources):
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        self.workers.setdefault(pid, {"worker_type": worker_type})
+
+
+@mutant("resources.register_replaces")
+class RegisterRefusesTheSamePid(Resources):
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        if "plugin_id" in self.workers.get(pid, {}):
+            raise ValueError(f"worker {pid} is registered already")
+        super().register_worker(pid, worker_type)
+
+
+@mutant("resources.unregister_forgets")
+class UnregisterOnlyMarks(Resources):
+    def unregister_worker(self, pid: int) -> None:
+        if pid in self.workers:
+            self.workers[pid]["status"] = "gone"
+
+
+@mutant("resources.unregister_idempotent")
+class UnregisterDeletes(Resources):
+    def unregister_worker(self, pid: int) -> None:
+        del self.workers[pid]
+
+
+@mutant("resources.unregister_idempotent")
+class UnregisterRaisesForStrangers(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: "set[int]" = set()
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        self.known = {*list(self.known)[-50:], pid}
+
+    def unregister_worker(self, pid: int) -> None:
+        if pid not in self.known:
+            raise LookupError(f"worker {pid} was never registered")
+        super().unregister_worker(pid)
+
+
+@mutant("resources.reused_pid")
+class JobsOutliveTheirWorker(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone: "deque[tuple[int, Dict[str, Any]]]" = deque(maxlen=10)
+
+    def unregister_worker(self, pid: int) -> None:
+        if record := self.workers.pop(pid, None):
+            self.gone.append((pid, record))
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        old = {} if pid in self.workers else dict(self.gone).get(pid, {})
+        self.workers[pid] = {"worker_type": worker_type, **old}
+
+
+@mutant("resources.workers_are_apart")
+class WorkersShareARecord(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.record: Dict[str, Any] = {}
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        self.record.clear()
+        self.workers[pid] = self.record
+
+
+@mutant("resources.workers_are_apart")
+class AWorkerTakesAllAlong(Resources):
+    def unregister_worker(self, pid: int) -> None:
+        if pid in self.workers:
+            self.workers.clear()
+
+
+@mutant("resources.threads")
+class TablesAreCopiedAndPutBack(Resources):
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        table = dict(self.workers)
+        if threading.current_thread().name != "conformance":
+            time.sleep(0.001)
+        self.workers = {**table, pid: {"worker_type": worker_type}}
+
+
+@mutant("resources.threads")
+class OneThreadMayTell(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if threading.get_ident() != self.thread:
+            raise RuntimeError("objects created in a thread can only be used in that same thread")
+        super().store(pid, fields)
+
+
+@mutant("resources.leaves_nothing")
+class PidsAreLogged(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: List[str] = []
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        self.log.append(f"worker {pid} is there")
+
+
+@mutant("resources.leaves_nothing")
+class LocksAreKept(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.locks: Dict[int, Any] = {}
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        with self.locks.setdefault(pid, threading.Lock()):
+            super().register_worker(pid, worker_type)
+
+
+# Broadcasters: their shape
+
+
+@mutant("events.broadcast.present")
+class BroadcastIs42(Hub):
+    broadcast: Any = 42
+
+
+@mutant("events.broadcast.present")
+class BroadcastIsInherited(EventBroadcasterProtocol):
+    async def brodcast(self, event_type: str, data: Dict[str, Any]) -> None: ...
+
+
+@mutant("events.broadcast.present")
+class BroadcastHasAnotherName:
+    async def broadcast_event(self, event_type: str, data: Dict[str, Any]) -> None: ...
+
+
+@mutant("events.broadcast.manager_call")
+class BroadcastTakesOneMessage(Hub):
+    async def broadcast(self, message: Dict[str, Any]) -> None:  # type: ignore[override]
+        await super().broadcast(message["event"], message["data"])
+
+
+@mutant("events.broadcast.manager_call")
+class BroadcastNeedsAChannel(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any], channel: str) -> None:  # type: ignore[override]
+        await super().broadcast(event_type, data)
+
+
+@mutant("events.broadcast.manager_call")
+class BroadcastIsByKeywordOnly(Hub):
+    async def broadcast(self, *, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data)
+
+
+@mutant("events.broadcast.async")
+class BroadcastIsSynchronous(Hub):
+    def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:  # type: ignore[override]
+        for client in self.clients:
+            client.queue.append(frame(event_type, data))
+
+
+@mutant("events.broadcast.async")
+class BroadcastIsAnAsyncGenerator(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> Any:  # type: ignore[override]
+        for client in self.clients:
+            yield client.queue.append(frame(event_type, data))
+
+
+@mutant("events.broadcast.async")
+class BroadcastGivesANumber(Hub):
+    def broadcast(self, event_type: str, data: Dict[str, Any]) -> Any:
+        for client in self.clients:
+            client.queue.append(frame(event_type, data))
+        return len(self.clients)
+
+
+@mutant("events.broadcast.async")
+class BroadcastIsAGenerator(Hub):
+    def broadcast(self, event_type: str, data: Dict[str, Any]) -> Any:
+        for client in self.clients:
+            yield client.queue.append(frame(event_type, data))
+
+
+@mutant("events.broadcast.every_call")
+class EventTypeIsRenamed(Hub):
+    async def broadcast(self, event: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event, data)
+
+
+@mutant("events.broadcast.every_call")
+class DataAreByPositionOnly(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any], /) -> None:  # type: ignore[override]
+        await super().broadcast(event_type, data)
+
+
+# Broadcasters: delivery
+
+
+@mutant("events.nobody")
+class NobodyIsAnError(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if not self.clients:
+            raise ConnectionError("no clients")
+        await super().broadcast(event_type, data)
+
+
+@mutant("events.nobody")
+class WaitsForSomebody(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        while not self.clients and not event_type.startswith("kit"):
+            await asyncio.sleep(0.01)
+        await super().broadcast(event_type, data)
+
+
+@mutant("events.delivered")
+class NothingIsDelivered(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        frame(event_type, data)
+
+
+@mutant("events.delivered")
+class NoneIsDropped(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, {name: value for name, value in data.items() if value is not None})
+
+
+@mutant("events.delivered")
+class TypesAreCut(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type.removeprefix("job:"), data)
+
+
+@mutant("events.order")
+class NewestFirst(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        for client in self.clients:
+            client.queue.appendleft(frame(event_type, data))
+
+
+@mutant("events.order")
+class OnlyTheNewest(Hub):
+    LIMIT = 1
+
+
+@mutant("events.order")
+class EachComesTwice(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data)
+        await super().broadcast(event_type, data)
+
+
+@mutant("events.every_client")
+class OneClientGetsIt(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        for client in self.clients[:1]:
+            client.queue.append(frame(event_type, data))
+
+
+@mutant("events.every_client")
+class ClientsShareAQueue(Hub):
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: "deque[str]" = deque(maxlen=self.LIMIT)
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        if self.clients:
+            self.queue.append(text)
+
+    def connect(self) -> Page:
+        page = Page(self, self.queue)
+        self.clients.append(page)
+        return page
+
+
+@mutant("events.concurrent")
+class OneEventAtATime(Hub):
+    current: Any = None
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        self.current = frame(event_type, data)
+        await asyncio.sleep(0)
+        for client in self.clients:
+            client.queue.append(self.current)
+
+
+@mutant("events.concurrent")
+class BusyDrops(Hub):
+    busy = False
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if self.busy:
+            return
+        try:
+            self.busy = True
+            await asyncio.sleep(0)
+            await super().broadcast(event_type, data)
+        finally:
+            self.busy = False
+
+
+# Broadcasters: data
+
+
+@mutant("events.data_unchanged")
+class DataAreStamped(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data)
+        data["event_type"] = event_type
+
+
+@mutant("events.data_unchanged")
+class DataAreEmptied(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data)
+        data.pop("job_id", None)
+
+
+class LatePage(Page):
+    """A client for whom events are written when it reads them."""
+
+    def received(self) -> "list[tuple[str, Any]]":
+        self.queue = deque(frame(*event) for event in self.queue)
+        return super().received()
+
+
+@mutant("events.data_not_kept")
+class DataAreWrittenLate(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        frame(event_type, data)
+        for client in self.clients:
+            client.queue.append((event_type, data))
+
+    def connect(self) -> Page:
+        page = LatePage(self, deque(maxlen=self.LIMIT))
+        self.clients.append(page)
+        return page
+
+    def leave(self, page: Page) -> None:
+        super().leave(page)
+        page.queue.clear()
+
+
+@mutant("events.data_not_kept")
+class DataAreCopiedOnTopOnly(DataAreWrittenLate):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, dict(data))
+
+
+# Broadcasters: clients that are slow, and clients that leave
+
+
+@mutant("events.stuck_client")
+class WaitsForTheSlowest(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            while len(client.queue) >= self.LIMIT and client in self.clients:
+                await asyncio.sleep(0.001)
+            client.queue.append(text)
+
+
+@mutant("events.stuck_client")
+class AFullClientIsAnError(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if any(len(client.queue) >= self.LIMIT for client in self.clients):
+            raise asyncio.QueueFull
+        await super().broadcast(event_type, data)
+
+
+@mutant("events.stuck_client")
+class AFullClientSilencesTheOthers(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if all(len(client.queue) < self.LIMIT for client in self.clients):
+            await super().broadcast(event_type, data)
+
+
+@mutant("events.stuck_client_is_bounded")
+class QueuesHaveNoLimit(Hub):
+    LIMIT = None  # type: ignore[assignment]
+
+
+@mutant("events.stuck_client_is_bounded")
+class TasksWaitForTheSlowest(Hub):
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: Dict[Page, List[str]] = {}
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        for client in self.clients:
+            if len(client.queue) < self.LIMIT:
+                client.queue.append(frame(event_type, data))
+            else:
+                self.waiting.setdefault(client, []).append(frame(event_type, data))
+
+    def leave(self, page: Page) -> None:
+        super().leave(page)
+        self.waiting.pop(page, None)
+
+
+@mutant("events.client_leaves")
+class ClientsStay(Hub):
+    def leave(self, page: Page) -> None: ...
+
+
+@mutant("events.client_leaves")
+class NamesOfClientsStay(Hub):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ever: List[Any] = []
+
+    def connect(self) -> Page:
+        self.ever.append(object())
+        return super().connect()
+
+
+# Broadcasters: when something goes wrong
+
+
+@mutant("events.cancelled")
+class TheLockStays(Hub):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = asyncio.Lock()
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        await self.lock.acquire()
+        await asyncio.sleep(0)
+        for client in self.clients:
+            client.queue.append(text)
+        self.lock.release()
+
+
+@mutant("events.cancelled")
+class CancelledIsClosed(Hub):
+    closed = False
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if self.closed:
+            raise ConnectionError("closed")
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.closed = True
+            raise
+        await super().broadcast(event_type, data)
+
+
+@mutant("events.cancelled")
+class CancelIsIgnored(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        while True:
+            try:
+                await asyncio.sleep(0)
+                break
+            except asyncio.CancelledError:
+                await asyncio.sleep(2)
+        await super().broadcast(event_type, data)
+
+
+@mutant("events.forged")
+class TypesAreWrittenAsTheyAre(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = f"event: {event_type}\ndata: {json.dumps(data)}\n\n"
+        for client in self.clients:
+            client.queue.append(text)
+
+
+@mutant("events.forged")
+class ReturnsAreLines(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        event_type = event_type.replace("\n", " ")
+        text = f"event: {event_type}\ndata: {json.dumps(data)}\n\n"
+        for client in self.clients:
+            client.queue.append(text)
+
+
+@mutant("events.forged")
+class OddTypesSilenceIt(Hub):
+    silent = False
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        self.silent = self.silent or "\0" in event_type
+        if not self.silent:
+            await super().broadcast(event_type, data)
+
+
+@mutant("events.unsendable")
+class WhatCannotBeSentIsSwallowed(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        try:
+            await super().broadcast(event_type, data)
+        except (TypeError, ValueError):
+            pass
+
+
+@mutant("events.unsendable")
+class WhatCannotBeSentStopsIt(Hub):
+    broken = False
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if self.broken:
+            raise ConnectionError("closed")
+        try:
+            await super().broadcast(event_type, data)
+        except (TypeError, ValueError):
+            self.broken = True
+            raise
+
+
+@mutant("events.other_loop")
+class OtherLoopsAreIgnored(Hub):
+    loop: Any = None
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        self.loop = self.loop or asyncio.get_running_loop()
+        if self.loop is asyncio.get_running_loop():
+            await super().broadcast(event_type, data)
+
+    def connect(self) -> Page:
+        self.loop = asyncio.get_running_loop()
+        return super().connect()
+
+
+@mutant("events.other_loop")
+class DeliversLater(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        asyncio.get_running_loop().call_later(0.001, self.deliver, text)
+
+    def deliver(self, text: str) -> None:
+        """At last."""
+        for client in self.clients:
+            client.queue.append(text)
+
+
+# What the kit says
+
+
+def plain(text: str) -> str:
+    """Without what differs from run to run, and from one Python to the next."""
+    text = re.sub(r"\b[4-9]\d{6}\b", "PID", text)
+    text = re.sub(r"\b0x[0-9a-f]+", "0x…", text)
+    text = re.sub(r"\d[\d,]* more objects", "N more objects", text)
+    text = re.sub(r"one thread got .* where another got .*", "one thread got … where another got …", text)
+    text = re.sub(r"\.? Did you mean '\w+'\?", "", text)
+    return text.replace(str(Path(__file__).parents[1]), "…")
+
+
+def said(finding: Finding) -> "dict[str, str]":
+    """A finding as it is held."""
+    return {name: plain(getattr(finding, name)) for name in ("level", "id", "expected", "actual", "witness", "fix")}
+
+
+def snapshots() -> Any:
+    """What the kit is known to say of each mutant."""
+    return json.loads(SNAPSHOTS.read_text(encoding="utf-8"))
+
+
+def write() -> None:
+    """Write down what the kit says now."""
+    found = {name: [said(finding) for finding in case.check().findings] for name, case in MUTANTS.items()}
+    SNAPSHOTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit(__doc__)
+    write()

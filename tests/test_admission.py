@@ -1,0 +1,368 @@
+"""Admission and eviction: a job whose plugin does not fit waits with its reason, and room is made for it. Real workers throughout."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Gate, Seen, end, gate, manager, nothing_left, run  # noqa: F401
+
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.core import errors
+from cjm_worker_protocols.extensions.admission import AdmissionProtocol, EvictionProtocol
+
+SIZES = {"small": 1, "medium": 2, "large": 4, "huge": 99}
+
+
+class Loads:
+    """A plugin that says who it is; a gate lets it go on."""
+
+    def load(self, config: "dict[str, Any]") -> None:
+        """Keep the config."""
+        self.config = config
+
+    def run(self, gate: "str | None" = None) -> Any:
+        """Wait at the gate, if there is one."""
+        if gate is not None:
+            with open(gate, "rb", buffering=0) as file:
+                file.read(1)
+        return self.config.get("of")
+
+
+class Registry:
+    """A plugin for each size."""
+
+    def get_plugins_by_category(self, category: Any) -> "list[Any]":
+        return [self.get_plugin(plugin_id) for plugin_id in SIZES]
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        return {"id": plugin_id, "name": plugin_id} if plugin_id in SIZES else None
+
+    def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+        return {"of": plugin_id, "needs": {"memory": SIZES[plugin_id]}}
+
+
+class Room:
+    """A resource manager with so much room; what is given back is free only after a while."""
+
+    def __init__(self, room: int = 4, slow: float = 0.0) -> None:
+        self.room, self.slow, self.calls = room, slow, list[Any]()
+        self.held: "dict[int, tuple[str | None, int]]" = {}
+        self.coming_back: "list[tuple[float, int]]" = []
+        self.victims: "list[list[int]]" = []
+        self.most = 0
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        self.held[pid] = (None, 0)
+
+    def unregister_worker(self, pid: int) -> None:
+        self._free(self.held.pop(pid, (None, 0))[1])
+
+    def update_worker_state(self, pid: int, **state: Any) -> None:
+        name = state["plugin_id"]
+        if pid in self.held and self.held[pid][0] != name:
+            self._free(self.held[pid][1])
+            self.held[pid] = (name, SIZES.get(name, 0) if name else 0)
+        self.most = max(self.most, self._used())
+
+    def _free(self, size: int) -> None:
+        self.coming_back.append((time.monotonic() + self.slow, size))
+
+    def _used(self) -> int:
+        late = [size for when, size in self.coming_back if when > time.monotonic()]
+        return sum(size for _, size in self.held.values()) + sum(late)
+
+
+class Admits(Room):
+    """It also says whether there is room."""
+
+    def can_ever_start(self, plugin_id: str, config: "dict[str, Any]", estimate: "dict[str, int] | None" = None) -> "str | None":
+        assert estimate is not None
+        return None if estimate["memory"] <= self.room else f"{plugin_id} needs {estimate['memory']} of {self.room}"
+
+    def can_start(self, plugin_id: str, config: "dict[str, Any]", estimate: "dict[str, int] | None" = None) -> "str | None":
+        self.calls.append(plugin_id)
+        assert estimate is not None
+        free = self.room - self._used()
+        return None if estimate["memory"] <= free else f"{plugin_id} needs {estimate['memory']}, and {free} is free"
+
+
+class Evicts(Admits):
+    """And who has to go."""
+
+    def choose_victim(self, plugin_id: str, config: "dict[str, Any]", idle: "list[int]") -> "int | None":
+        self.victims.append(list(idle))
+        return next((pid for pid in idle if self.held[pid][1]), None)
+
+
+def sized(room: Room, **settings: Any) -> Any:
+    """A manager of plugins of every size."""
+
+    class Sized(JobManager):
+        pass
+
+    m = manager(cls=_manager_of(Sized), resource_manager=room, plugin_registry=Registry(), **settings)
+    return m
+
+
+def _manager_of(cls: Any) -> Any:
+    return lambda *args, **given: cls(*args, plugins={name: Loads for name in SIZES}, **given)
+
+
+def test_the_protocols_are_looked_up() -> None:
+    """Each is optional."""
+    assert not isinstance(Room(), AdmissionProtocol) and isinstance(Admits(), AdmissionProtocol)
+    assert not isinstance(Admits(), EvictionProtocol) and isinstance(Evicts(), EvictionProtocol)
+
+
+def test_without_admission_nothing_is_asked() -> None:
+    """A plain resource manager admits everything."""
+
+    async def scenario() -> None:
+        async with sized(Room(room=0)) as m:
+            assert await (await m.start_job("large")) == "large"
+
+    run(scenario())
+
+
+def test_what_fits_runs_and_is_asked_about_only_when_it_is_loaded() -> None:
+    """The second job of a plugin finds it loaded."""
+    room = Admits()
+
+    async def scenario() -> None:
+        async with sized(room) as m:
+            for _ in range(3):
+                assert await (await m.start_job("medium")) == "medium"
+        assert room.calls == ["medium"] and m.integration_errors == {}
+
+    run(scenario())
+
+
+def test_what_can_never_fit_is_refused_at_once() -> None:
+    """With the reason; and no job exists, and no worker."""
+
+    async def scenario() -> None:
+        async with sized(Admits()) as m:
+            with pytest.raises(errors.ResourceValidationError, match="huge needs 99 of 4"):
+                await m.start_job("huge")
+            assert m.jobs == {} and m.workers == []
+
+    run(scenario())
+
+
+def test_what_does_not_fit_now_waits_with_its_reason(gate: Gate) -> None:
+    """It is pending, says why, and runs when the other has ended and was unloaded; a job that fits overtakes it."""
+    room = Evicts()
+
+    async def scenario() -> None:
+        async with sized(room, max_workers=3) as m:
+            seen = Seen(m)
+            first = await m.start_job("medium", gate=gate.path)
+            await seen.until("job:started", job_id=first.id)
+            large = await m.start_job("large")
+            await seen.when(lambda e: e.type == "job:queued" and e.data["job_id"] == large.id and "waiting_for" in e.data)
+            assert (large.status, large.waiting_for) == ("pending", "large needs 4, and 2 is free")
+            small = await m.start_job("small")
+            assert await small == "small" and large.status == "pending"
+            gate.open()
+            assert await large == "large" and large.waiting_for == ""
+        assert room.most <= room.room and m.integration_errors == {}
+
+    run(scenario())
+
+
+def test_idle_plugins_are_unloaded_the_least_recently_used_first(tmp_path: Path) -> None:
+    """Running ones never; and no more than it takes."""
+    room, gates = Evicts(room=4), [Gate(tmp_path / f"gate {n}") for n in range(3)]
+
+    async def scenario() -> None:
+        async with sized(room, max_workers=4) as m:
+            seen = Seen(m)
+            medium, small, busy = [
+                await m.start_job(plugin, gate=gate.path) for plugin, gate in zip(("medium", "small", "small"), gates)
+            ]
+            for job in (medium, small, busy):
+                await seen.until("job:started", job_id=job.id)
+            for job, gate in ((small, gates[1]), (medium, gates[0])):
+                gate.open()
+                await job
+            loaded = {w.pid: w.plugin_id for w in m.workers}
+            assert (await end(await m.start_job("medium"))).worker_pid == medium.worker_pid
+            large = await m.start_job("large")
+            await seen.when(lambda e: e.data.get("job_id") == large.id and "waiting_for" in e.data)
+            assert busy.status == "running" and large.status == "pending"
+            gates[2].open()
+            assert await large == "large" and busy.status == "completed"
+            assert room.victims[0] == [small.worker_pid, medium.worker_pid] and len(loaded) == 3
+        assert room.most <= room.room and m.integration_errors == {}
+
+    run(scenario())
+    for gate in gates:
+        gate.close()
+
+
+def test_a_worker_that_runs_a_job_is_never_offered(gate: Gate) -> None:
+    """The victims are idle ones."""
+    room = Evicts(room=2)
+
+    async def scenario() -> None:
+        async with sized(room, max_workers=2) as m:
+            seen = Seen(m)
+            busy = await m.start_job("small", gate=gate.path)
+            await seen.until("job:started", job_id=busy.id)
+            waiting = await m.start_job("medium")
+            await seen.when(lambda e: "waiting_for" in e.data)
+            await asyncio.sleep(0.6)
+            assert busy.status == "running" and waiting.status == "pending" and not any(room.victims)
+            gate.open()
+            assert await waiting == "medium"
+
+    run(scenario())
+
+
+def test_after_an_eviction_the_memory_is_seen_to_come_back(gate: Gate) -> None:
+    """Memory that comes back late is waited for, and nothing else is unloaded meanwhile."""
+    room = Evicts(room=4, slow=0.4)
+
+    async def scenario() -> None:
+        async with sized(room, max_workers=2) as m:
+            for job in [await m.start_job("medium", gate=gate.path), await m.start_job("small", gate=gate.path)]:
+                gate.open()
+                await job
+            began = time.monotonic()
+            assert await (await m.start_job("large")) == "large" and time.monotonic() - began > 0.4
+        assert room.most <= room.room and len(room.victims) == 2
+
+    run(scenario())
+
+
+def test_one_worker_makes_room_for_its_next_plugin() -> None:
+    """With a single worker, its own plugin is the one that goes."""
+    room = Evicts(room=4)
+
+    async def scenario() -> None:
+        async with sized(room) as m:
+            jobs = [await m.start_job(plugin) for plugin in ("large", "medium", "large", "small")]
+            assert [await job for job in jobs] == ["large", "medium", "large", "small"]
+            assert len({job.worker_pid for job in jobs}) == 1
+        assert room.most <= room.room
+
+    run(scenario())
+
+
+def test_a_job_that_waits_for_room_can_be_cancelled(gate: Gate) -> None:
+    """It ends at once, and the next one goes on."""
+    room = Admits(room=2)
+
+    async def scenario() -> None:
+        async with sized(room, max_workers=2) as m:
+            seen = Seen(m)
+            busy = await m.start_job("small", gate=gate.path)
+            await seen.until("job:started", job_id=busy.id)
+            waiting = await m.start_job("medium")
+            await seen.when(lambda e: "waiting_for" in e.data)
+            assert await m.cancel_job(waiting.id) and waiting.status == "cancelled" and waiting.waiting_for == ""
+            assert await (await m.start_job("small")) == "small"
+            gate.open()
+            await busy
+
+    run(scenario())
+
+
+def test_shutdown_ends_what_waits_for_room() -> None:
+    """A job that waits for room ends as cancelled, like any other that waits."""
+    room = Admits(room=4)
+    room.held[1] = ("somebody else's", 3)
+
+    async def scenario() -> Any:
+        async with sized(room) as m:
+            seen = Seen(m)
+            job = await m.start_job("medium")
+            await seen.when(lambda e: "waiting_for" in e.data)
+        return job
+
+    assert run(scenario()).status == "cancelled"
+
+
+def test_memory_that_others_give_back_is_noticed() -> None:
+    """A job that waits is asked about again, although nothing happens here."""
+    room = Admits(room=4)
+    room.held[1] = ("somebody else's", 3)
+
+    async def scenario() -> None:
+        async with sized(room) as m:
+            seen = Seen(m)
+            job = await m.start_job("medium")
+            await seen.when(lambda e: "waiting_for" in e.data)
+            del room.held[1]
+            assert await asyncio.wait_for(job.wait(), 5) is job and job.result == "medium"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("how", ["raise", "hang", "nonsense"])
+def test_an_admission_that_misbehaves_hurts_no_job(how: str) -> None:
+    """It is counted, and the job starts all the same."""
+
+    class Bad(Evicts):
+        def can_ever_start(self, *_: Any) -> Any:
+            return self._bad()
+
+        def can_start(self, *_: Any) -> Any:
+            return self._bad()
+
+        def _bad(self) -> Any:
+            if how == "raise":
+                raise OSError("no idea")
+            if how == "hang":
+                time.sleep(0.3)
+            return 42 if how == "nonsense" else None
+
+    async def scenario() -> Any:
+        async with sized(Bad(), integration_timeout=0.1) as m:
+            if how == "nonsense":
+                with pytest.raises(errors.ResourceValidationError, match="42"):
+                    await m.start_job("small")
+            else:
+                assert (await end(await m.start_job("small"))).result == "small"
+                assert m.integration_errors["resource_manager.can_ever_start"] == 1
+                assert m.integration_errors["resource_manager.can_start"] >= 1
+
+    run(scenario())
+
+
+def test_a_worker_that_dies_while_it_is_held() -> None:
+    """The job goes to another worker."""
+
+    class Kills(Admits):
+        def can_start(self, plugin_id: str, config: Any, estimate: Any = None) -> "str | None":
+            reason = super().can_start(plugin_id, config, estimate)
+            if len(self.calls) == 1:
+                (pid,) = self.held
+                os.kill(pid, signal.SIGKILL)
+                time.sleep(0.2)
+            return reason
+
+    async def scenario() -> None:
+        async with sized(Kills(), backoff_base=0.01) as m:
+            job = await m.start_job("small")
+            assert await asyncio.wait_for(job.wait(), 10) is job and job.result == "small" and job.attempts == 1
+
+    run(scenario())
+
+
+def test_many_jobs_of_every_size_never_use_more_than_there_is() -> None:
+    """Each ends once, whatever order the room allows."""
+    room = Evicts(room=5, slow=0.01)
+
+    async def scenario() -> None:
+        async with sized(room, max_workers=3) as m:
+            jobs = [await m.start_job(plugin) for plugin in ("small", "large", "medium") * 8]
+            for job in jobs:
+                assert (await end(job, 30)).status == "completed", job
+        assert room.most <= room.room and m.integration_errors == {}
+
+    run(scenario(), limit=60)

@@ -1,0 +1,802 @@
+"""The conformance kit: it finds every broken rule, and nothing else; and what it says of it."""
+
+import asyncio
+import functools
+import html
+import inspect
+import json
+import re
+import sys
+import threading
+import time
+import types
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional
+
+import pytest
+from conformance_corpus import MUTANTS, PROBES, RIGHT, Hub, Page, Registry, Resources, connect, said, snapshots, worker
+from conformance_zoo import ZOO
+from contract_notebook import example_source
+from repo import ROOT, python
+from repo import said as told
+
+from cjm_worker_protocols.conformance import (
+    CHECKS,
+    ConformanceError,
+    FactoryError,
+    Finding,
+    ProbeError,
+    ProtocolError,
+    Report,
+    calls,
+    check,
+    check_async,
+    events,
+    kit,
+)
+from cjm_worker_protocols.extensions.protocols import (
+    EventBroadcasterProtocol,
+    PluginRegistryProtocol,
+    ResourceManagerProtocol,
+)
+
+each_protocol = pytest.mark.parametrize("protocol", RIGHT)
+each_mutant = pytest.mark.parametrize("name", MUTANTS)
+each_animal = pytest.mark.parametrize("name", ZOO)
+
+
+def ended(report: Report, *how: str) -> "dict[str, str]":
+    """The checks that ended in one of these ways, and the reasons."""
+    return {o.id: o.reason for o in report.outcomes if o.outcome in how}
+
+
+def broken(report: Report) -> "set[str]":
+    """The rules that do not hold."""
+    return set(ended(report, "failed", "warned"))
+
+
+# The corpus
+
+
+@functools.cache
+def report_of(name: str) -> Report:
+    """What the kit says of a mutant."""
+    return MUTANTS[name].check()
+
+
+@each_mutant
+def test_a_mutant_breaks_exactly_its_rule(name: str) -> None:
+    """The rule is found to be broken, and no other: what depends on it is blocked."""
+    report, id = report_of(name), MUTANTS[name].id
+    assert broken(report) == {id}, str(report)
+    assert [f.id for f in report.findings] == [id]
+    assert report.ok == (CHECKS[id].level == "warning")
+
+
+@each_mutant
+def test_a_finding_is_worded_as_it_is_held(name: str) -> None:
+    """`python tests/conformance_corpus.py --write` holds a new wording."""
+    assert [said(finding) for finding in report_of(name).findings] == snapshots()[name]
+
+
+@each_mutant
+def test_a_finding_tells_all(name: str) -> None:
+    """What was seen, after which calls, and what to do."""
+    for f in report_of(name).findings:
+        assert f.actual and f.witness and f.fix.endswith((".", "`", ")")), f
+        assert f.expected == CHECKS[f.id].rule and f.member == CHECKS[f.id].member and f.level == CHECKS[f.id].level
+
+
+def test_every_mutant_is_held() -> None:
+    """Nothing is held of a mutant that is gone."""
+    assert list(snapshots()) == list(MUTANTS)
+
+
+def test_every_rule_has_a_mutant() -> None:
+    """Each check is seen to find something."""
+    assert {m.id for m in MUTANTS.values()} == set(CHECKS)
+    assert len(MUTANTS) >= 60
+
+
+@each_protocol
+def test_what_is_right_passes_every_check(protocol: str) -> None:
+    """With its probe nothing is left that cannot be observed."""
+    report = check(RIGHT[protocol], protocol, probe=PROBES[protocol])
+    assert set(ended(report, "passed")) == set(kit.checks_of(protocol)) and not report.findings, str(report)
+
+
+# The zoo
+
+
+@each_animal
+def test_what_is_odd_but_right_is_clean(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a factory, through one object, and on a loop that runs."""
+    it = ZOO[name]
+    if name.startswith("Slow"):
+        monkeypatch.setattr(events, "SECONDS", 0.3)
+
+    async def on_loop(target: Any) -> Report:
+        return await check_async(target() if target is one else target, it.protocol, probe=it.probe)
+
+    def one() -> Any:
+        return it.factory()
+
+    reports = [check(it.factory, it.protocol, probe=it.probe), check(it.factory(), it.protocol, probe=it.probe)]
+    if it.protocol == "events":
+        reports += [asyncio.run(on_loop(it.factory)), asyncio.run(on_loop(one))]
+    for report in reports:
+        assert report.ok and not report.findings and not ended(report, "blocked"), str(report)
+        assert report.counts["passed"] >= 4
+
+
+def test_the_zoo_is_large() -> None:
+    """Of each protocol there are many shapes."""
+    assert len(ZOO) >= 20
+    assert {it.protocol for it in ZOO.values()} == set(RIGHT)
+
+
+def test_one_object_is_left_as_it_was() -> None:
+    """No worker and no client of the kit stays in an object that was checked."""
+    manager, hub = Resources(), Hub()
+    manager.register_worker(1, "mine")
+    assert check(manager, "resources", probe=worker).ok and check(hub, "events", probe=connect).ok
+    assert list(manager.workers) == [1] and not hub.clients
+
+
+# Real implementations
+
+
+@functools.cache
+def examples() -> types.ModuleType:
+    """The implementations that the notebook of the contract shows."""
+    module = types.ModuleType("examples")
+    sys.modules["examples"] = module  # dataclasses look there
+    exec(compile(example_source(), "examples", "exec"), vars(module))
+    return module
+
+
+class Kept:
+    """A client of the notebook's broadcaster, which keeps the events."""
+
+    def __init__(self, broadcaster: Any) -> None:
+        self.broadcaster, self.first, self.last = broadcaster, len(broadcaster.events), None
+
+    def received(self) -> "list[tuple[str, Any]]":
+        return [(event["type"], event["data"]) for event in self.broadcaster.events[self.first : self.last]]
+
+    def close(self) -> None:
+        self.last = len(self.broadcaster.events)
+
+
+def test_the_registry_of_the_contract_passes() -> None:
+    """Text processors and image analyzers."""
+    report = check(examples().SimplePluginRegistry, PluginRegistryProtocol, probe=lambda registry: ["processing", "vision"])
+    assert not report.findings and len(ended(report, "passed")) == len(report.outcomes), str(report)
+
+
+@pytest.mark.parametrize("name", ["MyResourceManager", "SimpleResourceManager"])
+def test_the_resource_managers_of_the_contract_pass(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the simple one does not keep is not held against it; that the other keeps a live config is."""
+    report = check(getattr(examples(), name), ResourceManagerProtocol, probe=worker)
+    assert report.ok and not ended(report, "blocked"), str(report)
+    if name == "SimpleResourceManager":
+        assert not report.findings
+        assert set(ended(report, "not_observable")) == {f"resources.{rest}" for rest in ("clear.plugin_id", "clear.config", "config_is_copied")}
+    else:
+        assert broken(report) == {"resources.config_is_copied"}
+    assert capsys.readouterr().out == ""
+
+
+def test_the_broadcaster_of_the_contract_passes() -> None:
+    """It keeps all events, whoever is there; that is no client that is stuck."""
+    report = check(examples().SimpleEventBroadcaster, EventBroadcasterProtocol, probe=Kept)
+    assert report.ok and not ended(report, "blocked"), str(report)
+    assert not report.findings
+
+
+class CjmMeta:
+    """Metadata in the manner of cjm-fasthtml-workers' companion packages."""
+
+    def __init__(self, category: str, name: str) -> None:
+        self.category, self.name, self.title = category, name, name.title()
+        self.is_configured = True
+
+    def get_unique_id(self) -> str:
+        return f"{self.category}_{self.name}"
+
+
+class CjmRegistry:
+    """A registry in their manner: the same methods, and a parameter with another name."""
+
+    def __init__(self) -> None:
+        self._plugins = {m.get_unique_id(): m for m in (CjmMeta("transcription", "whisper"), CjmMeta("llm", "llama"))}
+        self._configs: Dict[str, Dict[str, Any]] = {"transcription_whisper": {"model": "base"}}
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return [m for m in self._plugins.values() if m.category == category]
+
+    def get_plugin(self, unique_id: str) -> Optional[Any]:
+        return self._plugins.get(unique_id)
+
+    def load_plugin_config(self, unique_id: str) -> Dict[str, Any]:
+        return self._configs.get(unique_id, {}).copy()
+
+
+class CjmResourceManager:
+    """A resource manager in their manner: another order, and `if x is not None`."""
+
+    def __init__(self) -> None:
+        self._workers: Dict[int, Dict[str, Any]] = {}
+
+    def register_worker(self, pid: int, worker_type: str, job_id: Optional[str] = None, plugin_id: Optional[str] = None) -> None:
+        self._workers[pid] = {"worker_type": worker_type, "job_id": job_id, "plugin_id": plugin_id, "status": "idle"}
+
+    def unregister_worker(self, pid: int) -> None:
+        if pid in self._workers:
+            del self._workers[pid]
+
+    def update_worker_state(self, pid: int, job_id: Optional[str] = None, plugin_id: Optional[str] = None, plugin_name: Optional[str] = None,
+                            loaded_plugin_resource: Optional[str] = None, config: Optional[Dict[str, Any]] = None,
+                            status: Optional[str] = None) -> None:  # fmt: skip
+        if pid not in self._workers:
+            return
+        worker = self._workers[pid]
+        if job_id is not None:
+            worker["job_id"] = job_id
+        if plugin_id is not None:
+            worker["plugin_id"] = plugin_id
+        if plugin_name is not None:
+            worker["plugin_name"] = plugin_name
+        if loaded_plugin_resource is not None:
+            worker["loaded_plugin_resource"] = loaded_plugin_resource
+        if config is not None:
+            worker["config"] = config
+        if status is not None:
+            worker["status"] = status
+
+
+class CjmBroadcaster:
+    """A broadcaster in their manner: a queue for each connection, a time limit for a slow one, a history, and a count."""
+
+    def __init__(self, max_queue_size: int = 100, history_limit: int = 50, default_timeout: float = 0.1) -> None:
+        self.connections: "set[asyncio.Queue[Any]]" = set()
+        self.history: "list[Any]" = []
+        self.max_queue_size, self.history_limit, self.default_timeout = max_queue_size, history_limit, default_timeout
+        self.lock = asyncio.Lock()
+
+    async def register_connection(self) -> "asyncio.Queue[Any]":
+        queue: "asyncio.Queue[Any]" = asyncio.Queue(self.max_queue_size)
+        async with self.lock:
+            self.connections.add(queue)
+        return queue
+
+    async def unregister_connection(self, queue: "asyncio.Queue[Any]") -> None:
+        async with self.lock:
+            self.connections.discard(queue)
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any], timeout: Optional[float] = None) -> int:
+        message = {"type": event_type, "data": data}
+        self.history = [*self.history, message][-self.history_limit :]
+        async with self.lock:
+            connections = list(self.connections)
+        gone, sent = set(), 0
+        for queue in connections:
+            try:
+                await asyncio.wait_for(queue.put(message), timeout or self.default_timeout)
+                sent += 1
+            except asyncio.TimeoutError:
+                gone.add(queue)
+        async with self.lock:
+            self.connections -= gone
+        return sent
+
+
+class CjmClient:
+    """A connection to it."""
+
+    def __init__(self, broadcaster: Any, queue: "asyncio.Queue[Any]") -> None:
+        self.broadcaster, self.queue, self.seen = broadcaster, queue, list[Any]()
+
+    def received(self) -> "list[tuple[str, Any]]":
+        with suppress(asyncio.QueueEmpty):
+            while True:
+                message = self.queue.get_nowait()
+                self.seen.append((message["type"], message["data"]))
+        return self.seen
+
+    async def close(self) -> None:
+        await self.broadcaster.unregister_connection(self.queue)
+
+
+async def cjm_connect(broadcaster: Any) -> CjmClient:
+    """The probe of it."""
+    return CjmClient(broadcaster, await broadcaster.register_connection())
+
+
+class QueueHub:
+    """A broadcaster as tutorials of server-sent events write it: a set of queues, written to the page by a generator."""
+
+    def __init__(self) -> None:
+        self.queues: "set[asyncio.Queue[Any]]" = set()
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        for queue in list(self.queues):
+            await queue.put({"event": event_type, "data": data})
+
+    async def stream(self) -> Any:
+        queue: "asyncio.Queue[Any]" = asyncio.Queue()
+        self.queues.add(queue)
+        try:
+            while True:
+                message = await queue.get()
+                yield f"event: {message['event']}\ndata: {json.dumps(message['data'])}\n\n"
+        finally:
+            self.queues.discard(queue)
+
+
+class StreamClient:
+    """A page that reads such a stream for as long as somebody asks it."""
+
+    def __init__(self, hub: QueueHub) -> None:
+        self.stream = hub.stream()
+        self.page = Page(None, deque())
+        self.next: Any = asyncio.ensure_future(anext(self.stream))
+
+    async def received(self) -> "list[tuple[str, Any]]":
+        while (await asyncio.wait({self.next}, timeout=0.005))[0]:
+            if self.next.cancelled() or self.next.exception():
+                break
+            self.page.queue.append(self.next.result())
+            self.next = asyncio.ensure_future(anext(self.stream))
+        return self.page.received()
+
+    async def close(self) -> None:
+        self.next.cancel()
+        await asyncio.wait({self.next})
+        await self.stream.aclose()
+
+
+async def stream_connect(hub: Any) -> StreamClient:
+    """The probe of it."""
+    client = StreamClient(hub)
+    await asyncio.sleep(0)
+    return client
+
+
+REAL: "dict[str, tuple[Any, str, Any, set[str]]]" = {
+    "the registry": (CjmRegistry, "registry", lambda registry: ["transcription", "llm"], {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call"}),
+    "the resource manager": (
+        CjmResourceManager,
+        "resources",
+        lambda manager, pid: manager._workers.get(pid),
+        {f"resources.clear.{name}" for name in ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")}
+        | {"resources.update_worker_state.every_call", "resources.config_is_copied"},
+    ),
+    "the broadcaster": (CjmBroadcaster, "events", cjm_connect, {"events.data_not_kept"}),
+    "the hub of a tutorial": (QueueHub, "events", stream_connect, {"events.stuck_client_is_bounded", "events.forged", "events.unsendable"}),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_implementations_are_told_what_to_mend(name: str) -> None:
+    """Those that people have already work with the manager; the kit says where they would not with others."""
+    factory, protocol, probe, want = REAL[name]
+    report = check(factory, protocol, probe=probe)
+    assert broken(report) == want, str(report)
+
+
+def test_the_words_for_real_implementations_name_the_cause() -> None:
+    """A rename, another order, and `is not None`."""
+    registry, manager = (check(factory, protocol, probe=probe) for factory, protocol, probe, _ in list(REAL.values())[:2])
+    assert "`unique_id` looks like a rename of `plugin_id`" in str(registry)
+    by_id = {f.id: f for f in manager.findings}
+    assert "The order differs: pid, job_id, plugin_id, plugin_name, loaded_plugin_resource, config, status" in by_id["resources.update_worker_state.every_call"].fix
+    assert "`if job_id is not None`" in by_id["resources.clear.job_id"].fix
+    assert by_id["resources.clear.job_id"].actual == "job_id is 'job-1'"
+
+
+# Waivers
+
+
+def waived(name: str, **reasons: str) -> Report:
+    """A mutant under waivers."""
+    m = MUTANTS[name]
+    return check(m.factory, m.protocol, probe=m.probe, waive={id.replace("__", "."): reason for id, reason in reasons.items()})
+
+
+def test_a_rule_that_is_waived_is_skipped_with_its_reason() -> None:
+    """It is no finding, and what needs it is blocked all the same."""
+    report = waived("UnknownIdRaises", registry__unknown_id="old clients expect it")
+    assert ended(report, "skipped") == {"registry.unknown_id": "waived: old clients expect it"}
+    assert not report.findings and report.ok
+    assert "skipped: unknown_id: waived: old clients expect it" in str(report)
+    assert ended(report, "blocked")["registry.hostile_ids"] == "by registry.unknown_id"
+
+
+def test_a_waiver_for_what_passes_is_a_failure() -> None:
+    """It would hide what breaks later."""
+    report = waived("UnknownIdRaises", registry__unknown_id="r", registry__known_id="r")
+    assert [(f.id, f.actual, f.fix) for f in report.findings] == [("registry.known_id", "the check passes", "Remove the waiver.")]
+    assert not report.ok
+
+
+def test_a_waiver_for_no_check_is_a_failure() -> None:
+    """With the name that may be meant."""
+    report = check(Registry, "registry", waive={"registry.unknown_idd": "r", "events.order": "r"})
+    assert [(f.id, f.actual) for f in report.findings] == [(id, "there is no such check") for id in ("events.order", "registry.unknown_idd")]
+    assert report.findings[1].fix == "It may be 'registry.unknown_id' that is meant." and not report.ok
+
+
+def test_a_waiver_for_what_cannot_be_seen_is_a_failure() -> None:
+    """Nobody knows whether it is needed."""
+    report = check(Registry, "registry", waive={"registry.known_id": "r"})
+    assert [f.actual.partition(":")[0] for f in report.findings] == ["the check is not observable"]
+
+
+# What is not seen is not passed
+
+
+def test_that_nothing_was_checked_is_a_failure() -> None:
+    """An empty report is not a good one."""
+    report = kit.Run(Registry, "registry").report()
+    assert [f.id for f in report.findings] == ["kit.nothing_checked"] and not report.ok
+    with pytest.raises(ConformanceError, match="no checks"):
+        report.raise_for_findings()
+
+
+@each_protocol
+def test_what_needs_a_probe_is_not_observable_without_one(protocol: str) -> None:
+    """The reason says which probe would help; whoever has no probe is not told that all is well."""
+    report = check(RIGHT[protocol], protocol)
+    unseen = ended(report, "not_observable")
+    assert unseen and report.ok and not report.findings
+    assert all("probe" in reason for reason in unseen.values())
+    assert report.counts["passed"] + len(unseen) == len(report.outcomes)
+    assert f"{len(unseen)} not observable" in report.headline
+
+
+def test_what_cannot_be_looked_at_is_blocked() -> None:
+    """One finding for one mistake; the rest waits for it to be mended."""
+    report = report_of("BroadcastIsSynchronous")
+    blocked = ended(report, "blocked")
+    assert set(blocked.values()) == {"by events.broadcast.async"}
+    assert report.counts == {"passed": 2, "failed": 1, "warned": 0, "skipped": 0, "blocked": len(blocked), "not_observable": 0}
+
+
+# When the implementation, the factory or the probe does something else
+
+
+def test_a_method_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up, and so are the checks after it."""
+    end = threading.Event()
+
+    class Hangs(Registry):
+        def get_plugin(self, plugin_id: str) -> Any:
+            end.wait(30)
+
+    monkeypatch.setattr(kit, "HANGS", 0.2)
+    monkeypatch.setattr(kit, "LIMIT", 0.2)
+    report = check(Hangs, "registry")
+    end.set()
+    assert broken(report) == {"registry.get_plugin.manager_call"}
+    assert [f.actual for f in report.findings] == ["a call did not come back"] and "integration_timeout" in report.findings[0].fix
+    assert set(ended(report, "blocked").values()) == {"by registry.get_plugin.manager_call"}
+    assert len(report.outcomes) == len(kit.checks_of("registry"))
+
+
+def test_a_broadcast_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the loop of the caller as well."""
+
+    class Hangs(Hub):
+        async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+            await asyncio.sleep(30)
+
+    monkeypatch.setattr(calls, "LIMIT", 0.1)
+    for report in (check(Hangs, "events", probe=connect), asyncio.run(check_async(Hangs(), "events", probe=connect))):
+        assert broken(report) == {"events.broadcast.async"} and "did not come back" in report.findings[0].actual
+        assert "put_nowait" in report.findings[0].fix
+
+
+def test_a_probe_that_hangs_does_not_hold_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check is given up, and what was found before is kept."""
+
+    async def probe(hub: Any) -> Any:
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr(kit, "HANGS", 0.2)
+    report = asyncio.run(check_async(Hub, "events", probe=probe))
+    assert broken(report) == {"events.delivered"} and set(ended(report, "blocked").values()) == {"by events.delivered"}
+    assert report.counts["passed"] == 5
+
+
+@pytest.mark.parametrize("protocol", RIGHT)
+def test_a_factory_that_raises_is_named(protocol: str) -> None:
+    """That is no finding: there is nothing to check."""
+
+    def no_factory() -> Any:
+        raise LookupError("no database")
+
+    with pytest.raises(FactoryError, match="no_factory.*made nothing to check: LookupError: no database") as caught:
+        check(no_factory, protocol)
+    assert isinstance(caught.value.reason, LookupError) and caught.value.factory is no_factory
+    with pytest.raises(FactoryError):
+        asyncio.run(check_async(no_factory, protocol))
+
+
+def test_a_class_that_needs_arguments_is_no_factory() -> None:
+    """The message says what would be one."""
+
+    class Needy(Registry):
+        def __init__(self, path: str) -> None: ...
+
+    with pytest.raises(FactoryError, match="Give a factory that needs no argument, or an object"):
+        check(Needy, "registry")
+
+
+def raises(*args: Any) -> Any:
+    """A probe that is wrong."""
+    raise KeyError("wrong")
+
+
+WRONG_PROBES: "dict[str, tuple[str, Any, str]]" = {
+    "a registry's that raises": ("registry", raises, "the categories of a registry.*KeyError: 'wrong'"),
+    "a registry's that gives a number": ("registry", lambda registry: 5, "expected an iterable"),
+    "a resource manager's that raises": ("resources", raises, "a worker.*KeyError: 'wrong'"),
+    "a resource manager's that gives a list": ("resources", lambda manager, pid: [pid], r"expected a mapping.*got \[\d+\], a list"),
+    "a resource manager's with one parameter": ("resources", lambda manager: {}, "a worker.*TypeError"),
+    "a broadcaster's that raises": ("events", raises, "a client.*KeyError: 'wrong'"),
+    "a broadcaster's that gives no client": ("events", lambda hub: 5, r"5, which has no received\(\)"),
+    "a broadcaster's that gives no pairs": (
+        "events",
+        lambda hub: types.SimpleNamespace(received=lambda: [1, 2], close=lambda: None),
+        r"client.received\(\): expected a list of \(event_type, data\) pairs",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PROBES)
+def test_a_probe_that_is_wrong_is_named(name: str) -> None:
+    """What it was asked for, what would have been right, and what it gave."""
+    protocol, probe, message = WRONG_PROBES[name]
+    with pytest.raises(ProbeError, match=message):
+        check(RIGHT[protocol], protocol, probe=probe)
+
+
+@pytest.mark.parametrize("wrong", ["registries", int, None, Registry])
+def test_a_protocol_that_is_none_is_named(wrong: Any) -> None:
+    """With those that there are."""
+    with pytest.raises(ProtocolError, match="expected PluginRegistryProtocol, .* or 'registry', 'resources' or 'events'"):
+        check(Registry, wrong)
+    with pytest.raises(ProtocolError):
+        asyncio.run(check_async(Registry, wrong))
+
+
+def test_it_works_inside_a_running_loop() -> None:
+    """In a notebook and in an asynchronous test there is one."""
+
+    async def main() -> "list[Report]":
+        made = [check(factory, name, probe=PROBES[name]) for name, factory in RIGHT.items()]
+        return made + [await check_async(factory, name, probe=PROBES[name]) for name, factory in RIGHT.items()]
+
+    for report in asyncio.run(main()):
+        assert len(ended(report, "passed")) == len(report.outcomes), str(report)
+
+
+def test_the_loop_goes_on_meanwhile() -> None:
+    """`check_async` does not hold up what else runs there."""
+
+    async def main() -> int:
+        turns, end = 0, False
+
+        async def tick() -> None:
+            nonlocal turns
+            while not end:
+                turns += 1
+                await asyncio.sleep(0.001)
+
+        ticking = asyncio.ensure_future(tick())
+        await check_async(Resources, "resources", probe=worker)
+        end = True
+        await ticking
+        return turns
+
+    assert asyncio.run(main()) > 2
+
+
+def test_a_factory_may_be_asynchronous() -> None:
+    """As a pool of connections is."""
+
+    async def hub() -> Hub:
+        await asyncio.sleep(0)
+        return Hub()
+
+    async def registry() -> Registry:
+        return Registry()
+
+    assert check(hub, "events", probe=connect).counts["passed"] == len(kit.checks_of("events"))
+    assert check(registry, "registry").ok and asyncio.run(check_async(hub, "events", probe=connect)).ok
+
+
+def test_prints_of_the_implementation_are_silent_and_others_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """What another thread prints meanwhile is heard."""
+
+    class Loud(Hub):
+        async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+            print("loud")
+            await super().broadcast(event_type, data)
+
+    class LoudManager(Resources):
+        def store(self, pid: int, fields: Dict[str, Any]) -> None:
+            print("loud")
+            super().store(pid, fields)
+
+    end = threading.Event()
+
+    def talk() -> None:
+        while not end.wait(0.001):
+            print("heard")
+
+    talking = threading.Thread(target=talk)
+    talking.start()
+    reports = [check(Loud, "events", probe=connect), asyncio.run(check_async(Loud, "events", probe=connect)), check(LoudManager, "resources", probe=worker)]
+    end.set()
+    talking.join()
+    assert all(report.ok for report in reports)
+    assert set(capsys.readouterr().out.split()) == {"heard"}
+
+
+def test_two_checks_at_once_leave_stdout_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever ends first."""
+    before, reports = sys.stdout, list[Report]()
+    threads = [threading.Thread(target=lambda: reports.append(check(Hub, "events", probe=connect))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert sys.stdout is before and len(reports) == 3 and all(report.ok for report in reports)
+
+
+def test_importing_the_kit_is_cheap(tmp_path: Path) -> None:
+    """It needs neither a test runner nor the manager nor anything that is not in the standard library."""
+    code = """
+import sys
+before = set(sys.modules)
+import cjm_worker_protocols.conformance
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(sorted(name for name in new if name not in sys.stdlib_module_names))
+print(sorted(name for name in sys.modules if name.startswith("cjm_worker_protocols.") and ".conformance" not in name))
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, told(done)
+    assert done.stdout.splitlines() == ["['cjm_worker_protocols']", "['cjm_worker_protocols.extensions', 'cjm_worker_protocols.extensions.protocols']"]
+
+
+# Reports
+
+
+def test_file_and_line_point_to_the_method() -> None:
+    """Also through decorators, partials and callable objects; a method that is not there is nowhere."""
+    for name in ("UnknownIdRaises", "UnregisterDeletes", "BroadcastIsSynchronous", "GetPluginNeedsAVersion"):
+        (finding,), method = report_of(name).findings, getattr(MUTANTS[name].factory, report_of(name).findings[0].member)
+        assert (finding.file, finding.line) == (inspect.getsourcefile(method), inspect.getsourcelines(method)[1]), finding
+    (finding,) = report_of("BroadcastHasAnotherName").findings
+    assert (finding.file, finding.line) == (None, None)
+
+    class Cut:
+        def __call__(self, event_type: str, data: Dict[str, Any]) -> None: ...
+
+    hub = types.SimpleNamespace(broadcast=Cut())
+    (finding,) = check(hub, "events").findings
+    assert (finding.file, finding.line) == (__file__, inspect.getsourcelines(Cut.__call__)[1])
+    hub = types.SimpleNamespace(broadcast=functools.partial(Resources.unregister_worker, Resources()))
+    (finding,) = check(hub, "events").findings
+    assert finding.line == inspect.getsourcelines(Resources.unregister_worker)[1]
+
+
+def test_a_report_as_text_has_all_findings() -> None:
+    """The headline, and for each finding what should be, what was, after which calls, and what to do."""
+    report = report_of("StatusIsRenamed")
+    text = str(report).splitlines()
+    assert text[0] == report.headline == "conformance_corpus:StatusIsRenamed does not conform to ResourceManagerProtocol: 9 passed, 1 failed, 20 blocked"
+    assert text[1].startswith("error: resources.update_worker_state.manager_call  (") and text[1].endswith(")")
+    assert [line.split()[0] for line in text[2:6]] == ["expected", "got", "after", "mend"]
+    assert "`state` looks like a rename of `status`" in text[5]
+    assert repr(report) == f"<Report: {report.headline}>"
+    with pytest.raises(ConformanceError, match="looks like a rename") as caught:
+        report.raise_for_findings()
+    assert caught.value.report is report
+
+
+def test_a_report_in_a_notebook_escapes_what_it_shows() -> None:
+    """What an implementation raises may look like HTML."""
+
+    class Evil(Registry):
+        def get_plugin(self, plugin_id: str) -> Any:
+            raise LookupError("<script>alert('&')</script>")
+
+    report = check(Evil, "registry")
+    page = report._repr_html_()
+    assert "<script>" not in page and html.escape("<script>alert('&')</script>") in page
+    assert set(re.findall(r"</?(\w+)", page)) == {"p", "table", "tr", "th", "td"}
+    assert "<table>" not in check(Registry, "registry")._repr_html_()
+
+
+def test_a_report_for_programs_has_exactly_its_keys() -> None:
+    """Tools may rely on them."""
+    for report in (report_of("UnknownIdRaises"), check(Registry, "registry")):
+        found = json.loads(report.to_json())
+        assert list(found) == ["target", "protocol", "ok", "counts", "findings"]
+        assert list(found["counts"]) == ["passed", "failed", "warned", "skipped", "blocked", "not_observable"]
+        assert sum(found["counts"].values()) == len(report.outcomes)
+        for finding in found["findings"]:
+            assert list(finding) == ["id", "level", "member", "expected", "actual", "witness", "fix", "file", "line"]
+    assert json.loads(report_of("UnknownIdRaises").to_json())["findings"][0]["line"] > 0
+    assert (found["target"], found["protocol"], found["ok"]) == ("conformance_corpus:Registry", "PluginRegistryProtocol", True)
+
+
+def test_what_cannot_be_written_in_utf_8_can_be_reported() -> None:
+    """Hostile ids have surrogates in them."""
+    for report in (report_of("IdsMustBeText"), report_of("OddTypesSilenceIt")):
+        assert (report.to_json() + str(report) + report._repr_html_()).encode()
+
+
+def test_a_warning_does_not_fail() -> None:
+    """It is there all the same."""
+    report = report_of("PidsAreLogged")
+    report.raise_for_findings()
+    assert report.ok and report.counts["warned"] == 1 and "conforms" in report.headline and str(report).splitlines()[1].startswith("warning: ")
+
+
+def test_targets_are_named_so_that_they_can_be_found() -> None:
+    """A class, a function, an object, a module, and what has every attribute."""
+    names = {name: check(ZOO[name].factory(), ZOO[name].protocol, probe=ZOO[name].probe).target for name in ("registry_that_is_a_module", "registry_behind_a_remote_call")}
+    assert names == {"registry_that_is_a_module": "plugins_of_my_app", "registry_behind_a_remote_call": "conformance_zoo:Remote"}
+    assert check(Registry(), "registry").target == check(Registry, "registry").target == "conformance_corpus:Registry"
+
+
+def test_every_check_says_why_and_how() -> None:
+    """In sentences; and it needs only checks that come before it."""
+    seen: "list[str]" = []
+    for id, c in CHECKS.items():
+        assert all(text[0].isupper() and text.rstrip("`)").endswith(".") or text.endswith("`.") for text in (c.why, c.fix)), id
+        assert c.rule.endswith(".") and c.level in ("error", "warning")
+        assert set(c.needs) <= set(seen), id
+        seen.append(id)
+
+
+def findings_of(*names: str) -> "Iterator[Finding]":
+    """Of mutants."""
+    for name in names:
+        yield from report_of(name).findings
+
+
+def test_the_words_name_the_likely_cause() -> None:
+    """What a person would have said after reading the signature."""
+    causes = {
+        "StatusIsRenamed": "`state` looks like a rename of `status`",
+        "RegisterHasAnotherOrder": "The order differs: worker_type, pid",
+        "UpdateIsByKeywordOnly": "can be given by keyword only",
+        "StatusHasNoDefault": "`status` has no default",
+        "BroadcastNeedsAChannel": "`channel` is required",
+        "UpdateHasALyingSignature": "is that of what it wraps; the wrapper takes `(pid: int, **fields)",
+        "DataAreByPositionOnly": "can be given by position only",
+        "ConfigIsMissing": "`config` is missing",
+        "ListingHasAnotherName": "Rename `list_plugins_by_category` to `get_plugins_by_category`",
+        "BroadcastIsSynchronous": "Write `async` before its `def`",
+        "BroadcastIsAnAsyncGenerator": "Remove the `yield`",
+    }
+    for name, words in causes.items():
+        (finding,) = findings_of(name)
+        assert words in finding.fix, finding
+    (finding,) = findings_of("UpdateIsInherited")
+    assert finding.actual == "it is inherited from ResourceManagerProtocol, and so does nothing"
+
+
+def test_the_corpus_can_be_written_down_anew() -> None:
+    """The file is as the command writes it."""
+    text = (ROOT / "tests/conformance_snapshots.json").read_text(encoding="utf-8")
+    assert text == json.dumps(snapshots(), indent=1, ensure_ascii=False) + "\n"
+    assert not re.search(r"0x[0-9a-f]{4}|\b[4-9]\d{6}\b|/home/|/tmp/|/work/", text)

@@ -1,0 +1,1307 @@
+"""What workers use: real processes that allocate, spin, fork, die and wait to be reaped; containers; threads; the manager end to end."""
+
+import asyncio
+import gc
+import html.parser
+import importlib
+import itertools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from harness import Gate, end, first_chunk, gate, gone, manager, nothing_left, run  # noqa: F401
+from prometheus_client.parser import text_string_to_metric_families
+
+from cjm_worker_protocols.conformance import check
+from cjm_worker_protocols.extensions.protocols import UNSET, ResourceManagerProtocol
+from cjm_worker_protocols.integrations import resources
+from cjm_worker_protocols.integrations.resources import (
+    ClearingAdapter,
+    Gpu,
+    Memory,
+    Nvml,
+    Peak,
+    Process,
+    ProcessResourceManager,
+    Snapshot,
+    Usage,
+    Worker,
+    container_memory,
+)
+
+MiB = 2**20
+LINUX = sys.platform == "linux"
+
+
+@contextmanager
+def python(source: str, **popen: Any) -> "Iterator[subprocess.Popen[str]]":
+    """A process that runs some Python and says when it is ready; it and all below it are killed at the end."""
+    command = [sys.executable, "-S", "-c", source]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True, **popen) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline().strip() == "ready"
+            yield process
+        finally:
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+
+def tell(process: "subprocess.Popen[str]", answer: str = "ready") -> None:
+    """Let a process go on, and wait for what it says."""
+    assert process.stdin is not None and process.stdout is not None
+    print(file=process.stdin, flush=True)
+    assert process.stdout.readline().strip() == answer
+
+
+def measured(rm: ProcessResourceManager, pid: int) -> Usage:
+    """Measure, and look at one worker."""
+    rm.sample()
+    worker = rm.worker(pid)
+    assert worker is not None
+    return worker.usage
+
+
+def until(condition: "Callable[[], bool]", limit: float = 15) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+async def soon(condition: "Callable[[], bool]", limit: float = 15) -> None:
+    """The same while the loop goes on."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.01)
+
+
+def probe(rm: ProcessResourceManager, pid: int) -> "dict[str, Any] | None":
+    """What the kit reads."""
+    worker = rm.worker(pid)
+    return None if worker is None else asdict(worker)
+
+
+SLEEP = "import sys; print('ready', flush=True); sys.stdin.read()"
+ALLOCATE = """
+import sys
+print("ready", flush=True)
+sys.stdin.readline()
+held = b"x" * (64 * 2**20)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+FORK = """
+import os, sys, time
+held = b"x" * (64 * 2**20)
+if os.fork() == 0:
+    if os.fork() == 0:
+        print("ready", flush=True)
+        time.sleep(1000)
+    time.sleep(1000)
+sys.stdin.read()
+"""
+ORPHAN = """
+import os, sys, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.read(0, 1)
+        print("ready", flush=True)
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+print("ready", flush=True)
+time.sleep(1000)
+"""
+SPIN = """
+import subprocess, sys, time
+print("ready", flush=True)
+for line in sys.stdin:
+    begin = time.process_time()
+    while time.process_time() < begin + 0.4: pass
+    print("ready", flush=True)
+"""
+SHORT = """
+import subprocess, sys
+print("ready", flush=True)
+child = "import time\\nwhile time.process_time() < 0.5: pass"
+for line in sys.stdin:
+    subprocess.run([sys.executable, "-S", "-c", child])
+    print("ready", flush=True)
+"""
+ZOMBIE = """
+import os, sys, time
+if os.fork() == 0: os._exit(0)
+os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
+print("ready", flush=True)
+time.sleep(1000)
+"""
+
+
+# What a process uses
+
+
+def test_the_kit_finds_nothing() -> None:
+    """Every check is made, and passed; nothing is waived."""
+    report = check(ProcessResourceManager, ResourceManagerProtocol, probe=probe)
+    assert report.counts["passed"] == len(report.outcomes) and not report.findings, report
+
+
+def test_memory_that_is_allocated_is_seen() -> None:
+    """64 MiB more are 64 MiB more, in rss and in pss."""
+    with python(ALLOCATE) as process, ProcessResourceManager(pss_interval=0) as rm:
+        rm.register_worker(process.pid, "test")
+        before = measured(rm, process.pid)
+        tell(process)
+        after = measured(rm, process.pid)
+    assert before.rss and after.rss and 60 * MiB < after.rss - before.rss < 100 * MiB
+    if LINUX:
+        assert before.pss and after.pss and 60 * MiB < after.pss - before.pss < 100 * MiB
+        assert after.pss <= after.rss
+
+
+def test_numbers_are_those_of_psutil() -> None:
+    """rss, threads and CPU time are what psutil tells of the same processes."""
+    with python(FORK) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        usage = measured(rm, process.pid)
+        theirs = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        assert usage.processes == len(theirs) == 3
+        assert usage.threads == sum(p.num_threads() for p in theirs)
+        assert usage.rss == pytest.approx(sum(p.memory_info().rss for p in theirs), rel=0.05)
+        worker = rm.worker(process.pid)
+        assert worker is not None and {p.pid for p in worker.processes} == {p.pid for p in theirs}
+        assert worker.processes[0].pid == process.pid
+
+
+@pytest.mark.skipif(not LINUX, reason="only Linux tells pss")
+def test_shared_pages_count_once_in_pss_and_for_each_in_rss() -> None:
+    """A fork shares 64 MiB: three processes have 192 MiB in use, and 64 MiB together."""
+    with python(FORK) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        usage = measured(rm, process.pid)
+    assert usage.rss and usage.rss > 180 * MiB
+    assert usage.pss and 60 * MiB < usage.pss < 110 * MiB
+
+
+def test_pss_is_read_at_its_own_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two readings of pss the last one is shown, and nothing is read."""
+    read: "list[int]" = []
+    real = resources.read_pss
+    monkeypatch.setattr(resources, "read_pss", lambda pid: (read.append(pid), real(pid))[1])
+    with python(SLEEP) as process, ProcessResourceManager(pss_interval=1000) as rm:
+        rm.register_worker(process.pid, "test")
+        first = measured(rm, process.pid)
+        assert measured(rm, process.pid).pss == first.pss and read == [process.pid]
+
+
+def test_cpu_time_of_a_busy_and_of_a_lazy_worker() -> None:
+    """What spins uses CPU, what sleeps uses none; percent and seconds fit together."""
+    with python(SPIN) as busy, python(SLEEP) as lazy, ProcessResourceManager() as rm:
+        for process in (busy, lazy):
+            rm.register_worker(process.pid, "test")
+        first = measured(rm, busy.pid)
+        assert (first.cpu_percent, first.cpu_seconds) == (None, 0)
+        tell(busy)
+        usage, idle = measured(rm, busy.pid), rm.worker(lazy.pid)
+    assert usage.cpu_seconds == pytest.approx(0.4, abs=0.15) and usage.cpu_percent and usage.cpu_percent > 1
+    assert idle is not None and idle.usage.cpu_seconds is not None and idle.usage.cpu_seconds < 0.1
+
+
+def test_cpu_time_of_a_child_that_came_and_went() -> None:
+    """A child that began and ended between two measurements is counted."""
+    with python(SHORT) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        rm.sample()
+        tell(process)
+        usage = measured(rm, process.pid)
+    assert usage.processes == 1 and usage.cpu_seconds == pytest.approx(0.55, abs=0.2)
+
+
+def test_cpu_time_never_falls_and_never_exceeds_the_cores() -> None:
+    """Children that die take nothing with them, and measurements in a row give the last value."""
+    with python(SHORT) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        rm.sample()
+        assert process.stdin is not None
+        process.stdin.write("\n\n")
+        process.stdin.flush()
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            time.sleep(0.02)
+            rm.sample()
+        worker = rm.worker(process.pid)
+    assert worker is not None
+    seconds = [usage.cpu_seconds for usage in worker.history]
+    assert None not in seconds and seconds == sorted(seconds) and seconds[-1] > 0.2  # type: ignore[type-var, operator]
+    assert all(u.cpu_percent is None or 0 <= u.cpu_percent <= 100 * (os.cpu_count() or 1) for u in worker.history)
+
+
+# The tree
+
+
+def test_an_orphan_belongs_to_the_session_of_its_worker() -> None:
+    """A grandchild whose parent has ended is still the worker's."""
+    with python(ORPHAN) as process, ProcessResourceManager() as rm:
+        tell(process)
+        rm.register_worker(process.pid, "test")
+        assert measured(rm, process.pid).processes == 2
+
+
+def test_a_worker_below_a_worker_is_counted_once() -> None:
+    """This process is a worker too: what is below it and a worker is not part of it."""
+    with python(FORK) as process, ProcessResourceManager() as rm:
+        rm.register_worker(os.getpid(), "app")
+        alone = measured(rm, os.getpid())
+        rm.register_worker(process.pid, "test")
+        rm.sample()
+        app, worker = rm.snapshot().workers
+    assert alone.processes is not None and app.usage.processes == alone.processes - 3 and worker.usage.processes == 3
+    assert not {p.pid for p in app.processes} & {p.pid for p in worker.processes}
+
+
+def test_a_zombie_below_a_worker_is_a_process_that_uses_nothing() -> None:
+    """A child that nobody has waited for is counted, and pss stays known."""
+    with python(ZOMBIE) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        usage = measured(rm, process.pid)
+        worker = rm.worker(process.pid)
+    assert worker is not None and [p.ended for p in worker.processes] == [False, True]
+    assert usage.processes == 2 and usage.rss and (usage.pss or not LINUX)
+
+
+def test_the_machine_is_looked_at_once_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many workers there are, there is one scan; and none without workers that can be measured."""
+    scans: "list[int]" = []
+    real = resources.scan
+    monkeypatch.setattr(resources, "scan", lambda: (scans.append(1), real())[1])
+    with python(SLEEP) as one, python(SLEEP) as other, ProcessResourceManager() as rm:
+        rm.sample()
+        rm.register_worker(2**22 + 1, "elsewhere")
+        rm.sample()
+        assert scans == []
+        for process in (one, other):
+            rm.register_worker(process.pid, "test")
+        rm.sample()
+        assert scans == [1]
+
+
+def test_psutil_and_procfs_agree() -> None:
+    """Both ways to read a process tell the same, so that what is tested here holds where there is no /proc."""
+    if not LINUX:
+        pytest.skip("there is no /proc to compare with")
+    with python(FORK) as process:
+        one, other = resources.read_procfs(process.pid), resources.read_psutil(process.pid)
+        assert one._replace(started=0.0, rss=0, cpu=0.0, waited=0.0) == other._replace(started=0.0, rss=0, cpu=0.0, waited=0.0)
+        assert one.rss == pytest.approx(other.rss, rel=0.05) and one.cpu == pytest.approx(other.cpu, abs=0.05)
+        assert resources._kin_procfs(process.pid)[:3] == resources._kin_psutil(process.pid)[:3]
+    for read in (resources.read_procfs, resources.read_psutil, resources._kin_procfs, resources._kin_psutil):
+        with pytest.raises(OSError):
+            read(2**22 + 1)
+
+
+def test_it_works_on_psutil_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other systems than Linux run."""
+    monkeypatch.setattr(resources.sys, "platform", "darwin")
+    monkeypatch.setattr(resources, "read_process", resources.read_psutil)
+    with ProcessResourceManager() as rm:
+        with python(FORK) as process:
+            rm.register_worker(process.pid, "test")
+            usage = measured(rm, process.pid)
+            assert usage.processes == 3 and usage.threads == 3 and usage.rss and usage.rss > 180 * MiB
+        (lost,) = rm.snapshot().lost
+        assert lost.pid == process.pid
+
+
+# Identity and death
+
+
+def test_a_worker_that_died_is_reaped() -> None:
+    """It is no worker any more, it is shown as lost with what it used last, and its end may be reported later."""
+    with ProcessResourceManager() as rm:
+        with python(SLEEP) as process:
+            rm.register_worker(process.pid, "test")
+            rm.sample()
+        snapshot = rm.snapshot()
+        assert snapshot.workers == () and [w.pid for w in snapshot.lost] == [process.pid]
+        assert snapshot.lost[0].usage.rss and "lost" in snapshot.table()
+        rm.update_worker_state(process.pid, status="running")
+        assert rm.worker(process.pid) is None
+        rm.unregister_worker(process.pid)
+        assert rm.snapshot().lost == ()
+
+
+def test_a_zombie_is_a_dead_worker() -> None:
+    """A worker that has ended, and that nobody has waited for, is reaped too."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    with ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        assert rm.snapshot().workers == ()
+    process.wait()
+
+
+def test_a_pid_that_is_used_again_is_not_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process with the pid of a worker: the worker has ended, and nothing is measured."""
+    with python(SLEEP) as process, ProcessResourceManager() as rm:
+        real = resources.read_process
+        monkeypatch.setattr(resources, "read_process", lambda pid: real(pid)._replace(started=1.0))  # the one before had this pid
+        rm.register_worker(process.pid, "before")
+        monkeypatch.undo()
+        snapshot = rm.snapshot()
+        assert snapshot.workers == () and snapshot.lost[0].usage == Usage()
+        rm.register_worker(process.pid, "after")
+        (worker,) = rm.snapshot().workers
+        assert worker.worker_type == "after" and worker.usage.rss
+
+
+LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+
+if os.access(LAST_PID, os.W_OK):  # only root can make Linux use a pid again, and not in every container
+
+    def test_a_real_pid_that_is_used_again() -> None:
+        """The kernel itself hands out the same pid once more, unless somebody else gets it first."""
+        assert any(used_again() for _ in range(20)), "the pid was never used again"
+
+    def used_again() -> bool:
+        """One try."""
+        with ProcessResourceManager() as rm:
+            with python(SLEEP) as process:
+                pid = process.pid
+                rm.register_worker(pid, "before")
+                rm.sample()
+            time.sleep(0.02)  # starts are counted in hundredths of a second
+            for _ in range(3):
+                LAST_PID.write_text(str(pid - 1))
+                with python(SLEEP) as process:
+                    if process.pid == pid:
+                        snapshot = rm.snapshot()
+                        assert snapshot.workers == () and [w.worker_type for w in snapshot.lost] == ["before"]
+                        return True
+        return False
+
+
+def test_a_pid_that_no_process_has_is_kept_and_unknown() -> None:
+    """The contract asks for it; nothing is ever known of it."""
+    with ProcessResourceManager() as rm:
+        rm.register_worker(2**22 + 1, "elsewhere")
+        rm.update_worker_state(2**22 + 1, status="running", plugin_id="p")
+        (worker,) = rm.snapshot().workers
+        assert worker.status == "running" and worker.usage == Usage() and rm.peaks == {}
+
+
+def test_when_the_system_tells_nothing_nobody_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a free descriptor nothing can be read: a worker stays, and is unknown, until something can be read again."""
+    with python(SLEEP) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+
+        def full(*_: Any) -> Any:
+            raise OSError(24, "Too many open files")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(resources, "scan", full)
+            patched.setattr(resources, "read_process", full)
+            usage = measured(rm, process.pid)
+        assert usage.time and (usage.rss, usage.cpu_percent, usage.processes) == (None, None, None)
+        assert measured(rm, process.pid).rss
+
+
+def test_what_nobody_may_read_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process of the tree that may not be read makes the sum unknown, not smaller."""
+    with python(FORK) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        real = resources.read_pss
+        monkeypatch.setattr(resources, "read_pss", lambda pid: real(pid) if pid == process.pid else None)
+        usage = measured(rm, process.pid)
+    assert usage.pss is None and usage.rss
+
+
+@pytest.mark.skipif(not LINUX, reason="only Linux tells pss")
+def test_processes_of_another_user_are_unknown() -> None:
+    """Somebody who is not root measures a process of root: rss is public, pss is not."""
+    other, (reader, writer) = os.getpid() if os.geteuid() == 0 else 1, os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            with ProcessResourceManager() as rm:
+                rm.register_worker(other, "test")
+                rm.sample()
+                os.write(writer, repr([(w.processes[0].rss is not None, w.usage.pss) for w in rm.snapshot().workers]).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as said:
+        assert said.read() == "[(True, None)]"
+    os.waitpid(child, 0)
+
+
+# What was told
+
+
+def test_omitted_stays_none_clears_and_idle_has_no_job() -> None:
+    """The three rules of clearing."""
+    with ProcessResourceManager() as rm:
+        rm.register_worker(2**22 + 1, "test")
+        state: "dict[str, Any]" = dict(status="running", job_id="j", plugin_name="P", plugin_id="p", loaded_plugin_resource="r", config={"a": 1})
+        rm.update_worker_state(2**22 + 1, **state)
+        for field in state:
+            rm.update_worker_state(2**22 + 1, **{field: state[field]})
+        known = probe(rm, 2**22 + 1)
+        assert known and {field: known[field] for field in state} == state
+        rm.update_worker_state(2**22 + 1, status="idle", plugin_id=None)
+        known = probe(rm, 2**22 + 1)
+        assert known and {field: known[field] for field in state} == {**state, "status": "idle", "job_id": None, "plugin_id": None}
+        rm.update_worker_state(2**22 + 1, status="idle", job_id="stale")
+        assert (known := probe(rm, 2**22 + 1)) and known["job_id"] is None
+
+
+def test_what_is_given_out_cannot_change_what_is_kept() -> None:
+    """A config is copied on its way in and on its way out; one that cannot be copied is no error."""
+    with ProcessResourceManager() as rm:
+        rm.register_worker(1, "test")
+        rm.update_worker_state(1, config={"options": {"beam": 5}})
+        worker = rm.worker(1)
+        assert worker is not None and worker.config is not None
+        worker.config["options"]["beam"] = 6
+        assert (worker := rm.worker(1)) and worker.config == {"options": {"beam": 5}}
+        lock = threading.Lock()
+        rm.update_worker_state(1, config={"lock": lock})
+        assert (worker := rm.worker(1)) and worker.config == {"lock": lock}
+
+
+# Bounds and threads
+
+
+def test_history_is_a_bounded_ring() -> None:
+    """The newest measurements are kept, of each worker."""
+    with python(SLEEP) as process, ProcessResourceManager(history=3) as rm:
+        rm.register_worker(process.pid, "test")
+        for _ in range(10):
+            rm.sample()
+        worker = rm.worker(process.pid)
+    assert worker is not None and len(worker.history) == 3 and worker.history[-1] == worker.usage
+    assert [u.time for u in worker.history] == sorted(u.time for u in worker.history if u.time)
+
+
+def test_peaks_and_the_lost_are_bounded() -> None:
+    """Plugins come and go, and workers die, for years."""
+    with python(SLEEP) as process, ProcessResourceManager() as rm:
+        rm.PEAKS = 5
+        rm.register_worker(process.pid, "test")
+        for number in range(8):
+            rm.update_worker_state(process.pid, plugin_id="p", loaded_plugin_resource=str(number))
+            rm.sample()
+        assert [key[1] for key in rm.peaks] == ["3", "4", "5", "6", "7"]
+        for _ in range(rm.LOST + 3):
+            dead = subprocess.Popen(["true"])
+            rm.register_worker(dead.pid, "dead")
+            dead.wait()
+            rm.sample()
+        assert len(rm.snapshot().lost) <= rm.LOST
+
+
+def test_a_peak_is_the_most_that_was_measured_with_a_plugin() -> None:
+    """It survives the plugin, and counts only what was measured while the plugin was loaded."""
+    with python(ALLOCATE) as process, ProcessResourceManager(pss_interval=0) as rm:
+        rm.register_worker(process.pid, "test")
+        rm.sample()
+        assert rm.peaks == {}
+        rm.update_worker_state(process.pid, plugin_id="small")
+        rm.sample()
+        rm.update_worker_state(process.pid, plugin_id="large", loaded_plugin_resource="xl")
+        tell(process)
+        rm.sample()
+        rm.update_worker_state(process.pid, plugin_id=None, loaded_plugin_resource=None)
+        rm.sample()
+    small, large = rm.peaks["small", None], rm.peaks["large", "xl"]
+    assert small.measurements == large.measurements == 1
+    assert small.rss and large.rss and large.rss - small.rss > 60 * MiB
+    assert large.pss or not LINUX
+
+
+def test_a_measurement_counts_for_no_plugin_that_changed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that is exchanged while its worker is measured gets no peak of it."""
+    with python(SLEEP) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        rm.update_worker_state(process.pid, plugin_id="before")
+        real = resources.scan
+        monkeypatch.setattr(resources, "scan", lambda: (rm.update_worker_state(process.pid, plugin_id="after"), real())[1])
+        rm.sample()
+        assert rm.peaks == {}
+        rm.sample()
+        assert list(rm.peaks) == [("after", None)]
+
+
+def test_a_worker_that_is_registered_anew_meanwhile_gets_nothing_of_the_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured belongs to the record that was there before."""
+    with python(SLEEP) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "before")
+        real = resources.scan
+        monkeypatch.setattr(resources, "scan", lambda: (rm.register_worker(process.pid, "after"), real())[1])
+        rm.sample()
+        worker = rm.worker(process.pid)
+        assert worker is not None and worker.worker_type == "after" and worker.usage == Usage() and worker.history == ()
+
+
+def test_a_snapshot_is_consistent_while_others_write() -> None:
+    """Fields that are told together are seen together, and the numbers are those of one measurement."""
+    with python(SLEEP) as one, python(SLEEP) as other, ProcessResourceManager() as rm:
+        pids = (one.pid, other.pid)
+        stop = threading.Event()
+        for pid in pids:
+            rm.register_worker(pid, "test")
+
+        def write() -> None:
+            for n in itertools.count():
+                for pid in pids:
+                    rm.update_worker_state(pid, status="running", job_id=f"{n}", plugin_id=f"{n}", config={"n": f"{n}"})
+                if n % 50 == 0:
+                    rm.sample()
+                if stop.is_set():
+                    return
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for _ in range(100):
+                snapshot = rm.snapshot()
+                assert len(snapshot.workers) == 2
+                for w in snapshot.workers:
+                    assert w.config is None or w.job_id == w.plugin_id == w.config["n"]
+                    assert w.usage == w.history[-1] and w.usage.processes == len(w.processes) == 1
+                    assert w.processes[0].rss == w.usage.rss
+        finally:
+            stop.set()
+            writer.join()
+
+
+def test_many_threads_at_once() -> None:
+    """Register, tell, measure, look and unregister from eight threads: nothing is lost, nothing raises."""
+    errors: "list[BaseException]" = []
+    with python(SLEEP) as process, ProcessResourceManager(interval=0.01) as rm:
+        rm.register_worker(process.pid, "test")
+
+        def work(first: int) -> None:
+            try:
+                for pid in range(first, first + 60):
+                    rm.register_worker(pid, "kit")
+                    rm.update_worker_state(pid, status="running", job_id=str(pid))
+                    if pid % 10 == 0:
+                        rm.sample()
+                        str(rm.snapshot(measure=False))
+                    assert (worker := rm.worker(pid)) and worker.job_id == str(pid)
+                    rm.unregister_worker(pid)
+            except BaseException as e:
+                errors.append(e)
+
+        threads = [threading.Thread(target=work, args=(2**22 + 1000 * n,)) for n in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors, errors
+        assert [w.pid for w in rm.snapshot().workers] == [process.pid]
+
+
+def measuring_threads() -> "list[threading.Thread]":
+    """Those that measure."""
+    return [t for t in threading.enumerate() if t.name == "resources"]
+
+
+def test_without_an_interval_there_is_no_thread() -> None:
+    """Measurements are made when somebody asks."""
+    with python(SLEEP) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        rm.snapshot()
+        assert measuring_threads() == []
+
+
+def test_the_thread_lives_as_long_as_there_are_workers() -> None:
+    """It starts with the first, ends with the last, starts again, and ends with close()."""
+    with python(SLEEP) as process, ProcessResourceManager(interval=0.01) as rm:
+        assert measuring_threads() == []
+        for _ in range(2):
+            rm.register_worker(process.pid, "test")
+            until(lambda: (worker := rm.worker(process.pid)) is not None and len(worker.history) > 2)
+            assert len(measuring_threads()) == 1
+            rm.unregister_worker(process.pid)
+            until(lambda: measuring_threads() == [])
+        rm.register_worker(process.pid, "test")
+        rm.close()
+        assert measuring_threads() == []
+        rm.register_worker(process.pid, "test")
+        assert measuring_threads() == [] and measured(rm, process.pid).rss
+
+
+def test_the_thread_ends_when_the_last_worker_died() -> None:
+    """Nobody has to unregister it."""
+    with ProcessResourceManager(interval=0.01) as rm:
+        with python(SLEEP) as process:
+            rm.register_worker(process.pid, "test")
+        until(lambda: measuring_threads() == [])
+        assert [w.pid for w in rm.snapshot().lost] == [process.pid]
+
+
+def test_the_thread_ends_with_a_manager_that_is_forgotten() -> None:
+    """A thread keeps nobody alive."""
+    with python(SLEEP) as process:
+        rm = ProcessResourceManager(interval=0.01)
+        rm.register_worker(process.pid, "test")
+        until(lambda: (worker := rm.worker(process.pid)) is not None and worker.usage.rss is not None)
+        del rm
+
+        def ended() -> bool:
+            gc.collect()
+            return measuring_threads() == []
+
+        until(ended)
+
+
+def test_what_goes_wrong_in_the_thread_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it goes on."""
+    calls: "list[int]" = []
+
+    def broken(found: Any, roots: Any) -> Any:
+        calls.append(1)
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(resources, "trees", broken)
+    with python(SLEEP) as process, ProcessResourceManager(interval=0.001) as rm, caplog.at_level(logging.WARNING):
+        rm.register_worker(process.pid, "test")
+        until(lambda: len(calls) > 5)
+    assert [r.getMessage() for r in caplog.records] == ["workers cannot be measured"]
+
+
+# Containers: what was found on machines of all kinds
+
+V1_STAT = "cache 300\nrss 500\ninactive_file 10\nhierarchical_memory_limit {}\ntotal_cache 300\ntotal_inactive_file 200\n"
+NO_LIMIT = "9223372036854771712"
+V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate,memory_recursiveprot\n"
+HYBRID = (
+    "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n"
+    "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
+    "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n"
+)
+DOCKER_V1 = "1024 1018 0:31 /docker/6d0f /sys/fs/cgroup/memory ro,nosuid,nodev,noexec,relatime master:13 - cgroup cgroup rw,memory\n"
+C = "sys/fs/cgroup/"
+MACHINES: "dict[str, tuple[dict[str, str], tuple[int | None, int | None]]]" = {
+    "Docker, version 1, the host's namespace": (
+        {
+            "proc/self/cgroup": "11:memory:/docker/6d0f\n10:cpu,cpuacct:/docker/6d0f\n1:name=systemd:/docker/6d0f\n0::/system.slice\n",
+            "proc/self/mountinfo": DOCKER_V1,
+            C + "memory/memory.limit_in_bytes": "1000\n",
+            C + "memory/memory.usage_in_bytes": "800\n",
+            C + "memory/memory.stat": V1_STAT.format(1000),
+        },
+        (1000, 600),
+    ),
+    "version 1 without a limit": (
+        {
+            "proc/self/cgroup": "4:memory:/a/b\n0::/\n",
+            "proc/self/mountinfo": HYBRID,
+            C + "memory/a/b/memory.limit_in_bytes": f"{NO_LIMIT}\n",
+            C + "memory/a/b/memory.usage_in_bytes": "800\n",
+            C + "memory/a/b/memory.stat": V1_STAT.format(NO_LIMIT),
+        },
+        (None, 600),
+    ),
+    "version 1, a limit above that cannot be seen": (
+        {
+            "proc/self/cgroup": "4:memory:/docker/6d0f\n",
+            "proc/self/mountinfo": DOCKER_V1,
+            C + "memory/memory.limit_in_bytes": f"{NO_LIMIT}\n",
+            C + "memory/memory.usage_in_bytes": "800\n",
+            C + "memory/memory.stat": V1_STAT.format(900),
+        },
+        (900, 600),
+    ),
+    "Docker, version 2, a namespace of its own": (
+        {
+            "proc/self/cgroup": "0::/\n",
+            "proc/self/mountinfo": V2,
+            C + "memory.max": "1000\n",
+            C + "memory.current": "800\n",
+            C + "memory.stat": "anon 500\nfile 300\ninactive_file 200\n",
+        },
+        (1000, 600),
+    ),
+    "Kubernetes, version 2, the pod is smaller than the node": (
+        {
+            "proc/self/cgroup": "0::/kubepods.slice/pod1.slice/cri.scope\n",
+            "proc/self/mountinfo": V2,
+            C + "kubepods.slice/pod1.slice/cri.scope/memory.max": "max\n",
+            C + "kubepods.slice/pod1.slice/cri.scope/memory.current": "100\n",
+            C + "kubepods.slice/pod1.slice/memory.max": "1000\n",
+            C + "kubepods.slice/pod1.slice/memory.current": "800\n",
+            C + "kubepods.slice/pod1.slice/memory.stat": "inactive_file 300\n",
+            C + "kubepods.slice/memory.max": "50000\n",
+            C + "kubepods.slice/memory.current": "40000\n",
+        },
+        (1000, 500),
+    ),
+    "systemd, version 2, no limit anywhere": (
+        {
+            "proc/self/cgroup": "0::/user.slice/app.scope\n",
+            "proc/self/mountinfo": V2,
+            C + "user.slice/app.scope/memory.max": "max\n",
+            C + "user.slice/app.scope/memory.current": "100\n",
+        },
+        (None, 100),
+    ),
+    "a group outside of what can be seen": (
+        {"proc/self/cgroup": "0::/../other\n", "proc/self/mountinfo": V2, C + "memory.max": "700\n", C + "memory.current": "100\n"},
+        (700, 100),
+    ),
+    "a mount point with a blank": (
+        {
+            "proc/self/cgroup": "0::/\n",
+            "proc/self/mountinfo": V2.replace("/sys/fs/cgroup", "/sys/c\\040g"),
+            "sys/c g/memory.max": "700\n",
+            "sys/c g/memory.current": "100\n",
+        },
+        (700, 100),
+    ),
+    "more cache than use": (
+        {"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2, C + "memory.max": "7\n", C + "memory.current": "1\n", C + "memory.stat": "inactive_file 2\n"},
+        (7, 0),
+    ),
+    "a limit, and no word of what is used": ({"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2, C + "memory.max": "7\n"}, (7, None)),
+    "no control groups": ({"proc/self/cgroup": "", "proc/self/mountinfo": ""}, (None, None)),
+    "no mount": ({"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": "22 1 0:20 / /proc rw - proc proc rw\n"}, (None, None)),
+    "rubbish": ({"proc/self/cgroup": "x\n::\n", "proc/self/mountinfo": "x\n - \n", C + "memory.max": "x"}, (None, None)),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_container_memory(name: str, tmp_path: Path) -> None:
+    """The smallest limit on the way up, and what is used there, less the file cache."""
+    files, want = MACHINES[name]
+    for file, text in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    assert container_memory(tmp_path) == want
+
+
+@pytest.mark.skipif(not LINUX, reason="only Linux has control groups")
+def test_container_memory_of_this_machine() -> None:
+    """The folders that are found are those of the group of this process, and its numbers make sense."""
+    group = resources.memory_cgroup(Path("/proc/self/cgroup").read_text())
+    assert group is not None
+    mount = resources.cgroup_mount(Path("/proc/self/mountinfo").read_text(), group[0])
+    if mount is None:
+        assert container_memory() == (None, None)
+        return
+    own, *_ = resources.cgroup_folders(group[1], *mount)
+    assert str(os.getpid()) in (Path(own) / "cgroup.procs").read_text().split()
+    limit, used = container_memory()
+    memory = resources.memory_now()
+    assert limit is None or 0 < limit < 2**62
+    assert used is None or 0 < used < memory.total
+    assert 0 < memory.room <= memory.available < memory.total
+
+
+def test_room_is_the_smaller_of_machine_and_container() -> None:
+    """And never below 0."""
+    assert Memory(100, 50).room == 50
+    assert Memory(100, 50, 60, 20).room == 40
+    assert Memory(100, 10, 60, 20).room == 10
+    assert Memory(100, 50, 60, 70).room == 0
+    assert Memory(100, 50, 60, None).room == 50
+
+
+# GPUs
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, gpus: "list[dict[str, list[Any]]]", **functions: Any) -> "list[str]":
+    """A library like NVIDIA's, that says what a test wants; gives the list of how often it was started and stopped."""
+    calls: "list[str]" = []
+
+    class NotSupported(Exception):
+        pass
+
+    def listed(kind: str) -> "Callable[[int], list[Any]]":
+        def processes(gpu: int) -> "list[Any]":
+            if kind not in gpus[gpu]:
+                raise NotSupported
+            return [types.SimpleNamespace(pid=pid, usedGpuMemory=amount, **dict(rest)) for pid, amount, *rest in gpus[gpu][kind]]
+
+        return processes
+
+    library: Any = types.ModuleType("pynvml")
+    library.NVMLError_NotSupported = library.NVMLError_FunctionNotFound = NotSupported
+    library.nvmlInit = lambda: calls.append("init")
+    library.nvmlShutdown = lambda: calls.append("shutdown")
+    library.nvmlDeviceGetCount = lambda: len(gpus)
+    library.nvmlDeviceGetHandleByIndex = lambda index: index
+    library.nvmlDeviceGetName = lambda gpu: "GPU".encode() if gpu else "GPU"
+    library.nvmlDeviceGetMemoryInfo = lambda gpu: types.SimpleNamespace(total=1000, used=100)
+    for kind in ("Compute", "Graphics", "MPSCompute"):
+        setattr(library, f"nvmlDeviceGet{kind}RunningProcesses", listed(kind))
+    for name, function in functions.items():
+        setattr(library, name, function)
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    return calls
+
+
+def test_gpu_memory_is_the_sum_of_gpus_and_of_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that computes and draws is listed twice, and counts once; one on two GPUs counts on each; so do instances of a GPU."""
+    with python(FORK) as process, python(SLEEP) as other:
+        child = psutil.Process(process.pid).children()[0].pid
+        parts = [("gpuInstanceId", 1)], [("gpuInstanceId", 2)]
+        listed = [
+            {"Compute": [(process.pid, 100), (1, 7)], "Graphics": [(process.pid, 100)]},
+            {"Compute": [(process.pid, 20), (child, 3, *parts[0]), (child, 4, *parts[1])]},
+        ]
+        calls = stand_in(monkeypatch, listed)
+        with ProcessResourceManager() as rm:
+            monkeypatch.setattr(rm, "_all_pids", True)
+            for pid in (process.pid, other.pid):
+                rm.register_worker(pid, "test")
+            snapshot = rm.snapshot()
+            rm.sample()
+        assert [w.usage.gpu_memory for w in snapshot.workers] == [127, 0]
+        assert snapshot.gpus == (Gpu(0, "GPU", 1000, 100), Gpu(1, "GPU", 1000, 100))
+        assert calls == ["init", "shutdown"] and rm.gpu_problem is None
+
+
+@pytest.mark.parametrize("amount", [None, 100])
+def test_gpu_memory_that_is_not_told_is_unknown(monkeypatch: pytest.MonkeyPatch, amount: "int | None") -> None:
+    """One process whose amount is not told makes the worker's unknown; never 0, never a part."""
+    with python(FORK) as process, ProcessResourceManager() as rm:
+        child = psutil.Process(process.pid).children()[0].pid
+        stand_in(monkeypatch, [{"Compute": [(process.pid, 100), (child, amount)]}])
+        monkeypatch.setattr(rm, "_all_pids", True)
+        rm.register_worker(process.pid, "test")
+        assert measured(rm, process.pid).gpu_memory == (None if amount is None else 200)
+
+
+def test_a_driver_that_fails_is_unknown_and_may_recover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error makes everything None, and is told; the next answer counts again."""
+    broken = [True]
+
+    def count() -> int:
+        if broken[0]:
+            raise RuntimeError("GPU is lost")
+        return 1
+
+    with python(SLEEP) as process, ProcessResourceManager() as rm:
+        stand_in(monkeypatch, [{"Compute": [(process.pid, 100)]}], nvmlDeviceGetCount=count)
+        monkeypatch.setattr(rm, "_all_pids", True)
+        rm.register_worker(process.pid, "test")
+        snapshot = rm.snapshot()
+        assert (snapshot.workers[0].usage.gpu_memory, snapshot.gpus, rm.gpu_problem) == (None, None, "RuntimeError: GPU is lost")
+        assert snapshot.workers[0].usage.rss
+        broken[0] = False
+        assert measured(rm, process.pid).gpu_memory == 100 and rm.gpu_problem is None
+
+
+def test_pids_of_the_machine_are_not_mistaken_in_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """There a pid counts only if its process has a GPU open, an amount of 0 is unknown, and who has none open holds nothing."""
+    monkeypatch.setattr(resources, "_DEVICES", (str(tmp_path / "nvidia"),))
+    (tmp_path / "nvidia0").touch()
+    with python(SLEEP) as without, (tmp_path / "nvidia0").open() as device, python(SLEEP, pass_fds=[device.fileno()]) as holder:
+        assert resources.gpu_memory(without.pid, {without.pid: 500}, False) == 0
+        assert resources.gpu_memory(holder.pid, {holder.pid: 500}, False) == 500
+        assert resources.gpu_memory(holder.pid, {holder.pid: 0}, False) is None
+        assert resources.gpu_memory(holder.pid, {}, False) is None
+    assert resources.gpu_memory(2**22 + 1, {}, False) == 0
+
+
+def test_without_a_driver_gpu_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library, or with the real one and no driver, it is None, and the reason is told."""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with python(SLEEP) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        assert measured(rm, process.pid).gpu_memory is None
+        assert rm.snapshot().gpus is None and rm.gpu_problem and "pynvml" in rm.gpu_problem
+    monkeypatch.undo()
+    if (problem := no_gpu()) is not None:
+        real = Nvml()
+        assert real.used() is None and real.gpus() is None and real.problem == problem
+
+
+def no_gpu() -> "str | None":
+    """Why NVIDIA's library does not work here; None when it does."""
+    library = importlib.import_module("pynvml")
+    try:
+        library.nvmlInit()
+        library.nvmlShutdown()
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    return None
+
+
+@pytest.mark.needs_gpu
+def test_a_real_gpu() -> None:
+    """A process that holds 256 MiB of a real GPU is seen to hold at least as much; one that holds none is not."""
+    if (problem := no_gpu()) is not None:
+        pytest.skip(f"NVIDIA's library does not work here: {problem}")
+    with python(HOLD_GPU) as process, python(SLEEP) as other, ProcessResourceManager() as rm:
+        for pid in (process.pid, other.pid):
+            rm.register_worker(pid, "test")
+        snapshot = rm.snapshot()
+    holder, without = snapshot.workers
+    assert snapshot.gpus and all(gpu.total and gpu.used is not None for gpu in snapshot.gpus)
+    assert without.usage.gpu_memory == 0
+    if resources.sees_all_pids():
+        assert holder.usage.gpu_memory is not None
+    assert holder.usage.gpu_memory is None or holder.usage.gpu_memory >= 256 * MiB
+
+
+HOLD_GPU = """
+import ctypes, sys
+cuda = ctypes.CDLL("libcuda.so.1")
+def call(name, *args):
+    if error := getattr(cuda, name)(*args): raise SystemExit(f"{name}: {error}")
+device, context, memory = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+call("cuInit", 0)
+call("cuDeviceGet", ctypes.byref(device), 0)
+call("cuCtxCreate_v2", ctypes.byref(context), 0, device)
+call("cuMemAlloc_v2", ctypes.byref(memory), ctypes.c_size_t(256 * 2**20))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+# Renderings
+
+
+EVIL = '<script>alert("1")</script>\\ \x1b[2J\nsecond'
+
+
+def pictures() -> Snapshot:
+    """Workers with everything, with nothing, and with bad words."""
+    usage = Usage(1.0, 300 * MiB, 200 * MiB, 150.4, 12.5, 7, 3, 0)
+    full = Worker(10, "speech", "running", "job-1", "Whisper", "whisper", "large-v3", {"token": "secret"}, usage, (), (usage, usage))
+    evil = Worker(12, EVIL, EVIL, EVIL, EVIL, EVIL, EVIL, {EVIL: EVIL})
+    return Snapshot(2.0, (full, Worker(11, "speech"), evil), (evil,), Memory(1000 * MiB, 600 * MiB, 500 * MiB, 100 * MiB), (Gpu(0, EVIL, 1000, 100),))
+
+
+class _Tags(html.parser.HTMLParser):
+    """Which tags there are, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: "list[str]" = []
+        self.text: "list[str]" = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_html_is_escaped_and_shows_everything_but_configs() -> None:
+    """No tag but ours; each worker has a row, and what is unknown is a dash."""
+    parser = _Tags()
+    parser.feed(page := pictures()._repr_html_())
+    assert set(parser.tags) <= {"table", "thead", "tbody", "tr", "th", "td", "p", "br", "svg", "polyline"}
+    assert parser.tags.count("tr") == 5 and parser.tags.count("svg") == 1
+    assert {"Whisper", "large-v3", "300 MiB", "150 %", "lost", "—"} <= set(parser.text)
+    assert "secret" not in page
+
+
+def test_the_manager_shows_itself() -> None:
+    """A notebook shows a manager as the table of a fresh measurement."""
+    with python(SLEEP) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        assert f">{process.pid}</td>" in rm._repr_html_() and repr(rm) == "ProcessResourceManager(1 workers)"
+
+
+def test_the_table_does_nothing_to_a_terminal() -> None:
+    """One line for each worker, columns that line up, and no control characters."""
+    text = str(pictures())
+    lines = text.splitlines()
+    assert lines[0].startswith("pid") and len(lines) == 9 and max(map(len, lines)) < 240 and all(c.isprintable() or c == "\n" for c in text)
+    assert lines[1].index("large-v3") == lines[0].index("holds") and "secret" not in text
+    assert "memory: 400 MiB free of 500 MiB" in lines
+
+
+def test_prometheus_reads_it() -> None:
+    """The parser of prometheus_client takes it, gives every number back, and no number for what is unknown."""
+    text = pictures().prometheus()
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    samples = {(s.name, s.labels.get("pid")): s for family in families.values() for s in family.samples}
+    assert samples["cjm_workers", None].value == 3
+    assert samples["cjm_worker_resident_memory_bytes", "10"].value == 300 * MiB
+    assert samples["cjm_worker_proportional_memory_bytes", "10"].value == 200 * MiB
+    assert samples["cjm_worker_gpu_memory_bytes", "10"].value == 0
+    assert samples["cjm_worker_cpu_seconds_total", "10"].value == 12.5
+    assert families["cjm_worker_cpu_seconds"].type == "counter" and families["cjm_worker_threads"].type == "gauge"
+    assert not [name for name, pid in samples if pid in ("11", "12") and name != "cjm_worker_info"]
+    info = samples["cjm_worker_info", "12"].labels
+    assert info == {"pid": "12", "worker_type": EVIL, "status": EVIL, "plugin": EVIL, "resource": EVIL}
+    assert samples["cjm_memory_room_bytes", None].value == 400 * MiB and samples["cjm_memory_limit_bytes", None].value == 500 * MiB
+    assert samples["cjm_gpu_memory_used_bytes", None].labels == {"gpu": "0", "name": EVIL}
+    assert "job-1" not in text and "secret" not in text
+    assert all(family.documentation for family in families.values())
+
+
+def test_prometheus_reads_real_workers() -> None:
+    """The same of a real worker."""
+    with python(SPIN) as process, ProcessResourceManager() as rm:
+        rm.register_worker(process.pid, "test")
+        rm.sample()
+        tell(process)
+        families = list(text_string_to_metric_families(rm.snapshot().prometheus()))
+    found = {s.name: s.value for family in families for s in family.samples if s.labels.get("pid") == str(process.pid)}
+    assert found["cjm_worker_resident_memory_bytes"] > MiB and found["cjm_worker_cpu_seconds_total"] > 0.2
+    assert "cjm_worker_gpu_memory_bytes" not in found or no_gpu() is None
+
+
+# With a job manager
+
+
+def allocate(size: int, name: str) -> "Iterator[int]":
+    """Hold some memory, and a child, until a gate opens."""
+    import os
+    import subprocess
+
+    held = b"x" * size
+    child = subprocess.Popen(["sleep", "1000"])
+    yield os.getpid()
+    with open(name, "rb", buffering=0) as file:
+        file.read(1)
+    child.kill()
+    child.wait()
+    del held
+
+
+def test_a_job_manager_end_to_end(gate: Gate) -> None:  # noqa: F811
+    """What a running job uses is seen with its child and its names; idle, the worker has no job; after the shutdown there is no worker."""
+
+    async def scenario() -> None:
+        with ProcessResourceManager(pss_interval=0) as rm:
+            async with manager(allocate, resource_manager=rm) as m:
+                job = await m.start_job("allocate", size=64 * MiB, name=gate.path)
+                pid = await first_chunk(job)
+                (worker,) = rm.snapshot().workers
+                assert (worker.pid, worker.worker_type, worker.status, worker.job_id) == (pid, "test", "running", job.id)
+                assert worker.plugin_id == "allocate" and worker.usage.processes and worker.usage.processes >= 2
+                assert worker.usage.rss and worker.usage.rss > 64 * MiB
+                gate.open()
+                await end(job)
+                assert job.status == "completed"
+                await soon(lambda: rm.snapshot().workers[0].status == "idle")
+                (worker,) = rm.snapshot().workers
+                assert worker.job_id is None
+                assert any(key[0] == "allocate" and peak.rss and peak.rss > 64 * MiB for key, peak in rm.peaks.items())
+            assert rm.snapshot().workers == rm.snapshot().lost == () and not m.integration_errors
+
+    run(scenario())
+
+
+def test_a_worker_that_is_killed_leaves_no_row(gate: Gate) -> None:  # noqa: F811
+    """Whether the manager or a measurement is faster, a dead worker is none."""
+
+    async def scenario() -> None:
+        with ProcessResourceManager(interval=0.005) as rm:
+            async with manager(allocate, resource_manager=rm) as m:
+                job = await m.start_job("allocate", size=1, name=gate.path)
+                pid = await first_chunk(job)
+                os.kill(pid, signal.SIGKILL)
+                await end(job)
+                assert job.status == "failed"
+
+                def forgotten() -> bool:
+                    snapshot = rm.snapshot()
+                    return pid not in [w.pid for w in snapshot.workers + snapshot.lost]
+
+                await soon(forgotten)
+            assert not m.integration_errors
+
+    run(scenario())
+
+
+# Managers that cannot clear
+
+
+class IgnoresNone:
+    """Takes None for what was not told."""
+
+    def __init__(self) -> None:
+        self.workers: "dict[int, dict[str, Any]]" = {}
+        self.registered: "deque[int]" = deque(maxlen=10)
+        self.ended: "deque[dict[str, Any]]" = deque(maxlen=10)
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        self.registered.append(pid)
+        self.workers[pid] = dict.fromkeys(("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config"))
+
+    def unregister_worker(self, pid: int) -> None:
+        if pid in self.workers:
+            self.ended.append(self.workers.pop(pid))
+
+    def update_worker_state(
+        self,
+        pid: int,
+        status: "str | None" = None,
+        job_id: "str | None" = None,
+        plugin_name: "str | None" = None,
+        plugin_id: "str | None" = None,
+        loaded_plugin_resource: "str | None" = None,
+        config: "dict[str, Any] | None" = None,
+    ) -> None:
+        given = dict(status=status, job_id=job_id, plugin_name=plugin_name, plugin_id=plugin_id)
+        self.take(self.workers[pid], {**given, "loaded_plugin_resource": loaded_plugin_resource, "config": config})
+
+    def take(self, record: "dict[str, Any]", given: "dict[str, Any]") -> None:
+        record.update({name: value for name, value in given.items() if value is not None})
+
+
+class IgnoresEmpty(IgnoresNone):
+    """Takes what is empty for what was not told."""
+
+    def take(self, record: "dict[str, Any]", given: "dict[str, Any]") -> None:
+        record.update({name: value for name, value in given.items() if value})
+
+
+class Merges(IgnoresNone):
+    """Adds a new config to the old one."""
+
+    def take(self, record: "dict[str, Any]", given: "dict[str, Any]") -> None:
+        config = given["config"]
+        super().take(record, {**given, "config": config if config is None else {**(record["config"] or {}), **config}})
+
+
+KINDS = [IgnoresNone, IgnoresEmpty, Merges]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_kit_finds_nothing_behind_an_adapter(kind: "type[IgnoresNone]") -> None:
+    """What the kit finds in each of them alone, it finds no more; only what is empty stays unknown to the one that ignores it."""
+    alone = check(kind, ResourceManagerProtocol, probe=lambda rm, pid: rm.workers.get(pid))
+    adapted = check(lambda: ClearingAdapter(kind()), ResourceManagerProtocol, probe=lambda rm, pid: rm.inner.workers.get(pid))
+    assert any(finding.id.startswith("resources.clear") for finding in alone.findings)
+    assert {finding.id for finding in adapted.findings} <= ({"resources.empty_values"} if kind is IgnoresEmpty else set()), adapted
+
+
+def ping(config: Any = None) -> str:
+    """Do nothing."""
+    return "pong"
+
+
+class Loaded:
+    """A plugin with a config."""
+
+    def load(self, config: Any) -> None:
+        self.config = config
+
+    def run(self) -> Any:
+        return self.config
+
+
+class Registry:
+    """Two plugins; the second has a config of other keys."""
+
+    configs: "dict[str, dict[str, Any]]" = {"first": {"model": "m", "a": 1}, "second": {"b": 2}}
+
+    def get_plugins_by_category(self, category: Any) -> "list[Any]":
+        return [{"id": name, "name": name} for name in self.configs]
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        return {"id": plugin_id, "name": plugin_id} if plugin_id in self.configs else None
+
+    def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+        return dict(self.configs[plugin_id])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_with_a_real_job_manager(kind: "type[IgnoresNone]") -> None:
+    """After two jobs of two plugins, the record has nothing of the first, and no job."""
+    inner = kind()
+    right = ProcessResourceManager()
+    seen: "list[tuple[Any, Any]]" = []
+
+    class Both(ClearingAdapter):
+        """Tells a right manager the same, and compares."""
+
+        def register_worker(self, pid: int, worker_type: str) -> None:
+            super().register_worker(pid, worker_type)
+            right.register_worker(pid, worker_type)
+
+        def update_worker_state(self, pid: int, *args: Any, **state: Any) -> None:
+            super().update_worker_state(pid, *args, **state)
+            right.update_worker_state(pid, *args, **state)
+            known = probe(right, pid)
+            assert known is not None
+            seen.append((dict(inner.workers[pid]), {name: known[name] for name in inner.workers[pid]}))
+
+    async def scenario() -> None:
+        plugins = {"first": Loaded, "second": Loaded}
+        from cjm_worker_protocols import JobManager, WorkerConfig
+
+        config = WorkerConfig(standby=False)
+        async with JobManager("test", "tests", worker_config=config, plugins=plugins, plugin_registry=Registry(), resource_manager=Both(inner)) as m:
+            for name in ("first", "second", "first"):
+                await (await m.start_job(name))
+        assert not m.integration_errors, m.integration_errors
+
+    run(scenario())
+    assert len(seen) >= 6 and inner.workers == {}
+    for got, want in seen:
+        assert got == want
+    (last,) = inner.ended
+    assert last["job_id"] is None and last["config"] == Registry.configs["first"]
+
+
+def test_an_adapter_registers_anew_only_when_something_goes() -> None:
+    """A manager that is told of news only is not disturbed; the full state is always told."""
+    inner = IgnoresNone()
+    adapter = ClearingAdapter(inner)
+    adapter.register_worker(1, "test")
+    adapter.update_worker_state(1, status="running", job_id="a", config={"x": 1})
+    adapter.update_worker_state(1, job_id="b")
+    adapter.update_worker_state(1, config={"x": 1})
+    assert list(inner.registered) == [1]
+    adapter.update_worker_state(1, job_id=None)
+    assert list(inner.registered) == [1, 1] and inner.workers[1]["job_id"] is None and inner.workers[1]["config"] == {"x": 1}
+    adapter.update_worker_state(1, status=UNSET, config={})
+    assert list(inner.registered) == [1, 1, 1] and inner.workers[1]["status"] == "running"
+    adapter.update_worker_state(2, status="running")
+    adapter.unregister_worker(2)
+    adapter.unregister_worker(1)
+    adapter.unregister_worker(1)
+    adapter.update_worker_state(1, status="running")
+    assert inner.workers == {}
+
+
+def test_an_adapter_recovers_from_a_manager_that_raises() -> None:
+    """What raised half way is told again, from the beginning."""
+    inner = IgnoresNone()
+    adapter = ClearingAdapter(inner)
+    adapter.register_worker(1, "test")
+    adapter.update_worker_state(1, status="running", job_id="a")
+    real, inner.update_worker_state = inner.update_worker_state, None  # type: ignore[method-assign, assignment]
+    with pytest.raises(TypeError):
+        adapter.update_worker_state(1, status="idle", job_id=None)
+    inner.update_worker_state = real  # type: ignore[method-assign]
+    adapter.update_worker_state(1, plugin_id="p")
+    assert inner.workers[1]["job_id"] is None and inner.workers[1]["plugin_id"] == "p" and inner.workers[1]["status"] == "idle"
+
+
+def test_peaks_are_plain_values() -> None:
+    """Something that admits jobs can read them: by plugin and resource, in bytes, None when never known."""
+    peak = Peak("p", "r").with_usage(Usage()).with_usage(Usage(rss=5)).with_usage(Usage(rss=3, gpu_memory=0))
+    assert peak == Peak("p", "r", rss=5, pss=None, gpu_memory=0, measurements=3)
+    assert Process._fields[0] == "pid" and asdict(peak)["rss"] == 5
