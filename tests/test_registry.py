@@ -742,7 +742,7 @@ def test_it_conforms(site: Path, tmp_path: Path) -> None:
         config = {"one@one": {"api_key": "hush", "words": ["a"]}, "coded": {"deep": {"list": [1]}}}
         return of_text(manifests=folder, plugins={"coded": "a:b"}, config=config, config_dir=tmp_path / "config")
 
-    report = check(made, PluginRegistryProtocol, probe=lambda registry: ["text"])
+    report = check(made, PluginRegistryProtocol, probe=lambda registry: ["text"], deep=True)
     assert not report.findings and report.counts["passed"] == len(report.outcomes) > 20, str(report)
 
 
