@@ -22,91 +22,55 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
 from importlib import import_module
-from importlib.metadata import distributions, version
+from importlib.metadata import version
 from importlib.util import find_spec
+from json import dumps
 from operator import attrgetter
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol, Union
 
 import psutil
 
 from .core.config import RestartPolicy, WorkerConfig
-from .core.errors import ConfigError, PluginTypeError, UnknownPluginError
+from .core.errors import ConfigError, PluginNotConfiguredError, PluginTypeError, RegistryUnavailableError, UnknownPluginError
 from .core.events import json_safe
 from .core.jobs import Job, JobError
+from .core.masking import masked
 from .core.plugins import check_plugin, unpack
 from .extensions.protocols import UNSET, Unset
+from cjm_worker_protocols.integrations.registry import (
+    GROUP, ConfigFileError, EntryPointRegistry, InstalledPlugin, PluginConfigError, PluginIdError, PluginSchemaError, RegistryExtraError,
+)
 from .managers.base import JobManager
 
 # %% auto #0
-__all__ = ['GROUP', 'SPEECH', 'Show', 'COMMANDS', 'InstalledPlugin', 'EntryPointRegistry', 'WorkerTable', 'memory_of',
-           'Broadcaster', 'Screen', 'whole', 'JsonLines', 'text_of', 'plain', 'brief', 'cut', 'bar', 'Terminal',
-           'summary', 'description', 'guarded', 'session', 'perform', 'LogToScreen', 'UsageError', 'screen_for',
-           'transcript', 'demo', 'parameter', 'run', 'look', 'survey', 'plugins', 'named', 'check', 'parser', 'main']
+__all__ = ['SPEECH', 'Show', 'COMMANDS', 'home', 'known', 'facts', 'WorkerTable', 'memory_of', 'Broadcaster', 'Screen', 'whole',
+           'JsonLines', 'text_of', 'plain', 'brief', 'cut', 'bar', 'Terminal', 'summary', 'description', 'guarded',
+           'session', 'perform', 'LogToScreen', 'UsageError', 'screen_for', 'transcript', 'demo', 'parameter', 'run',
+           'look', 'survey', 'plugins', 'config', 'named', 'check', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #cell-6
-GROUP = "cjm_worker_protocols.plugins"  # The entry point group of plugins
 SPEECH = "cjm_worker_protocols.integrations.speech:PocketSphinx"  # The plugin that this package brings
 
-@dataclass(frozen=True)
-class InstalledPlugin:
-    "A plugin, as its package describes it."
-    id: str  # The entry point's name
-    target: str  # Where it is, as `package.module:name`
-    distribution: str = ""  # The package that offers it, and its version
-    problem: str = ""  # Why it cannot be used, as far as the metadata tell
+def home() -> Path: # `$CJM_WORKERS_CONFIG`, or `cjm-workers` in `$XDG_CONFIG_HOME` or in `~/.config`
+    "The folder with the user's configs, in `config`, and manifests, in `plugins`."
+    if own := os.environ.get("CJM_WORKERS_CONFIG"): return Path(own)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home()/".config")/"cjm-workers"
 
-    @property
-    def name(self) -> str: # Its id
-        "What it is called: an entry point has no other name."
-        return self.id
+def known(
+    plugins: Mapping[str, str] | None = None, # Import strings of further plugins, by id
+    config: Mapping[str, Mapping[str, Any]] | None = None # What plugins are loaded with, by id; this counts more than files and variables
+) -> EntryPointRegistry: # The registry
+    "What is installed, as this user has configured it."
+    return EntryPointRegistry(plugins, config, manifests=home()/"plugins", config_dir=home()/"config")
 
-# %% ../nbs/cli.ipynb #cell-7
-class EntryPointRegistry:
-    "The plugins of all installed packages, and those it is given."
-    def __init__(self,
-        more: Mapping[str, str] | None = None, # Import strings of further plugins, by id; they come first
-        config: Mapping[str, Any] | None = None, # The configuration of every plugin
-        group: str = GROUP # The entry point group to read
-    ):
-        self.group, self.config = group, dict(config or {})
-        self.plugins = {id: InstalledPlugin(id, target) for id, target in (more or {}).items()}
-        for plugin in _installed(group):
-            other = self.plugins.get(plugin.id)
-            id = plugin.id if other in (None, InstalledPlugin(plugin.id, plugin.target)) else f"{plugin.id}@{plugin.distribution}"
-            self.plugins[id] = replace(plugin, id=id)
-
-    def get_plugins_by_category(self, category: Any) -> list[InstalledPlugin]: return list(self.plugins.values()) if category == self.group else []
-    def get_plugin(self, plugin_id: str) -> InstalledPlugin | None: return self.plugins.get(plugin_id)
-    def load_plugin_config(self, plugin_id: str) -> dict[str, Any]: return dict(self.config)
-
-# %% ../nbs/cli.ipynb #cell-8
-def _installed(group: str) -> list[InstalledPlugin]:
-    "Read the metadata of every package. One whose metadata are damaged is a plugin with a problem."
-    found, names = list[InstalledPlugin](), set[str]()
-    for dist in distributions():
-        name, distribution = _named(dist)
-        try: points = [point for point in dist.entry_points if point.group == group]
-        except Exception as e:
-            if group in (dist.read_text("entry_points.txt") or ""):
-                found.append(InstalledPlugin(name, "", distribution, f"its entry_points.txt cannot be read: {type(e).__name__}: {e}"))
-            continue
-        if not points or name in names: continue # the same package further down the path is not the one that would be imported
-        names.add(name)
-        for point in points:
-            target, problem = re.sub(r"\s|\[.*", "", point.value), ""
-            try: check_plugin(point.name, target)
-            except PluginTypeError as e: problem = str(e)
-            found.append(InstalledPlugin(point.name, target, distribution, problem))
-    return sorted(found, key=lambda plugin: (plugin.id, plugin.distribution))
-
-def _named(dist: Any) -> tuple[str, str]:
-    "A package's name, and its name and version, whatever its metadata look like."
-    with suppress(Exception):
-        if name := dist.metadata["Name"]: return name, f"{name} {dist.version}"
-    return f"{dist}", "a package without a name"
+def facts(
+    plugin: InstalledPlugin # A plugin
+) -> dict[str, Any]: # For an event
+    "What is shown of a plugin."
+    return {"id": plugin.id, "name": plugin.name, "target": plugin.target, "distribution": plugin.origin, "enabled": plugin.enabled, "problem": plugin.problem}
 
 # %% ../nbs/cli.ipynb #cell-11
 Show = Callable[[str, dict[str, Any]], None]  # Takes an event's type and its data
@@ -351,6 +315,7 @@ def description(
 ) -> list[str]: # Lines
     "A plugin, as far as it could be looked at."
     head = f"{data['id']}({', '.join(data['parameters'])})" if not data["problem"] else f"{data['id']} cannot be used"
+    if not data.get("enabled", True): head += ", which is disabled"
     origin = ", from ".join(filter(None, (data["target"], data["distribution"])))
     return [head, *(f"    {plain(line)}" for line in (data["problem"] or data["about"]).splitlines()), f"    {origin}"]
 
@@ -397,7 +362,7 @@ async def session(
         screen.show(event, data)
     table, broadcaster = WorkerTable(show), Broadcaster(show)
     config = WorkerConfig(max_workers=min(workers, len(requests)), standby=False, grace_timeout=2.0, keep_finished=max(1000, len(requests)))
-    manager = JobManager("cjm-workers", registry.group, worker_config=config, plugins={plugin_id: plugin.target},
+    manager = JobManager("cjm-workers", plugin.category, worker_config=config, plugins={plugin_id: plugin.target},
                          plugin_registry=registry, resource_manager=table, event_broadcaster=broadcaster)
 
     async def work() -> int:
@@ -406,7 +371,7 @@ async def session(
         return 0 if all(job.status == "completed" for job in jobs) else 1
 
     code = await guarded(manager, screen, work())
-    screen.show("summary", {"exit_code": code, "registry": asdict(plugin), "workers": list(table.seen.values()), "events": dict(broadcaster.seen),
+    screen.show("summary", {"exit_code": code, "registry": facts(plugin), "workers": list(table.seen.values()), "events": dict(broadcaster.seen),
                             "integration_errors": dict(manager.integration_errors)})
     return code
 
@@ -472,7 +437,7 @@ def demo(
         raise UsageError(f"the demo needs {', '.join(missing)}: run pip install 'cjm-worker-protocols[speech]'")
     screen = screen_for(json, label=lambda params: os.path.basename(params["audio"]), lines=transcript)
     requests = [{"audio": file} for file in files or [str(sample_recording())]]
-    return perform(screen, session(EntryPointRegistry({"pocketsphinx": SPEECH}), "pocketsphinx", requests, screen, workers))
+    return perform(screen, session(known({"pocketsphinx": SPEECH}), "pocketsphinx", requests, screen, workers))
 
 # %% ../nbs/cli.ipynb #cell-38
 def parameter(
@@ -494,19 +459,23 @@ def run(
     "Run any plugin in a worker process."
     _, settings = parameter(f"config={config}")
     if not isinstance(settings, dict): raise UsageError(f"--config: expected a JSON object (got {config!r})")
-    registry = EntryPointRegistry({plugin: plugin} if ":" in plugin else None, settings)
-    if plugin not in registry.plugins: raise UnknownPluginError(plugin, "the installed packages", registry.plugins)
-    if problem := registry.plugins[plugin].problem: raise UsageError(problem)
+    registry = known({plugin: plugin} if ":" in plugin else None, {plugin: settings})
+    found = registry.get_plugin(plugin)
+    if found is None: raise UnknownPluginError(plugin, "the installed packages", registry.plugins)
+    if found.problem: raise UsageError(found.problem)
+    registry.load_plugin_config(plugin)
     requests = [dict(map(parameter, parameters))]
     screen = screen_for(json, label=lambda params: plugin, traces=True)
-    sys.path.insert(0, os.getcwd())
+    sys.path[:0] = filter(None, (os.getcwd(), found.path))
     return perform(screen, session(registry, plugin, requests, screen, timeout=timeout or None))
 
 # %% ../nbs/cli.ipynb #cell-41
 def look(
-    target: str # A plugin, as `package.module:name`
+    target: str, # A plugin, as `package.module:name`
+    path: str = "" # A folder to import it from; empty for none
 ) -> dict[str, Any]: # What it is about, and its parameters
     "In a worker: import a plugin and describe it. Raises what importing it raises, or `PluginTypeError`."
+    if path: sys.path.insert(0, path)
     thing = unpack(target)
     check_plugin(target, thing)
     function = getattr(thing, "run", thing)
@@ -515,20 +484,24 @@ def look(
     return {"about": (inspect.getdoc(thing) or "").partition("\n\n")[0], "parameters": list(map(str, parameters))}
 
 async def survey(
-    plugins: Sequence[InstalledPlugin], # To look at
+    registry: EntryPointRegistry, # Knows the plugins to look at
     screen: Screen, # Where to show them
     timeout: float # Seconds for each
 ) -> int: # The exit code
     "Look at all of them, each in a worker."
+    plugins = [*registry.plugins.values()]
     config = WorkerConfig(max_workers=4, standby=False, grace_timeout=1.0, restart=RestartPolicy.ALWAYS, max_restarts=len(plugins))
     manager = JobManager("cjm-workers", GROUP, worker_config=config, plugins={"look": f"{look.__module__}:{look.__name__}"})
 
     async def work() -> int:
-        jobs: list[Job | None] = [None if p.problem else await manager.start_job("look", timeout=timeout, target=p.target) for p in plugins]
+        jobs: list[Job | None] = [None if p.problem else await manager.start_job("look", timeout=timeout, target=p.target, path=p.path) for p in plugins]
         for plugin, job in zip(plugins, jobs):
-            data: dict[str, Any] = {**asdict(plugin), "about": "", "parameters": []}
-            try: data.update(await job if job else {})
+            data: dict[str, Any] = {**facts(plugin), "about": plugin.description, "parameters": []}
+            try:
+                if job: data.update(await job)
+                if job: registry.load_plugin_config(plugin.id)
             except JobError as e: data["problem"] = _reason(e, timeout)
+            except (PluginConfigError, ConfigFileError, PluginSchemaError, RegistryExtraError) as e: data["problem"] = str(e)
             screen.show("plugin", data)
         return 0
 
@@ -546,7 +519,40 @@ def plugins(
 ) -> int: # The exit code
     "List the plugins of all installed packages."
     screen = screen_for(json, label=str)
-    return perform(screen, survey(list(EntryPointRegistry().plugins.values()), screen, timeout), logging.ERROR)
+    return perform(screen, survey(known(), screen, timeout), logging.ERROR)
+
+# %% ../nbs/cli.ipynb #4317c265
+def config(
+    action: str, # get, set or unset
+    plugin: str, # An installed plugin
+    *setting: str, # KEY, and for set its VALUE, which is read from stdin when it is left out
+    json: bool = False # Print JSON, also of a text
+) -> int: # 0, or 1 when there is no such setting, or its value is wrong
+    "Show or change what a plugin is loaded with."
+    low, high = {"get": (0, 1), "set": (1, 2), "unset": (1, 1)}.get(action, (0, -1))
+    if high < 0: raise UsageError(f"expected get, set or unset (got {action!r})")
+    if not low <= len(setting) <= high: raise UsageError(f"{action}: expected {'KEY [VALUE]' if high == 2 else '[KEY]' if not low else 'KEY'} (got {len(setting)} arguments)")
+    registry = known()
+    found = registry.get_plugin(plugin)
+    if found is None: raise UnknownPluginError(plugin, "the installed packages", registry.plugins)
+    if found.problem: raise UsageError(found.problem)
+    if action == "set": registry.set_plugin_option(plugin, setting[0], setting[1] if len(setting) == 2 else _asked(setting[0]))
+    elif action == "unset" and not registry.unset_plugin_option(plugin, setting[0]): return _failed(f"{setting[0]} is not set in {registry.config_file(plugin)}")
+    elif action == "get":
+        value = masked(registry.load_plugin_config(plugin))
+        if setting and setting[0] not in value: return _failed(f"plugin {plugin!r} has no setting {setting[0]!r}")
+        if setting: value = value[setting[0]]
+        print(value if isinstance(value, str) and not json else dumps(value, indent=2, ensure_ascii=False))
+    return 0
+
+def _asked(key: str) -> str:
+    "A value from stdin; a terminal does not show it."
+    from getpass import getpass
+    return getpass(f"{key}: ") if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+
+def _failed(reason: object) -> int:
+    print(f"cjm-workers: {reason}", file=sys.stderr)
+    return 1
 
 # %% ../nbs/cli.ipynb #37cb0b7d
 def named(
@@ -583,7 +589,7 @@ def check(
     return 0 if report.ok else 1
 
 # %% ../nbs/cli.ipynb #cell-44
-COMMANDS = (demo, run, plugins, check)
+COMMANDS = (demo, run, plugins, config, check)
 
 def parser() -> argparse.ArgumentParser: # With a parser for each of `COMMANDS`
     "What `cjm-workers --help` shows."
@@ -628,5 +634,6 @@ def main(
     if several: positional += given.pop(several) + more
     if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors="replace")
     try: return int(command(*positional, **given))
-    except (UsageError, ConfigError, UnknownPluginError, PluginTypeError) as e: return int(sub.error(str(e)))
+    except (UsageError, ConfigError, UnknownPluginError, PluginTypeError, PluginIdError) as e: return int(sub.error(str(e)))
+    except (PluginConfigError, ConfigFileError, PluginSchemaError, RegistryExtraError, RegistryUnavailableError, PluginNotConfiguredError) as e: return _failed(e)
     except KeyboardInterrupt: return 128 + signal.SIGINT

@@ -303,7 +303,7 @@ def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, t
     good = found["good"]
     assert (good["target"], good["distribution"], good["about"]) == ("good_plugin:run", "good 1.0", "Says it again.")
     assert good["parameters"] == ["text", "times=2"] and good["problem"] == ""
-    assert found["nameless"]["problem"] == found["good@twice 1.0"]["problem"] == ""
+    assert found["nameless"]["problem"] == found["good@twice"]["problem"] == ""
     for name, reason in {
         "absent": "No module named 'absent_plugin'",
         "broken": "No module named 'no_such_module'",

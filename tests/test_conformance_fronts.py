@@ -250,7 +250,7 @@ def test_the_catalogue_is_fresh() -> None:
 
 def test_the_integrations_of_the_command_line_conform() -> None:
     """The registry and the resource manager that `cjm-workers` plugs in keep every rule."""
-    registry = check(lambda: EntryPointRegistry({"a": "textwrap:dedent"}), PluginRegistryProtocol, probe=lambda r: [r.group])
+    registry = check(lambda: EntryPointRegistry({"a": "textwrap:dedent"}), PluginRegistryProtocol, probe=lambda r: r.groups)
     assert registry.ok and registry.counts["passed"] == len(registry.outcomes), registry
     waive = {"resources.leaves_nothing": "at the end it tells of every worker that there was"}
     resources = check(lambda: WorkerTable(lambda *_: None), ResourceManagerProtocol, probe=lambda t, pid: t.workers.get(pid), waive=waive)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import inspect
 import sys
 import weakref
@@ -19,6 +18,7 @@ from ..core.errors import PluginNotConfiguredError, RegistryUnavailableError, Un
 from ..core.events import Broadcasts, Event, EventStream, json_safe
 from ..core.jobs import Job, now
 from ..core.lanes import Lane, LaneTimeout
+from ..core.masking import masked
 from ..core.pool import PooledWorker
 from ..extensions.admission import AdmissionProtocol, EvictionProtocol
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
@@ -191,12 +191,13 @@ class Resources:
         return pid if pid in idle else None
 
     def _copy(self, config: dict[str, Any]) -> dict[str, Any]:
-        "A config that the resource manager may keep; one that cannot be copied in depth is copied as far as it can be."
+        "A config that the resource manager may keep, without secrets; one that cannot be copied in depth is copied as far as it can be."
         if type(config) is dict and _FIXED.issuperset(map(type, config.values())): return dict(config)
-        try: return copy.deepcopy(config)
+        try: shown: dict[str, Any] = masked(config)
         except Exception as e:
             self.lane.failed("config", e)
-            return dict(config)
+            shown = dict(config)
+        return shown
 
     def update(self,
         worker: PooledWorker # As it is now

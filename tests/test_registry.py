@@ -1,0 +1,861 @@
+"""The registry, on packages that are really installed: what it finds, what it refuses, what it keeps, and that it imports none of them."""
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from harness import finish, nothing_left, run, said_json, script
+from hypothesis import given
+from hypothesis import strategies as st
+from repo import ROOT, python, said
+from repo import run as command
+from test_cli import cli, events, of
+
+from cjm_worker_protocols import BaseJobManager, JobManager
+from cjm_worker_protocols.conformance import check
+from cjm_worker_protocols.core.errors import PluginNotConfiguredError, PluginTypeError, RegistryUnavailableError, UnknownPluginError
+from cjm_worker_protocols.core.masking import Secret, masked
+from cjm_worker_protocols.extensions.protocols import PluginRegistryProtocol
+from cjm_worker_protocols.integrations import registry as module
+from cjm_worker_protocols.integrations.registry import (
+    GROUP,
+    ConfigFileError,
+    DuplicatePluginError,
+    EntryPointRegistry,
+    PluginConfigError,
+    PluginIdError,
+    PluginSchemaError,
+    RegistryExtraError,
+    check_id,
+    file_name,
+)
+
+pytest.importorskip("jsonschema", reason="jsonschema is not installed: pip install -e '.[registry]'")
+__all__ = ["nothing_left"]
+TEXT = "app.text"
+SCHEMA = {
+    "properties": {
+        "model": {"type": "string", "default": "base"},
+        "beam": {"type": "integer", "default": 5},
+        "fast": {"type": "boolean"},
+        "words": {"type": "array", "items": {"type": "string"}},
+        "decoder": {"type": "object", "properties": {"a": {"default": 1}, "b": {"default": 2}}},
+        "api_key": {"type": "string", "writeOnly": True},
+    },
+    "additionalProperties": False,
+}
+CODE = "class Plugin:\n    def load(self, config): self.config = config\n    def run(self): return {k: v + '' if isinstance(v, str) else v for k, v in self.config.items()}\n"
+
+
+def install(site: Path, name: str, points: "str | None" = None, code: "str | None" = CODE, schema: Any = None, version: str = "1.0") -> Path:
+    """What pip leaves behind of a package."""
+    info = site / f"{name}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    points = f"[{TEXT}]\n{name} = {name}:Plugin\n" if points is None else points
+    if points:
+        (info / "entry_points.txt").write_text(points)
+    if code is not None:
+        (site / name).mkdir(exist_ok=True)
+        (site / name / "__init__.py").write_text(code)
+    if schema is not None:
+        (site / name / "Plugin.schema.json").write_text(schema if isinstance(schema, str) else json.dumps(schema))
+    return info
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of installed packages, on the import path."""
+    there = tmp_path / "site"
+    there.mkdir()
+    monkeypatch.syspath_prepend(str(there))
+    for name in [name for name in os.environ if name.startswith("CJM_WORKERS")]:
+        monkeypatch.delenv(name)
+    return there
+
+
+def of_text(**more: Any) -> EntryPointRegistry:
+    """A registry of one category, `text`."""
+    return EntryPointRegistry(groups={"text": TEXT}, **more)
+
+
+def ids(registry: EntryPointRegistry) -> "list[str]":
+    """What it lists."""
+    return [plugin.id for plugin in registry.get_plugins_by_category("text")]
+
+
+# Finding
+
+
+def test_nothing_is_imported(site: Path, tmp_path: Path) -> None:
+    """To list, search, disable, configure and save imports no plugin, not even the package above its module."""
+    for name in ("one", "two"):
+        install(site, name, code="raise SystemExit(7)\n", schema=SCHEMA)
+    install(site, "deep", f"[{TEXT}]\ndeep = deep.below.far:Plugin\n", code="raise SystemExit(7)\n")
+    (site / "deep/below").mkdir()
+    (site / "deep/below/Plugin.schema.json").write_text(json.dumps(SCHEMA))
+    code = f"""
+import sys
+sys.path.append({str(site)!r})
+from cjm_worker_protocols.integrations.registry import EntryPointRegistry
+registry = EntryPointRegistry(groups={{"text": {TEXT!r}}}, config_dir={str(tmp_path / "config")!r})
+assert [p.id for p in registry.get_plugins_by_category("text")] == ["deep", "one", "two"]
+assert [p.id for p in registry.search("TW")] == ["two"]
+registry.disable("two")
+assert not registry.get_plugin("two").is_configured
+for name in ("one", "deep"):
+    registry.save_plugin_config(name, {{"beam": 7}})
+    assert registry.load_plugin_config(name)["beam"] == 7 and registry.load_plugin_config(name)["model"] == "base"
+registry.loader(), registry.targets()
+assert not {{"one", "two", "deep"}} & sys.modules.keys(), sorted(sys.modules)
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, said(done)
+
+
+def test_each_category_has_its_group(site: Path) -> None:
+    """A category is anything hashable; a group alone is its own category; other groups are not ours."""
+    install(site, "both", "[app.text]\nwords = both:w\n[app.image]\npixels = both:p\n[app.texts]\nother = both:o\n")
+    registry = EntryPointRegistry(groups={("text", 1): "app.text", "image": "app.image"})
+    assert [p.id for p in registry.get_plugins_by_category(("text", 1))] == ["words"]
+    assert [p.id for p in registry.get_plugins_by_category("image")] == ["pixels"]
+    assert registry.get_plugins_by_category("app.text") == []
+    assert [p.id for p in EntryPointRegistry(groups="app.image").get_plugins_by_category("app.image")] == ["pixels"]
+
+
+def test_one_bad_plugin_does_not_hurt_the_others(site: Path, tmp_path: Path) -> None:
+    """Damaged metadata, odd ids, no import string, broken manifests: each is a record with its reason."""
+    install(site, "good", schema=SCHEMA)
+    install(site, "garbage", f"[{TEXT}]\nno equals sign\n")
+    (install(site, "latin") / "entry_points.txt").write_bytes(f"[{TEXT}]\nl\xe4tin = latin:Plugin\n".encode("latin-1"))
+    install(site, "odd", f"[{TEXT}]\n../../escape = odd:Plugin\n")
+    install(site, "bare", f"[{TEXT}]\nbare = no target!\n")
+    (site / "nameless.dist-info").mkdir()
+    (site / "nameless.dist-info/entry_points.txt").write_text(f"[{TEXT}]\nnameless = good:Plugin [extra]\n")
+    (site / "afile.dist-info").write_text("not a folder")
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    for name, text in {
+        "syntax": "[plugin",
+        "empty": "",
+        "number": "[plugin]\ntarget = 5",
+        "unknown": "[plugin]\ntarget = 'a:b'\nnope = 'x'",
+        "category": "[plugin]\ntarget = 'a:b'\ncategory = 'image'",
+        "without": "[plugin]\nid = 'x'",
+        "ok": "[plugin]\ntarget = 'a:b'\nname = 'Fine'\ndescription = 'It is.'\ncategory = 'text'",
+        "hostile": "[plugin]\nid = '../x'\ntarget = 'a:b'",
+    }.items():
+        (manifests / f"{name}.toml").write_text(text)
+    (manifests / "binary.toml").write_bytes(b"\xff\xfe")
+    (manifests / "folder.toml").mkdir()
+    registry = of_text(manifests=manifests)
+    found = registry.plugins
+    assert {i: found[i].problem for i in ("good", "nameless", "ok")} == {"good": "", "nameless": "", "ok": ""}
+    assert (found["ok"].name, found["ok"].description, found["ok"].distribution) == ("Fine", "It is.", "ok.toml")
+    reasons = {
+        "garbage": "entry_points.txt cannot be read",
+        "latin": "UnicodeDecodeError",
+        "%2e.%2f..%2fescape": "expected an id of 1 to 128",
+        "bare": "import string 'package.module:name'",
+        "syntax": "TOMLDecodeError",
+        "empty": "expected a table [plugin]",
+        "number": "target: expected a string (got 5)",
+        "unknown": "(got 'nope')",
+        "category": "(got 'image')",
+        "without": "expected the key target",
+        "%2e.%2fx": "expected an id",
+        "binary": "UnicodeDecodeError",
+        "folder": "Is a directory",
+    }
+    for name, reason in reasons.items():
+        assert reason in found[name].problem, (name, found[name].problem)
+        assert not found[name].is_configured and registry.load_plugin_config(name) is not None
+    assert set(found) == {"good", "nameless", "ok", *reasons}
+    assert registry.load_plugin_config("good")["beam"] == 5
+    assert ids(registry) == sorted(found)
+
+
+def test_two_packages_with_one_id_are_a_conflict(site: Path) -> None:
+    """Neither has the id, each can be had by its qualified one, and the id says who claims it."""
+    install(site, "loud", f"[{TEXT}]\nshout = loud:Plugin\n", schema=SCHEMA)
+    install(site, "quiet", f"[{TEXT}]\nshout = quiet:Plugin\n")
+    install(site, "twice", f"[{TEXT}]\nboth = twice:a\nboth = twice:b\n")
+    registry = of_text()
+    assert ids(registry) == ["both", "shout", "shout@loud", "shout@quiet"]
+    shout = registry.plugins["shout"]
+    assert not shout.target and not shout.is_configured and "loud 1.0" in shout.problem and "quiet 1.0" in shout.problem
+    assert "mistake in the package" in registry.plugins["both"].problem
+    assert registry.targets() == {"shout@loud": "loud:Plugin", "shout@quiet": "quiet:Plugin"}
+    assert registry.load_plugin_config("shout") == {} and registry.load_plugin_config("shout@loud")["beam"] == 5
+    shutil.rmtree(site / "quiet-1.0.dist-info")
+    assert registry.targets() == {"shout": "loud:Plugin"}
+    chosen = of_text(plugins={"shout": "mine:Shout"})
+    assert chosen.targets() == {"shout": "mine:Shout", "shout@loud": "loud:Plugin"}
+
+
+def test_a_package_counts_where_it_would_be_imported_from(site: Path, tmp_path: Path) -> None:
+    """The same package further down the path is not offered again; a zip file and a checkout on the path count."""
+    other, packed = tmp_path / "other", tmp_path / "packed.zip"
+    install(site, "same_one", f"[{TEXT}]\nsame = same_one:new\n", version="2.0")
+    install(other, "Same.One", f"[{TEXT}]\nsame = same_one:old\n", code=None)
+    (other / "checkout.egg-info").mkdir()
+    (other / "checkout.egg-info/PKG-INFO").write_text("Metadata-Version: 2.1\nName: checkout\nVersion: 3.0\n")
+    (other / "checkout.egg-info/entry_points.txt").write_text(f"[{TEXT}]\nhere = checkout:run\n")
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("packed-4.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: packed\nVersion: 4.0\n")
+        archive.writestr("packed-4.0.dist-info/entry_points.txt", f"[{TEXT}]\nzipped = packed:run\n")
+    code = f"""
+import json, sys
+sys.path += {[str(site), str(other), str(packed)]!r}
+from cjm_worker_protocols.integrations.registry import EntryPointRegistry
+print(json.dumps({{p.id: [p.target, p.origin] for p in EntryPointRegistry(groups={TEXT!r}).plugins.values()}}))
+"""
+    done = python(code, cwd=tmp_path)
+    assert done.returncode == 0, said(done)
+    assert json.loads(done.stdout) == {
+        "same": ["same_one:new", "same-one 2.0"],
+        "here": ["checkout:run", "checkout 3.0"],
+        "zipped": ["packed:run", "packed 4.0"],
+    }
+
+
+def test_plugins_registered_in_code(site: Path) -> None:
+    """They have their ids; what cannot be one is refused."""
+    registry = of_text(plugins={"a": "mod:a"})
+    made = registry.register("b", "mod:b", name="Bee", description="Buzzes.", schema=SCHEMA)
+    assert registry.get_plugin("b") == made and (made.name, made.category, made.get_unique_id()) == ("Bee", "text", "b")
+    assert registry.load_plugin_config("b")["beam"] == 5 and registry.search("buzz") == [made]
+    with pytest.raises(DuplicatePluginError, match="is registered already, as mod:b: register mod:c under another id"):
+        registry.register("b", "mod:c")
+    for target in ("mod", "mod:", "a b:c", print, None):
+        with pytest.raises(PluginTypeError, match="import string 'package.module:name'"):
+            registry.register("c", target)  # type: ignore[arg-type]
+    for name in ("", "..", "a/b", "a@b", "ä", "x" * 129):
+        with pytest.raises(PluginIdError, match="expected an id of 1 to 128"):
+            registry.register(name, "mod:c")
+    assert ids(registry) == ["a", "b"]
+
+
+@given(st.lists(st.text(max_size=300), min_size=2, max_size=6, unique=True))
+def test_ids_neither_collide_nor_escape(names: "list[str]") -> None:
+    """As file names, any ids stay apart, also where case does not count, and each is one plain name."""
+    made = [file_name(name) for name in names if name]
+    assert len({name.lower() for name in made}) == len(made)
+    for name in made:
+        assert "/" not in name and "\0" not in name and not name.startswith(".") and len(name) < 230 and name.isascii()
+    assert all(check_id(name) or "/" not in name and name.isascii() and name[0] != "." for name in names)
+
+
+def test_a_changed_installation_is_noticed(site: Path, tmp_path: Path) -> None:
+    """Installing, upgrading in place, editing in place, uninstalling, a new folder on the path, a manifest: each at the next look."""
+    manifests = tmp_path / "manifests"
+    registry = of_text(manifests=manifests)
+    assert ids(registry) == []
+    for wait in (0.0, 0.15):  # at once, and after the time in which a look is not kept
+        info = install(site, "first")
+        assert ids(registry) == ["first"]
+        time.sleep(wait)
+        (info / "entry_points.txt").write_text(f"[{TEXT}]\nsecond = first:Plugin\n")
+        assert ids(registry) == ["second"]
+        time.sleep(wait)
+        info.rename(site / "first-2.0.dist-info")
+        assert registry.plugins["second"].version == "2.0"
+        time.sleep(wait)
+        late = tmp_path / f"late{wait}"
+        sys.path.append(str(late))
+        assert ids(registry) == ["second"]
+        install(late, "third")
+        assert ids(registry) == ["second", "third"]
+        manifests.mkdir()
+        (manifests / "fourth.toml").write_text("[plugin]\ntarget = 'a:b'\n")
+        assert ids(registry) == ["fourth", "second", "third"]
+        time.sleep(wait)
+        (manifests / "fourth.toml").write_text("[plugin]\ntarget = 'a:b'\nid = 'fifth'\n")
+        assert ids(registry) == ["fifth", "second", "third"]
+        shutil.rmtree(manifests)
+        shutil.rmtree(site / "first-2.0.dist-info")
+        sys.path.remove(str(late))
+        assert ids(registry) == []
+
+
+def test_repeated_lookups_read_nothing(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing changes, nothing is scanned, listed or parsed again."""
+    install(site, "one")
+    registry = of_text()
+    time.sleep(0.1)
+    registry.get_plugins_by_category("text")
+    scans = []
+    monkeypatch.setattr(module, "_read_installed", scans.append)
+    monkeypatch.setattr(os, "listdir", scans.append)
+    for _ in range(10):
+        assert ids(registry) == ["one"] and registry.get_plugin("one") and registry.get_plugin("nope") is None
+    assert not scans
+
+
+@pytest.mark.slow
+def test_packages_that_pip_installs(tmp_path: Path) -> None:
+    """Two wheels, installed, upgraded and uninstalled by pip in an environment of their own, while a registry is in use there."""
+
+    def wheel(name: str, version: str, point: str) -> Path:
+        info, path = f"{name}-{version}.dist-info", tmp_path / f"{name}-{version}-py3-none-any.whl"
+        files = {
+            f"{name}/__init__.py": "raise SystemExit(7)\n",
+            f"{name}/Plugin.schema.json": json.dumps(SCHEMA),
+            f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/entry_points.txt": f"[{TEXT}]\n{point} = {name}:Plugin\n",
+        }
+        record = ""
+        with zipfile.ZipFile(path, "w") as archive:
+            for file, text in files.items():
+                archive.writestr(file, text)
+                digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+                record += f"{file},sha256={digest},{len(text)}\n"
+            archive.writestr(f"{info}/RECORD", record + f"{info}/RECORD,,\n")
+        return path
+
+    one, two, newer = wheel("one", "1.0", "first"), wheel("two", "1.0", "second"), wheel("two", "1.1", "newer")
+    assert command(sys.executable, "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path).returncode == 0
+    here = str(tmp_path / "venv/bin/python")
+
+    def pip(*args: str) -> None:
+        done = command(here, "-m", "pip", "-q", "--disable-pip-version-check", *args, cwd=tmp_path)
+        assert done.returncode == 0, said(done)
+
+    packages = os.pathsep.join([str(ROOT), *(path for path in sys.path if path.endswith("site-packages"))])
+    code = f"""
+import json, sys
+sys.path += {packages.split(os.pathsep)!r}
+from cjm_worker_protocols.integrations.registry import EntryPointRegistry
+registry = EntryPointRegistry(groups={{"text": {TEXT!r}}})
+for line in sys.stdin:
+    found = registry.get_plugins_by_category("text")
+    print(json.dumps([{{p.id: p.origin for p in found}}, [registry.load_plugin_config(p.id).get("beam") for p in found], sorted({{"one", "two"}} & sys.modules.keys())]), flush=True)
+"""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([here, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path)
+    with process:
+        assert process.stdin
+
+        def asked() -> Any:
+            process.stdin.write("\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            return said_json(process)
+
+        assert asked() == [{}, [], []]
+        pip("install", "--no-deps", "--no-index", str(one), str(two))
+        assert asked() == [{"first": "one 1.0", "second": "two 1.0"}, [5, 5], []]
+        pip("install", "--no-deps", "--no-index", "--upgrade", str(newer))
+        assert asked() == [{"first": "one 1.0", "newer": "two 1.1"}, [5, 5], []]
+        pip("uninstall", "-y", "one")
+        assert asked() == [{"newer": "two 1.1"}, [5], []]
+        process.stdin.close()
+        assert process.wait(20) == 0
+
+
+# Configuring
+
+
+def test_layers_in_order(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Defaults, then the file, then the environment, then the code; objects are merged, and nothing is shared with the caller."""
+    install(site, "one", schema=SCHEMA)
+    over = {"one": {"words": ["code"]}}
+    registry = of_text(config_dir=tmp_path / "config", config=over)
+    want = {"model": "base", "beam": 5, "decoder": {"a": 1, "b": 2}, "words": ["code"]}
+    assert registry.load_plugin_config("one") == want
+    registry.save_plugin_config("one", {"model": "file", "beam": 6, "words": ["file"], "decoder": {"b": 3}})
+    assert registry.load_plugin_config("one") == {"model": "file", "beam": 6, "decoder": {"a": 1, "b": 3}, "words": ["code"]}
+    for key, value in {"BEAM": "7", "WORDS": '["env"]', "FAST": "true", "DECODER": '{"a": 4}', "MODEL": "8"}.items():
+        monkeypatch.setenv(f"CJM_WORKERS__ONE__{key}", value)
+    config = registry.load_plugin_config("one")
+    assert config == {"model": "8", "beam": 7, "decoder": {"a": 4, "b": 3}, "words": ["code"], "fast": True}
+    config["words"].append("mine")
+    config["decoder"]["a"] = over["one"]["words"].append("mine")
+    assert registry.load_plugin_config("one")["words"] == ["code"] and registry.load_plugin_config("one")["decoder"]["a"] == 4
+    assert of_text().load_plugin_config("nope") == {}
+
+
+def test_without_a_schema_a_variable_is_json_or_text(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key is in lower case, unless another layer spells it otherwise."""
+    install(site, "one")
+    monkeypatch.setenv("CJM_WORKERS__ONE__BEAM", "7")
+    monkeypatch.setenv("CJM_WORKERS__ONE__MODEL_NAME", "large v3")
+    monkeypatch.setenv("CJM_WORKERS__ONE__TOPK", "null")
+    registry = of_text(config={"one": {"topK": 4}})
+    assert registry.load_plugin_config("one") == {"beam": 7, "model_name": "large v3", "topK": 4}
+
+
+def test_a_variable_that_could_be_anybodys_is_refused(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two plugins with one prefix, or two keys with one name; only while the variable is set, and for no other plugin."""
+    registry = of_text(plugins={"a-b": "m:x", "a.b": "m:y", "c": "m:z", "a": "m:w"}, config={"c": {"k-1": 1, "k.1": 2}})
+    assert registry.load_plugin_config("a-b") == {}
+    monkeypatch.setenv("CJM_WORKERS__A_B__KEY", "1")
+    for plugin, other in (("a-b", "a.b"), ("a.b", "a-b")):
+        with pytest.raises(PluginConfigError, match=f"CJM_WORKERS__A_B__KEY.*may as well be meant for '{other}'"):
+            registry.load_plugin_config(plugin)
+    assert registry.load_plugin_config("a") == {} and registry.load_plugin_config("c") == {"k-1": 1, "k.1": 2}
+    monkeypatch.setenv("CJM_WORKERS__C__K_1", "1")
+    with pytest.raises(PluginConfigError, match="'k-1' and 'k.1'"):
+        registry.load_plugin_config("c")
+
+
+@pytest.mark.parametrize(
+    "config, key, expected, got",
+    [
+        ({"beam": "many"}, "beam", "a value of type integer", "'many'"),
+        ({"beam": None}, "beam", "a value of type integer", "None"),
+        ({"words": ["a", 5]}, "words.1", "a value of type string", "5"),
+        ({"modle": "x"}, "modle", "one of the keys api_key, beam, decoder, fast, model, words", "a key that is none of them"),
+        ({"api_key": 12345}, "api_key", "a value of type string", "***"),
+    ],
+)
+def test_a_wrong_value_is_named(config: "dict[str, Any]", key: str, expected: str, got: str, site: Path, tmp_path: Path) -> None:
+    """Plugin, key, expected, got, and where it comes from; it is neither loaded nor saved."""
+    install(site, "one", schema=SCHEMA)
+    with pytest.raises(PluginConfigError) as info:
+        of_text(config={"one": config}).load_plugin_config("one")
+    e = pickle.loads(pickle.dumps(info.value))
+    assert (e.plugin_id, e.key, e.expected, e.got, e.origin) == ("one", key, expected, got, "the code")
+    assert str(e) == f"plugin 'one', key '{key}': expected {expected} (got {got}, from the code)"
+    registry = of_text(config_dir=tmp_path / "config")
+    with pytest.raises(PluginConfigError, match="plugin 'one', key"):
+        registry.save_plugin_config("one", config)
+    assert not Path(registry.config_file("one")).exists()
+
+
+def test_what_is_required_may_come_from_anywhere(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file alone need not have it; all layers together must."""
+    install(site, "one", schema={**SCHEMA, "required": ["model", "fast"]})
+    registry = of_text(config_dir=tmp_path / "config")
+    registry.save_plugin_config("one", {"beam": 1})
+    with pytest.raises(PluginConfigError, match="plugin 'one', key 'fast': expected a value, since it is required"):
+        registry.load_plugin_config("one")
+    monkeypatch.setenv("CJM_WORKERS__ONE__FAST", "false")
+    assert registry.load_plugin_config("one")["fast"] is False
+
+
+@pytest.mark.parametrize("schema", ["{", "[]", '{"type": 5}', '{"properties": {"a": {"$ref": "https://example.invalid/x"}}}'])
+def test_a_broken_schema_is_named_and_fetches_nothing(schema: str, site: Path) -> None:
+    """It is the plugin's problem, told with the file's name; nothing else suffers, and no network is asked."""
+    install(site, "one", schema=schema)
+    install(site, "two", schema=SCHEMA)
+    registry = of_text(config={"one": {"a": 1}})
+    with pytest.raises(PluginSchemaError, match="plugin 'one': expected a JSON Schema in .*one/Plugin.schema.json"):
+        registry.load_plugin_config("one")
+    assert ids(registry) == ["one", "two"] and registry.load_plugin_config("two")["beam"] == 5
+
+
+def test_without_the_extra_only_a_schema_needs_it(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin without a schema is configured without jsonschema; one with a schema says what to install."""
+    install(site, "one", schema=SCHEMA)
+    install(site, "two")
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    registry = of_text(config={"two": {"a": 1}})
+    assert registry.load_plugin_config("two") == {"a": 1}
+    with pytest.raises(RegistryExtraError, match="run pip install 'cjm-worker-protocols\\[registry\\]'"):
+        registry.load_plugin_config("one")
+
+
+def test_a_file_that_cannot_be_read_is_not_overwritten(site: Path, tmp_path: Path) -> None:
+    """Half a file, another kind of JSON, other bytes, a folder: an error that says which, and nothing is lost."""
+    install(site, "one")
+    registry = of_text(config_dir=tmp_path / "config")
+    registry.save_plugin_config("one", {})
+    path = Path(registry.config_file("one"))
+    for data in (b'{"half": ', b"[]", b"\xff\xfe", b""):
+        path.write_bytes(data)
+        actions: "list[Callable[[], Any]]" = [
+            lambda: registry.load_plugin_config("one"),
+            lambda: registry.save_plugin_config("one", {"a": 1}),
+            lambda: registry.set_plugin_option("one", "a", "1"),
+            lambda: registry.unset_plugin_option("one", "a"),
+        ]
+        for act in actions:
+            with pytest.raises(ConfigFileError, match="one.json: expected a JSON object .*mend it, or move it away"):
+                act()
+        assert path.read_bytes() == data
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ConfigFileError, match="cannot be read: Is a directory"):
+        registry.save_plugin_config("one", {})
+    with pytest.raises(PluginConfigError, match="plain data, as JSON has it"):
+        path.rmdir()
+        registry.save_plugin_config("one", {"a": object()})
+
+
+def test_saving_stays_in_its_folder(site: Path, tmp_path: Path) -> None:
+    """Ids that differ in case have files of their own; nothing is written elsewhere; unknown ids are refused."""
+    registry = of_text(config_dir=tmp_path / "config", plugins={"Case": "m:a", "case": "m:b", "a:b.c+d-e": "m:c"})
+    for number, plugin in enumerate(ids(registry)):
+        registry.save_plugin_config(plugin, {"n": number})
+    names = [path.name for path in (tmp_path / "config").iterdir() if not path.name.startswith(".")]
+    assert len({name.lower() for name in names}) == 3
+    assert [registry.load_plugin_config(plugin)["n"] for plugin in ids(registry)] == [0, 1, 2]
+    for plugin in ("../x", "", "nope", "/etc/passwd"):
+        with pytest.raises(UnknownPluginError):
+            registry.save_plugin_config(plugin, {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "site"]
+
+
+SAVER = """
+import json, sys
+from cjm_worker_protocols.integrations.registry import EntryPointRegistry
+registry = EntryPointRegistry({"one": "m:x"}, config_dir=sys.argv[1])
+print("1", flush=True)
+for number in range(int(sys.argv[2])):
+    registry.save_plugin_config("one", {"number": number, "padding": [number] * 20_000})
+"""
+
+
+def test_killed_while_it_saves(site: Path, tmp_path: Path) -> None:
+    """At whatever moment a process is killed, the file is whole, the next save works, and no drafts pile up."""
+    folder, seen = tmp_path / "config", []
+    registry = EntryPointRegistry({"one": "m:x"}, config_dir=folder)
+    registry.save_plugin_config("one", {"number": -1, "padding": [-1] * 20_000})
+    for attempt in range(12):
+        with script(tmp_path / "saver.py", SAVER, str(folder), "1000000") as process:
+            said_json(process)
+            time.sleep(0.005 + attempt * 0.011)
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+        config = registry.load_plugin_config("one")
+        assert config["padding"] == [config["number"]] * 20_000
+        seen.append(config["number"])
+    assert max(seen) > 0
+    registry.save_plugin_config("one", {"number": 0})
+    assert registry.load_plugin_config("one") == {"number": 0}
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "one.json"]
+
+
+def test_many_save_at_once(site: Path, tmp_path: Path) -> None:
+    """Threads and processes that set different keys all find theirs; whoever reads meanwhile sees a whole file."""
+    folder = tmp_path / "config"
+    registry = EntryPointRegistry({"one": "m:x"}, config_dir=folder)
+    registry.save_plugin_config("one", {})
+    code = """
+import sys
+from cjm_worker_protocols.integrations.registry import EntryPointRegistry
+registry = EntryPointRegistry({"one": "m:x"}, config_dir=sys.argv[1])
+for number in range(20): registry.set_plugin_option("one", f"{sys.argv[2]}-{number}", str(number))
+"""
+    done, errors = threading.Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                registry.load_plugin_config("one")
+            except Exception as e:
+                errors.append(e)
+
+    def write(name: str) -> None:
+        for number in range(20):
+            registry.set_plugin_option("one", f"{name}-{number}", str(number))
+
+    with script(tmp_path / "a.py", code, str(folder), "a") as a, script(tmp_path / "b.py", code, str(folder), "b") as b:
+        with ThreadPoolExecutor(3) as pool:
+            reading = pool.submit(read)
+            for writing in [pool.submit(write, name) for name in "cd"]:
+                writing.result(60)
+            assert [finish(process, 60)[0] for process in (a, b)] == [0, 0]
+            done.set()
+            reading.result(10)
+    assert not errors
+    assert registry.load_plugin_config("one") == {f"{name}-{number}": number for name in "abcd" for number in range(20)}
+
+
+def test_disabling_is_kept(site: Path, tmp_path: Path) -> None:
+    """In every process that uses the folder, at the next look; without a folder, in this registry."""
+    registry = of_text(plugins={"a": "m:a"}, config_dir=tmp_path / "config")
+    other = of_text(plugins={"a": "m:a"}, config_dir=tmp_path / "config")
+    assert other.plugins["a"].enabled
+    registry.disable("a")
+    assert not other.plugins["a"].enabled and not registry.plugins["a"].is_configured
+    other.enable("a")
+    assert registry.plugins["a"].is_configured
+    alone = of_text(plugins={"a": "m:a"})
+    alone.disable("a")
+    assert not alone.plugins["a"].enabled
+    with pytest.raises(UnknownPluginError):
+        alone.disable("nope")
+
+
+# Secrets
+
+
+def test_a_secret_is_not_shown(site: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in repr, str, JSON, logs or errors; pickled it is a string, whose repr does not show it either."""
+    install(site, "one", schema=SCHEMA)
+    monkeypatch.setenv("CJM_WORKERS__ONE__API_KEY", "hush")
+    config = of_text().load_plugin_config("one")
+    key = config["api_key"]
+    assert isinstance(key, Secret) and key.reveal() == "hush"
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("app").warning("%s %r %s", config, key, f"{key}")
+    assert "hush" not in caplog.text and "hush" not in json.dumps(masked(config)) and "hush" not in json.dumps(config, default=str)
+    there = pickle.loads(pickle.dumps(config))
+    assert there["api_key"] + "!" == "hush!" and "hush" not in repr(there)
+    assert "hush" not in json.dumps(masked(pickle.loads(pickle.dumps(there))))
+    monkeypatch.setenv("CJM_WORKERS__ONE__BEAM", "wrong")
+    with pytest.raises(PluginConfigError) as info:
+        of_text().load_plugin_config("one")
+    assert "hush" not in f"{info.value} {info.value!r}" and info.value.__context__ is None
+
+
+def test_a_file_with_a_secret_is_its_owners(site: Path, tmp_path: Path) -> None:
+    """Whatever the umask, it is made 0600; one that others may read is refused if there is a secret in it."""
+    install(site, "one", schema=SCHEMA)
+    registry = of_text(config_dir=tmp_path / "config")
+    before = os.umask(0)
+    try:
+        registry.save_plugin_config("one", {"api_key": "hush"})
+    finally:
+        os.umask(before)
+    path = Path(registry.config_file("one"))
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+    assert registry.load_plugin_config("one")["api_key"].reveal() == "hush"
+    assert "hush" not in repr(registry.stored_plugin_config("one"))
+    for mode in (0o640, 0o604):
+        path.chmod(mode)
+        with pytest.raises(ConfigFileError, match="a secret in it that others may read.*chmod 600") as info:
+            registry.load_plugin_config("one")
+        assert "hush" not in str(info.value)
+    path.write_text('{"beam": 3}')
+    assert registry.load_plugin_config("one")["beam"] == 3
+    registry.save_plugin_config("one", {**registry.load_plugin_config("one"), "api_key": Secret("again")})
+    assert json.loads(path.read_text())["api_key"] == "again" and path.stat().st_mode & 0o777 == 0o600
+
+
+# In use
+
+
+class Resources:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: "list[Any]" = []
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        """A worker."""
+
+    def unregister_worker(self, pid: int) -> None:
+        """Its end."""
+
+    def update_worker_state(self, pid: int, **state: Any) -> None:
+        """What it does."""
+        self.told.append(state)
+
+
+def test_in_a_manager_with_all_four_layers(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plugin in its worker gets the config, its secret as a string; events and resource managers get a mask, also after a reload and an unload."""
+    install(site, "one", schema=SCHEMA)
+    install(site, "bad", code="import sys; sys.exit(3)\n")
+    install(site, "absent", code="import no_such_module\n")
+    registry = of_text(config_dir=tmp_path / "config", config={"one": {"words": ["code"]}})
+    registry.save_plugin_config("one", {"model": "file", "api_key": "hush"})
+    monkeypatch.setenv("CJM_WORKERS__ONE__BEAM", "9")
+    resources = Resources()
+
+    async def scenario() -> None:
+        manager = JobManager("text", "text", plugins=registry.targets(), plugin_registry=registry, resource_manager=resources)
+        listener = manager.events()
+        async with manager:
+            job = await manager.start_job("one")
+            want = {"model": "file", "beam": 9, "decoder": {"a": 1, "b": 2}, "words": ["code"], "api_key": "hush"}
+            assert await job == want
+            for plugin, category in (("bad", "crash"), ("absent", "load")):
+                failed = await manager.start_job(plugin)
+                await failed.wait()
+                assert failed.status == "failed" and failed.error and failed.error.category == category
+            assert await (await manager.start_job("one")) == want
+            assert await manager.reload_plugin("one", registry.load_plugin_config("one"))
+            await manager.unload_plugin("absent")
+            registry.disable("one")
+            with pytest.raises(PluginNotConfiguredError):
+                await manager.start_job("one")
+            registry.enable("one")
+            registry.report_problem("bad", "it exits")
+            with pytest.raises(PluginNotConfiguredError):
+                await manager.start_job("bad")
+            monkeypatch.setenv("CJM_WORKERS__ONE__BEAM", "many")
+            with pytest.raises(RegistryUnavailableError, match="plugin 'one', key 'beam': expected a value of type integer"):
+                await manager.start_job("one")
+        assert not {k: v for k, v in manager.integration_errors.items() if "resource_manager" in k}
+        seen = [event async for event in listener]
+        told = [event.data for event in seen if event.type != "job:completed"]  # what a plugin gives as its result is its own affair
+        assert seen and "hush" not in json.dumps(told)
+
+    run(scenario())
+    configs = [state["config"] for state in resources.told if state["config"]]
+    assert configs and all(config.get("api_key", "***") == "***" for config in configs)
+    assert "hush" not in json.dumps(configs)
+
+
+def test_a_loader_knows_what_was_installed_since(site: Path, tmp_path: Path) -> None:
+    """In the worker it looks again, and adds the folder that a manifest names."""
+    manifests = tmp_path / "manifests"
+    (manifests / "code").mkdir(parents=True)
+    install(site, "one")
+    registry = of_text(manifests=manifests, plugins={"coded": "one:Plugin"})
+
+    class Manager(BaseJobManager):
+        def get_plugin_loader(self) -> Any:
+            return registry.loader()
+
+    async def scenario() -> None:
+        async with Manager("text", "text", plugin_registry=registry) as manager:
+            assert await (await manager.start_job("coded")) == {}
+            install(site, "two")
+            assert await (await manager.start_job("two")) == {}
+            (manifests / "code/aside.py").write_text("def shout(text): return text.upper()\n")
+            (manifests / "code/shout.schema.json").write_text('{"properties": {"n": {"default": 3}}}')
+            (manifests / "shout.toml").write_text("[plugin]\ntarget = 'aside:shout'\npath = 'code'\n")
+            assert await (await manager.start_job("shout", text="hi")) == "HI"
+            assert registry.load_plugin_config("shout") == {"n": 3}
+
+    run(scenario())
+
+
+def test_it_conforms(site: Path, tmp_path: Path) -> None:
+    """Every check of the kit passes, with plugins of every source, and configs with secrets."""
+    install(site, "one", schema=SCHEMA)
+    install(site, "garbage", f"[{TEXT}]\nno equals sign\n")
+    install(site, "rival", f"[{TEXT}]\none = rival:Plugin\nother = rival:Plugin\n")
+    folder = tmp_path / "manifests"
+    folder.mkdir()
+    (folder / "described.toml").write_text("[plugin]\ntarget = 'a:b'\n")
+
+    def made() -> EntryPointRegistry:
+        config = {"one@one": {"api_key": "hush", "words": ["a"]}, "coded": {"deep": {"list": [1]}}}
+        return of_text(manifests=folder, plugins={"coded": "a:b"}, config=config, config_dir=tmp_path / "config")
+
+    report = check(made, PluginRegistryProtocol, probe=lambda registry: ["text"], deep=True)
+    assert not report.findings and report.counts["passed"] == len(report.outcomes) > 20, str(report)
+
+
+def test_many_threads(site: Path) -> None:
+    """While packages come and go, every look gives one state or the other, and never an error."""
+    install(site, "always")
+    registry, stop, odd = of_text(), threading.Event(), list[Any]()
+
+    def look() -> None:
+        while not stop.is_set():
+            try:
+                found = ids(registry)
+                if found not in (["always"], ["always", "sometimes"]) or registry.get_plugin("always") is None:
+                    odd.append(found)
+            except BaseException as e:
+                odd.append(e)
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        info = install(site, "sometimes")
+        time.sleep(0.005)
+        info.rename(site / "~gone")
+        shutil.rmtree(site / "~gone")
+    stop.set()
+    for thread in threads:
+        thread.join(10)
+    assert not odd and ids(registry) == ["always"]
+
+
+# The command
+
+
+@pytest.fixture
+def shell(site: Path, tmp_path: Path) -> "Callable[..., subprocess.CompletedProcess[str]]":
+    """The command, with an installed plugin and a configuration folder of its own."""
+    points = f"[{GROUP}]\none = one:Plugin\nleaves = leaves:x\nkeyed = one:Plugin2\n"
+    install(site, "one", points, schema=SCHEMA)
+    (site / "leaves.py").write_text("import sys; sys.exit('not today')\n")
+    (site / "one/__init__.py").write_text(CODE + "class Plugin2(Plugin): 'Needs a key.'\n")
+    (site / "one/Plugin2.schema.json").write_text(json.dumps({**SCHEMA, "required": ["api_key"]}))
+    home = tmp_path / "home"
+    (home / "plugins").mkdir(parents=True)
+    (home / "plugins/aside.py").write_text("def shout(text):\n    'Loud.'\n    return text.upper()\n")
+    (home / "plugins/shout.toml").write_text("[plugin]\ntarget = 'aside:shout'\npath = '.'\n")
+    (home / "plugins/broken.toml").write_text("[plugin")
+
+    def call(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        return cli(*args, cwd=tmp_path, PYTHONPATH=f"{ROOT}:{site}", CJM_WORKERS_CONFIG=str(home), **env)
+
+    return call
+
+
+Shell = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def test_plugins_as_json(shell: Shell) -> None:
+    """Packages, manifests, what a worker finds wrong with them, and what is wrong with their configs."""
+    done = shell("plugins", "--json")
+    found = {data["id"]: data for data in of("plugin", events(done))}
+    assert done.returncode == 0, said(done)
+    assert found["one"]["problem"] == "" and found["one"]["distribution"] == "one 1.0" and found["one"]["enabled"] is True
+    assert (found["shout"]["about"], found["shout"]["parameters"]) == ("Loud.", ["text"])
+    assert "not today" in found["leaves"]["problem"] and "TOMLDecodeError" in found["broken"]["problem"]
+    assert "key 'api_key': expected a value, since it is required" in found["keyed"]["problem"]
+
+
+@pytest.mark.slow
+def test_config_get_set_unset(shell: Shell) -> None:
+    """What is set is what is got and what a job is loaded with; exit codes are 0, 1 and 2."""
+    assert json.loads(shell("config", "get", "one").stdout) == {"model": "base", "beam": 5, "decoder": {"a": 1, "b": 2}}
+    for key, value in (("beam", "7"), ("model", "8"), ("words", '["a"]'), ("fast", "true")):
+        done = shell("config", "set", "one", key, value)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), said(done)
+    assert shell("config", "get", "one", "beam").stdout == "7\n" and shell("config", "get", "one", "model").stdout == "8\n"
+    assert shell("config", "get", "one", "model", "--json").stdout == '"8"\n'
+    assert shell("config", "get", "one", "beam", CJM_WORKERS__ONE__BEAM="11").stdout == "11\n"
+    done = shell("run", "one", "--config", '{"beam": 3}', CJM_WORKERS__ONE__MODEL="env")
+    result = of("job:completed", events(done))[0]["result"]
+    assert result == {"model": "env", "beam": 3, "decoder": {"a": 1, "b": 2}, "words": ["a"], "fast": True}, said(done)
+    assert shell("config", "unset", "one", "beam").returncode == 0 and shell("config", "get", "one", "beam").stdout == "5\n"
+    failing = {
+        ("unset", "one", "beam"): "beam is not set in",
+        ("get", "one", "nope"): "plugin 'one' has no setting 'nope'",
+        ("set", "one", "beam", "many"): "plugin 'one', key 'beam': expected a value of type integer (got 'many'",
+        ("get", "keyed"): "key 'api_key': expected a value, since it is required",
+    }
+    for args, message in failing.items():
+        done = shell("config", *args)
+        assert (done.returncode, done.stdout) == (1, "") and message in done.stderr and "Traceback" not in done.stderr, said(done)
+    done = shell("run", "one", "--config", '{"beam": "many"}')
+    assert done.returncode == 1 and "key 'beam'" in done.stderr and "Traceback" not in done.stderr, said(done)
+    usage = [("put", "one"), ("get", "nope"), ("set", "one"), ("unset", "one"), ("get", "one", "a", "b"), ("get", "broken"), ("get",)]
+    for args in usage:
+        done = shell("config", *args)
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("usage: cjm-workers config"), said(done)
+
+
+def test_a_secret_on_the_command_line(shell: Shell, tmp_path: Path, site: Path) -> None:
+    """It can be given on stdin, and is never printed; the plugin gets it, the events of the resource manager do not."""
+    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{site}", "CJM_WORKERS_CONFIG": str(tmp_path / "home")}
+    code = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
+    args = [sys.executable, "-c", code, "config", "set", "keyed", "api_key"]
+    done = subprocess.run(args, input="hush\n", env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert shell("config", "get", "keyed", "api_key").stdout == "***\n" and "hush" not in shell("config", "get", "keyed").stdout
+    done = shell("run", "keyed")
+    assert of("job:completed", events(done))[0]["result"]["api_key"] == "hush", said(done)
+    assert "hush" not in json.dumps([e for e in events(done) if e["event"] != "job:completed"])
+
+
+def test_a_manifest_can_be_run(shell: Shell) -> None:
+    """From the folder that it names."""
+    done = shell("run", "shout", "text=hi")
+    assert of("job:completed", events(done))[0]["result"] == "HI", said(done)
