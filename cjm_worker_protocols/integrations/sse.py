@@ -306,7 +306,7 @@ class _Stream:
         self.waiter: asyncio.Future[None] | None = None
         self.limit: asyncio.TimerHandle | None = None
         self.over = self.gone = self.late = self.beat = self.sending = False
-        self.since = 0.0
+        self.since = time.monotonic()
         shared = str(scope.get("http_version", "")).startswith("2")  # HTTP/2 has several streams on a connection
         self._send, self._task = send, asyncio.current_task()
         self._transport = None if shared else getattr(getattr(receive, "__self__", None), "transport", None)
@@ -388,6 +388,7 @@ class EventStreams:
 
     def _reset(self) -> None:
         "As it is before anybody has come."
+        _signals.closed(self)
         self._streams: dict[_Stream, None] = {}
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._waking = self._called = False
