@@ -73,6 +73,11 @@ def rate(value: float) -> str:
     return f"{float(f'{value:.3g}'):,.0f} /s"
 
 
+def size(value: float) -> str:
+    """Bytes to three digits: `15.2 KB`."""
+    return f"{value / 2**20:.3g} MB" if value >= 2**20 else f"{value / 2**10:.3g} KB"
+
+
 def compare(
     question: str,
     ours: "list[float]",
@@ -81,11 +86,12 @@ def compare(
     target: Optional[Target] = None,
     *,
     rates: bool = False,
+    sizes: bool = False,
 ) -> Row:
-    """A row from seconds (or, with `rates`, numbers per second) of the same rounds.
+    """A row from seconds (or, with `rates`, numbers per second; with `sizes`, bytes) of the same rounds.
 
     The ratio is the median of the rounds' own ratios, so that what slows a whole round down does not count."""
-    show = rate if rates else seconds
+    show = rate if rates else size if sizes else seconds
     ratio = f"{median(a / b for a, b in zip(ours, theirs)):.2f}"
     told = f"{peer} {show(median(theirs))}"
     return Row(question, show(median(ours)), told, f"{ratio}×", str(target or "—"), verdict(float(ratio), target))

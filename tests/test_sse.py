@@ -1,0 +1,707 @@
+"""Server-sent events over real connections: under Starlette, FastAPI and FastHTML, served by uvicorn."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from harness import finish, manager, nothing_left, run, said_json, script  # noqa: F401
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[dev]'")
+pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[dev]'")
+pytest.importorskip("fasthtml", reason="python-fasthtml is not installed: pip install -e '.[dev]'")
+
+from sse_kit import APPS, PATHS, Client, Parser, free_port, serve, starlette_app  # noqa: E402
+
+from cjm_worker_protocols.conformance import check  # noqa: E402
+from cjm_worker_protocols.core.errors import ConfigError  # noqa: E402
+from cjm_worker_protocols.extensions.protocols import EventBroadcasterProtocol  # noqa: E402
+from cjm_worker_protocols.integrations.sse import (  # noqa: E402
+    BroadcastLoopError,
+    EventDataError,
+    EventTypeError,
+    SSEBroadcaster,
+    UnsupportedScopeError,
+    encode_event,
+)
+
+each_app = pytest.mark.parametrize("name", sorted(APPS))
+TYPE = st.text(min_size=1).filter(lambda t: not set(t) & set("\r\n\0"))
+TEXT = st.text(st.one_of(st.sampled_from("\r\n\0: \u2028\ufeffa"), st.characters(codec="utf-8")))
+
+
+# The format
+
+
+@given(st.lists(st.tuples(TYPE, TEXT)), st.integers(1, 7))
+@settings(max_examples=200, deadline=None)
+def test_what_is_encoded_is_what_is_parsed(events: "list[tuple[str, str]]", cut: int) -> None:
+    """By the rules of the standard each event comes as it is; line ends in its data come as LF, and it may be cut anywhere."""
+    encodable = [(t, d) for t, d in events if (t + d).encode(errors="ignore").decode() == t + d]
+    stream = b"".join(b"id: %d\n" % n + encode_event(t, d) for n, (t, d) in enumerate(encodable))
+    parser = Parser()
+    for at in range(0, len(stream), cut):
+        parser.feed(stream[at : at + cut])
+    want = [(t, d.replace("\r\n", "\n").replace("\r", "\n"), str(n)) for n, (t, d) in enumerate(encodable)]
+    assert [tuple(e) for e in parser.events] == want
+
+
+@pytest.mark.parametrize("event_type", ["a\nb", "a\rb", "a\0b", "\n", "", "\ud800", None, 7])
+def test_a_type_that_would_forge_is_refused(event_type: Any) -> None:
+    """CR, LF and NUL in a type, no type, half a surrogate pair: an error, and the ring is as it was."""
+    broadcaster = SSEBroadcaster()
+    before = broadcaster.last_event_id
+    with pytest.raises(EventTypeError, match="CR, LF, NUL"):
+        run(broadcaster.broadcast(event_type, {}))
+    assert broadcaster.last_event_id == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1}, b"x"])
+def test_data_that_are_no_json_are_refused(value: Any) -> None:
+    """NaN and infinity as well: no browser could read them."""
+    broadcaster = SSEBroadcaster()
+    for broadcast in (lambda: run(broadcaster.broadcast("t", {"v": value})), lambda: broadcaster.broadcast_from_thread("t", {"v": value})):
+        with pytest.raises(EventDataError, match="data of 't'"):
+            broadcast()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"history": 0}, {"heartbeat": -1}, {"retry": "1"}, {"on_gap": "ignore"}, {"send_timeout": float("nan")}, {"history": 1.5}]
+)
+def test_settings_that_cannot_work_are_refused(setting: "dict[str, Any]") -> None:
+    """With what would have been right."""
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        SSEBroadcaster(**setting)
+
+
+# Connecting
+
+
+@each_app
+def test_a_client_connects_and_hears(name: str) -> None:
+    """Headers, the beginning of the stream at once, and events with type, data and ids that count."""
+    broadcaster = SSEBroadcaster(retry=2.5)
+    with serve(broadcaster, APPS[name](broadcaster)) as served, Client(served.port, PATHS[name]) as client:
+        while client.parser.retry is None:
+            assert client.read()
+        assert client.status == 200 and client.headers["content-type"].startswith("text/event-stream")
+        assert client.headers["x-accel-buffering"] == "no" and "no-store" in client.headers["cache-control"]
+        assert "connection" not in client.headers
+        assert client.parser.retry == 2500 and client.parser.comments
+        served.broadcast("job:started", job_id="j1", text="naïve\nlines")
+        served.broadcast("job:completed", job_id="j1")
+        first, second = client.until(2)
+        assert (first.type, first.json()) == ("job:started", {"job_id": "j1", "text": "naïve\nlines"})
+        epoch, number = first.id.rsplit("-", 1)
+        assert second.id == f"{epoch}-{int(number) + 1}" == broadcaster.last_event_id
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools"])
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_every_engine_of_uvicorn(http: str, loop: str) -> None:
+    """Both of uvicorn's parsers, and uvloop, stream, notice who leaves, and put out who is stuck."""
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    broadcaster = SSEBroadcaster(send_timeout=0.5)
+    with serve(broadcaster, http=http, loop=loop) as served:
+        with Client(served.port) as client:
+            served.broadcast("t", n=1)
+            assert client.until()[0].json() == {"n": 1}
+        served.wait_for(0)
+        with Client(served.port):
+            served.wait_for(1)
+            for _ in range(100):
+                served.broadcast_many(10, text="x" * 20000)
+            served.wait_for(0, 15)
+
+
+def test_other_methods_and_scopes() -> None:
+    """HEAD gives the headers, POST is refused, and what is not HTTP raises a named error."""
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served:
+        with Client(served.port, method="HEAD") as client:
+            assert client.status == 200 and client.headers["content-type"].startswith("text/event-stream")
+        with Client(served.port, method="POST", content_length="0") as client:
+            assert client.status == 405 and client.headers["allow"] == "GET, HEAD"
+        assert broadcaster.counters.clients == 0
+    with pytest.raises(UnsupportedScopeError, match="websocket"):
+        run(broadcaster({"type": "websocket"}, None, None))  # type: ignore[arg-type]
+
+
+def test_nothing_on_the_way_holds_the_beginning_back() -> None:
+    """The first bytes come at once through a middleware that compresses, which holds the headers until then; and so do events."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.gzip import GZipMiddleware
+
+    broadcaster = SSEBroadcaster()
+    everything = Middleware(GZipMiddleware, minimum_size=1, exclude_content_types=())
+    app = starlette_app(broadcaster, everything)
+    with serve(broadcaster, app) as served, Client(served.port, accept_encoding="gzip") as client:
+        assert client.headers["content-encoding"] == "gzip"
+        unzip, text = zlib.decompressobj(16 + zlib.MAX_WBITS), b""
+        while b"retry" not in text:
+            assert client.body or client.read()
+            text, client.body = text + unzip.decompress(client.body), b""
+        served.broadcast("t", n=1)
+        while b'{"n":1}' not in text:
+            assert client.read()
+            text, client.body = text + unzip.decompress(client.body), b""
+
+
+def test_under_a_middleware_that_hides_the_connection() -> None:
+    """BaseHTTPMiddleware passes events on, and a client that leaves is noticed below it too."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    async def dispatch(request: Any, call_next: Any) -> Any:
+        return await call_next(request)
+
+    broadcaster = SSEBroadcaster()
+    app = starlette_app(broadcaster, Middleware(BaseHTTPMiddleware, dispatch=dispatch))
+    with serve(broadcaster, app) as served:
+        with Client(served.port) as client, Client(served.port) as other:
+            served.wait_for(2)
+            served.broadcast("t", n=1)
+            assert client.until() and other.until()
+            client.sock.close()
+            served.wait_for(1)
+        served.wait_for(0)
+
+
+def test_silence_is_broken_by_comments() -> None:
+    """When nothing happens a comment comes, again and again; it is no event."""
+    broadcaster = SSEBroadcaster(heartbeat=0.2)
+    with serve(broadcaster) as served, Client(served.port) as client:
+        before = len(client.parser.comments)
+        end = time.monotonic() + 10
+        while len(client.parser.comments) < before + 3:
+            assert client.read() and time.monotonic() < end
+        assert client.parser.events == []
+        served.broadcast("t")
+        client.until()
+
+
+# Coming back
+
+
+def test_who_comes_back_misses_nothing() -> None:
+    """By the header, by the query, and when there was no event before the connection was lost."""
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served:
+        with Client(served.port) as client:
+            while not client.parser.last_id:
+                assert client.read()
+            start = client.parser.last_id
+        served.broadcast_many(10)
+        with Client(served.port, Last_Event_ID=start) as client:
+            assert [e.json()["n"] for e in client.until(10)] == list(range(10))
+            middle = client.parser.events[4].id
+        with Client(served.port, f"/events?last_event_id={middle}") as client:
+            assert [e.json()["n"] for e in client.until(5)] == list(range(5, 10))
+        assert broadcaster.counters.replayed == 15
+        with Client(served.port, f"/events?last_event_id={start}", Last_Event_ID=middle) as client:
+            assert client.until(5)[0].json() == {"n": 5}, "the header is newer than the page's address"
+        with Client(served.port) as client:
+            served.broadcast("new")
+            assert [e.type for e in client.until()] == ["new"], "without an id a client begins now"
+
+
+@pytest.mark.parametrize("asked", ["00000000-3", "nonsense", "ünï-\x01", "old"])
+def test_an_id_that_is_too_old_or_of_another_epoch_gets_a_reset(asked: str) -> None:
+    """Once, with the id that was asked for; after it events go on, and their ids can be asked for."""
+    broadcaster = SSEBroadcaster(history=5)
+    with serve(broadcaster) as served:
+        old = broadcaster.last_event_id
+        served.broadcast_many(10)
+        asked = old if asked == "old" else asked
+        with Client(served.port, f"/events?last_event_id={quote(asked)}") as client:
+            assert [(e.type, e.json()) for e in client.until()] == [("reset", {"last_event_id": asked})]
+            assert client.parser.last_id == broadcaster.last_event_id
+            served.broadcast("next")
+            assert [e.type for e in client.until(2)] == ["reset", "next"]
+
+
+def test_a_client_of_quiet_topics_can_come_back_after_many_events_of_others() -> None:
+    """Its heartbeats tell it where it is."""
+    broadcaster = SSEBroadcaster(history=10, heartbeat=0.2)
+    with serve(broadcaster) as served:
+        with Client(served.port, "/events?topic=quiet") as client:
+            served.broadcast_many(100, "loud")
+            while client.parser.last_id != broadcaster.last_event_id:
+                assert client.read()
+        served.broadcast("quiet", n=1)
+        with Client(served.port, "/events?topic=quiet", Last_Event_ID=client.parser.last_id) as client:
+            assert [(e.type, e.json()) for e in client.until()] == [("quiet", {"n": 1})]
+
+
+# Who may have what
+
+
+def test_a_client_may_ask_for_topics() -> None:
+    """By default an event's topic is its type; one without a topic is for all."""
+    broadcaster = SSEBroadcaster(topic=lambda event_type, data: data.get("job_id"))
+    with serve(broadcaster) as served, Client(served.port, "/events?topic=j1&topic=j3") as client, Client(served.port) as other:
+        served.wait_for(2)
+        for job_id in ("j1", "j2", "j3", None):
+            served.broadcast("t", job_id=job_id)
+        assert [e.json()["job_id"] for e in client.until(3)] == ["j1", "j3", None]
+        assert len(other.until(4)) == 4
+
+
+def test_an_app_says_who_may_have_what() -> None:
+    """The hook refuses, allows all, or allows some topics, of which a client may ask for fewer but not for others; it may be async."""
+
+    async def authorize(scope: Any) -> Any:
+        user = dict(scope["headers"]).get(b"x-user", b"").decode()
+        return {"": False, "nobody": None, "root": True}.get(user, {user, "all"})
+
+    broadcaster = SSEBroadcaster(authorize=authorize, topic=lambda event_type, data: data["for"])
+
+    def refused(path: str, **headers: str) -> int:
+        with Client(served.port, path, **headers) as client:
+            return client.status
+
+    with serve(broadcaster) as served:
+        assert refused("/events") == refused("/events", X_User="nobody") == refused("/events?topic=bob", X_User="ann") == 403
+        with Client(served.port, X_User="ann") as ann, Client(served.port, "/events?topic=all", X_User="ann") as few, Client(served.port, X_User="root") as root:
+            served.wait_for(3)
+            for who in ("bob", "ann", "all"):
+                served.broadcast("t", **{"for": who})
+            assert [e.json()["for"] for e in root.until(3)] == ["bob", "ann", "all"]
+            assert [e.json()["for"] for e in ann.until(2)] == ["ann", "all"]
+            assert [e.json()["for"] for e in few.until(1)] == ["all"]
+
+
+def test_events_may_be_rendered_as_html() -> None:
+    """With lines of their own, as htmx wants them."""
+    broadcaster = SSEBroadcaster(render=lambda event_type, data: f"<p>\n{data['n']}\r\n</p>")
+    with serve(broadcaster) as served, Client(served.port) as client:
+        served.wait_for(1)
+        served.broadcast("page", n=1)
+        assert client.until()[0].data == "<p>\n1\n</p>"
+
+
+# Slow clients
+
+
+def test_a_stuck_client_delays_nobody_and_costs_nothing() -> None:
+    """20,000 events go to a client while another takes none; it is not their queue that grows, and the stuck one learns what it missed."""
+    import psutil
+
+    broadcaster = SSEBroadcaster(history=500)
+    with serve(broadcaster) as served, Client(served.port) as stuck, Client(served.port) as client:
+        served.wait_for(2)
+        text = "x" * 500
+        for start in range(0, 4000, 100):
+            served.broadcast_many(100, start=start, text=text)
+            client.until(start + 100)
+        before = psutil.Process().memory_info().rss
+        client.parser.events.clear()
+        for start in range(4000, 20000, 100):
+            served.broadcast_many(100, start=start, text=text)
+            got = client.until(100)
+            assert [e.json()["n"] for e in got] == list(range(start, start + 100))
+            client.parser.events.clear()
+            client.body = b""
+        assert psutil.Process().memory_info().rss - before < 16 << 20
+        served.broadcast("last")
+        events = stuck.until(type="last", limit=30)
+        gaps = [n for n, e in enumerate(events) if e.type == "gap"]
+        assert gaps
+        missed = sum(events[n].json()["missed"] for n in gaps)
+        assert missed + len(events) - len(gaps) == 20001
+        numbers = [e.json()["n"] for e in events if e.type == "tick"]
+        assert numbers == sorted(set(numbers))
+        before_gap, after_gap = events[gaps[0] - 1].json()["n"], events[gaps[0] + 1].json()["n"]
+        assert after_gap - before_gap - 1 == events[gaps[0]].json()["missed"], "the gap is where it says, and as wide"
+        assert broadcaster.counters.dropped == missed and broadcaster.counters.high_water >= 500
+
+
+def test_a_stuck_client_may_be_sent_away_instead() -> None:
+    """With `disconnect` a stream that has missed events ends, and who comes back gets a reset."""
+    broadcaster = SSEBroadcaster(history=50, on_gap="disconnect")
+    with serve(broadcaster) as served, Client(served.port) as stuck:
+        served.wait_for(1)
+        for start in range(0, 2000, 100):
+            served.broadcast_many(100, start=start, text="x" * 10000)
+        stuck.until_end(20)
+        served.wait_for(0)
+        assert "gap" not in [e.type for e in stuck.parser.events]
+        with Client(served.port, Last_Event_ID=stuck.parser.last_id) as again:
+            assert again.until()[0].type == "reset"
+
+
+def test_a_client_that_takes_nothing_is_put_out() -> None:
+    """After the time that one write may take, its connection is aborted, and nothing of it is left in the server."""
+    broadcaster = SSEBroadcaster(send_timeout=0.5)
+    with serve(broadcaster) as served, Client(served.port) as stuck, Client(served.port) as client:
+        served.wait_for(2)
+        for n in range(1, 101):
+            served.broadcast_many(10, text="x" * 20000)
+            client.until(10 * n)
+        served.wait_for(1, 15)
+        served.broadcast("last")
+        client.until(type="last", limit=30)
+        stuck.until_end()
+        assert "last" not in [e.type for e in stuck.parser.events]
+
+
+def test_only_the_newest_of_a_key_is_sent_to_who_is_behind() -> None:
+    """Progress that is out of date is left out; the order of what is sent, and all else, stays."""
+
+    def key(event_type: str, data: "dict[str, Any]") -> Any:
+        return data["job_id"] if event_type == "progress" else None
+
+    broadcaster = SSEBroadcaster(key=key)
+    with serve(broadcaster) as served, Client(served.port) as client:
+        served.wait_for(1)
+
+        async def at_once() -> None:
+            for n in range(3):
+                for job_id in ("a", "b"):
+                    await broadcaster.broadcast("progress", {"job_id": job_id, "n": n})
+                await broadcaster.broadcast("log", {"n": n})
+
+        served.call(at_once())
+        got = [(e.type, e.json().get("job_id"), e.json()["n"]) for e in client.until(5)]
+        assert got == [("log", None, 0), ("log", None, 1), ("progress", "a", 2), ("progress", "b", 2), ("log", None, 2)]
+
+
+# Loops and threads
+
+
+def test_broadcast_on_another_loop_is_an_error() -> None:
+    """It says what to call instead; on the loop of the clients it goes on."""
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served, Client(served.port) as client:
+        served.wait_for(1)
+        with pytest.raises(BroadcastLoopError, match="broadcast_from_thread"):
+            asyncio.run(broadcaster.broadcast("t", {}))
+        served.broadcast("t")
+        assert len(client.until()) == 1
+
+
+def test_a_loop_that_is_closed_makes_way_for_another() -> None:
+    """What was broadcast before the server started does no harm, and a broadcaster can be served again."""
+    broadcaster = SSEBroadcaster()
+    for n in range(2):
+        asyncio.run(broadcaster.broadcast("t", {"n": n}))
+    assert broadcaster.last_event_id.endswith("-2")
+    with serve(broadcaster) as served, Client(served.port) as client:
+        served.wait_for(1)
+        served.broadcast("t", n=2)
+        assert client.until()[0].json() == {"n": 2}
+
+
+def test_broadcast_from_threads_wakes_the_clients() -> None:
+    """Each thread's events come all, in its order, while the loop has nothing else to do."""
+    broadcaster = SSEBroadcaster()
+    broadcaster.broadcast_from_thread("early", {})
+    with serve(broadcaster) as served, Client(served.port) as client:
+        served.wait_for(1)
+        time.sleep(0.1)
+        broadcaster.broadcast_from_thread("one", {})
+        assert client.until(limit=2)[0].type == "one"
+
+        def work(who: int) -> None:
+            for n in range(200):
+                broadcaster.broadcast_from_thread("t", {"who": who, "n": n})
+
+        threads = [threading.Thread(target=work, args=(who,)) for who in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        events = [e.json() for e in client.until(801) if e.type == "t"]
+        for who in range(4):
+            assert [e["n"] for e in events if e["who"] == who] == list(range(200))
+        numbers = [int(e.id.rsplit("-", 1)[1]) for e in client.parser.events]
+        assert numbers == list(range(numbers[0], numbers[0] + 801))
+    broadcaster.broadcast_from_thread("late", {})
+
+
+def test_leaving_is_noticed_at_once() -> None:
+    """100 clients come and go, some by a reset; none is kept."""
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served:
+        clients = [Client(served.port) for _ in range(100)]
+        served.wait_for(100)
+        for n, client in enumerate(clients):
+            if n % 2:
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            client.sock.close()
+        served.wait_for(0)
+        served.call(asyncio.sleep(0.05))
+        assert not broadcaster._streams and not broadcaster._waiting and broadcaster._timer is None
+        served.broadcast("t")
+
+
+# In the process
+
+
+def test_code_in_the_process_iterates() -> None:
+    """`subscribe` gives what a browser gets: from now or after an id, of some topics, until it or the broadcaster is closed."""
+
+    async def scenario() -> None:
+        broadcaster = SSEBroadcaster(history=10)
+        start = broadcaster.last_event_id
+        now, some = broadcaster.subscribe(), broadcaster.subscribe(topics={"b"})
+        for n in range(3):
+            await broadcaster.broadcast("ab"[n % 2], {"n": n})
+        assert [(await now.__anext__()).json()["n"] for _ in range(3)] == [0, 1, 2]
+        assert [e.type for e in some.take()] == ["b"]
+        again = broadcaster.subscribe(last_event_id=start)
+        assert [e.json()["n"] for e in again.take()] == [0, 1, 2]
+        waiting = asyncio.ensure_future(now.__anext__())
+        await asyncio.sleep(0)
+        await broadcaster.broadcast("c", {})
+        assert (await asyncio.wait_for(waiting, 5)).type == "c"
+        for n in range(25):
+            await broadcaster.broadcast("late", {"n": n})
+        event = await now.__anext__()
+        assert (event.type, event.json()) == ("gap", {"missed": 15}) and (await now.__anext__()).json() == {"n": 15}
+        assert (await broadcaster.subscribe(last_event_id=start).__anext__()).type == "reset"
+        assert [e.type for e in some.take()] == ["gap"], "nobody knows what topics they had"
+        waiting = asyncio.ensure_future(some.__anext__())
+        await asyncio.sleep(0)
+        some.close()
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(waiting, 5)
+        broadcaster.close()
+        assert [e.json()["n"] async for e in now] == list(range(16, 25)), "what is there can still be read"
+
+    run(scenario())
+
+
+def test_a_subscription_in_another_loop_is_an_error() -> None:
+    """As is everything else away from the loop of the clients."""
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served, Client(served.port):
+        served.wait_for(1)
+
+        async def elsewhere() -> None:
+            await broadcaster.subscribe().__anext__()
+
+        with pytest.raises(BroadcastLoopError, match="async for"):
+            asyncio.run(elsewhere())
+
+
+def test_close_ends_everything() -> None:
+    """Open streams end properly, at once, and new ones too; broadcasting goes on and nobody hears."""
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served, Client(served.port) as client, Client(served.port) as stuck:
+        served.wait_for(2)
+        for _ in range(100):
+            served.broadcast_many(10, text="x" * 20000)
+        client.until(1000, limit=30)
+        broadcaster.close()
+        client.until_end(5)
+        served.wait_for(0)
+        stuck.until_end(10)
+        served.broadcast("t")
+        with Client(served.port) as late:
+            late.until_end(5)
+            assert late.parser.retry and not late.parser.events
+
+
+# The contract
+
+
+class InProcess:
+    """The kit's client, as a subscription."""
+
+    def __init__(self, broadcaster: SSEBroadcaster) -> None:
+        self.subscription, self.got = broadcaster.subscribe(), list[Any]()
+
+    def received(self) -> "list[Any]":
+        """What came."""
+        self.got += [(e.type, e.json()) for e in self.subscription.take()]
+        return self.got
+
+    def close(self) -> None:
+        """Leave."""
+        self.subscription.close()
+
+
+class OverAsgi:
+    """The kit's client, as a browser behind an ASGI server. It takes no more than a socket would when nobody looks."""
+
+    def __init__(self) -> None:
+        self.parser, self.left, self.room = Parser(), asyncio.Event(), asyncio.Event()
+        self.size = 0
+
+    @classmethod
+    async def connect(cls, broadcaster: SSEBroadcaster) -> "OverAsgi":
+        """Connect, and wait until the stream is open."""
+        self = cls()
+        scope = {"type": "http", "method": "GET", "query_string": b"", "headers": []}
+        self.task = asyncio.ensure_future(broadcaster(scope, self.receive, self.send))
+        while self.parser.retry is None:
+            await asyncio.sleep(0)
+        return self
+
+    async def receive(self) -> "dict[str, Any]":
+        """What a server says of a client."""
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        """What a server takes for a client."""
+        while self.size > 1000:
+            self.room.clear()
+            await self.room.wait()
+        self.size += len(message.get("body", b""))
+        self.parser.feed(message.get("body", b""))
+
+    def received(self) -> "list[Any]":
+        """What came."""
+        self.size = 0
+        self.room.set()
+        return [(e.type, e.json()) for e in self.parser.events]
+
+    async def close(self) -> None:
+        """Leave."""
+        self.left.set()
+        await asyncio.wait({self.task})
+
+
+@pytest.mark.parametrize("probe", [InProcess, OverAsgi.connect])
+def test_the_conformance_kit_finds_nothing(probe: Any) -> None:
+    """Every check passes: no finding, no waiver, nothing that could not be observed."""
+    report = check(SSEBroadcaster, "events", probe=probe)
+    assert report.counts["passed"] == len(report.outcomes), str(report)
+
+
+def test_it_is_a_broadcaster_for_a_manager() -> None:
+    """A real job's events reach a real client, in order, with all of their data."""
+    broadcaster = SSEBroadcaster()
+    assert isinstance(broadcaster, EventBroadcasterProtocol)
+
+    async def scenario() -> None:
+        from uvicorn import Config, Server
+
+        port = free_port()
+        server = Server(Config(starlette_app(broadcaster), port=port, log_level="error"))
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        client = await asyncio.to_thread(Client, port)
+        async with manager("progress", event_broadcaster=broadcaster) as workers:
+            job = await workers.start_job("progress", steps=4)
+            await job
+            events = await asyncio.to_thread(client.until, 1, "job:completed")
+        types = [e.type for e in events if e.type.startswith("job:")]
+        assert "job:progress" in types
+        assert types[0] == "job:queued" and types[-1] == "job:completed"
+        assert {e.json()["job_id"] for e in events if e.type.startswith("job:")} == {job.id}
+        client.sock.close()
+        broadcaster.close()
+        server.should_exit = True
+        await serving
+
+    run(scenario())
+
+
+# The end of the server
+
+SERVER = """
+import json, logging, signal, sys, threading, time
+sys.path.insert(0, {tests!r})
+from sse_kit import APPS
+from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+import uvicorn
+
+broadcaster = SSEBroadcaster()
+app = APPS[{name!r}](broadcaster)
+before = signal.getsignal(signal.SIGTERM)
+
+class Server(uvicorn.Server):
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self.mine = signal.getsignal(signal.SIGTERM)
+        print(json.dumps("ready"), flush=True)
+        threading.Thread(target=tell, args=(self,), daemon=True).start()
+
+def tell(server):
+    seen = 0
+    while True:
+        if broadcaster.counters.clients != seen:
+            seen = broadcaster.counters.clients
+            time.sleep(0.05)
+            print(json.dumps([seen, signal.getsignal(signal.SIGTERM) == server.mine]), flush=True)
+        if {flood} and seen: broadcaster.broadcast_from_thread("t", dict(text="x" * 20000))
+        time.sleep(0.002)
+
+Server(uvicorn.Config(app, port={port}, log_level="warning")).run()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@each_app
+def test_a_signal_ends_open_streams_within_a_second(name: str, number: signal.Signals, tmp_path: Path) -> None:
+    """The response is complete, uvicorn ends as it would without any stream, and while none is open its own handler is in place."""
+    port = free_port()
+    source = SERVER.format(tests=str(Path(__file__).parent), name=name, port=port, flood=False)
+    with script(tmp_path / "server.py", source) as process:
+        assert said_json(process) == "ready"
+        with Client(port, PATHS[name]):
+            assert said_json(process) == [1, False]
+        assert said_json(process) == [0, True]
+        with Client(port, PATHS[name]) as client:
+            assert said_json(process) == [1, False]
+            process.send_signal(number)
+            start = time.monotonic()
+            client.until_end(5)
+            ended = time.monotonic() - start
+            _, _, err = finish(process, 10)
+            exited = time.monotonic() - start
+        assert client.body and ended < 1 and exited < 4, (ended, exited)
+        assert "ASGI" not in err, err
+
+
+def test_a_signal_ends_a_stuck_stream_too(tmp_path: Path) -> None:
+    """A client that takes nothing cannot keep the server from ending."""
+    port = free_port()
+    source = SERVER.format(tests=str(Path(__file__).parent), name="starlette", port=port, flood=True)
+    with script(tmp_path / "server.py", source) as process:
+        assert said_json(process) == "ready"
+        with Client(port):
+            assert said_json(process) == [1, False]
+            time.sleep(2)
+            process.send_signal(signal.SIGTERM)
+            start = time.monotonic()
+            finish(process, 10)
+            assert time.monotonic() - start < 4
+
+
+def test_where_nobody_handles_a_signal_none_is_set() -> None:
+    """In a script or a notebook kernel SIGTERM and Ctrl-C do what they did."""
+
+    async def scenario() -> None:
+        before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+        broadcaster = SSEBroadcaster()
+        client = await OverAsgi.connect(broadcaster)
+        now = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+        await client.close()
+        assert now[0] is before[0] and [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+
+    run(scenario())
+
+
+def test_the_module_needs_the_standard_library_only() -> None:
+    """Neither Starlette nor uvicorn is imported."""
+    code = "import sys, cjm_worker_protocols.integrations.sse; print(json.dumps(sorted({n.split('.')[0] for n in sys.modules})))"
+    done = subprocess.run([sys.executable, "-S", "-c", "import json\n" + code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
+    assert not set(json.loads(done.stdout)) & {"starlette", "uvicorn", "anyio", "fasthtml", "fastapi"}

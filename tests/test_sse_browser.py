@@ -1,0 +1,140 @@
+"""A real browser: `EventSource` in headless Chromium hears, loses its server, connects again, and misses nothing."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Iterator
+
+import pytest
+from harness import nothing_left, said_json, script  # noqa: F401
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[dev]'")
+
+from sse_kit import APPS, free_port  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium"),
+]
+
+PAGE = """<!doctype html><title>live</title><script>
+window.got = []; window.opened = 0
+const source = new EventSource("/events")
+source.onopen = () => { window.opened++ }
+for (const type of ["tick", "reset", "gap"]) source.addEventListener(type, e => got.push([e.type, e.data, e.lastEventId]))
+</script>"""
+
+# A broadcaster that stays while its server comes and goes, as behind a proxy that loses its backend for a while.
+SERVER = """
+import asyncio, json, sys
+sys.path.insert(0, {tests!r})
+from sse_kit import APPS
+from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+from starlette.responses import HTMLResponse
+import uvicorn
+
+broadcaster = SSEBroadcaster(retry=0.2)
+page = sys.argv[2]
+if sys.argv[1] == "starlette":
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+    app = Starlette(routes=[Route("/", lambda request: HTMLResponse(page)), Route("/events", broadcaster)])
+else:
+    app = APPS[sys.argv[1]](broadcaster)
+    app.router.routes.insert(0, __import__("starlette.routing").routing.Route("/", lambda request: HTMLResponse(page)))
+
+async def main():
+    loop = asyncio.get_running_loop()
+    server = serving = None
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        order = json.loads(line)
+        if order == "start":
+            server = uvicorn.Server(uvicorn.Config(app, port={port}, log_level="error"))
+            serving = asyncio.ensure_future(server._serve())
+            while not server.started: await asyncio.sleep(0.01)
+        elif order == "lose":
+            for connection in list(server.server_state.connections): connection.transport.abort()
+            server.should_exit = True
+            await serving
+        else:
+            for n in range(*order): await broadcaster.broadcast("tick", dict(n=n, text="naïve\\nlines"))
+        print(json.dumps(broadcaster.counters.clients), flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def browser(nothing_left: None) -> "Iterator[Any]":
+    """Debian's Chromium, which reaches nothing but this machine."""
+    args = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=args)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize("name", sorted(APPS))
+def test_a_browser_that_loses_its_server_misses_nothing(name: str, browser: Any, tmp_path: Path) -> None:
+    """Events before, while the server is away, and after: each once, in order. The same after a second loss, before any new event."""
+    port = free_port()
+    source = SERVER.format(tests=str(Path(__file__).parent), port=port)
+    with script(tmp_path / "server.py", source, name, PAGE) as process:
+
+        def order(what: Any) -> int:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(what) + "\n")
+            process.stdin.flush()
+            return int(said_json(process))
+
+        order("start")
+        page = browser.new_page()
+        strangers: "list[str]" = []
+        page.on("request", lambda request: strangers.append(request.url) if f"//127.0.0.1:{port}/" not in request.url else None)
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function("opened == 1")
+        for loss in range(2):
+            order("lose")
+            order([loss * 20, loss * 20 + 10])
+            order("start")
+            page.wait_for_function(f"opened == {loss + 2}", timeout=20000)
+            order([loss * 20 + 10, loss * 20 + 20])
+            page.wait_for_function(f"got.length == {loss * 20 + 20}", timeout=20000)
+        got = page.evaluate("got")
+        assert [type for type, _, _ in got] == ["tick"] * 40
+        assert [json.loads(data) for _, data, _ in got] == [{"n": n, "text": "naïve\nlines"} for n in range(40)]
+        assert [int(event_id.rsplit("-", 1)[1]) for _, _, event_id in got] == list(range(1, 41))
+        assert not strangers
+        page.close()
+
+
+def test_a_browser_is_told_when_the_server_is_another(browser: Any, tmp_path: Path) -> None:
+    """After a real restart the page gets `reset`, since nobody knows what it has missed, and then goes on."""
+    port = free_port()
+    source = SERVER.format(tests=str(Path(__file__).parent), port=port)
+
+    def order(process: "subprocess.Popen[str]", what: Any) -> None:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(what) + "\n")
+        process.stdin.flush()
+        said_json(process)
+
+    with script(tmp_path / "first.py", source, "starlette", PAGE) as process:
+        order(process, "start")
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function("opened == 1")
+        order(process, [0, 3])
+        page.wait_for_function("got.length == 3")
+    with script(tmp_path / "second.py", source, "starlette", PAGE) as process:
+        order(process, "start")
+        page.wait_for_function("opened == 2", timeout=20000)
+        order(process, [3, 4])
+        page.wait_for_function("got.length == 5", timeout=20000)
+        assert [type for type, _, _ in page.evaluate("got")] == ["tick", "tick", "tick", "reset", "tick"]
+        page.close()
+
+
