@@ -368,6 +368,12 @@ class UnknownIdIsAnEmptyDict(Registry):
         return self.plugins.get(plugin_id, {})
 
 
+@mutant("registry.unknown_id")
+class UnknownIdEndsTheProgram(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return self.plugins[plugin_id] if plugin_id in self.plugins else sys.exit(f"unknown plugin {plugin_id}")
+
+
 @mutant("registry.unknown_config")
 class UnknownConfigIsNone(Registry):
     def load_plugin_config(self, plugin_id: str) -> Any:
@@ -1032,6 +1038,12 @@ class BroadcastIsByKeywordOnly(Hub):
         await super().broadcast(event_type, data)
 
 
+@mutant("events.broadcast.manager_call")
+class BroadcastHasAnotherOrder(Hub):
+    async def broadcast(self, data: Dict[str, Any], event_type: str) -> None:  # type: ignore[override]
+        await super().broadcast(event_type, data)
+
+
 @mutant("events.broadcast.async")
 class BroadcastIsSynchronous(Hub):
     def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:  # type: ignore[override]
@@ -1082,6 +1094,24 @@ class NobodyIsAnError(Hub):
         if not self.clients:
             raise ConnectionError("no clients")
         await super().broadcast(event_type, data)
+
+
+@mutant("events.nobody")
+class NobodyEndsTheProgram(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data) if self.clients else sys.exit("no clients")
+
+
+@mutant("events.nobody")
+class NobodyIsACancelledTask(Hub):
+    """It has cancelled a task of its own, and awaits it."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data)
+        if not self.clients:
+            task = asyncio.ensure_future(asyncio.sleep(1))
+            task.cancel()
+            await task
 
 
 @mutant("events.nobody")

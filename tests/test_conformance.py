@@ -35,6 +35,7 @@ from cjm_worker_protocols.conformance import (
     check_async,
     events,
     kit,
+    registry,
 )
 from cjm_worker_protocols.extensions.protocols import (
     EventBroadcasterProtocol,
@@ -800,3 +801,94 @@ def test_the_corpus_can_be_written_down_anew() -> None:
     text = (ROOT / "tests/conformance_snapshots.json").read_text(encoding="utf-8")
     assert text == json.dumps(snapshots(), indent=1, ensure_ascii=False) + "\n"
     assert not re.search(r"0x[0-9a-f]{4}|\b[4-9]\d{6}\b|/home/|/tmp/", text) and str(ROOT) not in text
+
+
+# What the kit itself must not do
+
+
+def test_two_checks_at_once_leave_nothing_behind() -> None:
+    """The functions of the interpreter that tests watch with are as they were, whichever ends first."""
+    before = sys.getswitchinterval(), sys.getprofile()
+
+    async def two() -> "list[Report]":
+        return list(await asyncio.gather(*(check_async(Hub, "events", probe=connect) for _ in range(2))))
+
+    assert all(report.ok for report in asyncio.run(two()))
+    started, ended = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with registry.switching():
+            started.set()
+            ended.wait()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    started.wait()
+    with registry.switching(), registry.opening() as mine:
+        ended.set()
+        thread.join()
+        with registry.opening() as other:
+            pass
+        open(__file__).close()
+    assert __file__ in mine and __file__ not in other
+    assert (sys.getswitchinterval(), sys.getprofile()) == before
+
+
+def test_an_object_in_use_is_not_spoiled() -> None:
+    """The kit changes what it got, as a caller may; what turns out to be the registry's own is as it was."""
+
+    class Live(Registry):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lists: Dict[Any, List[Any]] = {}
+
+        def get_plugins_by_category(self, category: Any) -> List[Any]:
+            return self.lists.setdefault(category, super().get_plugins_by_category(category))
+
+        def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+            return self.configs.setdefault(plugin_id, {})
+
+    live = Live()
+    report = check(live, "registry", probe=PROBES["registry"])
+    assert {"registry.list_is_the_callers", "registry.config_is_the_callers"} <= broken(report)
+    assert "caller" not in repr((live.lists, live.configs))
+
+
+def test_a_slow_registry_is_not_taken_for_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call after the other, and more plugins than can be asked for ten times within the limit."""
+    monkeypatch.setattr(registry, "LIMIT", 0.5)
+
+    class Slow(Registry):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+
+        def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+            with self.lock:
+                time.sleep(0.02)
+            return super().load_plugin_config(plugin_id)
+
+    report = check(Slow, "registry", probe=PROBES["registry"])
+    assert not report.findings, str(report)
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no server"), SystemExit("no GPU")])
+@each_protocol
+def test_a_factory_that_fails_is_no_finding(protocol: str, error: BaseException) -> None:
+    """Neither one that fails at once, nor one that fails when it is awaited."""
+
+    def fails() -> Any:
+        raise error
+
+    async def fails_later() -> Any:
+        raise error
+
+    for factory in (fails, fails_later):
+        with pytest.raises(FactoryError, match=str(error)):
+            check(factory, protocol)
+
+
+def test_one_category_is_no_list_of_categories() -> None:
+    """Its letters are none either."""
+    with pytest.raises(ProbeError, match="'speech', which is one"):
+        check(Registry, "registry", probe=lambda _: "speech")

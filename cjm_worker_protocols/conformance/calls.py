@@ -16,7 +16,7 @@ from itertools import combinations
 from types import FrameType
 from typing import Any
 
-from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, described, quiet, rule, shown, shown_call
+from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, described, quiet, rule, shown, shown_call, within
 
 # %% auto #0
 __all__ = ['PID', 'SAMPLES', 'BY_POSITION', 'parameters_of', 'legal_calls', 'watching', 'astray', 'refused', 'cause',
@@ -56,20 +56,28 @@ def watching(
     given: Mapping[str, Any] # The values of a call, by the names that they have in the contract
 ) -> Iterator[list[tuple[str, dict[str, Any]]]]: # Fills with the functions that got them, and which, by the names that they have there
     "Watch where the values of the next call on this thread arrive."
-    found, before = list[tuple[str, dict[str, Any]]](), sys.getprofile()
+    watch = _Watch(given)
+    sys.setprofile(watch)
+    try: yield watch.found
+    finally:
+        watch.over, top = True, sys.getprofile()
+        while isinstance(top, _Watch) and top.over: top = top.before # another, on the same loop, may have begun later and end later
+        sys.setprofile(top)
 
-    on_their_way = {id(value) for value in given.values()}
+class _Watch:
+    "A function of `sys.setprofile`, until it is over; whatever was there before goes on below it."
+    def __init__(self, given: Mapping[str, Any]):
+        self.found, self.on_their_way = list[tuple[str, dict[str, Any]]](), {id(value) for value in given.values()}
+        self.over, self.before = False, sys.getprofile()
 
-    def entered(frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or not on_their_way: return
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
+        if isinstance(self.before, _Watch): self.before(frame, event, arg)
+        if event != "call" or self.over or not self.on_their_way: return
         code = frame.f_code
         arguments = {n: frame.f_locals.get(n) for n in code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]}
-        if arrived := {n: value for n, value in arguments.items() if id(value) in on_their_way}:
-            on_their_way.difference_update(map(id, arrived.values()))
-            found.append((code.co_name, arrived))
-    sys.setprofile(entered)
-    try: yield found
-    finally: sys.setprofile(before)
+        if arrived := {n: value for n, value in arguments.items() if id(value) in self.on_their_way}:
+            self.on_their_way.difference_update(map(id, arrived.values()))
+            self.found.append((code.co_name, arrived))
 
 # %% ../../nbs/conformance/calls.ipynb #d8340bef
 def astray(
@@ -188,7 +196,10 @@ def _takes(protocol: type, member: str) -> None:
             assert broken.__cause__ is not None
             if refused(broken.__cause__): raise Broken(broken.actual, mended(it, protocol, member)) from broken.__cause__
             if name == "resources": raise Broken(broken.actual, "The call is right; mend what raises in the method: the manager may tell anything, of any pid.") from None
-        else: discard(result)
+        else:
+            wrong = astray({p.name: SAMPLES[p.name] for p in parameters_of(protocol, member)}, [(result.__name__, inspect.getcoroutinelocals(result))]) if inspect.iscoroutine(result) else ""
+            discard(result)
+            if wrong: raise Broken(wrong, mended(it, protocol, member))
 
 def mended(
     it: Subject, # Has the method
@@ -244,7 +255,7 @@ def _asynchronous(name: str, protocol: type, member: str) -> None:
         result = it.call(member, *args, **kwargs)
         if inspect.isawaitable(result):
             with quiet():
-                try: await asyncio.wait_for(result, LIMIT)
+                try: await within(LIMIT, result)
                 except (asyncio.TimeoutError, TimeoutError): raise Broken(f"it did not come back within {LIMIT:g} s", _WAITS) from None
                 except Exception: pass # that is another rule
         elif inspect.isasyncgen(result): raise Broken("it gave an async generator, whose body has not been run", "Remove the `yield` from it.")
@@ -266,7 +277,7 @@ def _all_called(it: Subject, protocol: type, member: str) -> None:
 
 async def _all_awaited(it: Subject, protocol: type, member: str) -> None:
     for args, kwargs, given in _each_call(it, protocol, member):
-        with _landing(it, protocol, member, given): await asyncio.wait_for(getattr(it.impl, member)(*args, **kwargs), LIMIT)
+        with _landing(it, protocol, member, given): await within(LIMIT, getattr(it.impl, member)(*args, **kwargs))
 
 def _each_call(it: Subject, protocol: type, member: str) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]]:
     "The arguments of each legal call: by position, by keyword, and all by their names."
@@ -281,7 +292,7 @@ def _landing(it: Subject, protocol: type, member: str, given: dict[str, Any]) ->
     "Raises `Broken` when the call that is made here is not taken, or a value does not arrive where it belongs."
     with quiet(), watching(given) as found:
         try: yield
-        except Exception as e:
+        except (Exception, SystemExit) as e:
             if refused(e): raise Broken(f"it raised {described(e)}", mended(it, protocol, member)) from e
     if wrong := astray(given, found): raise Broken(wrong, mended(it, protocol, member))
 

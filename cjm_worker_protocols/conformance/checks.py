@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -20,7 +20,8 @@ from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProto
 
 # %% auto #0
 __all__ = ['NAMES', 'MEMBERS', 'CHECKS', 'LIMIT', 'Broken', 'NotObservable', 'ProbeError', 'FactoryError', 'ProtocolError',
-           'Check', 'protocol_of', 'rule', 'Subject', 'text_of', 'shown', 'shown_call', 'described', 'quiet', 'muted']
+           'Check', 'protocol_of', 'rule', 'Subject', 'text_of', 'shown', 'shown_call', 'described', 'within', 'quiet',
+           'muted']
 
 # %% ../../nbs/conformance/checks.ipynb #93472c24
 class Broken(Exception):
@@ -176,6 +177,26 @@ class _Stdout:
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines: self.write(line)
     def __getattr__(self, name: str) -> Any: return getattr(self.real, name)
+
+async def within(
+    seconds: float, # How long it may take
+    given: Awaitable[Any] # By an implementation
+) -> Any: # What it gives
+    "Await something. Raises `Broken` when it would end the program, or says that it was cancelled when nobody did; `asyncio.TimeoutError`."
+    async def contained() -> Any:
+        try: return await given
+        except SystemExit as e: raise Broken(f"it raised {described(e)}") from e
+    task = asyncio.ensure_future(contained())
+    try: ended, _ = await asyncio.wait({task}, timeout=seconds)
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    if not ended:
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)
+        raise asyncio.TimeoutError
+    if task.cancelled(): raise Broken("it raised CancelledError")
+    return task.result()
 
 @contextmanager
 def quiet() -> Iterator[None]: # A context

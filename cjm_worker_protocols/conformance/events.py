@@ -15,7 +15,7 @@ from contextlib import suppress
 from itertools import count
 from typing import Any
 
-from .checks import LIMIT, Broken, NotObservable, ProbeError, Subject, described, quiet, rule, shown
+from .checks import LIMIT, Broken, NotObservable, ProbeError, Subject, described, quiet, rule, shown, within
 from .footprint import footprint
 
 # %% auto #0
@@ -83,7 +83,7 @@ async def broadcast(
 ) -> None:
     "Broadcast an event. Raises `Broken` when that raises, or takes too long."
     try:
-        with quiet(): await asyncio.wait_for(it.call("broadcast", event_type, data), LIMIT)
+        with quiet(): await within(LIMIT, it.call("broadcast", event_type, data))
     except (asyncio.TimeoutError, TimeoutError): raise Broken(f"it did not come back within {LIMIT:g} s") from None
     except Broken: raise
     except (Exception, SystemExit) as e: raise Broken(f"it raised {described(e)}") from e
@@ -177,9 +177,9 @@ async def flood(
             await it.impl.broadcast(f"kit:{next(numbers)}", {"text": "all is well"})
             if time.monotonic() > end: raise NotObservable("it is too slow to be sent many events here")
     with quiet():
-        try: await asyncio.wait_for(send(), SECONDS + LIMIT)
+        try: await within(SECONDS + LIMIT, send())
         except (asyncio.TimeoutError, TimeoutError): raise Broken(f"a broadcast did not come back within {LIMIT:g} s") from None
-        except NotObservable: raise
+        except (NotObservable, Broken): raise
         except Exception as e: raise Broken(f"it raised {described(e)}") from e
 
 @rule("events.stuck_client", "broadcast", "One phone in a tunnel must not hold up everybody.", "Put events into a queue for each client without waiting: `put_nowait`, and drop the client, or its oldest event, when it is full.",

@@ -103,7 +103,7 @@ class Run:
         for _ in self._unblocked():
             with self._judging():
                 made = self._made()
-                self._subject = Subject(asyncio.run(_settled(made)) if inspect.isawaitable(made) else made, self.probe)
+                self._subject = Subject(asyncio.run(self._awaited(made)) if inspect.isawaitable(made) else made, self.probe)
                 ended = self._check.run(self._subject)
                 if inspect.isawaitable(ended): asyncio.run(_settled(ended))
             for call in self._subject.afterwards:
@@ -113,7 +113,7 @@ class Run:
         "Make all checks on the event loop that runs. Raises `ProbeError` and `FactoryError`."
         for _ in self._unblocked():
             with self._judging():
-                self._subject = Subject(await _settled(self._made()), self.probe)
+                self._subject = Subject(await self._awaited(self._made()), self.probe)
                 try: await asyncio.wait_for(_settled(self._check.run(self._subject)), HANGS)
                 except (asyncio.TimeoutError, TimeoutError): raise _Hung from None
             for call in self._subject.afterwards:
@@ -124,7 +124,12 @@ class Run:
         if not self._factory: return self.target
         try:
             with quiet(): return self.target()
-        except Exception as e: raise FactoryError(self.target, e) from e
+        except (Exception, SystemExit) as e: raise FactoryError(self.target, e) from e
+
+    async def _awaited(self, made: Any) -> Any:
+        "What an asynchronous factory makes."
+        try: return await _settled(made)
+        except (Exception, SystemExit) as e: raise FactoryError(self.target, e) from e
 
     def _unblocked(self) -> Iterator[Check]:
         "The checks that can be made, in order."
@@ -150,7 +155,7 @@ class Run:
         except _Hung: self.hung()
         except Broken as e: self.broken(e)
         except (ProbeError, FactoryError): raise
-        except Exception as e: self.broken(Broken(f"to look at it raised {described(e)}"))  # what it gave cannot even be looked at
+        except (Exception, SystemExit) as e: self.broken(Broken(f"to look at it raised {described(e)}"))  # what it gave cannot even be looked at
         else: self._ended("passed")
 
     def _ended(self, outcome: str, reason: str = "") -> None: self.outcomes[self._check.id] = Outcome(self._check.id, outcome, reason)
