@@ -612,3 +612,14 @@ def test_the_catalogue_stays_as_it_is() -> None:
     """The searches stand in no catalogue, and have the ids that the kit knows."""
     assert not set(DEEP.values()) & set(CHECKS)
     assert [check.id for protocol in DEEP for check in deep.deep_checks(protocol)] == list(DEEP.values())
+
+
+def test_two_searches_at_once_leave_the_folder_of_hypothesis_as_it_was() -> None:
+    """Whichever of them ends first."""
+    before = getattr(deep.configuration, "__hypothesis_home_directory", None)
+    first, second = deep.no_notes(), deep.no_notes()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert getattr(deep.configuration, "__hypothesis_home_directory", None) == before

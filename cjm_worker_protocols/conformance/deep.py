@@ -42,11 +42,17 @@ class Stop(BaseException):
 @contextmanager
 def no_notes() -> Iterator[None]: # For a `with`
     "Let hypothesis keep its notes in a folder that is removed."
-    before = getattr(configuration, "__hypothesis_home_directory", None)
     with TemporaryDirectory() as folder:
-        configuration.set_hypothesis_home_dir(folder)
+        with _noting:
+            _homes.append(_homes[0] if _homes else getattr(configuration, "__hypothesis_home_directory", None))
+            configuration.set_hypothesis_home_dir(folder)
         try: yield
-        finally: configuration.set_hypothesis_home_dir(before)
+        finally:
+            with _noting:
+                before = _homes.pop()
+                if not _homes: configuration.set_hypothesis_home_dir(before)
+
+_homes, _noting = list[Any](), threading.Lock()  # The folder as it was, once for each search
 
 # %% ../../nbs/conformance/deep.ipynb #202e0eee
 Call = tuple[Any, ...]  # The name of a method of a `Model`, and its arguments
