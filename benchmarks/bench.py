@@ -92,7 +92,7 @@ def compare(
 
     The ratio is the median of the rounds' own ratios, so that what slows a whole round down does not count."""
     show = rate if rates else size if sizes else seconds
-    ratio = f"{median(a / b for a, b in zip(ours, theirs)):.2f}"
+    ratio = f"{median((a or 1e-9) / (b or 1e-9) for a, b in zip(ours, theirs)):.2f}"
     told = f"{peer} {show(median(theirs))}"
     return Row(question, show(median(ours)), told, f"{ratio}×", str(target or "—"), verdict(float(ratio), target))
 
