@@ -13,7 +13,7 @@ from enum import Enum
 from .errors import ConfigError
 
 # %% auto #0
-__all__ = ['RestartPolicy', 'WorkerConfig']
+__all__ = ['RestartPolicy', 'check_resources', 'WorkerConfig']
 
 # %% ../../nbs/core/config.ipynb #cell-6
 class RestartPolicy(Enum):
@@ -34,6 +34,15 @@ def _number(name: str, value: object, low: float, optional: bool = False, whole:
         raise ConfigError(name, wanted + (" or None" if optional else ""), value)
 
 # %% ../../nbs/core/config.ipynb #cell-9
+def check_resources(
+    name: str, # The setting
+    value: object # Its value
+) -> None:
+    "Raise `ConfigError` unless `value` maps names to amounts."
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
+        raise ConfigError(name, "a mapping of names to amounts, as {'CPU': 1}", value)
+    for key, amount in value.items(): _number(f"{name}[{key!r}]", amount, 0)
+
 def _variable(name: object, value: object) -> bool:
     "Whether an environment can hold this."
     return isinstance(name, str) and isinstance(value, str) and name != "" and "=" not in name and "\0" not in name + value
@@ -46,6 +55,7 @@ class WorkerConfig:
     standby: bool = True  # Keep one more process started, so that the job after a cancel or a crash need not wait for a start
     python: str | None = None  # The workers' interpreter; None is this one. Another one sees its own packages, not ours
     env: Mapping[str, str] | None = None  # Environment variables, laid over this process's own
+    resources: Mapping[str, float] | None = None  # What a worker takes of a cluster, as `{"CPU": 2, "GPU": 1}`, unless its plugin's config has `worker_resources`. Nothing on this machine
     start_timeout: float = 30.0  # From starting a process to its first word
     load_timeout: float | None = 600.0  # A plugin's load; None is no limit
     job_timeout: float | None = None  # A job's run, for jobs that name no timeout of their own; None is no limit
@@ -73,6 +83,7 @@ class WorkerConfig:
         if not isinstance(self.restart, RestartPolicy): raise ConfigError("restart", f"one of {', '.join(map(str, RestartPolicy))}", self.restart)
         if self.python is not None and (not isinstance(self.python, str) or not self.python or "\0" in self.python):
             raise ConfigError("python", "the path of an interpreter, or None", self.python)
+        if self.resources is not None: check_resources("resources", self.resources)
         if self.env is not None and not (isinstance(self.env, Mapping) and all(_variable(*pair) for pair in self.env.items())):
             raise ConfigError("env", "a mapping of names to strings that an environment can hold, or None", self.env)
 

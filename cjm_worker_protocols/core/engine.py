@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -28,7 +28,8 @@ _log = logging.getLogger(__name__)
 _CORE = Path(guardian.__file__).resolve().parent  # where the worker's and the guardian's code lies
 
 # %% auto #0
-__all__ = ['Exit', 'WorkerEvents', 'WorkerHandle', 'Engine', 'on_process_end', 'Pipe', 'Guardian', 'LocalWorker', 'LocalEngine']
+__all__ = ['Exit', 'WorkerEvents', 'WorkerHandle', 'Engine', 'on_process_end', 'Lines', 'Pipe', 'Guardian', 'worker_command',
+           'LocalWorker', 'LocalEngine']
 
 # %% ../../nbs/core/engine.ipynb #cell-6
 class Exit(NamedTuple):
@@ -36,6 +37,8 @@ class Exit(NamedTuple):
     exit_code: int | None = None  # What it exited with; None when a signal ended it, or nobody knows
     signal: int | None = None  # The signal that ended it
     never_begun: frozenset[int] = frozenset()  # The tags of jobs that it was given and did not begin
+    where: str = ""  # The host or node it was on, if that is not this one
+    reason: str = ""  # What else is known, as of a host that was lost
 
 # %% ../../nbs/core/engine.ipynb #cell-7
 class WorkerEvents(Protocol):
@@ -51,6 +54,11 @@ class WorkerEvents(Protocol):
     ) -> None:
         "C code or a child in the worker wrote a line to `stdout` or `stderr`."
 
+    def on_waiting(self,
+        reason: str # What it waits for; empty when it waits no longer
+    ) -> None:
+        "The worker cannot be started yet, so that the time it may take to start does not begin; or it is started now. Never called by an engine that starts at once."
+
     def on_exit(self,
         exit: Exit # How it ended
     ) -> None:
@@ -60,8 +68,9 @@ class WorkerEvents(Protocol):
 @runtime_checkable
 class WorkerHandle(Protocol):
     "One worker, as the manager holds it. None of its methods waits or raises, also when the worker is gone."
-    pid: int  # Its process id; unique among this engine's living workers
-    host: str  # Where it lives
+    pid: int  # Its process id, or for a worker of another host a number that no process has; unique among this engine's living workers, 0 until it is started
+    host: str  # Where it lives; empty while nobody knows
+    facts: Mapping[str, Any]  # What the engine knows of it beside that, JSON-safe
 
     def send(self,
         data: bytes # One frame or several, encoded
@@ -97,9 +106,17 @@ class WorkerHandle(Protocol):
 @runtime_checkable
 class Engine(Protocol):
     "Starts workers."
+    def needs(self,
+        config: WorkerConfig, # For plugins that say nothing of their own
+        plugin_config: Mapping[str, Any] # A plugin's config
+    ) -> Hashable: # None when every worker will do
+        "What a plugin's worker takes of where it lives. A job runs on a worker that was started for just that. Raises `ConfigError`."
+        ...
+
     def start_worker(self,
         config: WorkerConfig, # Interpreter and environment
-        events: WorkerEvents # Told of everything the worker says and of its end
+        events: WorkerEvents, # Told of everything the worker says and of its end
+        needs: Hashable = None # What `needs` gave
     ) -> WorkerHandle: # At once; the worker says READY when it is
         "Start a worker. Raises `OSError` when it cannot be started at all."
         ...
@@ -133,16 +150,42 @@ def on_process_end(
     threading.Thread(target=wait, name=f"wait-{pid}", daemon=True).start()
 
 # %% ../../nbs/core/engine.ipynb #cell-13
+class Lines:
+    "Cuts what a worker writes into lines."
+    LONGEST = 8192  # Bytes; a longer line is cut
+
+    def __init__(self,
+        on_line: Callable[[str], None] # Takes each line, without its end
+    ):
+        self._on_line, self._rest = on_line, b""
+
+    def feed(self,
+        data: bytes # What was written
+    ) -> None:
+        "Take more."
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines: self._take(line)
+        while len(self._rest) > self.LONGEST:
+            self._take(self._rest[:self.LONGEST])
+            self._rest = self._rest[self.LONGEST:]
+
+    def _take(self, line: bytes) -> None:
+        if text := line[:self.LONGEST].decode("utf-8", "backslashreplace").rstrip("\r"): self._on_line(text)
+
+    def close(self) -> None:
+        "Take the last, unfinished line too."
+        self._take(self._rest)
+        self._rest = b""
+
 class Pipe:
     "One of a worker's output pipes, cut into lines."
-    LONGEST = 8192  # Bytes; a longer line is cut
 
     def __init__(self,
         loop: asyncio.AbstractEventLoop, # The manager's
         fd: int, # The end to read
         on_line: Callable[[str], None] # Takes each line, without its end
     ):
-        self._loop, self._fd, self._on_line, self._rest = loop, fd, on_line, b""
+        self._loop, self._fd, self._lines = loop, fd, Lines(on_line)
         os.set_blocking(fd, False)
         loop.add_reader(fd, self.read)
 
@@ -152,15 +195,8 @@ class Pipe:
             try: data = os.read(self._fd, 1 << 16)
             except BlockingIOError: return
             if not data: return self.close()
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            for line in lines: self._take(line)
-            while len(self._rest) > self.LONGEST:
-                self._take(self._rest[:self.LONGEST])
-                self._rest = self._rest[self.LONGEST:]
+            self._lines.feed(data)
             if len(data) < 1 << 12: return
-
-    def _take(self, line: bytes) -> None:
-        if text := line[:self.LONGEST].decode("utf-8", "backslashreplace").rstrip("\r"): self._on_line(text)
 
     def close(self) -> None:
         "Take the last, unfinished line too, and stop."
@@ -168,8 +204,7 @@ class Pipe:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
         self._fd = -1
-        self._take(self._rest)
-        self._rest = b""
+        self._lines.close()
 
 # %% ../../nbs/core/engine.ipynb #cell-15
 class Guardian:
@@ -232,9 +267,18 @@ class Guardian:
 # %% ../../nbs/core/engine.ipynb #cell-17
 _START = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_protocols.core.worker import main; del sys.path[0]; main(*map(int, sys.argv[2:]))"
 
+def worker_command(
+    config: WorkerConfig, # Says which interpreter
+    sock: int, # The worker's end of a socketpair
+    claims: int # The worker's end of the pipe of claims
+) -> list[str]: # What to run, in a session of its own
+    "The command line of a worker process."
+    return [config.python or sys.executable, "-c", _START, str(_CORE.parents[1]), str(sock), str(claims)]
+
 class LocalWorker:
     "A worker process on this machine: the manager's end of its socket, its pipes and its process handle."
     host = os.uname().nodename
+    facts: Mapping[str, Any] = {}
 
     def __init__(self,
         config: WorkerConfig, # Interpreter and environment
@@ -253,7 +297,7 @@ class LocalWorker:
             out, out_write = self._pipe(opened, theirs)
             err, err_write = self._pipe(opened, theirs)
             os.set_blocking(self._claims, False)
-            self._process = subprocess.Popen([config.python or sys.executable, "-c", _START, str(_CORE.parents[1]), str(sock.fileno()), str(self._claims)],
+            self._process = subprocess.Popen(worker_command(config, sock.fileno(), self._claims),
                 stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write, pass_fds=[sock.fileno(), self._claims], start_new_session=True,
                 env={**os.environ, **config.env} if config.env else None)
             opened.callback(self._process.wait)
@@ -391,6 +435,8 @@ class LocalEngine:
     def __init__(self) -> None:
         self._guardian = Guardian()
 
-    def start_worker(self, config: WorkerConfig, events: WorkerEvents) -> LocalWorker: return LocalWorker(config, events, self._guardian)
+    def needs(self, config: WorkerConfig, plugin_config: Mapping[str, Any]) -> None: "This machine is what there is: every worker will do."
+
+    def start_worker(self, config: WorkerConfig, events: WorkerEvents, needs: Hashable = None) -> LocalWorker: return LocalWorker(config, events, self._guardian)
 
     async def close(self) -> None: await self._guardian.close()

@@ -9,7 +9,7 @@ import asyncio
 import heapq
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from .config import RestartPolicy, WorkerConfig
@@ -25,15 +25,16 @@ __all__ = ['Ticket', 'JobQueue', 'PoolOwner', 'PooledWorker', 'how_it_ended', 'W
 # %% ../../nbs/core/pool.ipynb #cell-6
 class Ticket:
     "A job on its way to a worker."
-    __slots__ = ("job", "number", "name", "config", "frame")
+    __slots__ = ("job", "number", "name", "config", "frame", "needs")
     def __init__(self,
         job: Job, # The job
         number: int, # Its place in line, which is also the tag of its frames
         name: str, # The plugin's name
         config: dict[str, Any], # The plugin's config for this job
-        frame: bytes # What is sent to the worker
+        frame: bytes, # What is sent to the worker
+        needs: Hashable = None # What its worker takes of where it lives, as the engine says
     ):
-        self.job, self.number, self.name, self.config, self.frame = job, number, name, config, frame
+        self.job, self.number, self.name, self.config, self.frame, self.needs = job, number, name, config, frame, needs
 
 # %% ../../nbs/core/pool.ipynb #cell-7
 class JobQueue:
@@ -84,6 +85,12 @@ class JobQueue:
         "All that wait."
         return [ticket.job for ticket in self._tickets.values()]
 
+    def move_to(self,
+        other: JobQueue # Where they wait from now on, each in its place
+    ) -> None:
+        "Move all tickets to another line."
+        while len(self): other.push(self.pop())
+
 # %% ../../nbs/core/pool.ipynb #cell-11
 class PoolOwner(Protocol):
     "What a pool tells its manager, always on the loop."
@@ -104,6 +111,11 @@ class PoolOwner(Protocol):
         text: str # The line, without its end
     ) -> None:
         "A worker wrote a line."
+
+    def on_waiting(self,
+        worker: PooledWorker # Its `waiting` has changed
+    ) -> None:
+        "A worker waits for room where it is to live; or, when `waiting` is empty, it was started now."
 
     def on_exit(self,
         worker: PooledWorker, # The one that is gone; no longer among the pool's workers
@@ -127,9 +139,13 @@ class PooledWorker:
         owner: PoolOwner, # Told of everything it says
         on_exit: Callable[[PooledWorker, Exit], None], # Told of its end
         standby: bool, # Whether it is a spare one
-        tail: int # Characters of its stderr to keep
+        tail: int, # Characters of its stderr to keep
+        start_timeout: float = 30.0, # Seconds from when there is room for it to its first word
+        needs: Hashable = None, # What it takes of where it lives
+        on_late: Callable[[PooledWorker], None] = lambda worker: None # Told when that time is over
     ):
-        self._owner, self._on_exit, self._tail = owner, on_exit, tail
+        self._owner, self._on_exit, self._on_late, self._tail, self._start_timeout, self.needs = owner, on_exit, on_late, tail, start_timeout, needs
+        self.waiting = ""  # What it waits for before it can be started
         self._stderr: deque[str] = deque()
         self._kept = 0
         self.handle: WorkerHandle | None = None
@@ -144,7 +160,7 @@ class PooledWorker:
         self.config: dict[str, Any] = {}  # The loaded plugin's
         self.cooperative = self.loading = False  # Whether its job asks if it is cancelled, and whether it is loading now
         self.verdict: JobError | None = None  # Its job's error, if it was asked to end
-        self.stopping = ""  # Why it, or its job, was asked to stop: `job`, `shutdown` or `start`
+        self.stopping = ""  # Why it, or its job, was asked to stop: `job`, `shutdown`, `room` or `start`
         self.terminated = False  # Whether it was asked from outside, so that it will end
         self.level = 0  # The log level it was last told
         self.commands: dict[int, asyncio.Future[Any]] = {}
@@ -201,6 +217,17 @@ class PooledWorker:
         try: self._owner.on_output(self, stream, text)
         except Exception: _log.exception("handling the output of worker %d failed", self.pid)
 
+    def on_waiting(self, reason: str) -> None:
+        if self.gone or self.ready: return
+        self.waiting = reason
+        if not self.stopping: self.limit_start()
+        try: self._owner.on_waiting(self)
+        except Exception: _log.exception("handling what worker %d waits for failed", self.pid)
+
+    def limit_start(self) -> None:
+        "Limit the time that it may take to start, unless it cannot be started yet."
+        self.set_timer(None if self.waiting else self._start_timeout, self._on_late, self)
+
     def on_exit(self, exit: Exit) -> None:
         try: self._on_exit(self, exit)
         except Exception: _log.exception("handling the end of worker %d failed", self.pid)
@@ -209,9 +236,11 @@ class PooledWorker:
 def how_it_ended(
     exit: Exit # A worker's end
 ) -> str: # In words
-    "`was killed by SIGKILL (signal 9)`, or `exited with code 3`."
-    if exit.signal is not None: return f"was killed by {signal_name(exit.signal)} (signal {exit.signal})"
-    return "was lost" if exit.exit_code is None else f"exited with code {exit.exit_code}"
+    "`was killed by SIGKILL (signal 9)`, or `exited with code 3`, and on which node, if not on this."
+    where = f" on {exit.where}" if exit.where else ""
+    if exit.signal is not None: return f"was killed by {signal_name(exit.signal)} (signal {exit.signal}){where}"
+    if exit.exit_code is not None: return f"exited with code {exit.exit_code}{where}"
+    return f"was lost{where}" + (f" ({exit.reason})" if exit.reason else "")
 
 # %% ../../nbs/core/pool.ipynb #cell-16
 class WorkerPool:
@@ -229,6 +258,7 @@ class WorkerPool:
         self.workers: list[PooledWorker] = []
         self.capacity = config.max_workers  # Less by every worker that is not to be replaced
         self.crashes = 0  # In a row
+        self._needs: Hashable = None  # What the last worker that was needed takes
         self._wait_until = 0.0  # No start before this time of the loop
         self._retry: asyncio.TimerHandle | None = None
         self._spare: asyncio.TimerHandle | None = None
@@ -236,34 +266,58 @@ class WorkerPool:
         self._empty = asyncio.Event()
 
     def idle_for(self,
-        plugin_id: str # The plugin of the job that is next
+        plugin_id: str, # The plugin of the job that is next
+        needs: Hashable = None # What its worker takes
     ) -> PooledWorker | None: # None when none is idle
         "An idle worker: rather one that has this plugin loaded, else one that has nothing loaded."
         best, best_rank = None, 3
         for worker in self.workers:
-            if not worker.idle: continue
+            if not worker.idle or worker.needs != needs: continue
             rank = 2 if worker.plugin is None else 3 if worker.plugin[0] != plugin_id else 1
             if best is None or rank < best_rank: best, best_rank = worker, rank
             if rank == 1: break
         return best
 
     def want(self,
-        jobs: int # How many wait and find no idle worker
+        jobs: int, # How many wait and find no idle worker
+        needs: Hashable = None # What the worker of the next one takes
     ) -> bool: # Whether one is idle now
         "See to it that workers come, as many as are needed and allowed."
         serving = [w for w in self.workers if not w.standby]
-        if len(serving) >= self.capacity: return False
-        coming, ready = sum(not w.ready for w in serving), False
+        coming, ready = sum(not w.ready for w in serving if w.needs == needs), False
+        if len(serving) >= self.capacity:
+            if not coming: self._end_other(needs, serving)
+            return False
         for _ in range(min(jobs - coming, self.capacity - len(serving))):
-            if self._loop.time() < self._wait_until: break
-            spare = next((w for w in self.workers if w.standby and w.status in ("starting", "standby")), None)
+            if self._loop.time() < self._wait_until or self.waiting_for(needs): break
+            self._needs = needs
+            spare = next((w for w in self.workers if w.standby and w.needs == needs and w.status in ("starting", "standby")), None)
             if spare is None:
-                if not self._start(standby=False): break
+                if not self._start(False, needs): break
             else:
                 spare.standby = False
                 self._keep_spare()
                 ready = ready or spare.ready
         return ready
+
+    def waiting_for(self,
+        needs: Hashable # What a job's worker takes
+    ) -> str: # Empty when none waits
+        "What the worker that is to take such jobs waits for: while there is no room for it, there is none for another."
+        return next((w.waiting for w in self.workers if w.waiting and not w.standby and w.needs == needs), "")
+
+    def make_room(self,
+        needs: Hashable # What a worker takes for which there is no room
+    ) -> None:
+        "End the workers that hold what is needed elsewhere, and have nothing to do."
+        for worker in list(self.workers):
+            if worker.needs != needs and (worker.standby or worker.idle): self.stop(worker, why="room")
+
+    def _end_other(self, needs: Hashable, serving: list[PooledWorker]) -> None:
+        "All that may be there are, and none takes this: one that has nothing to do goes."
+        if any(w.needs == needs or w.stopping == "room" for w in serving): return
+        other = next((w for w in serving if w.idle), None)
+        if other is not None: self.stop(other, why="room")
 
     def _keep_spare(self) -> None:
         "Have a standby before long."
@@ -273,22 +327,22 @@ class WorkerPool:
 
     def _start_spare(self) -> None:
         self._spare = None
-        if not any(w.standby for w in self.workers) and self.workers: self._start(standby=True)
+        if not any(w.standby for w in self.workers) and self.workers and not any(w.waiting for w in self.workers): self._start(True, self._needs)
 
-    def _start(self, standby: bool) -> bool:
+    def _start(self, standby: bool, needs: Hashable) -> bool:
         "Start a worker; False when the engine cannot."
         if self._closing: return False
-        worker = PooledWorker(self._owner, self._exited, standby, self._config.stderr_tail)
-        try: worker.handle = self._engine.start_worker(self._config, worker)
+        worker = PooledWorker(self._owner, self._exited, standby, self._config.stderr_tail, self._config.start_timeout, needs, self._too_slow)
+        try: worker.handle = self._engine.start_worker(self._config, worker, needs)
         except Exception as e:
             _log.error("a worker could not be started: %s", e)
             if not standby and not any(not w.standby for w in self.workers): self._owner.on_unavailable(JobError("start", f"a worker could not be started: {type(e).__name__}: {e}"))
             return False
         self.workers.append(worker)
         self._empty.clear()
-        worker.set_timer(self._config.start_timeout, self._too_slow, worker)
+        worker.limit_start()
         worker.handle.send(self._hello())
-        self._owner.on_started(worker)
+        if worker.pid: self._owner.on_started(worker)
         return True
 
     def _too_slow(self, worker: PooledWorker) -> None:
@@ -309,11 +363,12 @@ class WorkerPool:
 
     def stop(self,
         worker: PooledWorker, # Which
-        verdict: JobError | None = None # The error of its job; None when the worker itself is to end
+        verdict: JobError | None = None, # The error of its job; None when the worker itself is to end
+        why: str = "shutdown" # Why a worker is to end: `shutdown`, or `room` for one that another takes its place
     ) -> None:
         "End a worker's job: by asking the job, if it is one that asks, else by ending the worker. A worker that has no job is asked to leave."
         if worker.stopping or worker.gone or worker.handle is None: return
-        worker.stopping, worker.verdict = "job" if verdict else "shutdown", verdict or JobCancelled("the manager was shut down")
+        worker.stopping, worker.verdict = "job" if verdict else why, verdict or JobCancelled("the manager was shut down")
         worker.handle.resume()
         if worker.ticket is not None and worker.cooperative and verdict is not None:
             worker.handle.send(encode(Kind.CANCEL, worker.ticket.number))
@@ -359,7 +414,7 @@ class WorkerPool:
             if not reply.done(): reply.set_result(None)
         crashed = worker.stopping in ("", "start")
         policy = self._config.restart
-        replaced = policy in (RestartPolicy.ALWAYS, RestartPolicy.BACKOFF) or (policy is RestartPolicy.ON_CANCELLATION and not crashed)
+        replaced = policy in (RestartPolicy.ALWAYS, RestartPolicy.BACKOFF) or (policy is RestartPolicy.ON_CANCELLATION and not crashed) or worker.stopping == "room"
         if crashed:
             self.crashes += 1
             self._wait_until = self._loop.time() + self._config.backoff(self.crashes)

@@ -30,7 +30,7 @@ class DoorOwner(Protocol):
     ) -> None:
         "A job may try again."
 
-    def on_waiting(self,
+    def on_waiting_for(self,
         job: Job # Its `waiting_for` has changed
     ) -> None:
         "A job waits for room."
@@ -108,7 +108,7 @@ class Door:
             return self._owner.on_admitted(worker, ticket)
         if reason != job.waiting_for:
             job.waiting_for = reason
-            self._owner.on_waiting(job)
+            self._owner.on_waiting_for(job)
         soon = await self._make_room(ticket)
         if job.id in self.waiting: self._aside[job.id] = self._loop.call_later(self.SOON if soon else self.RETRY, self._retry, ticket)
         self._owner.on_capacity()

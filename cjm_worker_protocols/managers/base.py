@@ -138,13 +138,14 @@ class BaseJobManager(Hooks):
     ) -> Job: # Pending or running
         """Accept a job. Raises, and then no job exists: `UnknownPluginError`, `PluginNotConfiguredError`, `RegistryUnavailableError`,
         `ResourceValidationError`, `ParametersNotSendableError`, `QueueFullError`, `WorkersUnavailableError`, `ManagerClosedError`,
-        `WrongLoopError`, `DuplicateJobError`, `ConfigError` for a priority, timeout or retries that cannot be, and, the first time,
+        `WrongLoopError`, `DuplicateJobError`, `ConfigError` for a priority, timeout, retries or needs that cannot be, and, the first time,
         `PluginNotSendableError` for a loader that cannot be sent."""
         runner = self._bind("start_job")
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
         if timeout is not None: _number("timeout", timeout, 0, optional=True, positive=True)
         if type(retries) is not int or retries < 0: _number("retries", retries, 0, whole=True)
         name, config = await self._look_up(plugin_id)
+        needs = self._engine.needs(self.worker_config, config)
         if reason := await self._validate_resources(plugin_id, config): raise ResourceValidationError(plugin_id, reason)
         if runner.door is not None and (reason := await runner.door.refusal(plugin_id, config)): raise ResourceValidationError(plugin_id, reason)
         if self._closing is not None: raise ManagerClosedError("start_job")
@@ -155,7 +156,7 @@ class BaseJobManager(Hooks):
         job.priority, job.timeout, job.retries = priority, timeout, retries
         number = runner.number()
         request = self._request(job, number, name, config)
-        runner.accept(Ticket(job, number, name, config, request))
+        runner.accept(Ticket(job, number, name, config, request, needs))
         return job
 
     async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
@@ -254,9 +255,10 @@ class BaseJobManager(Hooks):
         else:
             plugin_id = await registry.id_of(plugin_name)
             if plugin_id == plugin_name: plugin_name, _ = await self._look_up(plugin_id)
+        needs = self._engine.needs(self.worker_config, config)
         holders = [w for w in self._workers() if w.plugin is not None and w.plugin[0] == plugin_id]
         request = (plugin_id, plugin_name, config, self.supports_streaming)
-        done = await self._command(runner, Kind.RELOAD, request, holders or [w for w in self._workers() if w.idle][:1])
+        done = await self._command(runner, Kind.RELOAD, request, holders or [w for w in self._workers() if w.idle and w.needs == needs][:1])
         return bool(done) and all(done)
 
     async def _command(self, runner: JobRunner, kind: Kind, request: tuple[Any, ...], workers: list[PooledWorker]) -> list[bool]:

@@ -21,6 +21,7 @@ from ..core.lanes import Lane, LaneTimeout
 from ..core.masking import masked
 from ..core.pool import PooledWorker
 from ..extensions.admission import AdmissionProtocol, EvictionProtocol
+from ..extensions.hosts import HostAwareProtocol
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 
 # %% auto #0
@@ -146,9 +147,15 @@ class Resources:
         self.lane = Lane("resource_manager", limit, errors)
 
     def register(self,
-        pid: int # A worker that is ready
+        worker: PooledWorker, # One that is ready
+        host: str, # Where it lives
+        host_pid: int # Its process id there
     ) -> None:
-        "Tell of a new worker."
+        "Tell of a new worker, and before that where it lives, for a manager that asks to know."
+        pid, manager = worker.pid, self._manager
+        facts = dict(worker.handle.facts) if worker.handle is not None else {}
+        if isinstance(manager, HostAwareProtocol):
+            self.lane.post("locate_worker", lambda: manager.locate_worker(pid=pid, host=host, host_pid=host_pid, facts=facts), needed=True)
         self.lane.post("register_worker", lambda: self._manager.register_worker(pid=pid, worker_type=self._worker_type), needed=True)
 
     def unregister(self,

@@ -123,6 +123,7 @@ class JobRunner:
         self._injected, self._hooks, self._book = injected, hooks, book
         self.loop = asyncio.get_running_loop()
         self.queue = JobQueue()
+        self.aside = JobQueue()  # Those for whose worker there is no room where it is to live
         self.running: dict[str, PooledWorker] = {}
         self.unavailable = ""  # Why the last worker was not replaced
         self._numbers = count(1)
@@ -140,7 +141,7 @@ class JobRunner:
         job._loop, job._stream_buffer = self.loop, self._config.stream_buffer
         self._book.add(job)
         self._injected.emit_job("job:queued", job)
-        worker = None if len(self.queue) else self.pool.idle_for(job.plugin_id)
+        worker = None if len(self.queue) else self.pool.idle_for(job.plugin_id, ticket.needs)
         if worker is not None and self._config.max_workers == 1: return self._start(worker, ticket)  # nobody else waits for it
         self.queue.push(ticket)
         self._dispatch()
@@ -167,15 +168,28 @@ class JobRunner:
     def _cancel_waiting(self) -> None:
         for job in self._not_begun(): self._fail(job, JobCancelled("the manager was shut down"))
 
-    def _not_begun(self) -> list[Job]: return self.queue.jobs() + ([ticket.job for ticket in self.door.waiting.values()] if self.door else [])
+    def _not_begun(self) -> list[Job]: return self.queue.jobs() + self.aside.jobs() + ([ticket.job for ticket in self.door.waiting.values()] if self.door else [])
 
     def _dispatch(self) -> None:
         "Hand the jobs that wait to the workers that are idle, and the next one also to those that are busy."
         while self._waiting():
-            worker = self.pool.idle_for(self.queue.peek().job.plugin_id)
+            ticket = self.queue.peek()
+            worker = self.pool.idle_for(ticket.job.plugin_id, ticket.needs)
             if worker is not None: self._start(worker, self.queue.pop())
-            elif not self.pool.want(len(self.queue)): break
+            elif self.pool.want(len(self.queue), ticket.needs): pass
+            elif reason := self.pool.waiting_for(ticket.needs): self._set_aside(self.queue.pop(), reason)
+            else: break
         if len(self.queue): self._give_ahead()
+
+    def _set_aside(self, ticket: Ticket, reason: str) -> None:
+        "Let the jobs behind this one pass: there is no room for its worker."
+        self.aside.push(ticket)
+        self._waits_for(ticket.job, reason)
+
+    def _waits_for(self, job: Job, reason: str) -> None:
+        if job.waiting_for == reason: return
+        job.waiting_for = reason
+        if reason: self.on_waiting_for(job)
 
     def _waiting(self) -> bool:
         "Whether a job waits. Those that were given to busy workers ahead do, and are older, when another worker is idle."
@@ -186,7 +200,7 @@ class JobRunner:
     @property
     def pending(self) -> int: # How many
         "Jobs that no worker has begun."
-        return len(self.queue) + len([w for w in self.pool.workers if w.next is not None]) + (len(self.door.waiting) if self.door else 0)
+        return len(self.queue) + len(self.aside) + len([w for w in self.pool.workers if w.next is not None]) + (len(self.door.waiting) if self.door else 0)
 
     def _give_ahead(self) -> None:
         "Give the next job to a worker that is busy with the same plugin, so that it need not wait for us in between."
@@ -196,7 +210,7 @@ class JobRunner:
             if not worker.mute or worker.served != running.job.plugin_id: continue # what C code writes does not say for which job
             if worker.next is not None and not (self.queue.before(worker.next) and self._take_back(worker)): continue
             if not len(self.queue): return
-            if self.queue.peek().job.plugin_id != running.job.plugin_id: continue
+            if self.queue.peek().job.plugin_id != running.job.plugin_id or self.queue.peek().needs != worker.needs: continue
             if self.door is not None and self.queue.peek().config != running.config: continue # it would be loaded anew
             worker.next = ticket = self.queue.pop()
             handle.give(ticket.number, ticket.frame)
@@ -233,7 +247,7 @@ class JobRunner:
         self.queue.push(ticket)
         self._dispatch()
 
-    def on_waiting(self, job: Job) -> None: self._injected.emit_job("job:queued", job, waiting_for=job.waiting_for)
+    def on_waiting_for(self, job: Job) -> None: self._injected.emit_job("job:queued", job, waiting_for=job.waiting_for)
 
     def idle_with_plugin(self) -> list[PooledWorker]: return sorted((w for w in self.pool.workers if w.idle and w.plugin is not None), key=lambda w: w.used)
 
@@ -258,7 +272,7 @@ class JobRunner:
         "A worker has got a job."
         job, worker.ticket = ticket.job, ticket
         self.running[job.id] = worker
-        job.worker_pid, job.started_at, job.status = worker.pid, now(), "running"
+        job.worker_pid, job.started_at, job.status, job.waiting_for = worker.pid, now(), "running", ""
         job.attempts += 1
         self._limit(worker)
         self._report(worker)
@@ -279,7 +293,14 @@ class JobRunner:
 
     def on_started(self, worker: PooledWorker) -> None: self._injected.emit("worker:started", pid=worker.pid)
 
-    def on_capacity(self) -> None: self._dispatch()
+    def on_capacity(self) -> None:
+        self.aside.move_to(self.queue)
+        self._dispatch()
+
+    def on_waiting(self, worker: PooledWorker) -> None:
+        if not worker.waiting: self.on_started(worker)
+        elif not worker.standby: self.pool.make_room(worker.needs)
+        self.on_capacity()
 
     def on_unavailable(self, error: JobError) -> None:
         "The jobs that wait now would wait for ever: fail them."
@@ -309,7 +330,7 @@ class JobRunner:
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
             for line in filter(None, text.split("\n")): worker.printed(stream, line)
-        elif kind == Kind.READY: self._on_ready(worker)
+        elif kind == Kind.READY: self._on_ready(worker, frame)
         elif kind == Kind.REPLY: self._on_reply(worker, frame)
 
     def _on_job_frame(self, worker: PooledWorker, ticket: Ticket, frame: Frame) -> None:
@@ -322,13 +343,14 @@ class JobRunner:
         elif kind == Kind.COOPERATIVE: worker.cooperative = True
         elif kind in (Kind.LOADING, Kind.LOADED): self._on_loading(worker, ticket, kind == Kind.LOADING)
 
-    def _on_ready(self, worker: PooledWorker) -> None:
+    def _on_ready(self, worker: PooledWorker, frame: Frame) -> None:
         self.pool.became_ready(worker)
+        host_pid, host = frame.value()
         if self._injected.resources:
-            self._injected.resources.register(worker.pid)
+            self._injected.resources.register(worker, host, host_pid)
             self._injected.resources.update(worker)
-        self._injected.emit("worker:ready", pid=worker.pid)
-        self._dispatch()
+        self._injected.emit("worker:ready", pid=worker.pid, host=host, host_pid=host_pid)
+        self.on_capacity()
 
     def _on_loading(self, worker: PooledWorker, ticket: Ticket, loading: bool) -> None:
         worker.loading = loading
@@ -438,7 +460,7 @@ class JobRunner:
     def on_exit(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
         "A worker is gone: end its job, or let it wait for another."
         if worker.ready and self._injected.resources: self._injected.resources.unregister(worker.pid)
-        self._injected.emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
+        if worker.pid: self._injected.emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
         ticket, ahead, worker.ticket, worker.next = worker.ticket, worker.next, None, None
         if ahead is not None: self.queue.push(ahead)
         if self.door is not None: self.loop.call_soon(self.door.nudge)
@@ -462,6 +484,7 @@ class JobRunner:
         "The one place where a job ends."
         if job.done: return
         self.queue.discard(job.id)
+        self.aside.discard(job.id)
         if self.door is not None: self.door.forget(job.id)
         if status == "completed":
             self.pool.succeeded()
