@@ -1,8 +1,9 @@
 """In CI nothing may be skipped: whatever a test needs, .ci/run installs. A GPU is the one thing that it cannot install."""
 
 import os
-from typing import Any, Generator
+from typing import Any, Generator, Iterator
 
+import engines
 import pytest
 
 
@@ -23,3 +24,34 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, Any, None]"
 def pytest_make_collect_report(collector: pytest.Collector) -> "Generator[None, Any, None]":
     """The same for a file that skips itself whole."""
     _no_skip((yield).get_result())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of the worker system with each engine."""
+    if metafunc.module.__name__ not in engines.MODULES or not engines.uses_the_managers_of_the_harness(metafunc.function):
+        return
+    kinds = [pytest.param("local"), pytest.param("ray", marks=pytest.mark.slow)]
+    if metafunc.function.__name__ in engines.DIFFERENT:
+        kinds.pop()
+    metafunc.fixturenames.insert(0, "engine")
+    metafunc.parametrize("engine", kinds, indirect=True)
+
+
+@pytest.fixture
+def engine(request: pytest.FixtureRequest) -> "Iterator[None]":
+    """Managers of the harness get the engine of this test."""
+    if request.param == "ray":
+        if not engines.installed():
+            pytest.skip("ray is not installed: pip install 'cjm-worker-protocols[ray]'")
+        engines.start_ray()
+        from cjm_worker_protocols.integrations.ray import RayEngine
+
+        engines.make = RayEngine
+    yield
+    engines.make = None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The one Ray of a session ends with it."""
+    engines.stop_ray()

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import engines
 import psutil
 import pytest
 import sample_plugins
@@ -47,6 +48,8 @@ def manager(*plugins: Any, cls: Any = JobManager, worker_type: str = "test", cat
     given = {name: settings.pop(name) for name in _INJECTED if name in settings}
     config = WorkerConfig(**{"standby": False, "grace_timeout": 2.0, **settings})
     found = [getattr(sample_plugins, p) if isinstance(p, str) else p for p in plugins]
+    if engines.make is not None:
+        given.setdefault("engine", engines.make())
     if found:
         given["plugins"] = {p.__name__: p for p in found}
     return cls(worker_type, category, worker_config=config, **given)
@@ -188,8 +191,20 @@ async def gone_soon(pids: "Iterable[int]", within: float) -> bool:
 
 
 def children() -> "list[psutil.Process]":
-    """All processes that this one is responsible for, those that nobody has reaped among them."""
-    return psutil.Process().children(recursive=True)
+    """All processes that this one is responsible for, those that nobody has reaped among them; of Ray's only the workers on it."""
+    found = psutil.Process().children(recursive=True)
+    return [p for p in found if _ours(p)] if engines.started else found
+
+
+def _ours(process: psutil.Process) -> bool:
+    """Whether a process is one of ours, and not of Ray."""
+    try:
+        above = [process, *process.parents()]
+        if not any(p.name().startswith(("raylet", "gcs_server", "ray::")) or "/ray/" in " ".join(p.cmdline()) for p in above):
+            return True
+        return any("cjm_worker_protocols.core.worker" in argument for p in above for argument in p.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def guardians(pid: "int | None" = None) -> "list[psutil.Process]":
@@ -298,10 +313,12 @@ def nothing_left() -> "Iterator[None]":
         except psutil.NoSuchProcess:
             pass
     for thread in set(threading.enumerate()) - threads:
+        if isinstance(thread, threading._DummyThread):
+            continue  # a thread of C++ that called back
         thread.join(0.5)  # its last steps
         if thread.is_alive():
             what.append(f"thread {thread.name}")
-    what += [f"descriptor {fd} {target}" for fd, target in descriptors().items() if fd not in fds]
+    what += [f"descriptor {fd} {target}" for fd, target in descriptors().items() if fd not in fds and not (engines.started and target.startswith(("socket:", "anon_inode:")))]
     assert not what, "left behind: " + "; ".join(what)
     assert not complaints.found, "\n".join(complaints.found)
 

@@ -32,7 +32,7 @@ from ..extensions.hosts import NO_PID
 
 # %% auto #0
 __all__ = ['RayMissingError', 'RayConnectionError', 'RayVersionError', 'RayLostError', 'Placement', 'machine', 'Keeper',
-           'RayWorker', 'describe_loss', 'RayEngine', 'why_waiting']
+           'RayWorker', 'describe_loss', 'start_ray', 'RayEngine', 'why_waiting']
 
 # %% ../../nbs/integrations/ray.ipynb #c74c0bc2
 _log = logging.getLogger(__name__)
@@ -500,7 +500,11 @@ def _stays_here(address: str | None) -> bool:
         address = os.environ.get("RAY_ADDRESS") or read_ray_address() or ""
     return address.startswith(("127.", "localhost:", "[::1]"))
 
-def _start_ray(ray: Any, address: str | None) -> None:
+def start_ray(
+    ray: Any, # The module
+    address: str | None = None, # As of `RayEngine`
+    **more: Any # More for `ray.init`
+) -> None:
     "Connect this process, to a Ray of its own without an address. Raises `RayConnectionError` or `RayVersionError`."
     from ray._private import ray_constants
     settings: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {"address": address}
@@ -511,7 +515,7 @@ def _start_ray(ray: Any, address: str | None) -> None:
     try:
         os.environ.update(given)
         if here: ray_constants.ENABLE_RAY_CLUSTER = False
-        ray.init(configure_logging=False, log_to_driver=False, **settings)
+        ray.init(configure_logging=False, log_to_driver=False, **settings, **more)
     except Exception as e:
         kind = RayVersionError if "ersion mismatch" in str(e) or "versions" in str(e) else RayConnectionError
         raise kind(address, " ".join(f"{type(e).__name__}: {e}".split())) from e
@@ -569,7 +573,7 @@ class RayEngine:
         "On the thread: be connected. Raises `RayConnectionError`."
         ray = self._ray
         if not ray.is_initialized():
-            _start_ray(ray, self.address)
+            start_ray(ray, self.address)
             self._connection.ours = True
         self._joined = True
         return ray
