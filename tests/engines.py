@@ -8,7 +8,9 @@ from typing import Any
 
 MODULES = ("test_jobs", "test_faults", "test_exactly_once")
 
-DIFFERENT: "dict[str, str]" = {}
+DIFFERENT: "dict[str, str]" = {
+    "test_an_engine_that_recovers": "it brings an engine of its own",
+}
 
 make: "Callable[[], Any] | None" = None  # Makes the engine of a manager; None leaves a manager its own
 started = False  # Whether this session has a Ray

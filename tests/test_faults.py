@@ -897,7 +897,7 @@ def test_reload_that_goes_wrong(how: str) -> None:
     """reload_plugin returns False, before long, and the worker, or another, goes on."""
 
     async def scenario() -> None:
-        async with manager("BadLoad", "echo", load_timeout=0.3, backoff_base=0.01) as m:
+        async with manager("BadLoad", "echo", load_timeout=1.0, backoff_base=0.01) as m:
             assert await (await m.start_job("BadLoad")) == "fine"
             assert not await asyncio.wait_for(m.reload_plugin("BadLoad", {"load": how}), 10)
             await works(m)
@@ -965,10 +965,10 @@ def test_an_engine_that_recovers() -> None:
     class Moody(LocalEngine):
         works = False
 
-        def start_worker(self, config: WorkerConfig, events: Any) -> Any:
+        def start_worker(self, config: WorkerConfig, events: Any, needs: Any = None) -> Any:
             if not self.works:
                 raise BlockingIOError(11, "Resource temporarily unavailable")
-            return super().start_worker(config, events)
+            return super().start_worker(config, events, needs)
 
     async def scenario() -> None:
         engine = Moody()

@@ -24,6 +24,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from ..core import guardian
 from ..core.config import WorkerConfig, check_resources
 from ..core.engine import Exit, Guardian, Lines, WorkerEvents, worker_command
@@ -485,6 +487,7 @@ class _Connection:
 
 # %% ../../nbs/integrations/ray.ipynb #52a9e7c2
 _YEAR = "31536000"
+_TRIES = 3  # Ray gives each of its processes a few seconds to start, which a busy machine may not keep
 
 def _import_ray() -> Any:
     "Import Ray. Raises `RayMissingError`."
@@ -499,6 +502,14 @@ def _stays_here(address: str | None) -> bool:
         from ray._private.utils import read_ray_address
         address = os.environ.get("RAY_ADDRESS") or read_ray_address() or ""
     return address.startswith(("127.", "localhost:", "[::1]"))
+
+def _clean_up(ray: Any, before: set[psutil.Process]) -> None:
+    "End what is left of a Ray that was not started."
+    ray.shutdown()
+    for process in set(psutil.Process().children(recursive=True)) - before:
+        try:
+            if "/ray/" in " ".join(process.cmdline()): process.kill()
+        except psutil.Error: pass
 
 def start_ray(
     ray: Any, # The module
@@ -515,7 +526,16 @@ def start_ray(
     try:
         os.environ.update(given)
         if here: ray_constants.ENABLE_RAY_CLUSTER = False
-        ray.init(configure_logging=False, log_to_driver=False, **settings, **more)
+        for attempt in range(1, 1 + (_TRIES if address is None else 1)):
+            children = set(psutil.Process().children(recursive=True))
+            try:
+                ray.init(configure_logging=False, log_to_driver=False, **settings, **more)
+                return
+            except Exception as e:
+                if address is not None or attempt == _TRIES or "timed out" not in str(e): raise
+                _log.warning("Ray was not started in time, it is tried again: %s", e)
+            finally:
+                if not ray.is_initialized(): _clean_up(ray, children)
     except Exception as e:
         kind = RayVersionError if "ersion mismatch" in str(e) or "versions" in str(e) else RayConnectionError
         raise kind(address, " ".join(f"{type(e).__name__}: {e}".split())) from e

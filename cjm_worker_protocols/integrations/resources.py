@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Union
 
 import psutil
 
+from ..extensions.hosts import NO_PID
 from ..extensions.protocols import UNSET, ResourceManagerProtocol, Unset
 
 _log = logging.getLogger(__name__)
@@ -394,6 +395,9 @@ class Worker:
     usage: Usage = Usage()  # What it uses
     processes: tuple[Process, ...] = ()  # Its own process first, then all below it
     history: tuple[Usage, ...] = ()  # The last measurements, the newest last
+    host: str | None = None  # Where it lives, if its job manager told
+    host_pid: int | None = None  # Its process there
+    facts: dict[str, Any] | None = None  # What else was told of where it lives, e.g. the node and the resources that it takes of a cluster
 
 @dataclass(frozen=True)
 class Peak:
@@ -430,7 +434,8 @@ _NUMBERS = 6  # The columns from here on are numbers
 def _cells(worker: Worker) -> tuple[str, ...]:
     "A row of a table."
     usage, plugin = worker.usage, worker.plugin_name if worker.plugin_name is not None else worker.plugin_id
-    told = (worker.pid, worker.worker_type, worker.status, worker.job_id, plugin, worker.loaded_plugin_resource, usage.processes, usage.threads)
+    name = f"{worker.host}:{worker.host_pid}" if worker.pid > NO_PID else worker.pid
+    told = (name, worker.worker_type, worker.status, worker.job_id, plugin, worker.loaded_plugin_resource, usage.processes, usage.threads)
     cpu = "—" if usage.cpu_percent is None else f"{usage.cpu_percent:.0f} %"
     return (*map(_plain, told), _size(usage.rss), _size(usage.pss), _size(usage.gpu_memory), cpu)
 
@@ -550,6 +555,7 @@ class _Record:
     "What is kept of a worker."
     def __init__(self, pid: int, worker_type: str, started: float | None, history: int):
         self.pid, self.worker_type, self.started = pid, worker_type, started
+        self.place: tuple[str | None, int | None, dict[str, Any] | None] = (None, None, None)
         self.told: dict[str, Any] = dict.fromkeys(_TOLD)
         self.usage, self.processes, self.history = Usage(), tuple[Process, ...](), deque[Usage](maxlen=history)
         self._cpu: tuple[float, float, dict[tuple[int, float], float]] | None = None  # When it was read, with that of children, and by process
@@ -586,7 +592,8 @@ class _Record:
 
     def worker(self) -> Worker:
         told = {**self.told, "config": _copied(self.told["config"])}
-        return Worker(self.pid, self.worker_type, **told, usage=self.usage, processes=self.processes, history=tuple(self.history))
+        return Worker(self.pid, self.worker_type, **told, usage=self.usage, processes=self.processes, history=tuple(self.history),
+                      host=self.place[0], host_pid=self.place[1], facts=_copied(self.place[2]))
 
 def _copied(config: dict[str, Any] | None) -> dict[str, Any] | None:
     "A config of one's own; one that cannot be copied in depth is copied as far as it can be."
@@ -612,6 +619,7 @@ class ProcessResourceManager:
         self.interval, self._history, self._pss_interval = interval, history, pss_interval
         self._lock, self._measuring = threading.Lock(), threading.Lock()
         self._records: dict[int, _Record] = {}
+        self._places: dict[int, tuple[str, int, dict[str, Any]]] = {}  # Of workers that are about to be registered
         self._lost: deque[Worker] = deque(maxlen=self.LOST)
         self._peaks: OrderedDict[tuple[str, str | None], Peak] = OrderedDict()
         self._gpus, self._all_pids = gpus or Nvml(), sees_all_pids()
@@ -619,13 +627,25 @@ class ProcessResourceManager:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    def locate_worker(self,
+        pid: int, # What the worker is called from now on
+        host: str, # Where it lives
+        host_pid: int, # Its process there
+        facts: dict[str, Any] # What else is known
+    ) -> None:
+        "Be told where the worker lives that is registered next: one of another host is shown, and not measured."
+        if not isinstance(pid, int) or pid < 1: raise PidError(pid)
+        with self._lock: self._places[pid] = host, host_pid, facts
+
     def register_worker(self, pid: int, worker_type: str) -> None:
         if not isinstance(pid, int) or pid < 1: raise PidError(pid)
-        try: started: float | None = read_process(pid).started
-        except (OSError, OverflowError): started = None  # nobody can tell what it uses
+        started: float | None = None  # nobody can tell what it uses
+        if pid <= NO_PID:
+            with suppress(OSError, OverflowError): started = read_process(pid).started
         with self._lock:
             self._records.pop(pid, None)
-            self._records[pid] = _Record(pid, worker_type, started, self._history)
+            record = self._records[pid] = _Record(pid, worker_type, started, self._history)
+            record.place = self._places.pop(pid, record.place)
             if self.interval is not None and self._stop is None and not self._closed: self._start(self.interval)
 
     def unregister_worker(self, pid: int) -> None:

@@ -1,0 +1,430 @@
+"""Workers on Ray: nodes that die, room that is not there, hosts, and what listens. The rest of the worker system's tests run on Ray too."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import engines
+import psutil
+import pytest
+from harness import TESTS, Seen, alive, end, finish, first_chunk, gone, gone_soon, manager, nothing_left, run, said_json, script  # noqa: F401
+from repo import ROOT
+
+from cjm_worker_protocols import JobError, WorkerConfig
+from cjm_worker_protocols.extensions.hosts import NO_PID
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'cjm-worker-protocols[ray]'")
+
+from cjm_worker_protocols.integrations.ray import (  # noqa: E402
+    RayConnectionError,
+    RayEngine,
+    RayLostError,
+    RayMissingError,
+    RayVersionError,
+    describe_loss,
+    why_waiting,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> None:
+    """The Ray of this session."""
+    engines.start_ray()
+
+
+def on_ray(*plugins: Any, **settings: Any) -> Any:
+    """A manager whose workers live on Ray."""
+    return manager(*plugins, **{"engine": RayEngine(), **settings})
+
+
+# Not there
+
+
+def test_importing_the_package_imports_no_ray(tmp_path: Path) -> None:
+    """Neither the package nor the module of the engine imports Ray."""
+    code = "import sys, cjm_worker_protocols, cjm_worker_protocols.managers.base, cjm_worker_protocols.integrations.ray; print('ray' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) == "False\n"
+
+
+def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making an engine raises a named ImportError."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(RayMissingError, match=r"pip install 'cjm-worker-protocols\[ray\]'") as caught:
+        RayEngine()
+    assert isinstance(caught.value, ImportError)
+
+
+# Room
+
+
+def busy(seconds: float = 60) -> "Iterator[int]":
+    """Say that it runs, and go on for long."""
+    import os
+    import time
+
+    yield os.getpid()
+    time.sleep(seconds)
+
+
+def test_a_job_waits_for_room_and_says_so() -> None:
+    """What a plugin's config asks for is taken; one for which there is no room is pending, visibly, and others pass it."""
+
+    class Registry:
+        needs = {"busy": {"thing": 2}, "pid": {"thing": 1}, "echo": {}}
+
+        def get_plugins_by_category(self, category: Any) -> "list[Any]":
+            return [{"id": name, "name": name} for name in self.needs]
+
+        def get_plugin(self, plugin_id: str) -> Any:
+            return {"id": plugin_id, "name": plugin_id} if plugin_id in self.needs else None
+
+        def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+            return {"worker_resources": self.needs[plugin_id]}
+
+    async def scenario() -> None:
+        async with on_ray(busy, "pid", "echo", plugin_registry=Registry(), max_workers=3, start_timeout=5) as m:
+            seen = Seen(m)
+            first = await m.start_job("busy")
+            await first_chunk(first)
+            waiting = await m.start_job("pid")
+            told = await seen.when(lambda e: e.type == "job:queued" and "thing 1" in e.data.get("waiting_for", ""))
+            assert told.data["job_id"] == waiting.id and waiting.status == "pending" and "free now: thing 0" in waiting.waiting_for
+            assert await (await m.start_job("echo", x=1)) == 1
+            await asyncio.sleep(6)  # longer than a worker may take to start
+            assert waiting.status == "pending"
+            assert await m.cancel_job(first.id)
+            assert await waiting > 0 and waiting.waiting_for == ""
+
+    run(scenario(), limit=60)
+
+
+def test_an_idle_worker_gives_up_its_room() -> None:
+    """What an idle worker holds and another plugin needs is given back, also when no more workers may be."""
+
+    async def scenario() -> None:
+        for limit in (1, 2):
+            engine = RayEngine()
+            async with on_ray("pid", "echo", engine=engine, max_workers=limit, standby=True) as m:
+                await m.reload_plugin("pid", {"worker_resources": {"thing": 2}})
+                await m.reload_plugin("echo", {"worker_resources": {"thing": 1}})
+                one = await (await m.start_job("pid"))
+                assert await (await m.start_job("echo", x=2)) == 2
+                assert await (await m.start_job("pid")) != one
+
+    run(scenario(), limit=60)
+
+
+def test_what_no_node_has_is_said() -> None:
+    """A need that no node can ever meet is named as that, and the job can be cancelled."""
+
+    async def scenario() -> None:
+        async with on_ray("echo", resources={"no_such_thing": 1}) as m:
+            job = await m.start_job("echo")
+            while "no node of the cluster has that much" not in job.waiting_for:
+                await asyncio.sleep(0.05)
+            assert await m.cancel_job(job.id)
+
+    run(scenario())
+
+
+def test_why_a_worker_waits() -> None:
+    """Never, not now, or any moment."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
+    assert "even when it is idle" in why_waiting({"GPU": 1}, nodes, {"CPU": 2.0})
+    assert why_waiting({"CPU": 2}, nodes, {"CPU": 1.0}) == "room in the cluster for CPU 2 (free now: CPU 1)"
+    assert "to start" in why_waiting({"CPU": 2}, nodes, {"CPU": 2.0})
+
+
+# Deaths
+
+
+def test_a_killed_keeper_takes_its_worker_along() -> None:
+    """When Ray's actor is killed, the worker and its children are gone, the job failed as a crash that names the node, and the next one runs."""
+
+    async def scenario() -> None:
+        async with on_ray("with_children", "pid", backoff_base=0.01) as m:
+            job = await m.start_job("with_children")
+            pids = await first_chunk(job)
+            [worker] = m._workers()
+            keeper = psutil.Process(worker.pid).parent()
+            assert keeper is not None
+            keeper.kill()
+            await end(job)
+            assert job.error.category == "crash" and f"node {worker.handle.facts['node'][:8]}" in job.error.message, job.error
+            assert await gone_soon(pids, 3)
+            assert await (await m.start_job("pid")) not in pids
+
+    run(scenario())
+
+
+def test_nothing_stays_when_the_managers_process_is_killed(tmp_path: Path) -> None:
+    """kill -9 of the manager's process: its workers on a cluster that lives on are gone before long, and their children too."""
+    source = """
+import asyncio, json, sys
+import sample_plugins
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.integrations.ray import RayEngine
+
+async def main():
+    async with JobManager("t", "t", plugins={"p": sample_plugins.with_children}, engine=RayEngine(sys.argv[1])) as m:
+        job = await m.start_job("p")
+        async for pids in job.stream(): print(json.dumps(pids), flush=True)
+
+asyncio.run(main())
+"""
+    with script(tmp_path / "main.py", source, address()) as process:
+        pids = said_json(process, 60)
+        assert alive(pids) == pids
+        process.kill()
+        assert gone(pids, 10)
+
+
+def address() -> str:
+    """Where the Ray of this session is."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
+SECOND_NODE = """
+import json, sys, time
+from ray._private import ray_constants
+ray_constants.ENABLE_RAY_CLUSTER = False
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+params = RayParams(gcs_address=sys.argv[1], node_ip_address="127.0.0.1", num_cpus=2, num_gpus=0, resources={"second": 4},
+                   object_store_memory=100_000_000, min_worker_port=0, max_worker_port=0)
+node = Node(params, head=False, shutdown_at_exit=False, spawn_reaper=False)
+print(json.dumps({"raylet": node.all_processes["raylet"][0].process.pid, "node": node.node_id}), flush=True)
+time.sleep(600)
+"""
+
+
+def endless() -> "Iterator[int]":
+    """A stream that goes on."""
+    import os
+    import time
+
+    while True:
+        yield os.getpid()
+        time.sleep(0.01)
+
+
+def test_a_node_that_dies_amid_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job fails as a crash that names the node, what it streamed can be read, no process stays, and the next job runs elsewhere."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+
+    async def scenario(second: Any) -> None:
+        async with on_ray(endless, "pid", backoff_base=0.01, max_restarts=2) as m:
+            await m.reload_plugin("endless", {"worker_resources": {"second": 1}})
+            job = await m.start_job("endless")
+            read = []
+            with pytest.raises(JobError) as caught:
+                async for pid in job.stream():
+                    read.append(pid)
+                    if len(read) == 20:
+                        [worker] = m._workers()
+                        assert worker.handle.facts["node"] == second["node"]
+                        os.kill(second["raylet"], signal.SIGKILL)
+            assert caught.value.category == "crash" and second["node"][:8] in caught.value.message, caught.value
+            assert await gone_soon(set(read), 5)
+            assert await (await m.start_job("pid")) not in read
+
+    with script(tmp_path / "node.py", SECOND_NODE, address()) as process:
+        run(scenario(said_json(process, 60)), limit=90)
+
+
+# Backpressure
+
+
+def flood(path: str, size: int = 100_000) -> "Iterator[bytes]":
+    """Stream for ever, and keep a count of what was yielded."""
+    count = 0
+    while True:
+        yield b"x" * size
+        count += 1
+        with open(path, "w") as file:
+            file.write(str(count))
+
+
+def test_a_reader_that_stays_away_holds_up_the_plugin(tmp_path: Path) -> None:
+    """A stream of 100 kB chunks that nobody reads on stops before long; here and on the node little more than the buffer is kept."""
+    path = tmp_path / "count"
+
+    async def scenario() -> None:
+        async with on_ray(flood, stream_buffer=10, stall_timeout=60) as m:
+            job = await m.start_job("flood", path=str(path))
+            stream = job.stream()
+            await stream.__anext__()
+            await asyncio.sleep(2)
+            before = int(path.read_text())
+            await asyncio.sleep(1)
+            assert int(path.read_text()) == before < 120
+            for _ in range(200):
+                await stream.__anext__()
+            assert int(path.read_text()) > before
+            await m.cancel_job(job.id)
+
+    run(scenario(), limit=60)
+
+
+# Hosts
+
+
+class Located:
+    """A resource manager that asks to know where workers live."""
+
+    def __init__(self) -> None:
+        self.calls: "list[tuple[str, Any]]" = []
+
+    def locate_worker(self, pid: int, host: str, host_pid: int, facts: "dict[str, Any]") -> None:
+        self.calls.append(("locate", (pid, host, host_pid, facts)))
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        self.calls.append(("register", pid))
+
+    def unregister_worker(self, pid: int) -> None:
+        self.calls.append(("unregister", pid))
+
+    def update_worker_state(self, pid: int, **state: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_resource_manager_is_told_where_workers_live(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a worker is registered its host, its pid there and what Ray knows are told; one of another host has a number that is no pid."""
+    if elsewhere:
+        monkeypatch.setattr("cjm_worker_protocols.integrations.ray.machine", lambda: "another host")
+    located = Located()
+
+    async def scenario() -> int:
+        async with on_ray("pid", resource_manager=located) as m:
+            job = await m.start_job("pid")
+            pid: int = await job
+            assert (job.worker_pid > NO_PID) if elsewhere else (job.worker_pid == pid)
+            return pid
+
+    pid = run(scenario())
+    (_, (number, host, host_pid, facts)), *rest = located.calls
+    assert (host, host_pid, rest) == (os.uname().nodename, pid, [("register", number), ("unregister", number)])
+    assert {"node", "address", "actor", "resources"} <= set(facts) and json.dumps(facts)
+    assert (number == pid) is not elsewhere
+
+
+def test_the_resource_manager_of_this_package_shows_workers_of_other_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ProcessResourceManager names their host, and looks at no process of this one."""
+    from cjm_worker_protocols.integrations.resources import ProcessResourceManager
+
+    resources = ProcessResourceManager(interval=3600)
+    for pid, host in ((NO_PID + 1, "gpu-3"), (os.getpid(), os.uname().nodename)):
+        resources.locate_worker(pid, host, os.getpid(), {"node": "abc", "resources": {"GPU": 1}})
+        resources.register_worker(pid, "test")
+    resources.sample()
+    far, near = resources.worker(NO_PID + 1), resources.worker(os.getpid())
+    assert far is not None and near is not None
+    assert (far.host, far.host_pid, far.facts["node"], far.usage.rss) == ("gpu-3", os.getpid(), "abc", None)
+    assert near.host == os.uname().nodename and (near.usage.rss or 0) > 0
+    resources.unregister_worker(NO_PID + 1)
+    resources.unregister_worker(os.getpid())
+    assert resources.workers == []
+
+
+# Connections
+
+
+def test_a_cluster_of_another_version_is_refused(tmp_path: Path) -> None:
+    """Joining it is a named error with both versions, and the job that wanted a worker fails with it, at once."""
+    source = """
+import asyncio, json, sys
+import ray
+ray.__version__ = "1.2.3"
+from cjm_worker_protocols import JobManager, JobError, WorkerConfig
+from cjm_worker_protocols.integrations.ray import RayEngine
+
+async def main():
+    async with JobManager("t", "t", plugins={"p": print}, engine=RayEngine(sys.argv[1])) as m:
+        job = await (await m.start_job("p")).wait()
+        print(json.dumps([job.status, job.error.category, job.error.message]), flush=True)
+
+asyncio.run(main())
+"""
+    with script(tmp_path / "main.py", source, address()) as process:
+        status, category, message = said_json(process, 60)
+    assert (status, category) == ("failed", "start") and "RayVersionError" in message
+    assert "1.2.3" in message and ray.__version__ in message
+
+
+def test_a_cluster_that_is_lost_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the cluster answers no more, what runs fails as a crash, what waits fails as a start, and the shutdown does not wait."""
+
+    async def scenario() -> None:
+        engine = RayEngine()
+        engine.LOST = 1.0
+        m = on_ray("stuck", "echo", engine=engine, backoff_base=0.01)
+        job = await m.start_job("stuck")
+        await first_chunk(job)
+        waits = await m.start_job("echo")
+        raylet = next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")
+        raylet.suspend()
+        try:
+            await end(job)
+            assert job.error.category == "crash" and "was lost" in job.error.message
+            await end(waits)
+            assert waits.error.category == "start" and "RayLostError" in waits.error.message
+            start = time.monotonic()
+            await m.shutdown()
+            assert time.monotonic() - start < 5
+        finally:
+            raylet.resume()
+
+    run(scenario())
+    engines.stop_ray()
+
+
+def listeners(process: psutil.Process) -> "set[str]":
+    """The addresses on which a process and those below it listen."""
+    found = set()
+    for p in [process, *process.children(recursive=True)]:
+        try:
+            found |= {c.laddr.ip for c in p.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            pass
+    return found
+
+
+def test_a_ray_of_our_own_listens_on_loopback_only_and_ends_with_its_engine() -> None:
+    """Every socket of it that listens has a loopback address, and after the last engine is closed none of its processes is left."""
+    engines.stop_ray()
+
+    async def scenario() -> None:
+        me = psutil.Process()
+        async with on_ray("pid", engine=RayEngine(num_cpus=0.5)) as m:
+            job = await m.start_job("pid")
+            assert await job == job.worker_pid
+            assert listeners(me) and {a.removeprefix("::ffff:") for a in listeners(me)} <= {"127.0.0.1", "::1"}
+            rays = [p for p in me.children(recursive=True) if p.name() in ("raylet", "gcs_server")]
+            assert len(rays) == 2
+        assert not ray.is_initialized()
+        assert await gone_soon([p.pid for p in rays], 5)
+
+    run(scenario(), limit=150)
+
+
+# What a loss is called
+
+
+def test_a_loss_is_one_line() -> None:
+    """Ray's long story of a death is cut to a line; an error of ours is told as it is."""
+    story = "The actor died unexpectedly before finishing this task.\n\tclass_name: Keeper\n\tnamespace: x\nThe actor died because its node has died."
+    told = describe_loss(ray.exceptions.ActorDiedError(story))
+    assert "\n" not in told and told.startswith("ActorDiedError") and "died" in told
+    assert describe_loss(RayLostError(None)) == str(RayLostError(None))
+    assert issubclass(RayVersionError, RayConnectionError) and issubclass(RayConnectionError, OSError)
