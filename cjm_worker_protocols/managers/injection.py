@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from ..core.config import WorkerConfig
 from ..core.errors import PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError
 from ..core.events import Broadcasts, Event, EventStream, json_safe
 from ..core.jobs import Job, now
-from ..core.lanes import Lane, LaneTimeout
+from ..core.lanes import Lane, LaneFullError, LaneTimeout
 from ..core.masking import masked
 from ..core.pool import PooledWorker
 from ..extensions.admission import AdmissionProtocol, EvictionProtocol
@@ -47,13 +46,15 @@ class Registry:
         registry: PluginRegistryProtocol, # The injected one
         category: Any, # The manager's
         timeout: float, # Seconds for one call
+        limit: int, # Questions that may wait
         errors: Counter[str] # Counts what goes wrong
     ):
         self._registry, self._category, self._timeout = registry, category, timeout
-        self.lane = Lane("plugin_registry", sys.maxsize, errors)
+        self.lane = Lane("plugin_registry", limit, errors)
 
     def _call(self, method: str, argument: Any) -> Any:
         "On the lane: one call. Raises `RegistryUnavailableError`."
+        self.lane.at(method)
         try: return getattr(self._registry, method)(argument)
         except BaseException as e:
             self.lane.failed(method, e)
@@ -95,8 +96,8 @@ class Registry:
 
     async def _ask(self, label: str, call: Callable[[], Any]) -> Any:
         try: return await self.lane.ask(label, call, self._timeout)
-        except LaneTimeout as e:
-            self.lane.failed("timeout", e)
+        except (LaneTimeout, LaneFullError) as e:
+            self.lane.failed("timeout" if isinstance(e, LaneTimeout) else "dropped", e)
             raise RegistryUnavailableError(label, str(e)) from e
 
     async def look_up(self,
@@ -224,7 +225,7 @@ class Injected:
         self._worker_type, self._config = worker_type, config
         self.errors: Counter[str] = Counter()  # What went wrong, by method
         limit, timeout = config.event_buffer, config.integration_timeout
-        self.registry = Registry(plugin_registry, category, timeout, self.errors) if plugin_registry is not None else None
+        self.registry = Registry(plugin_registry, category, timeout, limit, self.errors) if plugin_registry is not None else None
         self.resources = Resources(resource_manager, worker_type, limit, self.errors) if resource_manager is not None else None
         self._broadcasts = Broadcasts(event_broadcaster, limit, timeout, self.errors) if event_broadcaster is not None else None
         self._listeners: weakref.WeakSet[EventStream] = weakref.WeakSet()  # one that nobody reads any more is forgotten

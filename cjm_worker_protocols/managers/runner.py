@@ -323,6 +323,7 @@ class JobRunner:
         elif kind in (Kind.LOADING, Kind.LOADED): self._on_loading(worker, ticket, kind == Kind.LOADING)
 
     def _on_ready(self, worker: PooledWorker) -> None:
+        if worker.ready: return
         self.pool.became_ready(worker)
         if self._injected.resources:
             self._injected.resources.register(worker.pid)
@@ -432,7 +433,10 @@ class JobRunner:
                 self._fail(job, JobError(category, f"{what}: {type(e).__name__}: {e}"))
                 if isinstance(e, KeyboardInterrupt): raise
             else: self._finish(job, "completed", result)
-        elif frame.kind == Kind.FAILED: self._fail(job, JobError(*frame.value()))
+        elif frame.kind == Kind.FAILED:
+            try: error = JobError(*frame.value())
+            except Exception as e: error = JobError("serialization", f"the job failed, and why cannot be read in this process: {type(e).__name__}: {e}")
+            self._fail(job, error)
         else: self._fail(job, JobCancelled("the plugin stopped by itself"))
 
     def on_exit(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
