@@ -22,7 +22,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[dev]'")
 pytest.importorskip("fasthtml", reason="python-fasthtml is not installed: pip install -e '.[dev]'")
 
-from sse_kit import APPS, PATHS, Client, Parser, free_port, serve, starlette_app  # noqa: E402
+from sse_kit import APPS, PATHS, Client, InProcess, OverAsgi, Parser, free_port, serve, starlette_app  # noqa: E402
 
 from cjm_worker_protocols.conformance import check  # noqa: E402
 from cjm_worker_protocols.core.errors import ConfigError  # noqa: E402
@@ -516,64 +516,6 @@ def test_close_ends_everything() -> None:
 
 
 # The contract
-
-
-class InProcess:
-    """The kit's client, as a subscription."""
-
-    def __init__(self, broadcaster: SSEBroadcaster) -> None:
-        self.subscription, self.got = broadcaster.subscribe(), list[Any]()
-
-    def received(self) -> "list[Any]":
-        """What came."""
-        self.got += [(e.type, e.json()) for e in self.subscription.take()]
-        return self.got
-
-    def close(self) -> None:
-        """Leave."""
-        self.subscription.close()
-
-
-class OverAsgi:
-    """The kit's client, as a browser behind an ASGI server. It takes no more than a socket would when nobody looks."""
-
-    def __init__(self) -> None:
-        self.parser, self.left, self.room = Parser(), asyncio.Event(), asyncio.Event()
-        self.size = 0
-
-    @classmethod
-    async def connect(cls, broadcaster: SSEBroadcaster) -> "OverAsgi":
-        """Connect, and wait until the stream is open."""
-        self = cls()
-        scope = {"type": "http", "method": "GET", "query_string": b"", "headers": []}
-        self.task = asyncio.ensure_future(broadcaster(scope, self.receive, self.send))
-        while self.parser.retry is None:
-            await asyncio.sleep(0)
-        return self
-
-    async def receive(self) -> "dict[str, Any]":
-        """What a server says of a client."""
-        await self.left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Any) -> None:
-        """What a server takes for a client."""
-        while self.size > 1000:
-            self.room.clear()
-            await self.room.wait()
-        self.size += len(message.get("body", b""))
-        self.parser.feed(message.get("body", b""))
-
-    def received(self) -> "list[Any]":
-        """What came."""
-        self.size = 0
-        self.room.set()
-        return [(e.type, e.json()) for e in self.parser.events]
-
-    async def close(self) -> None:
-        """Leave."""
-        self.left.set()
-        await asyncio.wait({self.task})
 
 
 @pytest.mark.parametrize("probe", [InProcess, OverAsgi.connect])

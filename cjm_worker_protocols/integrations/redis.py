@@ -150,9 +150,9 @@ class Outbox:
     def __bool__(self) -> bool: return bool(self._entries or self._batch or self._missed)
 
     @property
-    def crowded(self) -> bool: # Whether it is more than half full
-        "Whether it would be good to wait."
-        return 2 * len(self._entries) > self._most or 2 * self._bytes > self._size
+    def crowded(self) -> bool: # Whether it is half full, or two batches wait
+        "Whether it would be good to wait, if Redis keeps up."
+        return len(self._entries) > min(512, self._most // 2) or 2 * self._bytes > self._size
 
     def put(self,
         entry: Entry # The newest
@@ -425,7 +425,7 @@ class RedisBroadcaster(EventStreams):
         "Write what is next, or pause when that fails. Who has asked for events before gets them, so the reader takes its place first."
         self._since = time.monotonic()
         try:
-            if self._first is not None and not self._first.done() and not self._reading.in_a_row: await asyncio.wait({self._first}, timeout=self._timeout)
+            if self._first is not None and not self._first.done() and self._writing.fresh: await asyncio.wait({self._first}, timeout=self._timeout + self._pause)
             with self._lock: number, batch = self._outbox.batch()
             await self._append(number, batch)
         except Exception as e: await self._writing.failed(e)
@@ -475,7 +475,9 @@ class RedisBroadcaster(EventStreams):
             found, common = await self._newest()
         if not self._filled: self._fill(found)
         else:
-            if common != self._cursor: self._publish(encode_event("reset", as_json("reset", {"last_event_id": self._cursor})), None, None, "")
+            if common != self._cursor:
+                self._publish(encode_event("reset", as_json("reset", {"last_event_id": self._cursor})), None, None, "")
+                del found[:max(0, len(found) - self._history + 1)]  # more than those would push it out of the ring
             self._cursor = common or self._cursor
             for event_id, fields in found: self._take(event_id, fields)
 
