@@ -304,6 +304,7 @@ class RedisBroadcaster(EventStreams):
     BLOCK = 5.0  # Seconds that one reading waits for news
     LAG = 1.0  # Seconds in which this process surely has read what another has
     NEAR = 0.05  # Seconds for which a broadcast may wait for a Redis that keeps up
+    SLOW = 0.5  # Seconds for one batch, from which on it does not
 
     def __init__(self,
         url: str | Secret = "redis://localhost:6379", # Where Redis is: `redis://`, `rediss://` with TLS, or `unix://`; with its password, and settings of redis-py such as `?ssl_ca_certs=`
@@ -406,7 +407,8 @@ class RedisBroadcaster(EventStreams):
     async def _give_way(self) -> None:
         "Let Redis take what waits, if it is doing so."
         end = time.monotonic() + self.NEAR
-        while self._outbox.crowded and not self._writing.in_a_row and (now := time.monotonic()) < end and now - self._since < self.NEAR: await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        while self._outbox.crowded and not self._writing.in_a_row and (now := time.monotonic()) < end and now - self._since < self.SLOW: await asyncio.sleep(0.001)
 
     async def _write_all(self) -> None:
         "In the writer's task."
