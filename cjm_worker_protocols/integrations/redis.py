@@ -390,8 +390,11 @@ class RedisBroadcaster(EventStreams):
     ) -> None:
         "The same from any thread. Raises `EventTypeError`, `EventDataError` and `EventMarkError`."
         self._put(self._entry(event_type, data))
-        with suppress(RuntimeError):  # of a loop that is closed: what waits is written when there is another
-            if self._loop is not None: self._loop.call_soon_threadsafe(self._wanted.set)
+        with self._lock: self._call()  # if the loop is closed, what waits is written when there is another
+
+    def _answer(self) -> None:
+        super()._answer()
+        self._wanted.set()
 
     def _entry(self, event_type: str, data: dict[str, Any]) -> Entry:
         text, _, topic, key = self._describe(event_type, data)

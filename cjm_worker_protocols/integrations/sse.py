@@ -457,10 +457,14 @@ class EventStreams:
         "The same from any thread. However many come before the loop has its turn, it is called once."
         with self._lock:
             self._ring.append(self._id(self._ring.head + 1), block, topic, key)
-            if self._loop is None or self._called: return
-            self._called = True
-            try: self._loop.call_soon_threadsafe(self._answer)
-            except RuntimeError: self._called = False  # the loop is closed, nobody waits
+            self._call()
+
+    def _call(self) -> None:
+        "Call the loop from any thread. Only with the lock."
+        if self._loop is None or self._called: return
+        self._called = True
+        try: self._loop.call_soon_threadsafe(self._answer)
+        except RuntimeError: self._called = False  # the loop is closed, nobody waits
 
     def _answer(self) -> None:
         with self._lock: self._called = False
