@@ -378,7 +378,72 @@ def test_only_the_newest_of_a_key_is_sent_to_who_is_behind() -> None:
         assert got == [("log", None, 0), ("log", None, 1), ("progress", "a", 2), ("progress", "b", 2), ("log", None, 2)]
 
 
+def test_what_many_clients_get_is_made_once_and_each_gets_it_in_one_write() -> None:
+    """An event is rendered once; all that lies behind a client's place goes in one message; the counters count each client."""
+    rendered: "list[int]" = []
+
+    def render(event_type: str, data: "dict[str, Any]") -> str:
+        rendered.append(data["n"])
+        return json.dumps(data)
+
+    async def scenario() -> None:
+        broadcaster = SSEBroadcaster(render=render)
+        bodies: "list[list[bytes]]" = [[] for _ in range(3)]
+        left = asyncio.Event()
+
+        async def receive() -> "dict[str, Any]":
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        def sender(mine: "list[bytes]") -> Any:
+            async def send(message: Any) -> None:
+                if message["type"] == "http.response.body":
+                    mine.append(message["body"])
+
+            return send
+
+        scope = {"type": "http", "method": "GET", "query_string": b"", "headers": []}
+        tasks = [asyncio.ensure_future(broadcaster(dict(scope), receive, sender(mine))) for mine in bodies]
+        while not all(bodies):
+            await asyncio.sleep(0)
+        for n in range(10):
+            await broadcaster.broadcast("t", {"n": n})
+        while not all(len(mine) > 1 for mine in bodies):
+            await asyncio.sleep(0)
+        assert broadcaster.counters[:2] == (3, 30)
+        left.set()
+        await asyncio.wait(tasks)
+        assert rendered == list(range(10))
+        for mine in bodies:
+            first, events = mine[:2]
+            assert events.count(b"event: t") == 10 and mine[2:] in ([], [b""])
+            assert events is bodies[0][1], "not even the bytes are copied"
+
+    run(scenario())
+
+
 # Loops and threads
+
+
+def test_a_forked_process_has_ids_of_its_own() -> None:
+    """An id of one is unknown to the other, so that a client that meets the other gets a reset and not somebody else's events."""
+    code = """
+import asyncio, json, os
+from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+broadcaster = SSEBroadcaster()
+broadcaster.broadcast_from_thread("before", {})
+read, write = os.pipe()
+parent = os.fork() != 0
+async def main():
+    await broadcaster.broadcast("t", {})
+    if not parent: return os.write(write, broadcaster.last_event_id.encode())
+    os.wait()
+    other = os.read(read, 100).decode()
+    print(json.dumps([event.type for event in broadcaster.subscribe(last_event_id=other).take()] + [other.endswith("-1"), broadcaster.last_event_id[-2:]]))
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=30)
+    assert done.returncode == 0 and json.loads(done.stdout) == ["reset", True, "-2"], done.stderr
 
 
 def test_broadcast_on_another_loop_is_an_error() -> None:
