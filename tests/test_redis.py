@@ -911,7 +911,7 @@ def _prose() -> str:
 
 
 def test_the_code_that_the_docs_only_show_runs(tmp_path: Path) -> None:
-    """The web app in several processes, the process with jobs, and the one that follows: as they stand."""
+    """The web app in several processes, the process with jobs (twice, at the same time), and the one that follows: as they stand."""
     app, jobs, follow = re.findall(r"```python\n(.*?)```", _prose(), re.DOTALL)
     (tmp_path / "web.py").write_text(app)
     with RedisServer(tmp_path / "redis") as server, contextlib.ExitStack() as stack:
@@ -932,14 +932,19 @@ def test_the_code_that_the_docs_only_show_runs(tmp_path: Path) -> None:
             assert time.monotonic() < end, "they do not follow"
             time.sleep(0.05)
         with contextlib.ExitStack() as clients:
-            for client in [clients.enter_context(Client(port)) for _ in range(4)]:
-                while not client.parser.last_id:
-                    assert client.read()
-            done = start("-c", jobs)
-            out, _ = done.communicate(timeout=30)
-            assert done.returncode == 0, out
-            completed = client.until(1, "job:completed")[-1]
-            assert follower.communicate(timeout=30)[0].strip() == completed.json().get("job_id") or completed.type != "job:completed"
+            browsers = [clients.enter_context(Client(port)) for _ in range(4)]
+            for browser in browsers:
+                while not browser.parser.last_id:
+                    assert browser.read()
+            for manager in [start("-c", jobs) for _ in range(2)]:
+                out, _ = manager.communicate(timeout=30)
+                assert manager.returncode == 0, out
+            for browser in browsers:
+                events = [(e.json()["job_id"], e.type) for e in browser.until(2, "job:completed") if e.type.startswith("job:")]
+                assert len(ids := {job_id for job_id, _ in events}) == 2
+                for job_id in ids:
+                    assert [t for j, t in events if j == job_id] == ["job:queued", "job:started", "job:completed"]
+            assert follower.communicate(timeout=30)[0].strip() == next(j for j, t in events if t == "job:completed")
         serving.send_signal(signal.SIGTERM)
         out, _ = serving.communicate(timeout=15)
         assert serving.returncode in (0, -signal.SIGTERM), out

@@ -159,6 +159,22 @@ def test_nothing_on_the_way_holds_the_beginning_back() -> None:
             text, client.body = text + unzip.decompress(client.body), b""
 
 
+def test_who_may_read_from_another_origin_is_the_apps_matter() -> None:
+    """The middleware for it works on a stream as on any response, and without it nothing is allowed."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.cors import CORSMiddleware
+
+    broadcaster = SSEBroadcaster()
+    app = starlette_app(broadcaster, Middleware(CORSMiddleware, allow_origins=["https://page.example"]))
+    with serve(broadcaster, app) as served, Client(served.port, origin="https://page.example") as client:
+        assert client.headers["access-control-allow-origin"] == "https://page.example"
+        served.broadcast("t")
+        client.until()
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served, Client(served.port, origin="https://page.example") as client:
+        assert "access-control-allow-origin" not in client.headers
+
+
 def test_under_a_middleware_that_hides_the_connection() -> None:
     """BaseHTTPMiddleware passes events on, and a client that leaves is noticed below it too."""
     from starlette.middleware import Middleware

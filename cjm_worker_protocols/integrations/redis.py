@@ -453,7 +453,7 @@ class RedisBroadcaster(EventStreams):
     async def _read_all(self) -> None:
         "In the reader's task."
         try:
-            while True:
+            while not self.closed:
                 try: await (self._read_on() if self._filled else self._catch_up())
                 except Exception as e:
                     self._level = False
@@ -590,5 +590,5 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
     finally:
         while not task.done():
             task.cancel()
-            await asyncio.wait({task}, timeout=0.1)
+            with suppress(asyncio.CancelledError): await asyncio.wait({task}, timeout=0.1)
     if not task.cancelled(): task.result()
