@@ -81,21 +81,21 @@ class EventMarkError(TypeError):
 
 # %% ../../nbs/integrations/redis.ipynb #7cffb39f
 _URL = re.compile(r"(?P<scheme>rediss?|unix)://((?P<user>[^:@/?#]*)(?P<password>:[^/?#]*)?@)?"
-                  r"(?P<place>(?<!unix://)([\w.-]+|\[[\w:.%]+\])(:\d{1,5})?(/\d*)?|/[^?#@]+)(\?(?P<settings>[^#@]*))?", re.ASCII)
+                  r"(?P<place>([\w.-]+|\[[\w:.%]+\])(:\d{1,5})?(/\d*)?|/[^?#@]+)(\?(?P<settings>[^#@]*))?", re.ASCII)
 
 def shown_url(
     url: str # With its password
 ) -> str: # Without
-    "An URL of a Redis server as it may be shown. Raises `RedisUrlError`."
+    "A URL of a Redis server as it may be shown. Raises `RedisUrlError`."
     if not (found := _URL.fullmatch(url)) or (found["scheme"] == "unix") != found["place"].startswith("/"): raise RedisUrlError()
-    user = "" if found["user"] is None else f"{found['user']}:{MASK}@" if found["password"] else f"{found['user']}@"
+    user = "" if found["user"] is None else f"{found['user']}:{MASK}@" if found["password"] else f"{MASK}@"  # who writes one word may mean the password
     return f"{found['scheme']}://{user}{found['place']}"
 
 def _passwords(url: str) -> list[str]:
     "All that must not be shown, as it stands in the URL and as it is meant."
     found = _URL.fullmatch(url)
     if found is None: return []
-    inside = [(found["password"] or ":")[1:], *(v for name, values in parse_qs(found["settings"] or "").items() if "password" in name for v in values)]
+    inside = [(found["password"] or f":{found['user'] or ''}")[1:], *(v for name, values in parse_qs(found["settings"] or "").items() if "password" in name for v in values)]
     return sorted({shape for text in inside if text for shape in (text, unquote(text))}, key=len, reverse=True)
 
 # %% ../../nbs/integrations/redis.ipynb #3021e48f
