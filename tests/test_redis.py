@@ -458,6 +458,7 @@ def test_an_id_that_another_process_was_faster_to_read_is_waited_for(shared: Red
     async def scenario() -> None:
         async with broadcasting(shared.url, stream) as broadcaster:
             await broadcaster.ready()
+            broadcaster.LAG = 20
             soon = f"{int(time.time() * 1000) + 500}-0"
             subscription, client = broadcaster.subscribe(last_event_id=soon), await _connect(broadcaster, soon)
             await asyncio.sleep(0.1)
@@ -493,8 +494,7 @@ def test_redis_is_killed_and_started_again(tmp_path: Path, caplog: pytest.LogCap
                 server.kill()
                 served.broadcast_many(50, start=start)
                 assert broadcaster.redis.waiting
-                time.sleep(0.3)
-                assert broadcaster.redis.away
+                served.call(until(lambda: broadcaster.redis.away))
                 server.start()
                 client.until(start + 50)
             assert [(e.type, e.json()["n"]) for e in client.parser.events] == [("tick", n) for n in range(150)]
