@@ -38,7 +38,7 @@ from .core.jobs import Job, JobError
 from .core.masking import masked
 from .core.plugins import check_plugin, unpack
 from cjm_worker_protocols.integrations.registry import (
-    GROUP, ConfigFileError, EntryPointRegistry, InstalledPlugin, PluginConfigError, PluginIdError, PluginSchemaError, RegistryExtraError,
+    GROUP, ConfigFileError, ConfigFolderError, EntryPointRegistry, InstalledPlugin, PluginConfigError, PluginIdError, PluginSchemaError, RegistryExtraError,
 )
 from .integrations.resources import ProcessResourceManager, Worker
 from .integrations.sse import SSEBroadcaster, Subscription
@@ -555,6 +555,7 @@ def config(
     low, high = {"get": (0, 1), "set": (1, 2), "unset": (1, 1)}.get(action, (0, -1))
     if high < 0: raise UsageError(f"expected get, set or unset (got {action!r})")
     if not low <= len(setting) <= high: raise UsageError(f"{action}: expected {'KEY [VALUE]' if high == 2 else '[KEY]' if not low else 'KEY'} (got {len(setting)} arguments)")
+    if setting and not setting[0]: raise UsageError("KEY: expected a name (got none)")
     registry = known()
     found = registry.get_plugin(plugin)
     if found is None: raise UnknownPluginError(plugin, "the installed packages", registry.plugins)
@@ -658,6 +659,6 @@ def main(
     if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors="replace")
     try: return int(command(*positional, **given))
     except (UsageError, ConfigError, UnknownPluginError, PluginTypeError, PluginIdError) as e: return int(sub.error(str(e)))
-    except (PluginConfigError, ConfigFileError, PluginSchemaError, RegistryExtraError, RegistryUnavailableError) as e: return _failed(e)
+    except (PluginConfigError, ConfigFileError, ConfigFolderError, PluginSchemaError, RegistryExtraError, RegistryUnavailableError) as e: return _failed(e)
     except PluginNotConfiguredError as e: return _failed(f"plugin {e.plugin_id!r} is disabled: run cjm-workers plugins --enable {e.plugin_id}")
     except KeyboardInterrupt: return 128 + signal.SIGINT

@@ -377,6 +377,10 @@ def test_plugins_are_enabled_and_disabled(site: Path, tmp_path: Path) -> None:
         done = cli("plugins", *args, cwd=tmp_path, **env)
         assert done.returncode == 2 and done.stdout == "" and message in done.stderr, said(done)
     assert listed("--enable", "bare") == {"bare": True} and not listed("--disable", "shy")["shy"]
+    (tmp_path / "file").write_text("")
+    done = cli("plugins", "--disable", "good", cwd=tmp_path, **{**env, "CJM_WORKERS_CONFIG": str(tmp_path / "file")})
+    assert (done.returncode, done.stdout) == (1, "") and "expected a folder that configs can be written in" in done.stderr, said(done)
+    assert "Traceback" not in done.stderr
 
 
 def test_run_runs_what_is_installed(site: Path, tmp_path: Path) -> None:
