@@ -394,6 +394,7 @@ class Worker:
     usage: Usage = Usage()  # What it uses
     processes: tuple[Process, ...] = ()  # Its own process first, then all below it
     history: tuple[Usage, ...] = ()  # The last measurements, the newest last
+    base: int | None = None  # Bytes of memory that it had in use when it was registered, and so before any plugin
 
 @dataclass(frozen=True)
 class Peak:
@@ -548,8 +549,8 @@ _CORES = os.cpu_count() or 1
 
 class _Record:
     "What is kept of a worker."
-    def __init__(self, pid: int, worker_type: str, started: float | None, history: int):
-        self.pid, self.worker_type, self.started = pid, worker_type, started
+    def __init__(self, pid: int, worker_type: str, started: float | None, base: int | None, history: int):
+        self.pid, self.worker_type, self.started, self.base = pid, worker_type, started, base
         self.told: dict[str, Any] = dict.fromkeys(_TOLD)
         self.usage, self.processes, self.history = Usage(), tuple[Process, ...](), deque[Usage](maxlen=history)
         self._cpu: tuple[float, float, dict[tuple[int, float], float]] | None = None  # When it was read, with that of children, and by process
@@ -586,7 +587,7 @@ class _Record:
 
     def worker(self) -> Worker:
         told = {**self.told, "config": _copied(self.told["config"])}
-        return Worker(self.pid, self.worker_type, **told, usage=self.usage, processes=self.processes, history=tuple(self.history))
+        return Worker(self.pid, self.worker_type, **told, usage=self.usage, processes=self.processes, history=tuple(self.history), base=self.base)
 
 def _copied(config: dict[str, Any] | None) -> dict[str, Any] | None:
     "A config of one's own; one that cannot be copied in depth is copied as far as it can be."
@@ -620,12 +621,13 @@ class ProcessResourceManager:
         self._closed = False
 
     def register_worker(self, pid: int, worker_type: str) -> None:
-        if not isinstance(pid, int) or pid < 1: raise PidError(pid)
-        try: started: float | None = read_process(pid).started
-        except (OSError, OverflowError): started = None  # nobody can tell what it uses
+        if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1: raise PidError(pid)
+        try: process: Process | None = read_process(pid)
+        except (OSError, OverflowError): process = None  # nobody can tell what it uses
+        started, base = (process.started, process.rss) if process is not None else (None, None)
         with self._lock:
             self._records.pop(pid, None)
-            self._records[pid] = _Record(pid, worker_type, started, self._history)
+            self._records[pid] = _Record(pid, worker_type, started, base, self._history)
             if self.interval is not None and self._stop is None and not self._closed: self._start(self.interval)
 
     def unregister_worker(self, pid: int) -> None:
