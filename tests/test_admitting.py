@@ -257,12 +257,12 @@ def test_it_learns_what_a_plugin_needs(gate: Gate) -> None:
             await _until(lambda: resources.needs("300", {"model": "300 MB"}).get("memory", 0) >= 300 * MB)
             gate.open()
             await first
-        assert 300 * MB <= resources.needs("300", {"model": "300 MB"})["memory"] < 310 * MB
+        assert 300 * MB <= resources.needs("300", {"model": "300 MB"})["memory"] < 350 * MB
         assert resources.needs("300", {"model": "another"}) == {} == resources.needs("200", {"model": "300 MB"})
         assert resources.needs("300", {"model": "300 MB"}, {"memory": 5}) == {"memory": 5}
         resources.limit = 299 * MB
         async with taking(resources, says=False) as m:
-            with pytest.raises(errors.ResourceValidationError, match="300 needs 30[0-9] MB of memory, and there is no more than 299 MB"):
+            with pytest.raises(errors.ResourceValidationError, match="300 needs 3.. MB of memory, and there is no more than 299 MB"):
                 await m.start_job("300")
         resources.close()
 
