@@ -110,7 +110,7 @@ class AdmittingResourceManager(ProcessResourceManager):
         known = {kind: int(size) for kind, size in (estimate or {}).items() if kind in ("memory", "gpu_memory")}
         values = {str(value) for value in config.values()}
         peaks = [p for p in self.peaks.values() if p.plugin_id == plugin_id and (p.loaded_plugin_resource is None or p.loaded_plugin_resource in values)]
-        measured = {"memory": [p.rss - (self._empty or 0) for p in peaks if p.rss is not None], "gpu_memory": [p.gpu_memory for p in peaks]}
+        measured: dict[str, list[int | None]] = {"memory": [p.rss - (self._empty or 0) for p in peaks if p.rss is not None], "gpu_memory": [p.gpu_memory for p in peaks]}
         return {**{kind: most for kind, sizes in measured.items() if (most := max((s for s in sizes if s is not None and s > 0), default=0))}, **known}
 
     def can_ever_start(self,
