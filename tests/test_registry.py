@@ -509,6 +509,7 @@ BROKEN = {
     "circle": {"$ref": "#"},
     "circles": {"$ref": "#", "anyOf": [{"$ref": "#"}] * 50},
     "deep": '{"allOf": [' * 5000 + "]}" * 5000,
+    "deep enough": '{"allOf": [' * 300 + "{}" + "]}" * 300,
 }
 
 
@@ -875,6 +876,7 @@ def test_in_a_manager_with_all_four_layers(site: Path, tmp_path: Path, monkeypat
         assert seen and "hush" not in json.dumps(told)
 
     run(scenario())
+    assert not {"one", "bad", "absent"} & sys.modules.keys()  # they were imported in workers only
     configs = [state["config"] for state in resources.told if state["config"]]
     assert configs and all(config.get("api_key", "***") == "***" for config in configs)
     assert "hush" not in json.dumps(configs)

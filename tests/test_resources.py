@@ -1076,6 +1076,13 @@ def test_html_is_escaped_and_shows_everything_but_configs() -> None:
     assert "secret" not in page
 
 
+def test_no_form_shows_a_config() -> None:
+    """There may be a password in it: not the table, not HTML, not Prometheus, not a repr that lands in a log."""
+    worker = Worker(1, "test", plugin_id="p", config={"password": "hush"})
+    picture = Snapshot(0.0, (worker,), (worker,))
+    assert "hush" not in f"{worker!r} {picture!r} {picture} {picture._repr_html_()} {picture.prometheus()}"
+
+
 def test_the_manager_shows_itself() -> None:
     """A notebook shows a manager as the table of a fresh measurement."""
     with python(SLEEP) as process, ProcessResourceManager() as rm:

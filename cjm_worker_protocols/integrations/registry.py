@@ -600,6 +600,7 @@ class EntryPointRegistry:
         self._coded, self._off, self._problems = dict[str, InstalledPlugin](), set[str](), dict[str, str]()
         self._edition, self._lock = 0, threading.Lock()
         self._catalogue: _Catalogue | None = None
+        self._usable: set[str] = set()  # Schemas that are known to be in order
         for plugin_id, target in (plugins or {}).items(): self.register(plugin_id, target)
 
     def register(self,
@@ -821,7 +822,12 @@ class EntryPointRegistry:
     def _schema(self, plugin: InstalledPlugin) -> tuple[Any, str]:
         "A plugin's schema, None without one, and where it is. Raises `PluginSchemaError` or `RegistryExtraError`."
         schema, path = self._schema_text(plugin)
-        if schema is not None: _usable(plugin.id, schema, path)
+        if schema is None: return None, path
+        try: text = json.dumps(schema)
+        except (TypeError, ValueError, RecursionError) as e: raise PluginSchemaError(plugin.id, path, f"{type(e).__name__}: {e}") from None
+        if text not in self._usable:  # to look at a schema takes longer than to validate a config
+            _usable(plugin.id, schema, path)
+            self._usable = {text, *self._usable} if len(self._usable) < 1000 else {text}
         return schema, path
 
     def _schema_text(self, plugin: InstalledPlugin) -> tuple[Any, str]:

@@ -17,7 +17,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from itertools import chain
@@ -399,7 +399,7 @@ class Worker:
     plugin_name: str | None = None  # Name of the plugin that is loaded
     plugin_id: str | None = None  # Unique id of the plugin that is loaded
     loaded_plugin_resource: str | None = None  # What the plugin holds
-    config: dict[str, Any] | None = None  # The configuration that the plugin was loaded with
+    config: dict[str, Any] | None = field(default=None, repr=False)  # The configuration that the plugin was loaded with; it may have a password in it
     usage: Usage = Usage()  # What it uses
     processes: tuple[Process, ...] = ()  # Its own process first, then all below it
     history: tuple[Usage, ...] = ()  # The last measurements, the newest last
