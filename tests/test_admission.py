@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Room:
         self.held: "dict[int, tuple[str | None, int]]" = {}
         self.coming_back: "list[tuple[float, int]]" = []
         self.victims: "list[list[int]]" = []
+        self.promised = Counter[str]()
         self.most = 0
 
     def register_worker(self, pid: int, worker_type: str) -> None:
@@ -66,6 +68,7 @@ class Room:
         if pid in self.held and self.held[pid][0] != name:
             self._free(self.held[pid][1])
             self.held[pid] = (name, SIZES.get(name, 0) if name else 0)
+            self.promised[name] = max(0, self.promised[name] - 1)
         self.most = max(self.most, self._used())
 
     def _free(self, size: int) -> None:
@@ -86,7 +89,9 @@ class Admits(Room):
     def can_start(self, plugin_id: str, config: "dict[str, Any]", estimate: "dict[str, int] | None" = None) -> "str | None":
         self.calls.append(plugin_id)
         assert estimate is not None
-        free = self.room - self._used()
+        free = self.room - self._used() - sum(SIZES[name] * times for name, times in self.promised.items() if name)
+        if estimate["memory"] <= free:
+            self.promised[plugin_id] += 1
         return None if estimate["memory"] <= free else f"{plugin_id} needs {estimate['memory']}, and {free} is free"
 
 
@@ -229,8 +234,11 @@ def test_after_an_eviction_the_memory_is_seen_to_come_back(gate: Gate) -> None:
 
     async def scenario() -> None:
         async with sized(room, max_workers=2) as m:
-            for job in [await m.start_job("medium", gate=gate.path), await m.start_job("small", gate=gate.path)]:
-                gate.open()
+            jobs = [await m.start_job("medium", gate=gate.path), await m.start_job("small", gate=gate.path)]
+            while any(job.status != "running" for job in jobs):
+                await asyncio.sleep(0.01)
+            gate.open(2)
+            for job in jobs:
                 await job
             began = time.monotonic()
             assert await (await m.start_job("large")) == "large" and time.monotonic() - began > 0.4

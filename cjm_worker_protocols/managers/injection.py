@@ -163,6 +163,11 @@ class Resources:
         "Whether it is asked if there is room."
         return isinstance(self._manager, AdmissionProtocol)
 
+    @property
+    def evicts(self) -> bool: # Whether it implements `EvictionProtocol`
+        "Whether it says which plugin has to go."
+        return isinstance(self._manager, EvictionProtocol)
+
     async def _ask(self, method: str, timeout: float, *arguments: Any) -> Any:
         "A question; None when there is no answer, since no job is to suffer from that."
         try: return await self.lane.ask(method, lambda: getattr(self._manager, method)(*arguments), timeout)
@@ -187,7 +192,7 @@ class Resources:
         timeout: float # Seconds to wait for an answer
     ) -> int | None: # One of them
         "Which worker should unload its plugin."
-        if not idle or not isinstance(self._manager, EvictionProtocol): return None
+        if not idle or not self.evicts: return None
         pid = await self._ask("choose_victim", timeout, plugin_id, self._copy(config), list(idle))
         return pid if pid in idle else None
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from ..core.config import WorkerConfig
+from ..core.config import RestartPolicy, WorkerConfig
 from ..core.engine import Engine, Exit
 from ..core.frames import Frame, Kind, encode
 from ..core.jobs import Chunks, Job, JobCancelled, JobError, now
@@ -239,6 +239,14 @@ class JobRunner:
 
     async def unload(self, worker: PooledWorker) -> None:
         if worker.plugin is not None: await self.command(worker, Kind.UNLOAD, self.number(), (worker.plugin[0],))
+
+    def idle_and_used(self) -> list[PooledWorker]:
+        if self._config.restart is RestartPolicy.NEVER: return []
+        return [w for w in self.pool.workers if w.idle and w.plugin is None and w.served]
+
+    def replace(self, worker: PooledWorker) -> None: self.pool.stop(worker)
+
+    def on_never(self, job: Job, reason: str) -> None: self._fail(job, JobError("load", f"the plugin can never be loaded here: {reason}"))
 
     def number(self) -> int: # Another one each time
         "The tag of the frames of a job or of a command; also a job's place in line."
