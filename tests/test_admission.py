@@ -103,14 +103,9 @@ class Evicts(Admits):
         return next((pid for pid in idle if self.held[pid][1]), None)
 
 
-def sized(room: Room, **settings: Any) -> Any:
+def sized(room: Room, cls: Any = JobManager, **settings: Any) -> Any:
     """A manager of plugins of every size."""
-
-    class Sized(JobManager):
-        pass
-
-    m = manager(cls=_manager_of(Sized), resource_manager=room, plugin_registry=Registry(), **settings)
-    return m
+    return manager(cls=_manager_of(cls), resource_manager=room, plugin_registry=Registry(), **settings)
 
 
 def _manager_of(cls: Any) -> Any:
@@ -257,6 +252,36 @@ def test_one_worker_makes_room_for_its_next_plugin() -> None:
             assert [await job for job in jobs] == ["large", "medium", "large", "small"]
             assert len({job.worker_pid for job in jobs}) == 1
         assert room.most <= room.room
+
+    run(scenario())
+
+
+class Unspeakable:
+    """An answer that raises when it is looked at."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize("what", ["estimate", "answer"])
+def test_what_raises_where_room_is_asked_for_holds_up_no_job(what: str) -> None:
+    """The hook that says what a plugin needs, or the answer itself: it is counted, and the job runs as if nobody knew."""
+    room = Admits(room=4)
+    asked: "list[str]" = []
+
+    class Manager(JobManager):
+        def estimate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> Any:
+            asked.append(plugin_id)
+            if what == "estimate" and len(asked) > 1:
+                raise OSError("the model cannot be looked at")
+            return super().estimate_resources(plugin_id, plugin_config)
+
+    room.can_start = lambda *arguments: Unspeakable() if what == "answer" else None  # type: ignore[method-assign,assignment,return-value]
+
+    async def scenario() -> None:
+        async with sized(room, Manager) as m:
+            assert await (await m.start_job("small")) == "small"
+            assert set(m.integration_errors) == {"hooks.estimate_resources" if what == "estimate" else "resource_manager.can_start"}
 
     run(scenario())
 

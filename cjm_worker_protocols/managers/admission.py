@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from .injection import Resources
 __all__ = ['DoorOwner', 'Door']
 
 # %% ../../nbs/managers/admission.ipynb #c36a1083
+_log = logging.getLogger(__name__)
+
 class DoorOwner(Protocol):
     "What a door tells the runner, always on the loop."
     def on_admitted(self,
@@ -104,12 +107,20 @@ class Door:
         "Ask whether there is room for a job's plugin."
         worker.held = True
         self.waiting[ticket.job.id] = ticket
-        task = self._loop.create_task(self._knock(worker, ticket))
+        task = self._loop.create_task(self._knock_and_wait(worker, ticket))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, method: str, plugin_id: str, config: dict[str, Any]) -> str:
         return await self._resources.refusal(method, (plugin_id, config, self._estimate(plugin_id, config)), self._timeout)
+
+    async def _knock_and_wait(self, worker: PooledWorker, ticket: Ticket) -> None:
+        "Whatever answers do when they are looked at, the job tries again."
+        try: await self._knock(worker, ticket)
+        except Exception:
+            _log.exception("whether there is room for plugin %r could not be found out; it is asked again", ticket.job.plugin_id)
+            if ticket.job.id in self.waiting and ticket.job.id not in self._aside: self._aside[ticket.job.id] = self._loop.call_later(self.RETRY, self._retry, ticket)
+            self._owner.on_capacity()
 
     async def _knock(self, worker: PooledWorker, ticket: Ticket) -> None:
         job = ticket.job

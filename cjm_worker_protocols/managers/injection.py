@@ -183,7 +183,9 @@ class Resources:
         "Why a plugin cannot be loaded."
         plugin_id, config, estimate = job
         reason = await self._ask(method, timeout, plugin_id, self._copy(config), estimate)
-        return "" if reason is None else str(reason) or "there is no room"
+        try: return "" if reason is None else str(reason) or "there is no room"
+        except Exception as e: self.lane.failed(method, e)
+        return ""
 
     async def victim(self,
         plugin_id: str, # The plugin that needs room
@@ -291,6 +293,13 @@ class Injected:
         if len(self._awaited) >= limit: return self._hooks.failed(f"{name}.dropped", f"{limit} calls are waiting")
         self._awaited.append((hook, arguments))
         if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._await_hooks())
+
+    def hook_failed(self,
+        name: str, # The hook
+        error: Exception # What it raised
+    ) -> None:
+        "Count and log a failure of a hook that was called elsewhere."
+        self._hooks.failed(name, error)
 
     async def _await_hooks(self) -> None:
         "In the task: one hook after the other."

@@ -127,10 +127,16 @@ class JobRunner:
         self.unavailable = ""  # Why the last worker was not replaced
         self._numbers = count(1)
         resources = injected.resources
-        self.door = Door(resources, hooks.estimate_resources, config.integration_timeout, self) if resources is not None and resources.admits else None
+        self.door = Door(resources, self._estimate, config.integration_timeout, self) if resources is not None and resources.admits else None
         self.pool = WorkerPool(config, engine, self._hello, self)
 
     def _hello(self) -> bytes: return encode(Kind.INIT, 0, (self._path, self._loader, _worker_log.getEffectiveLevel()))
+
+    def _estimate(self, plugin_id: str, config: dict[str, Any]) -> dict[str, int] | None:
+        "What the hook says that a plugin needs; None, which is that nobody knows, when it raises."
+        try: return self._hooks.estimate_resources(plugin_id, config)
+        except Exception as e: self._injected.hook_failed("estimate_resources", e)
+        return None
 
     def accept(self,
         ticket: Ticket # A new job
