@@ -6,7 +6,10 @@ that goes or so many per second, and says `done`. Every event has the time at wh
 import asyncio
 import gc
 import json
+import socket
+import subprocess
 import sys
+import tempfile
 import time
 from typing import Any, Awaitable, Callable
 
@@ -83,6 +86,26 @@ async def ours(port: int) -> None:
     await uvicorn(Starlette(routes=[Route("/events", broadcaster)]), port, broadcaster.broadcast)
 
 
+async def redis(port: int) -> None:
+    """The same, with a stream of a Redis of its own in between."""
+    from starlette.applications import Starlette
+    from starlette.routing import Route
+
+    from cjm_worker_protocols.integrations.redis import RedisBroadcaster
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        where = sock.getsockname()[1]
+    settings = ["--bind", "127.0.0.1", "--port", str(where), "--dir", tempfile.gettempdir(), "--save", "", "--appendonly", "no"]
+    with subprocess.Popen(["redis-server", *settings], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
+        try:
+            broadcaster = RedisBroadcaster(f"redis://127.0.0.1:{where}")
+            await broadcaster.ready()
+            await uvicorn(Starlette(routes=[Route("/events", broadcaster)]), port, broadcaster.broadcast)
+        finally:
+            server.kill()
+
+
 class Queues:
     """A queue for each client, as tutorials have it."""
 
@@ -139,4 +162,4 @@ async def fasthtml(port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"bare": bare, "ours": ours, "sse-starlette": sse_starlette, "fasthtml": fasthtml}[sys.argv[1]](int(sys.argv[2])))
+    asyncio.run({"bare": bare, "ours": ours, "redis": redis, "sse-starlette": sse_starlette, "fasthtml": fasthtml}[sys.argv[1]](int(sys.argv[2])))

@@ -21,7 +21,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
-from copy import deepcopy
+from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -29,9 +29,7 @@ from json import dumps
 from operator import attrgetter
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol, Union
-
-import psutil
+from typing import Any, Protocol
 
 from .core.config import RestartPolicy, WorkerConfig
 from .core.errors import ConfigError, PluginNotConfiguredError, PluginTypeError, RegistryUnavailableError, UnknownPluginError
@@ -39,17 +37,18 @@ from .core.events import json_safe
 from .core.jobs import Job, JobError
 from .core.masking import masked
 from .core.plugins import check_plugin, unpack
-from .extensions.protocols import UNSET, Unset
 from cjm_worker_protocols.integrations.registry import (
-    GROUP, ConfigFileError, EntryPointRegistry, InstalledPlugin, PluginConfigError, PluginIdError, PluginSchemaError, RegistryExtraError,
+    GROUP, ConfigFileError, ConfigFolderError, EntryPointRegistry, InstalledPlugin, PluginConfigError, PluginIdError, PluginSchemaError, RegistryExtraError,
 )
+from .integrations.resources import ProcessResourceManager, Worker
+from .integrations.sse import SSEBroadcaster, Subscription
 from .managers.base import JobManager
 
 # %% auto #0
-__all__ = ['SPEECH', 'Show', 'COMMANDS', 'home', 'known', 'facts', 'WorkerTable', 'memory_of', 'Broadcaster', 'Screen', 'whole',
-           'JsonLines', 'text_of', 'plain', 'brief', 'cut', 'bar', 'Terminal', 'summary', 'description', 'guarded',
-           'session', 'perform', 'LogToScreen', 'UsageError', 'screen_for', 'transcript', 'demo', 'parameter', 'run',
-           'look', 'survey', 'plugins', 'config', 'named', 'check', 'parser', 'main']
+__all__ = ['SPEECH', 'Show', 'COMMANDS', 'home', 'known', 'facts', 'Watch', 'seen', 'follow', 'Screen', 'whole', 'JsonLines',
+           'text_of', 'plain', 'brief', 'cut', 'bar', 'Terminal', 'summary', 'amounts', 'megabytes', 'description',
+           'guarded', 'session', 'perform', 'LogToScreen', 'UsageError', 'screen_for', 'transcript', 'demo',
+           'parameter', 'run', 'look', 'survey', 'plugins', 'config', 'named', 'check', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #cell-6
 SPEECH = "cjm_worker_protocols.integrations.speech:PocketSphinx"  # The plugin that this package brings
@@ -75,58 +74,44 @@ def facts(
 # %% ../nbs/cli.ipynb #cell-11
 Show = Callable[[str, dict[str, Any]], None]  # Takes an event's type and its data
 
-class WorkerTable:
-    "What each worker process does and holds."
+class Watch:
+    "Looks at the workers again and again."
+    PAUSE = 0.25  # Seconds between two looks
+
     def __init__(self,
-        show: Show # Told of every call
+        resources: ProcessResourceManager, # Knows and measures the workers
+        show: Show # Told of every look that saw one
     ):
-        self.show = show
-        self.workers: dict[int, dict[str, Any]] = {}  # What was told last, by process id
-        self.seen: dict[int, dict[str, Any]] = {}  # Every process there was: its states in order, and the most memory it had
+        self._resources, self._show = resources, show
+        self.workers: dict[int, dict[str, Any]] = {}  # What was seen of each last, by process id
 
-    def register_worker(self, pid: int, worker_type: str) -> None:
-        self.workers[pid] = {}
-        self.seen[pid] = {"pid": pid, "states": [], "memory": None}
-        self.show("resources:register_worker", {"pid": pid, "worker_type": worker_type})
+    async def look(self) -> None:
+        "Measure all workers; on a thread, since that takes a while."
+        snapshot = await asyncio.to_thread(self._resources.snapshot)
+        found = [seen(worker) for worker in snapshot.workers]
+        self.workers.update({worker["pid"]: worker for worker in found})
+        if found: self._show("resources:workers", {"workers": found})
 
-    def unregister_worker(self, pid: int) -> None:
-        if self.workers.pop(pid, None) is not None: self.show("resources:unregister_worker", {"pid": pid})
+    async def go_on(self) -> None:
+        "Look until cancelled."
+        while True:
+            await self.look()
+            await asyncio.sleep(self.PAUSE)
 
-    def update_worker_state(self,
-        pid: int,
-        status: Union[str, None, Unset] = UNSET,
-        job_id: Union[str, None, Unset] = UNSET,
-        plugin_name: Union[str, None, Unset] = UNSET,
-        plugin_id: Union[str, None, Unset] = UNSET,
-        loaded_plugin_resource: Union[str, None, Unset] = UNSET,
-        config: Union[dict[str, Any], None, Unset] = UNSET
-    ) -> None:
-        if pid not in self.workers: return
-        given = dict(status=status, job_id=job_id, plugin_name=plugin_name, plugin_id=plugin_id, loaded_plugin_resource=loaded_plugin_resource, config=deepcopy(config))
-        self.workers[pid].update({field: value for field, value in given.items() if value is not UNSET})
-        memory, seen = memory_of(pid), self.seen[pid]
-        seen["states"].append(self.workers[pid].get("status"))
-        if memory is not None: seen["memory"] = max(seen["memory"] or 0, memory)
-        self.show("resources:update_worker_state", {"pid": pid, **self.workers[pid], "memory": memory})
-
-def memory_of(
-    pid: int # A process
-) -> int | None: # Bytes; None when nobody can tell
-    "How much memory a process has in use."
-    try: return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error: return None
+def seen(
+    worker: Worker # As the resource manager knows it
+) -> dict[str, Any]: # For an event; what is unknown is None
+    "What a worker does, holds and uses."
+    told = ("pid", "status", "job_id", "plugin_id", "loaded_plugin_resource")
+    return {**{name: getattr(worker, name) for name in told}, **asdict(worker.usage)}
 
 # %% ../nbs/cli.ipynb #cell-15
-class Broadcaster:
-    "Hands every event on, and counts them."
-    def __init__(self,
-        show: Show # Where to
-    ):
-        self.show, self.seen = show, Counter[str]()
-
-    async def broadcast(self, event_type: str, data: dict[str, Any]) -> None:
-        self.seen[event_type] += 1
-        self.show(event_type, data)
+async def follow(
+    events: Subscription, # Of a broadcaster
+    show: Show # Told of every event
+) -> None:
+    "Show all events, until the broadcaster is closed."
+    async for event in events: show(event.type, event.json())
 
 # %% ../nbs/cli.ipynb #cell-19
 class Screen(Protocol):
@@ -243,6 +228,7 @@ class Terminal:
     ):
         self._label, self._lines, self._traces = label, lines, traces
         self._jobs: dict[str, dict[str, Any]] = {}  # The jobs that have not ended
+        self._memory: dict[int, int | None] = {}  # Bytes that each worker has in use
         self._height, self._due = 0, False  # Lines that will be drawn over, and whether that is due
         self._lock = threading.RLock()
         self._color = "NO_COLOR" not in os.environ
@@ -251,6 +237,7 @@ class Terminal:
     def show(self, event: str, data: dict[str, Any]) -> None:
         if event == "summary": self.note("\n".join(summary(data)))
         elif event == "plugin": self.note("\n".join(description(data)))
+        elif event == "resources:workers": self._memory = {worker["pid"]: worker["rss"] for worker in data["workers"]}
         elif event.startswith("job:"): self._show_job(event, data, asyncio.get_running_loop())
 
     def _show_job(self, event: str, data: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
@@ -284,7 +271,7 @@ class Terminal:
             running, live = [job for job in self._jobs.values() if "since" in job][:max(1, size.lines // 2 - 2)], list[str]()
             wide = max((len(job["label"]) for job in running), default=0)
             for job in running:
-                memory = memory_of(job["pid"])
+                memory = self._memory.get(job["pid"])
                 facts = f"{job['progress']:4.0%}  {job['message']}  (worker {job['pid']}{f', {memory / 1e6:.0f} MB' if memory else ''})"
                 live.append(cut(f"{job['label']:{wide}}  {bar(job['progress'])} {facts}", size.columns - 1))
                 live.append(self._paint(2, "    " + cut(job["text"], size.columns - 5)))
@@ -300,15 +287,31 @@ def summary(
     data: Mapping[str, Any] # Of the event
 ) -> list[str]: # Lines
     "What the three integrations saw."
-    plugin, count = data["registry"], Counter(data["events"])
-    lines = [f"{plugin['id']} is {plugin['target']}" + (f", from {plugin['distribution']}" if plugin["distribution"] else "")]
-    for worker in data["workers"]:
-        memory = f"; it had {worker['memory'] / 1e6:.0f} MB at most" if worker["memory"] else ""
-        lines.append(f"worker {worker['pid']} was {', '.join(map(str, worker['states']))}{memory}")
-    lines += [", ".join(f"{n} {event}" for event, n in count.items())]
-    lines += [f"{n} times {what} failed" for what, n in data["integration_errors"].items()]
-    names = ["registry", *["resource manager"] * len(data["workers"]), "broadcaster", *["manager"] * len(data["integration_errors"])]
-    return ["", *(f"{name if name != before else '':17} {line}" for before, name, line in zip(["", *names], names, lines))]
+    plugin, events = data["registry"], data["broadcaster"]
+    told = [("registry", f"{plugin['id']} is {plugin['target']}" + (f", from {plugin['distribution']}" if plugin["distribution"] else ""))]
+    for worker in data["workers"]: told.append(("resource manager", f"worker {worker['pid']} had {amounts(worker)}"))
+    told += [("resource manager", f"with {peak['plugin_id']} loaded it was {megabytes(peak['rss'])} at most") for peak in data["peaks"]]
+    told.append(("broadcaster", ", ".join(f"{n} {event}" for event, n in data["events"].items())))
+    told.append(("broadcaster", f"{events['sent']} events sent, {events['dropped']} dropped"))
+    told += [("manager", f"{n} times {what} failed") for what, n in data["integration_errors"].items()]
+    return ["", *(f"{name if name != before else '':17} {line}" for (before, _), (name, line) in zip([("", ""), *told], told))]
+
+def amounts(
+    worker: Mapping[str, Any] # What `seen` gave
+) -> str: # Like `1 process, 3 threads, 92 MB, 1.2 s of CPU time`; what is unknown is left out
+    "What a worker uses, for people."
+    kinds = (("processes", "process", "processes"), ("threads", "thread", "threads"))
+    found = [f"{worker[kind]} {one if worker[kind] == 1 else more}" for kind, one, more in kinds if worker[kind] is not None]
+    if worker["rss"] is not None: found.append(megabytes(worker["rss"]))
+    if worker["gpu_memory"] is not None: found.append(f"{megabytes(worker['gpu_memory'])} of GPU memory")
+    if worker["cpu_seconds"] is not None: found.append(f"{worker['cpu_seconds']:.1f} s of CPU time")
+    return ", ".join(found) or "nothing that can be measured"
+
+def megabytes(
+    size: int | None # Bytes
+) -> str: # Like `92 MB`
+    "A size for people."
+    return "an unknown amount of memory" if size is None else f"{size / 1e6:.0f} MB"
 
 def description(
     data: Mapping[str, Any] # Of the event
@@ -353,26 +356,37 @@ async def session(
     timeout: float | None = None # Seconds that each job may take
 ) -> int: # 0, or 1 if a job failed, or 128 and the number of the signal that ended it
     "Run jobs of one plugin, with everything plugged in."
-    plugin = registry.plugins[plugin_id]
+    plugin, counts = registry.plugins[plugin_id], Counter[str]()
 
     def show(event: str, data: dict[str, Any]) -> None:
         "Events carry no more than a browser can take; here the parameters and the result are added, whole."
+        counts[event] += 1
         job = manager.get_job(data["job_id"]) if event in ("job:queued", "job:completed", "job:failed", "job:cancelled") else None
         if job: data = {**data, "params": whole(job.params), **({"result": whole(job.result)} if event == "job:completed" else {})}
         screen.show(event, data)
-    table, broadcaster = WorkerTable(show), Broadcaster(show)
+    resources, broadcaster = ProcessResourceManager(pss_interval=1.0), SSEBroadcaster()
     config = WorkerConfig(max_workers=min(workers, len(requests)), standby=False, grace_timeout=2.0, keep_finished=max(1000, len(requests)))
     manager = JobManager("cjm-workers", plugin.category, worker_config=config, plugins={plugin_id: plugin.target},
-                         plugin_registry=registry, resource_manager=table, event_broadcaster=broadcaster)
+                         plugin_registry=registry, resource_manager=resources, event_broadcaster=broadcaster)
+    watch = Watch(resources, screen.show)
 
     async def work() -> int:
-        jobs = [await manager.start_job(plugin_id, timeout=timeout, params=request) for request in requests]
-        for job in jobs: await job.wait()
+        try:
+            jobs = [await manager.start_job(plugin_id, timeout=timeout, params=request) for request in requests]
+            for job in jobs: await job.wait()
+        finally: await watch.look() # while the workers are there
         return 0 if all(job.status == "completed" for job in jobs) else 1
 
-    code = await guarded(manager, screen, work())
-    screen.show("summary", {"exit_code": code, "registry": facts(plugin), "workers": list(table.seen.values()), "events": dict(broadcaster.seen),
-                            "integration_errors": dict(manager.integration_errors)})
+    following, watching = asyncio.create_task(follow(broadcaster.subscribe(), show)), asyncio.create_task(watch.go_on())
+    try: code = await guarded(manager, screen, work())
+    finally:
+        watching.cancel()
+        broadcaster.close()
+        await following
+    counters = broadcaster.counters
+    screen.show("summary", {"exit_code": code, "registry": facts(plugin), "workers": list(watch.workers.values()),
+                            "peaks": [asdict(peak) for peak in resources.peaks.values()], "events": dict(counts),
+                            "broadcaster": {"sent": counters.sent, "dropped": counters.dropped}, "integration_errors": dict(manager.integration_errors)})
     return code
 
 def perform(
@@ -484,12 +498,12 @@ def look(
     return {"about": (inspect.getdoc(thing) or "").partition("\n\n")[0], "parameters": list(map(str, parameters))}
 
 async def survey(
-    registry: EntryPointRegistry, # Knows the plugins to look at
+    registry: EntryPointRegistry, # Knows the plugins
+    plugins: Sequence[InstalledPlugin], # Those to look at
     screen: Screen, # Where to show them
     timeout: float # Seconds for each
 ) -> int: # The exit code
-    "Look at all of them, each in a worker."
-    plugins = [*registry.plugins.values()]
+    "Look at plugins, each in a worker."
     config = WorkerConfig(max_workers=4, standby=False, grace_timeout=1.0, restart=RestartPolicy.ALWAYS, max_restarts=len(plugins))
     manager = JobManager("cjm-workers", GROUP, worker_config=config, plugins={"look": f"{look.__module__}:{look.__name__}"})
 
@@ -514,12 +528,21 @@ def _reason(error: JobError, timeout: float) -> str:
     return ": ".join([brief(error.message).replace("running the job", "importing it"), *said[-1:]])
 
 def plugins(
+    enable: tuple[str, ...] = (), # A plugin that may run again; then only those named here are listed
+    disable: tuple[str, ...] = (), # A plugin whose jobs are to be refused from now on
     timeout: float = 10.0, # Seconds that importing one may take
     json: bool = False # Print lines of JSON, as in a pipe
 ) -> int: # The exit code
-    "List the plugins of all installed packages."
+    "List the plugins of all installed packages, enable or disable some."
+    registry = known()
+    for plugin_id in (*enable, *disable):
+        if registry.get_plugin(plugin_id) is None: raise UnknownPluginError(plugin_id, "the installed packages", registry.plugins)
+        if plugin_id in enable and plugin_id in disable: raise UsageError(f"expected --enable or --disable (got both for {plugin_id!r})")
+    for plugin_id in enable: registry.enable(plugin_id)
+    for plugin_id in disable: registry.disable(plugin_id)
+    listed = [plugin for plugin in registry.plugins.values() if not (enable or disable) or plugin.id in (*enable, *disable)]
     screen = screen_for(json, label=str)
-    return perform(screen, survey(known(), screen, timeout), logging.ERROR)
+    return perform(screen, survey(registry, listed, screen, timeout), logging.ERROR)
 
 # %% ../nbs/cli.ipynb #4317c265
 def config(
@@ -532,6 +555,7 @@ def config(
     low, high = {"get": (0, 1), "set": (1, 2), "unset": (1, 1)}.get(action, (0, -1))
     if high < 0: raise UsageError(f"expected get, set or unset (got {action!r})")
     if not low <= len(setting) <= high: raise UsageError(f"{action}: expected {'KEY [VALUE]' if high == 2 else '[KEY]' if not low else 'KEY'} (got {len(setting)} arguments)")
+    if setting and not setting[0]: raise UsageError("KEY: expected a name (got none)")
     registry = known()
     found = registry.get_plugin(plugin)
     if found is None: raise UnknownPluginError(plugin, "the installed packages", registry.plugins)
@@ -635,5 +659,6 @@ def main(
     if isinstance(sys.stdout, io.TextIOWrapper): sys.stdout.reconfigure(errors="replace")
     try: return int(command(*positional, **given))
     except (UsageError, ConfigError, UnknownPluginError, PluginTypeError, PluginIdError) as e: return int(sub.error(str(e)))
-    except (PluginConfigError, ConfigFileError, PluginSchemaError, RegistryExtraError, RegistryUnavailableError, PluginNotConfiguredError) as e: return _failed(e)
+    except (PluginConfigError, ConfigFileError, ConfigFolderError, PluginSchemaError, RegistryExtraError, RegistryUnavailableError) as e: return _failed(e)
+    except PluginNotConfiguredError as e: return _failed(f"plugin {e.plugin_id!r} is disabled: run cjm-workers plugins --enable {e.plugin_id}")
     except KeyboardInterrupt: return 128 + signal.SIGINT

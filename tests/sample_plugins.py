@@ -6,6 +6,8 @@ import faulthandler
 import logging
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -346,10 +348,102 @@ def with_children(how: str = "stuck", deaf_child: bool = False) -> "Iterator[lis
         time.sleep(FOREVER)
 
 
-def with_session() -> "Iterator[list[int]]":
-    """Start a child in a session of its own."""
+def with_session(how: str = "stuck") -> "Iterator[list[int]]":
+    """Start a child in a session of its own, and another one whose parent has gone; then stay, or end badly."""
     child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-    yield [os.getpid(), child.pid]
+    daemon = "import subprocess; print(subprocess.Popen(['sleep', '1000'], start_new_session=True, stdout=subprocess.DEVNULL).pid)"
+    orphan = subprocess.run([sys.executable, "-c", daemon], stdout=subprocess.PIPE, start_new_session=True, check=True).stdout
+    yield [os.getpid(), child.pid, int(orphan)]
+    if how == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "stuck":
+        time.sleep(FOREVER)
+
+
+def forks_and_asks(n: int = 0) -> int:
+    """Have a forked child ask all the time whether this job is cancelled."""
+    pid = os.fork()
+    if not pid:
+        for _ in range(2000):
+            check_cancel()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return n
+
+
+def forks_on(path: str) -> "Iterator[int]":
+    """Fork all the time, and tell in a file when it is unwound."""
+    try:
+        yield os.getpid()
+        while True:
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+    finally:
+        open(path, "w").close()
+
+
+def _asks_on() -> None:
+    while True:
+        try:
+            check_cancel()
+        except BaseException:
+            pass
+
+
+def leaves_a_thread_that_asks(n: int = 0) -> int:
+    """Leave a thread behind that goes on asking whether a job is cancelled."""
+    if not any(thread.name == "asks on" for thread in threading.enumerate()):
+        threading.Thread(target=_asks_on, name="asks on", daemon=True).start()
+    return n
+
+
+class Late(Exception):
+    """Raised by a signal handler of a plugin's own."""
+
+
+def interrupts_itself(rounds: int = 200) -> int:
+    """Report progress for 2 ms, again and again, with an alarm that raises wherever it is."""
+
+    def late(signum: int, frame: Any) -> None:
+        raise Late
+
+    signal.signal(signal.SIGALRM, late)
+    for _ in range(rounds):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.002)
+            while True:
+                report_progress(0.5, "x" * 1000)
+        except Late:
+            pass
+    return rounds
+
+
+def one_buffer(n: int) -> "Iterator[bytearray]":
+    """Stream the same buffer again and again, filled anew each time."""
+    buffer = bytearray(1)
+    for i in range(n):
+        buffer[0] = i
+        yield buffer
+
+
+def speaks_for_itself(kind: int, body: bytes, tag: int, times: int = 1) -> str:
+    """Put frames of its own making on the worker's socket."""
+    for fd in range(3, 20):
+        try:
+            sock = socket.socket(fileno=os.dup(fd))
+        except OSError:
+            continue
+        if sock.family == socket.AF_UNIX:
+            sock.sendall(struct.pack(">BQQ", kind, tag, len(body)) * times + body)
+            break
+    return "spoken"
+
+
+def hangs_up() -> None:
+    """Close all descriptors, the worker's socket too, and live on."""
+    os.closerange(3, 100)
     time.sleep(FOREVER)
 
 

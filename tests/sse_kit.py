@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+from cjm_worker_protocols.integrations.sse import EventStreams
 
 
 class Got(NamedTuple):
@@ -182,7 +182,7 @@ PATHS = {"starlette": "/events", "fastapi": "/events/", "fasthtml": "/events/"}
 class Served:
     """A broadcaster under uvicorn, on a loop and a thread of its own."""
 
-    def __init__(self, broadcaster: SSEBroadcaster, loop: asyncio.AbstractEventLoop, port: int) -> None:
+    def __init__(self, broadcaster: Any, loop: asyncio.AbstractEventLoop, port: int) -> None:
         self.broadcaster, self.loop, self.port = broadcaster, loop, port
 
     def call(self, coroutine: Any, limit: float = 20) -> Any:
@@ -211,7 +211,7 @@ class Served:
 
 
 @contextmanager
-def serve(broadcaster: SSEBroadcaster, app: Any = None, port: "int | None" = None, **config: Any) -> "Iterator[Served]":
+def serve(broadcaster: Any, app: Any = None, port: "int | None" = None, **config: Any) -> "Iterator[Served]":
     """Serve an app (by default Starlette with the broadcaster at /events) until the block ends."""
     from uvicorn import Config, Server
 
@@ -240,3 +240,61 @@ def serve(broadcaster: SSEBroadcaster, app: Any = None, port: "int | None" = Non
         server.should_exit = True
         thread.join(15)
         assert not thread.is_alive()
+
+
+class InProcess:
+    """The kit's client, as a subscription."""
+
+    def __init__(self, broadcaster: EventStreams) -> None:
+        self.subscription, self.got = broadcaster.subscribe(), list[Any]()
+
+    def received(self) -> "list[Any]":
+        """What came."""
+        self.got += [(e.type, e.json()) for e in self.subscription.take()]
+        return self.got
+
+    def close(self) -> None:
+        """Leave."""
+        self.subscription.close()
+
+
+class OverAsgi:
+    """The kit's client, as a browser behind an ASGI server. It takes no more than a socket would when nobody looks."""
+
+    def __init__(self) -> None:
+        self.parser, self.left, self.room = Parser(), asyncio.Event(), asyncio.Event()
+        self.size = 0
+
+    @classmethod
+    async def connect(cls, broadcaster: EventStreams) -> "OverAsgi":
+        """Connect, and wait until the stream is open."""
+        self = cls()
+        scope = {"type": "http", "method": "GET", "query_string": b"", "headers": []}
+        self.task = asyncio.ensure_future(broadcaster(scope, self.receive, self.send))
+        while self.parser.retry is None:
+            await asyncio.sleep(0)
+        return self
+
+    async def receive(self) -> "dict[str, Any]":
+        """What a server says of a client."""
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        """What a server takes for a client."""
+        while self.size > 1000:
+            self.room.clear()
+            await self.room.wait()
+        self.size += len(message.get("body", b""))
+        self.parser.feed(message.get("body", b""))
+
+    def received(self) -> "list[Any]":
+        """What came."""
+        self.size = 0
+        self.room.set()
+        return [(e.type, e.json()) for e in self.parser.events]
+
+    async def close(self) -> None:
+        """Leave."""
+        self.left.set()
+        await asyncio.wait({self.task})

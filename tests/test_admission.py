@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ class Room:
         self.held: "dict[int, tuple[str | None, int]]" = {}
         self.coming_back: "list[tuple[float, int]]" = []
         self.victims: "list[list[int]]" = []
+        self.promised = Counter[str]()
         self.most = 0
 
     def register_worker(self, pid: int, worker_type: str) -> None:
@@ -66,6 +68,7 @@ class Room:
         if pid in self.held and self.held[pid][0] != name:
             self._free(self.held[pid][1])
             self.held[pid] = (name, SIZES.get(name, 0) if name else 0)
+            self.promised[name] = max(0, self.promised[name] - 1)
         self.most = max(self.most, self._used())
 
     def _free(self, size: int) -> None:
@@ -86,7 +89,9 @@ class Admits(Room):
     def can_start(self, plugin_id: str, config: "dict[str, Any]", estimate: "dict[str, int] | None" = None) -> "str | None":
         self.calls.append(plugin_id)
         assert estimate is not None
-        free = self.room - self._used()
+        free = self.room - self._used() - sum(SIZES[name] * times for name, times in self.promised.items() if name)
+        if estimate["memory"] <= free:
+            self.promised[plugin_id] += 1
         return None if estimate["memory"] <= free else f"{plugin_id} needs {estimate['memory']}, and {free} is free"
 
 
@@ -98,14 +103,9 @@ class Evicts(Admits):
         return next((pid for pid in idle if self.held[pid][1]), None)
 
 
-def sized(room: Room, **settings: Any) -> Any:
+def sized(room: Room, cls: Any = JobManager, **settings: Any) -> Any:
     """A manager of plugins of every size."""
-
-    class Sized(JobManager):
-        pass
-
-    m = manager(cls=_manager_of(Sized), resource_manager=room, plugin_registry=Registry(), **settings)
-    return m
+    return manager(cls=_manager_of(cls), resource_manager=room, plugin_registry=Registry(), **settings)
 
 
 def _manager_of(cls: Any) -> Any:
@@ -229,8 +229,11 @@ def test_after_an_eviction_the_memory_is_seen_to_come_back(gate: Gate) -> None:
 
     async def scenario() -> None:
         async with sized(room, max_workers=2) as m:
-            for job in [await m.start_job("medium", gate=gate.path), await m.start_job("small", gate=gate.path)]:
-                gate.open()
+            jobs = [await m.start_job("medium", gate=gate.path), await m.start_job("small", gate=gate.path)]
+            while any(job.status != "running" for job in jobs):
+                await asyncio.sleep(0.01)
+            gate.open(2)
+            for job in jobs:
                 await job
             began = time.monotonic()
             assert await (await m.start_job("large")) == "large" and time.monotonic() - began > 0.4
@@ -249,6 +252,36 @@ def test_one_worker_makes_room_for_its_next_plugin() -> None:
             assert [await job for job in jobs] == ["large", "medium", "large", "small"]
             assert len({job.worker_pid for job in jobs}) == 1
         assert room.most <= room.room
+
+    run(scenario())
+
+
+class Unspeakable:
+    """An answer that raises when it is looked at."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize("what", ["estimate", "answer"])
+def test_what_raises_where_room_is_asked_for_holds_up_no_job(what: str) -> None:
+    """The hook that says what a plugin needs, or the answer itself: it is counted, and the job runs as if nobody knew."""
+    room = Admits(room=4)
+    asked: "list[str]" = []
+
+    class Manager(JobManager):
+        def estimate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> Any:
+            asked.append(plugin_id)
+            if what == "estimate" and len(asked) > 1:
+                raise OSError("the model cannot be looked at")
+            return super().estimate_resources(plugin_id, plugin_config)
+
+    room.can_start = lambda *arguments: Unspeakable() if what == "answer" else None  # type: ignore[method-assign,assignment,return-value]
+
+    async def scenario() -> None:
+        async with sized(room, Manager) as m:
+            assert await (await m.start_job("small")) == "small"
+            assert set(m.integration_errors) == {"hooks.estimate_resources" if what == "estimate" else "resource_manager.can_start"}
 
     run(scenario())
 

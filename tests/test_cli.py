@@ -109,15 +109,41 @@ def test_demo_in_a_pipe_prints_json_and_nothing_else(tmp_path: Path) -> None:
     assert names[:end].count("job:chunk") > 30 and names[:end].count("job:progress") > 20
     (queued,), (started,) = of("job:queued", found), of("job:started", found)
     assert queued["job_id"] == started["job_id"] == completed["job_id"]
-    states = of("resources:update_worker_state", found)
-    assert [s["status"] for s in states][:2] == ["idle", "running"] and states[1]["plugin_id"] == "pocketsphinx"
-    assert states[1]["pid"] == started["pid"] and states[1]["job_id"] == queued["job_id"]
-    assert of("resources:register_worker", found)[0]["pid"] == of("resources:unregister_worker", found)[0]["pid"]
+    looks = [look["workers"] for look in of("resources:workers", found)]
+    assert {worker["pid"] for look in looks for worker in look} == {started["pid"]}
+    busy = [worker for look in looks for worker in look if worker["status"] == "running"]
+    assert busy and {(w["job_id"], w["plugin_id"]) for w in busy} == {(queued["job_id"], "pocketsphinx")}
     assert found[-1]["event"] == "summary" and len(of("summary", found)) == 1
     summary = found[-1]["data"]
-    assert summary["exit_code"] == 0 and summary["integration_errors"] == {} and len(summary["workers"]) == 1
-    assert summary["workers"][0]["memory"] > 10_000_000
+    assert summary["exit_code"] == 0 and summary["integration_errors"] == {} and summary["registry"]["id"] == "pocketsphinx"
+    (worker,), (peak,) = summary["workers"], summary["peaks"]
+    assert worker["rss"] > 10_000_000 and worker["processes"] == 1 and worker["cpu_seconds"] > 0
+    assert peak["plugin_id"] == "pocketsphinx" and peak["rss"] >= worker["rss"]
     assert summary["events"] == {n: names.count(n) for n in names if n.startswith(("job:", "worker:"))}
+    assert summary["broadcaster"] == {"sent": sum(summary["events"].values()), "dropped": 0}
+
+
+@speech
+def test_demo_plugs_in_the_ready_integrations_without_their_extras(tmp_path: Path) -> None:
+    """The very classes of `integrations`; nothing that only another extra brings is imported, or missed."""
+    extras = ("starlette", "uvicorn", "jsonschema", "referencing", "tomli", "pynvml", "redis")
+    spy = f"""
+import sys
+for name in {extras}: sys.modules[name] = None
+from cjm_worker_protocols import cli
+plugged, make = [], cli.JobManager
+def manager(*args, **kwargs):
+    plugged.extend(kwargs[name] for name in ("plugin_registry", "resource_manager", "event_broadcaster"))
+    return make(*args, **kwargs)
+cli.JobManager = manager
+code = cli.main(["demo"])
+print(*(f"{{type(thing).__module__}}:{{type(thing).__name__}}" for thing in plugged), file=sys.stderr)
+sys.exit(code)
+"""
+    done = run(sys.executable, "-c", spy, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0 and of("job:completed", events(done))[0]["result"]["text"] == TEXT, said(done)
+    ready = ("registry:EntryPointRegistry", "resources:ProcessResourceManager", "sse:SSEBroadcaster")
+    assert done.stderr.split() == [f"cjm_worker_protocols.integrations.{name}" for name in ready]
 
 
 @speech
@@ -146,7 +172,7 @@ def test_demo_takes_files_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
     errors = {f["params"]["audio"]: f["error"]["message"] for f in of("job:failed", found)}
     assert set(errors) == {"bad.wav", "missing.wav"} and all(name in message for name, message in errors.items())
     assert len({s["pid"] for s in of("job:started", found)}) == 2
-    assert len(of("resources:register_worker", found)) == len(of("resources:unregister_worker", found)) == 2
+    assert len(found[-1]["data"]["workers"]) == len(of("worker:exited", found)) == 2
 
 
 def test_without_the_extra_demo_says_how_to_get_it(tmp_path: Path) -> None:
@@ -190,7 +216,7 @@ def test_run_loads_with_a_config(mine: Path) -> None:
     """A class is loaded with what --config says; the resource manager sees it."""
     done = cli("run", "mine:Loaded", "--config", '{"model": "tiny"}', cwd=mine)
     assert of("job:completed", events(done))[0]["result"] == {"model": "tiny"}, said(done)
-    assert of("resources:update_worker_state", events(done))[1]["loaded_plugin_resource"] == "tiny"
+    assert of("summary", events(done))[0]["workers"][0]["loaded_plugin_resource"] == "tiny"
 
 
 def test_run_prints_results_whole(mine: Path) -> None:
@@ -327,6 +353,34 @@ def test_plugins_lists_our_own(tmp_path: Path) -> None:
     done = cli("plugins", "--json", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{tmp_path / 'site'}")
     (ours,) = [data for data in of("plugin", events(done)) if data["id"] == "pocketsphinx"]
     assert ours["parameters"] == ["audio"] and ours["about"] and not ours["problem"], said(done)
+
+
+def test_plugins_are_enabled_and_disabled(site: Path, tmp_path: Path) -> None:
+    """From then on, in every process: a job of a disabled plugin is refused. Only those named are listed."""
+    env = {"PYTHONPATH": f"{ROOT}:{site}", "CJM_WORKERS_CONFIG": str(tmp_path / "config")}
+
+    def listed(*args: str) -> "dict[str, bool]":
+        done = cli("plugins", *args, cwd=tmp_path, **env)
+        assert done.returncode == 0 and done.stderr == "", said(done)
+        return {data["id"]: data["enabled"] for data in of("plugin", events(done))}
+
+    assert listed("--disable", "good", "--disable", "shy") == {"good": False, "shy": False}
+    done = cli("run", "good", "text=ha", cwd=tmp_path, **env)
+    assert (done.returncode, events(done)) == (1, []) and "is disabled: run cjm-workers plugins --enable good" in done.stderr, said(done)
+    assert listed("--enable", "good", "--disable", "bare") == {"bare": False, "good": True}
+    assert of("job:completed", events(cli("run", "good", "text=ha", cwd=tmp_path, **env)))[0]["result"] == "haha"
+    wrong = {
+        ("--enable", "good", "--disable", "nope"): "no plugin 'nope' in the installed packages",
+        ("--enable", "shy", "--disable", "shy"): "expected --enable or --disable (got both for 'shy')",
+    }
+    for args, message in wrong.items():
+        done = cli("plugins", *args, cwd=tmp_path, **env)
+        assert done.returncode == 2 and done.stdout == "" and message in done.stderr, said(done)
+    assert listed("--enable", "bare") == {"bare": True} and not listed("--disable", "shy")["shy"]
+    (tmp_path / "file").write_text("")
+    done = cli("plugins", "--disable", "good", cwd=tmp_path, **{**env, "CJM_WORKERS_CONFIG": str(tmp_path / "file")})
+    assert (done.returncode, done.stdout) == (1, "") and "expected a folder that configs can be written in" in done.stderr, said(done)
+    assert "Traceback" not in done.stderr
 
 
 def test_run_runs_what_is_installed(site: Path, tmp_path: Path) -> None:
@@ -523,8 +577,10 @@ def test_a_terminal_shows_it_live(tmp_path: Path) -> None:
     for sentence in ("the model is loaded once and then it answers many questions", "if one of the workers dies the others"):
         assert last.count(sentence) == 1
     assert re.search(r"registry +pocketsphinx is cjm_worker_protocols.integrations.speech:PocketSphinx", last)
-    assert re.search(r"resource manager +worker \d+ was idle, running, .*; it had \d+ MB at most", last)
+    assert re.search(r"resource manager +worker \d+ had 1 process, \d+ threads?, \d+ MB, [\d.]+ s of CPU time", last)
+    assert re.search(r"with pocketsphinx loaded it was \d+ MB at most", last)
     assert re.search(r"broadcaster +1 job:queued, .*\d+ job:chunk, 1 job:completed", last)
+    assert re.search(r"\d+ events sent, 0 dropped", last)
 
 
 def test_a_terminal_shows_failures_and_what_is_printed(mine: Path) -> None:
@@ -544,7 +600,7 @@ def test_a_narrow_terminal_is_enough(mine: Path) -> None:
     everything = "".join(terminal.frames())
     assert terminal.process.returncode == 0
     live = [line for line in re.split(r"\x1b\[\d*[AJ]|\r?\n|\r", everything) if "─" in line or "worker " in line]
-    assert live and all(len(line) < 30 for line in live if "was" not in line and "1 worker" not in line), live
+    assert live and all(len(line) < 30 for line in live if " had " not in line and "1 worker" not in line), live
 
 
 def test_ctrl_c_in_a_terminal(mine: Path) -> None:

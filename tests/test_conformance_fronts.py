@@ -11,9 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from repo import ROOT, run, said
 
-from cjm_worker_protocols.cli import EntryPointRegistry, WorkerTable
-from cjm_worker_protocols.conformance import CHECKS, check
-from cjm_worker_protocols.extensions.protocols import PluginRegistryProtocol, ResourceManagerProtocol
+from cjm_worker_protocols.conformance import CHECKS
+from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
 
 MAIN = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
 APP = '''
@@ -243,15 +242,3 @@ def test_the_catalogue_is_fresh() -> None:
     text = "\n".join(made["cells"]())
     assert [id for id in CHECKS if f"### {id}\n\n*{CHECKS[id].level}*" not in text] == []
     assert text.count("\ngot ") == len(CHECKS)
-
-
-# Our own
-
-
-def test_the_integrations_of_the_command_line_conform() -> None:
-    """The registry and the resource manager that `cjm-workers` plugs in keep every rule."""
-    registry = check(lambda: EntryPointRegistry({"a": "textwrap:dedent"}), PluginRegistryProtocol, probe=lambda r: r.groups)
-    assert registry.ok and registry.counts["passed"] == len(registry.outcomes), registry
-    waive = {"resources.leaves_nothing": "at the end it tells of every worker that there was"}
-    resources = check(lambda: WorkerTable(lambda *_: None), ResourceManagerProtocol, probe=lambda t, pid: t.workers.get(pid), waive=waive)
-    assert resources.ok and not resources.findings, resources

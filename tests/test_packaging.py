@@ -3,6 +3,8 @@
 import ast
 import importlib
 import importlib.util
+import json
+import os
 import re
 import sys
 import tarfile
@@ -42,6 +44,22 @@ def metadata(wheel: "dict[str, bytes]", name: str) -> str:
     """A file of the wheel's metadata."""
     (found,) = (text for path, text in wheel.items() if path.endswith(f".dist-info/{name}"))
     return found.decode()
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme(tmp_path: Path) -> None:
+    """In a fresh environment, from a checkout: it installs what it needs, and transcribes the package's recording."""
+    (command,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("pip install") and "demo" in line)
+    there = copy_checkout(tmp_path / "checkout")
+    made = run(sys.executable, "-m", "venv", str(tmp_path / "venv"), cwd=tmp_path)
+    assert made.returncode == 0, said(made)
+    done = run("bash", "-c", command, cwd=there, PATH=f"{tmp_path / 'venv/bin'}:{os.environ['PATH']}")
+    if done.returncode and OFFLINE.search(done.stdout + done.stderr):
+        pytest.skip("the command needs a package index")
+    assert done.returncode == 0, said(done)
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    (end,) = (line["data"] for line in told if line["event"] == "job:completed")
+    assert "worker" in end["result"]["text"] and {"job:chunk", "job:progress"} <= {line["event"] for line in told}
 
 
 @pytest.mark.slow

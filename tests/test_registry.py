@@ -8,14 +8,17 @@ import os
 import pickle
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import pytest
 from harness import finish, nothing_left, run, said_json, script
@@ -34,6 +37,7 @@ from cjm_worker_protocols.integrations import registry as module
 from cjm_worker_protocols.integrations.registry import (
     GROUP,
     ConfigFileError,
+    ConfigFolderError,
     DuplicatePluginError,
     EntryPointRegistry,
     PluginConfigError,
@@ -187,6 +191,51 @@ def test_one_bad_plugin_does_not_hurt_the_others(site: Path, tmp_path: Path) -> 
     assert set(found) == {"good", "nameless", "ok", *reasons}
     assert registry.load_plugin_config("good")["beam"] == 5
     assert ids(registry) == sorted(found)
+
+
+def test_files_that_are_none_and_files_without_an_end(site: Path, tmp_path: Path) -> None:
+    """A pipe, a device, a link in a circle, more than anybody writes, nested without end: each is read at once, or not at all, and told."""
+    manifests, config = tmp_path / "manifests", tmp_path / "config"
+    manifests.mkdir()
+    config.mkdir()
+    install(site, "pipe", points="", schema=SCHEMA)
+    os.mkfifo(site / "pipe-1.0.dist-info/entry_points.txt")
+    os.mkfifo(manifests / "pipe.toml")
+    for name, to in {"zero": "/dev/zero", "circle": "circle.toml", "nowhere": "gone.toml"}.items():
+        (manifests / f"{name}.toml").symlink_to(to)
+    (manifests / "huge.toml").write_text("[plugin]\ntarget = 'a:b'\n#" + "x" * 100_000)
+    (manifests / "deep.toml").write_text("x = " + "[" * 10_000 + "]" * 10_000)
+    began = time.monotonic()
+    registry = of_text(manifests=manifests, config_dir=config, plugins={name: f"m:{name}" for name in ("a", "b", "c", "d")})
+    found = registry.plugins
+    reasons = {"pipe": "It is no file", "zero": "It is no file", "circle": "symbolic links", "nowhere": "No such file", "huge": "more than 65,536 bytes", "deep": "Recursion"}
+    for name, reason in reasons.items():
+        assert reason in found[name].problem, found[name].problem
+    os.mkfifo(config / "a.json")
+    (config / "b.json").symlink_to("/dev/zero")
+    (config / "c.json").write_text('{"a":' * 10_000)
+    for name, reason in {"a": "It is no file", "b": "It is no file", "c": "RecursionError"}.items():
+        with pytest.raises(ConfigFileError, match=reason):
+            registry.load_plugin_config(name)
+    registry.register("e", "m:e", schema=manifests / "pipe.toml")
+    with pytest.raises(PluginSchemaError, match="It is no file"):
+        registry.load_plugin_config("e")
+    assert registry.load_plugin_config("d") == {} and time.monotonic() - began < 5
+
+
+def test_a_folder_of_manifests_that_is_none_is_told(site: Path, tmp_path: Path) -> None:
+    """A file in its place is a record with its reason; all else goes on, and the folder is noticed when it is there."""
+    install(site, "good")
+    there = tmp_path / "manifests"
+    there.write_text("")
+    registry = of_text(manifests=there)
+    assert ids(registry) == ["good", "manifests"]
+    assert "expected a folder of manifests (got one that cannot be listed: Not a directory)" in registry.plugins["manifests"].problem
+    there.unlink()
+    assert ids(registry) == ["good"]
+    there.mkdir()
+    (there / "mine.toml").write_text("[plugin]\ntarget = 'a:b'\n")
+    assert ids(registry) == ["good", "mine"]
 
 
 def test_two_packages_with_one_id_are_a_conflict(site: Path) -> None:
@@ -448,14 +497,40 @@ def test_what_is_required_may_come_from_anywhere(site: Path, tmp_path: Path, mon
     assert registry.load_plugin_config("one")["fast"] is False
 
 
-@pytest.mark.parametrize("schema", ["{", "[]", '{"type": 5}', '{"properties": {"a": {"$ref": "https://example.invalid/x"}}}'])
-def test_a_broken_schema_is_named_and_fetches_nothing(schema: str, site: Path) -> None:
-    """It is the plugin's problem, told with the file's name; nothing else suffers, and no network is asked."""
+BROKEN = {
+    "half": "{",
+    "array": "[]",
+    "type": {"type": 5},
+    "properties": {"properties": [1]},
+    "regex": {"patternProperties": {"(": {}}},
+    "remote": {"properties": {"a": {"$ref": "https://example.invalid/x"}}},
+    "file": {"properties": {"a": {"$ref": "file:///etc/passwd"}}},
+    "nowhere": {"properties": {"a": {"$ref": "#/$defs/none"}}},
+    "circle": {"$ref": "#"},
+    "circles": {"$ref": "#", "anyOf": [{"$ref": "#"}] * 50},
+    "deep": '{"allOf": [' * 5000 + "]}" * 5000,
+    "deep enough": '{"allOf": [' * 300 + "{}" + "]}" * 300,
+}
+
+
+@pytest.mark.parametrize("schema", BROKEN.values(), ids=BROKEN)
+def test_a_broken_schema_is_named_and_fetches_nothing(schema: Any, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the plugin's problem, told with the file's name, whoever looks at it; nothing else suffers, and no network is asked."""
     install(site, "one", schema=schema)
     install(site, "two", schema=SCHEMA)
-    registry = of_text(config={"one": {"a": 1}})
-    with pytest.raises(PluginSchemaError, match="plugin 'one': expected a JSON Schema in .*one/Plugin.schema.json"):
-        registry.load_plugin_config("one")
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("the network was asked"))
+    registry, began = of_text(config={"one": {"a": 1}}, config_dir=tmp_path / "config"), time.monotonic()
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/one.json").write_text("{}")
+    actions: "list[Callable[[], Any]]" = [
+        lambda: registry.load_plugin_config("one"),
+        lambda: registry.save_plugin_config("one", {"a": 2}),
+        lambda: registry.set_plugin_option("one", "a", "2"),
+    ]
+    for act in actions:
+        with pytest.raises(PluginSchemaError, match="plugin 'one': expected a JSON Schema in .*one/Plugin.schema.json"):
+            act()
+    assert (tmp_path / "config/one.json").read_text() == "{}" and time.monotonic() - began < 5
     assert ids(registry) == ["one", "two"] and registry.load_plugin_config("two")["beam"] == 5
 
 
@@ -511,6 +586,77 @@ def test_saving_stays_in_its_folder(site: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config", "site"]
 
 
+@contextmanager
+def not_root() -> "Iterator[None]":
+    """As somebody who may not write everywhere."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_folder_that_cannot_be_written_is_named(site: Path) -> None:
+    """Read-only, not to be looked into, or a file in its place: an error that says which and what to do, and what was there stays."""
+    with tempfile.TemporaryDirectory() as made:
+        os.chmod(made, 0o755)
+        folder, other = Path(made, "config"), Path(made, "file")
+        other.write_text("")
+        of_text(plugins={"a": "m:a"}, config_dir=folder).save_plugin_config("a", {"n": 1})
+        os.chmod(folder / "a.json", 0o644)
+        os.chmod(folder, 0o555)
+        with not_root():
+            for there, loads in {folder: {"n": 1}, folder / "below": {}, other: None}.items():
+                registry = of_text(plugins={"a": "m:a"}, config_dir=there)
+                actions: "list[Callable[[], Any]]" = [
+                    lambda: registry.save_plugin_config("a", {"n": 2}),
+                    lambda: registry.set_plugin_option("a", "n", "2"),
+                    lambda: registry.disable("a"),
+                ]
+                for act in actions:
+                    with pytest.raises((ConfigFolderError, ConfigFileError), match=f"{there}.*(expected a folder that configs can be written in|Not a directory)"):
+                        act()
+                assert registry.plugins["a"].enabled
+                if loads is not None:
+                    assert registry.load_plugin_config("a") == loads
+        os.chmod(folder, 0o700)
+        assert json.loads((folder / "a.json").read_text()) == {"n": 1}
+
+
+def test_a_folder_that_cannot_be_read_is_no_silence(site: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who may not see which plugins are disabled, or what a config says, is told."""
+    with tempfile.TemporaryDirectory() as made:
+        os.chmod(made, 0o755)
+        folder = Path(made, "config")
+        of_text(plugins={"a": "m:a"}, config_dir=folder).save_plugin_config("a", {"n": 1})
+        with not_root():
+            if os.geteuid() == os.getuid():
+                os.chmod(folder, 0)
+            registry = of_text(plugins={"a": "m:a"}, config_dir=folder)
+            assert registry.plugins["a"] and "nobody can say which plugins are disabled" in caplog.text
+            with pytest.raises(ConfigFileError, match="one that cannot be read: Permission denied"):
+                registry.load_plugin_config("a")
+        os.chmod(folder, 0o700)
+
+
+def test_a_config_that_is_a_link_stays_one(site: Path, tmp_path: Path) -> None:
+    """Whoever keeps configs elsewhere finds the change there; a lock or a draft that is a link is not followed to anything's harm."""
+    folder, kept, precious = tmp_path / "config", tmp_path / "kept.json", tmp_path / "precious"
+    folder.mkdir()
+    kept.write_text('{"n": 1}')
+    precious.write_text("precious")
+    (folder / "a.json").symlink_to(kept)
+    (tmp_path / "kept.json.draft").symlink_to(precious)
+    (folder / ".lock").symlink_to(precious)
+    registry = of_text(plugins={"a": "m:a"}, config_dir=folder)
+    registry.save_plugin_config("a", {"n": 2})
+    assert (folder / "a.json").is_symlink() and json.loads(kept.read_text()) == {"n": 2} == registry.load_plugin_config("a")
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600 and precious.read_text() == "precious"
+
+
 SAVER = """
 import json, sys
 from cjm_worker_protocols.integrations.registry import EntryPointRegistry
@@ -525,11 +671,13 @@ def test_killed_while_it_saves(site: Path, tmp_path: Path) -> None:
     """At whatever moment a process is killed, the file is whole, the next save works, and no drafts pile up."""
     folder, seen = tmp_path / "config", []
     registry = EntryPointRegistry({"one": "m:x"}, config_dir=folder)
+    began = time.monotonic()
     registry.save_plugin_config("one", {"number": -1, "padding": [-1] * 20_000})
+    took = time.monotonic() - began
     for attempt in range(12):
         with script(tmp_path / "saver.py", SAVER, str(folder), "1000000") as process:
             said_json(process)
-            time.sleep(0.005 + attempt * 0.011)
+            time.sleep(took * attempt * 0.7)  # the last after several saves, however busy the machine is
             process.send_signal(signal.SIGKILL)
             process.wait(10)
         config = registry.load_plugin_config("one")
@@ -613,6 +761,37 @@ def test_a_secret_is_not_shown(site: Path, tmp_path: Path, caplog: pytest.LogCap
     with pytest.raises(PluginConfigError) as info:
         of_text().load_plugin_config("one")
     assert "hush" not in f"{info.value} {info.value!r}" and info.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"k": {"$ref": "#key"}}, "$defs": {"a": {"$anchor": "key", "writeOnly": True}}},
+        {"properties": {"k": {"$ref": "#/$defs/a%20key/allOf/0"}}, "$defs": {"a key": {"allOf": [{"writeOnly": True}]}}},
+        {"dependentSchemas": {"k": {"properties": {"k": {"format": "password"}}}}},
+        {"unevaluatedProperties": {"writeOnly": True}},
+        {"properties": {"k": {"type": ["string", "array"], "items": {"$ref": "#/properties/k"}, "writeOnly": True}}},
+        {"$ref": "#/$defs/tree", "$defs": {"tree": {"properties": {"k": {"writeOnly": True}, "more": {"$ref": "#/$defs/tree"}}}}},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "additionalProperties": {"items": [{"writeOnly": True}, {}], "format": "password"}},
+    ],
+    ids=["anchor", "pointer", "dependent", "unevaluated", "itself", "tree", "draft 7"],
+)
+def test_a_secret_is_found_wherever_a_schema_says_so(schema: "dict[str, Any]", site: Path) -> None:
+    """By name or by path, below whatever applies to its value, in a schema that has itself as a part."""
+    registry = of_text(config={"a": {"k": "hush", "more": {"more": {"k": "hush"}}} if "tree" in str(schema) else {"k": "hush"}})
+    registry.register("a", "m:a", schema=schema)
+    config = registry.load_plugin_config("a")
+    assert "hush" not in f"{config}" and "***" in f"{config}" and config["k"].reveal() == "hush"
+
+
+@pytest.mark.parametrize("rule", [{"maxProperties": 0}, {"propertyNames": {"enum": ["api_key"]}}, {"unevaluatedProperties": False}, {"not": {"required": ["api_kye"]}}], ids=str)
+def test_a_misspelled_secret_is_not_shown(rule: "dict[str, Any]", site: Path) -> None:
+    """Nobody said that it is one, so an error tells the keys of an object, and not what they hold."""
+    registry = of_text(config={"a": {"api_kye": "hush"}})
+    registry.register("a", "m:a", schema={"properties": {"api_key": {"writeOnly": True}}, **rule})
+    with pytest.raises(PluginConfigError, match="plugin 'a'") as info:
+        registry.load_plugin_config("a")
+    assert "hush" not in f"{info.value!r} {info.value}" and "api_kye" in str(info.value)
 
 
 def test_a_file_with_a_secret_is_its_owners(site: Path, tmp_path: Path) -> None:
@@ -699,6 +878,7 @@ def test_in_a_manager_with_all_four_layers(site: Path, tmp_path: Path, monkeypat
         assert seen and "hush" not in json.dumps(told)
 
     run(scenario())
+    assert not {"one", "bad", "absent"} & sys.modules.keys()  # they were imported in workers only
     configs = [state["config"] for state in resources.told if state["config"]]
     assert configs and all(config.get("api_key", "***") == "***" for config in configs)
     assert "hush" not in json.dumps(configs)

@@ -290,7 +290,7 @@ def test_the_machine_is_looked_at_once_for_all_workers(monkeypatch: pytest.Monke
     """However many workers there are, there is one scan; and none without workers that can be measured."""
     scans: "list[int]" = []
     real = resources.scan
-    monkeypatch.setattr(resources, "scan", lambda: (scans.append(1), real())[1])
+    monkeypatch.setattr(resources, "scan", lambda *args: (scans.append(1), real(*args))[1])
     with python(SLEEP) as one, python(SLEEP) as other, ProcessResourceManager() as rm:
         rm.sample()
         rm.register_worker(2**22 + 1, "elsewhere")
@@ -302,6 +302,43 @@ def test_the_machine_is_looked_at_once_for_all_workers(monkeypatch: pytest.Monke
         assert scans == [1]
 
 
+def test_strangers_are_not_read_again_and_kin_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second measurement reads the processes of workers only; a new child, and a stranger that becomes a worker, are seen by the next one."""
+    if not LINUX:
+        pytest.skip("elsewhere nothing tells two processes of one pid apart")
+    read: "list[int]" = []
+    real = resources._kin_procfs
+    monkeypatch.setattr(resources, "_kin_procfs", lambda pid, mark: (read.append(pid), real(pid, mark))[1])
+    with python(STARTS_WHEN_TOLD) as worker, python(FORK) as stranger, ProcessResourceManager() as rm:
+        assert worker.stdin and worker.stdout
+        rm.register_worker(worker.pid, "test")
+        rm.sample()
+        assert stranger.pid in read and len(read) > 3
+        read.clear()
+        rm.sample()
+        assert worker.pid in read and stranger.pid not in read
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+        child = int(worker.stdout.readline())
+        assert [p.pid for p in rm.snapshot().workers[0].processes] == [worker.pid, child]
+        rm.register_worker(stranger.pid, "test")
+        assert [w.usage.processes for w in rm.snapshot().workers] == [2, 3]
+        read.clear()
+        rm._strangers._until = 0.0
+        rm.sample()
+        assert 1 in read
+
+
+STARTS_WHEN_TOLD = """
+import subprocess, sys
+print("ready", flush=True)
+sys.stdin.readline()
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(100)"])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
 def test_psutil_and_procfs_agree() -> None:
     """Both ways to read a process tell the same, so that what is tested here holds where there is no /proc."""
     if not LINUX:
@@ -310,8 +347,9 @@ def test_psutil_and_procfs_agree() -> None:
         one, other = resources.read_procfs(process.pid), resources.read_psutil(process.pid)
         assert one._replace(started=0.0, rss=0, cpu=0.0, waited=0.0) == other._replace(started=0.0, rss=0, cpu=0.0, waited=0.0)
         assert one.rss == pytest.approx(other.rss, rel=0.05) and one.cpu == pytest.approx(other.cpu, abs=0.05)
-        assert resources._kin_procfs(process.pid)[:3] == resources._kin_psutil(process.pid)[:3]
-    for read in (resources.read_procfs, resources.read_psutil, resources._kin_procfs, resources._kin_psutil):
+        assert resources._kin_procfs(process.pid, 0)[:3] == resources._kin_psutil(process.pid, 0)[:3]
+    kins = [lambda pid, kin=kin: kin(pid, 0) for kin in (resources._kin_procfs, resources._kin_psutil)]
+    for read in (resources.read_procfs, resources.read_psutil, *kins):
         with pytest.raises(OSError):
             read(2**22 + 1)
 
@@ -394,6 +432,23 @@ if os.access(LAST_PID, os.W_OK):  # only root can make Linux use a pid again, an
                         snapshot = rm.snapshot()
                         assert snapshot.workers == () and [w.worker_type for w in snapshot.lost] == ["before"]
                         return True
+        return False
+
+    def test_a_stranger_is_not_mistaken_for_another_of_its_pid() -> None:
+        """Who has its pid later is read again, since the kernel gives its folder another number."""
+        assert any(read_again() for _ in range(20)), "the pid was never used again"
+
+    def read_again() -> bool:
+        """One try."""
+        with python(SLEEP) as process:
+            pid, strangers = process.pid, dict(resources._marks())
+            assert pid not in resources.scan(strangers)
+        for _ in range(3):
+            LAST_PID.write_text(str(pid - 1))
+            with python(SLEEP) as process:
+                if process.pid == pid:
+                    assert pid in resources.scan(strangers)
+                    return True
         return False
 
 
@@ -544,7 +599,7 @@ def test_a_measurement_counts_for_no_plugin_that_changed_meanwhile(monkeypatch: 
         rm.register_worker(process.pid, "test")
         rm.update_worker_state(process.pid, plugin_id="before")
         real = resources.scan
-        monkeypatch.setattr(resources, "scan", lambda: (rm.update_worker_state(process.pid, plugin_id="after"), real())[1])
+        monkeypatch.setattr(resources, "scan", lambda *args: (rm.update_worker_state(process.pid, plugin_id="after"), real())[1])
         rm.sample()
         assert rm.peaks == {}
         rm.sample()
@@ -556,7 +611,7 @@ def test_a_worker_that_is_registered_anew_meanwhile_gets_nothing_of_the_old(monk
     with python(SLEEP) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "before")
         real = resources.scan
-        monkeypatch.setattr(resources, "scan", lambda: (rm.register_worker(process.pid, "after"), real())[1])
+        monkeypatch.setattr(resources, "scan", lambda *args: (rm.register_worker(process.pid, "after"), real())[1])
         rm.sample()
         worker = rm.worker(process.pid)
         assert worker is not None and worker.worker_type == "after" and worker.usage == Usage() and worker.history == ()
@@ -1019,6 +1074,13 @@ def test_html_is_escaped_and_shows_everything_but_configs() -> None:
     assert parser.tags.count("tr") == 5 and parser.tags.count("svg") == 1
     assert {"Whisper", "large-v3", "300 MiB", "150 %", "lost", "—"} <= set(parser.text)
     assert "secret" not in page
+
+
+def test_no_form_shows_a_config() -> None:
+    """There may be a password in it: not the table, not HTML, not Prometheus, not a repr that lands in a log."""
+    worker = Worker(1, "test", plugin_id="p", config={"password": "hush"})
+    picture = Snapshot(0.0, (worker,), (worker,))
+    assert "hush" not in f"{worker!r} {picture!r} {picture} {picture._repr_html_()} {picture.prometheus()}"
 
 
 def test_the_manager_shows_itself() -> None:

@@ -22,7 +22,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[dev]'")
 pytest.importorskip("fasthtml", reason="python-fasthtml is not installed: pip install -e '.[dev]'")
 
-from sse_kit import APPS, PATHS, Client, Parser, free_port, serve, starlette_app  # noqa: E402
+from sse_kit import APPS, PATHS, Client, InProcess, OverAsgi, Parser, free_port, serve, starlette_app  # noqa: E402
 
 from cjm_worker_protocols.conformance import check  # noqa: E402
 from cjm_worker_protocols.core.errors import ConfigError  # noqa: E402
@@ -157,6 +157,22 @@ def test_nothing_on_the_way_holds_the_beginning_back() -> None:
         while b'{"n":1}' not in text:
             assert client.read()
             text, client.body = text + unzip.decompress(client.body), b""
+
+
+def test_who_may_read_from_another_origin_is_the_apps_matter() -> None:
+    """The middleware for it works on a stream as on any response, and without it nothing is allowed."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.cors import CORSMiddleware
+
+    broadcaster = SSEBroadcaster()
+    app = starlette_app(broadcaster, Middleware(CORSMiddleware, allow_origins=["https://page.example"]))
+    with serve(broadcaster, app) as served, Client(served.port, origin="https://page.example") as client:
+        assert client.headers["access-control-allow-origin"] == "https://page.example"
+        served.broadcast("t")
+        client.until()
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served, Client(served.port, origin="https://page.example") as client:
+        assert "access-control-allow-origin" not in client.headers
 
 
 def test_under_a_middleware_that_hides_the_connection() -> None:
@@ -378,7 +394,72 @@ def test_only_the_newest_of_a_key_is_sent_to_who_is_behind() -> None:
         assert got == [("log", None, 0), ("log", None, 1), ("progress", "a", 2), ("progress", "b", 2), ("log", None, 2)]
 
 
+def test_what_many_clients_get_is_made_once_and_each_gets_it_in_one_write() -> None:
+    """An event is rendered once; all that lies behind a client's place goes in one message; the counters count each client."""
+    rendered: "list[int]" = []
+
+    def render(event_type: str, data: "dict[str, Any]") -> str:
+        rendered.append(data["n"])
+        return json.dumps(data)
+
+    async def scenario() -> None:
+        broadcaster = SSEBroadcaster(render=render)
+        bodies: "list[list[bytes]]" = [[] for _ in range(3)]
+        left = asyncio.Event()
+
+        async def receive() -> "dict[str, Any]":
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        def sender(mine: "list[bytes]") -> Any:
+            async def send(message: Any) -> None:
+                if message["type"] == "http.response.body":
+                    mine.append(message["body"])
+
+            return send
+
+        scope = {"type": "http", "method": "GET", "query_string": b"", "headers": []}
+        tasks = [asyncio.ensure_future(broadcaster(dict(scope), receive, sender(mine))) for mine in bodies]
+        while not all(bodies):
+            await asyncio.sleep(0)
+        for n in range(10):
+            await broadcaster.broadcast("t", {"n": n})
+        while not all(len(mine) > 1 for mine in bodies):
+            await asyncio.sleep(0)
+        assert broadcaster.counters[:2] == (3, 30)
+        left.set()
+        await asyncio.wait(tasks)
+        assert rendered == list(range(10))
+        for mine in bodies:
+            first, events = mine[:2]
+            assert events.count(b"event: t") == 10 and mine[2:] in ([], [b""])
+            assert events is bodies[0][1], "not even the bytes are copied"
+
+    run(scenario())
+
+
 # Loops and threads
+
+
+def test_a_forked_process_has_ids_of_its_own() -> None:
+    """An id of one is unknown to the other, so that a client that meets the other gets a reset and not somebody else's events."""
+    code = """
+import asyncio, json, os
+from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+broadcaster = SSEBroadcaster()
+broadcaster.broadcast_from_thread("before", {})
+read, write = os.pipe()
+parent = os.fork() != 0
+async def main():
+    await broadcaster.broadcast("t", {})
+    if not parent: return os.write(write, broadcaster.last_event_id.encode())
+    os.wait()
+    other = os.read(read, 100).decode()
+    print(json.dumps([event.type for event in broadcaster.subscribe(last_event_id=other).take()] + [other.endswith("-1"), broadcaster.last_event_id[-2:]]))
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=30)
+    assert done.returncode == 0 and json.loads(done.stdout) == ["reset", True, "-2"], done.stderr
 
 
 def test_broadcast_on_another_loop_is_an_error() -> None:
@@ -516,64 +597,6 @@ def test_close_ends_everything() -> None:
 
 
 # The contract
-
-
-class InProcess:
-    """The kit's client, as a subscription."""
-
-    def __init__(self, broadcaster: SSEBroadcaster) -> None:
-        self.subscription, self.got = broadcaster.subscribe(), list[Any]()
-
-    def received(self) -> "list[Any]":
-        """What came."""
-        self.got += [(e.type, e.json()) for e in self.subscription.take()]
-        return self.got
-
-    def close(self) -> None:
-        """Leave."""
-        self.subscription.close()
-
-
-class OverAsgi:
-    """The kit's client, as a browser behind an ASGI server. It takes no more than a socket would when nobody looks."""
-
-    def __init__(self) -> None:
-        self.parser, self.left, self.room = Parser(), asyncio.Event(), asyncio.Event()
-        self.size = 0
-
-    @classmethod
-    async def connect(cls, broadcaster: SSEBroadcaster) -> "OverAsgi":
-        """Connect, and wait until the stream is open."""
-        self = cls()
-        scope = {"type": "http", "method": "GET", "query_string": b"", "headers": []}
-        self.task = asyncio.ensure_future(broadcaster(scope, self.receive, self.send))
-        while self.parser.retry is None:
-            await asyncio.sleep(0)
-        return self
-
-    async def receive(self) -> "dict[str, Any]":
-        """What a server says of a client."""
-        await self.left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Any) -> None:
-        """What a server takes for a client."""
-        while self.size > 1000:
-            self.room.clear()
-            await self.room.wait()
-        self.size += len(message.get("body", b""))
-        self.parser.feed(message.get("body", b""))
-
-    def received(self) -> "list[Any]":
-        """What came."""
-        self.size = 0
-        self.room.set()
-        return [(e.type, e.json()) for e in self.parser.events]
-
-    async def close(self) -> None:
-        """Leave."""
-        self.left.set()
-        await asyncio.wait({self.task})
 
 
 @pytest.mark.parametrize("probe", [InProcess, OverAsgi.connect])

@@ -1,8 +1,13 @@
 """A real browser: `EventSource` in headless Chromium hears, loses its server, connects again, and misses nothing."""
 
+import asyncio
 import json
 import shutil
+import socket
 import subprocess
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -12,7 +17,10 @@ from harness import nothing_left, said_json, script  # noqa: F401
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[dev]'")
 
+from redis_kit import REDIS, RedisServer  # noqa: E402
 from sse_kit import APPS, free_port  # noqa: E402
+
+from cjm_worker_protocols.integrations.redis import RedisBroadcaster  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
@@ -138,3 +146,68 @@ def test_a_browser_is_told_when_the_server_is_another(browser: Any, tmp_path: Pa
         page.close()
 
 
+# Over Redis
+
+WEB = """
+import sys
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Route
+from cjm_worker_protocols.integrations.redis import RedisBroadcaster
+import uvicorn
+
+broadcaster = RedisBroadcaster(sys.argv[1], retry=0.2, timeout=0.5, longest_pause=0.1)
+page = sys.argv[3]
+uvicorn.run(Starlette(routes=[Route("/", lambda request: HTMLResponse(page)), Route("/events", broadcaster)]), port=int(sys.argv[2]), log_level="error")
+"""
+
+
+@pytest.mark.skipif(REDIS is None, reason="redis-server is not installed: apt-get install redis-server")
+def test_a_browser_misses_nothing_over_redis(browser: Any, tmp_path: Path) -> None:
+    """Its web process is killed by kill -9 and another takes its port, and then Redis is killed too: events come once, in order, with no reset."""
+    port, ticks = free_port(), iter(range(1000))
+    with RedisServer(tmp_path / "redis", appendonly=True) as redis, ExitStack() as stack:
+
+        def broadcast(count: int) -> None:
+            async def main() -> None:
+                broadcaster = RedisBroadcaster(redis.url)
+                for _ in range(count):
+                    await broadcaster.broadcast("tick", {"n": next(ticks)})
+                await broadcaster.aclose()
+
+            thread = threading.Thread(target=asyncio.run, args=(main(),))  # on this one Playwright has a loop
+            thread.start()
+            thread.join()
+
+        def start(name: str) -> "subprocess.Popen[str]":
+            return stack.enter_context(script(tmp_path / f"{name}.py", WEB, redis.url, str(port), PAGE))
+
+        first = start("first")
+        end = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function("opened == 1")
+        while "cmd=xread" not in redis.ask("CLIENT", "LIST"):
+            time.sleep(0.01)
+        broadcast(10)
+        page.wait_for_function("got.length == 10", timeout=20000)
+        first.kill()
+        first.wait()
+        broadcast(10)
+        start("second")
+        page.wait_for_function("got.length == 20", timeout=20000)
+        redis.restart()
+        broadcast(10)
+        page.wait_for_function("got.length == 30", timeout=20000)
+        got = page.evaluate("got")
+        assert [type for type, _, _ in got] == ["tick"] * 30
+        assert [json.loads(data)["n"] for _, data, _ in got] == list(range(30))
+        assert [event_id for _, _, event_id in got] == [event_id for event_id, _ in redis.events()]
+        page.close()

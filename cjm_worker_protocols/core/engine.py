@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 _CORE = Path(guardian.__file__).resolve().parent  # where the worker's and the guardian's code lies
 
 # %% auto #0
-__all__ = ['Exit', 'WorkerEvents', 'WorkerHandle', 'Engine', 'on_process_end', 'Lines', 'Pipe', 'Guardian', 'worker_command',
-           'LocalWorker', 'LocalEngine']
+__all__ = ['HANG_UP', 'Exit', 'WorkerEvents', 'WorkerHandle', 'Engine', 'on_process_end', 'Lines', 'Pipe', 'Guardian',
+           'worker_command', 'worker_environment', 'LocalWorker', 'LocalEngine']
 
 # %% ../../nbs/core/engine.ipynb #cell-6
 class Exit(NamedTuple):
@@ -213,7 +213,7 @@ class Guardian:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
-        self._pids: set[int] = set()
+        self._marks: dict[int, str] = {}  # By pid
         self._gone: asyncio.Event | None = None  # Set when it has ended because it was told to
 
     def _tell(self, line: str) -> None:
@@ -225,7 +225,7 @@ class Guardian:
         process = self._process = subprocess.Popen([sys.executable, "-I", "-S", "-c", self._CODE, str(_CORE), str(os.getpid())],
                                          stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, bufsize=0)
         on_process_end(process.pid, asyncio.get_running_loop(), lambda: self._ended(process))
-        self._tell("".join(f"+{pid}\n" for pid in self._pids))
+        self._tell("".join(f"+{pid} {mark}\n" for pid, mark in self._marks.items()))
 
     def _ended(self, process: subprocess.Popen[bytes]) -> None:
         "It ended: because it was told to, or else another is needed."
@@ -235,22 +235,22 @@ class Guardian:
         elif process is self._process:
             _log.warning("the guardian process was killed, another is started")
             self._process = None
-            if self._pids: self._start()
+            if self._marks: self._start()
 
     def add(self,
-        pid: int # A worker's
+        pid: int, # A worker's
+        mark: str # What its descendants carry
     ) -> None:
         "Guard one more."
-        self._pids.add(pid)
+        self._marks[pid] = mark
         if self._process is None: self._start()
-        else: self._tell(f"+{pid}\n")
+        else: self._tell(f"+{pid} {mark}\n")
 
     def remove(self,
         pid: int # A worker's
     ) -> None:
-        "One has ended."
-        self._pids.discard(pid)
-        self._tell(f"-{pid}\n")
+        "One has ended; what it left behind is killed soon."
+        if (mark := self._marks.pop(pid, None)) is not None: self._tell(f"-{pid} {mark}\n")
 
     async def close(self) -> None:
         "End the guardian."
@@ -265,7 +265,13 @@ class Guardian:
         self._process = self._gone = None
 
 # %% ../../nbs/core/engine.ipynb #cell-17
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from cjm_worker_protocols.core.worker import main; del sys.path[0]; main(*map(int, sys.argv[2:]))"
+_START = """import sys
+path, sys.path[:] = sys.path[:], [p for p in sys.path if p]
+sys.path.insert(next((i for i, p in enumerate(sys.path) if p.endswith("-packages")), len(sys.path)), sys.argv[1])
+from cjm_worker_protocols.core.worker import main
+sys.path[:] = path
+main(*map(int, sys.argv[2:]))"""
+HANG_UP = 1.0  # Seconds that a worker has to end after it has closed its socket
 
 def worker_command(
     config: WorkerConfig, # Says which interpreter
@@ -274,6 +280,13 @@ def worker_command(
 ) -> list[str]: # What to run, in a session of its own
     "The command line of a worker process."
     return [config.python or sys.executable, "-c", _START, str(_CORE.parents[1]), str(sock), str(claims)]
+
+def worker_environment(
+    config: WorkerConfig, # Has more variables
+    mark: str # What the worker's descendants carry
+) -> dict[str, str]: # This process's own, and those
+    "The environment of a worker process."
+    return {**os.environ, **(config.env or {}), guardian.MARK: f"{os.environ.get(guardian.MARK, '')} {mark}".strip()}
 
 class LocalWorker:
     "A worker process on this machine: the manager's end of its socket, its pipes and its process handle."
@@ -289,6 +302,8 @@ class LocalWorker:
         self._loop, self._events, self._guardian = asyncio.get_running_loop(), events, guards
         self._reader, self._frames, self._unsent = FrameReader(), deque[Frame](), deque[memoryview]()
         self._paused = self._gone = self._hung_up = False
+        self._last_call: asyncio.TimerHandle | None = None
+        mark = os.urandom(8).hex()
         with ExitStack() as opened, ExitStack() as theirs:
             self._sock, sock = socket.socketpair()
             opened.callback(self._sock.close)
@@ -299,11 +314,11 @@ class LocalWorker:
             os.set_blocking(self._claims, False)
             self._process = subprocess.Popen(worker_command(config, sock.fileno(), self._claims),
                 stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write, pass_fds=[sock.fileno(), self._claims], start_new_session=True,
-                env={**os.environ, **config.env} if config.env else None)
+                env=worker_environment(config, mark))
             opened.callback(self._process.wait)
             opened.callback(self._process.kill)
             self.pid = self._process.pid
-            guards.add(self.pid)
+            guards.add(self.pid, mark)
             opened.callback(guards.remove, self.pid)
             on_process_end(self.pid, self._loop, self._ended)
             opened.pop_all() # nothing can fail any more
@@ -379,6 +394,7 @@ class LocalWorker:
         if not count: # it hung up; its process handle tells when it has ended
             self._hung_up = True
             self._loop.remove_reader(self._sock)
+            self._last_call = self._loop.call_later(HANG_UP, self._lives_on)
             return False
         try: frames = self._reader.received(count)
         except (ValueError, MemoryError, OverflowError) as e:
@@ -393,6 +409,10 @@ class LocalWorker:
         self._frames.extend(frames)
         self._hand_over()
         return True
+
+    def _lives_on(self) -> None:
+        _log.error("worker %d has closed its connection and has not ended; it is killed", self.pid)
+        self.kill()
 
     def _hand_over(self, all: bool = False) -> None:
         "Hand over what was received, for as long as it is wanted."
@@ -418,6 +438,7 @@ class LocalWorker:
             self._signal(signal.SIGKILL)
             if not self._hung_up: self._loop.remove_reader(self._sock)
             if self._unsent: self._loop.remove_writer(self._sock)
+            if self._last_call is not None: self._last_call.cancel()
             never_begun = self.withdraw()
             self._gone = True
             for pipe in (self._out, self._err):

@@ -11,7 +11,7 @@ from typing import Any
 # %% auto #0
 __all__ = ['ConfigError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError', 'PluginNotSendableError',
            'ParametersNotSendableError', 'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError',
-           'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError',
+           'NotANewJobError', 'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError',
            'StreamOverflowError', 'PluginLoadError']
 
 # %% ../../nbs/core/errors.ipynb #cell-6
@@ -135,6 +135,16 @@ class QueueFullError(_FromFacts, RuntimeError):
         self.limit = limit
 
 # %% ../../nbs/core/errors.ipynb #cell-22
+class NotANewJobError(_FromFacts, TypeError):
+    "`create_job` gave something that no job can begin with; what it gave is not touched."
+    __match_args__ = ("got",)
+
+    def __init__(self,
+        got: object # What it gave
+    ):
+        super().__init__(f"create_job: expected a new, pending Job (got {got!r} that is a {type(got).__name__}): make one with super().create_job(...)")
+        self.got = got
+
 class DuplicateJobError(_FromFacts, ValueError):
     "`create_job` gave a job whose id another job has; the other is not touched."
     __match_args__ = ("job_id",)

@@ -8,17 +8,44 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 
 # %% auto #0
-__all__ = ['watch', 'main']
+__all__ = ['MARK', 'sweep', 'watch', 'main']
+
+# %% ../../nbs/core/guardian.ipynb #084f14de
+MARK = "CJM_WORKERS_MARK"  # The variable that says of which workers a process is a descendant
+
+def _marked(
+    marks: set[bytes] # The marks of workers that have ended
+) -> list[int]: # Process ids
+    "The processes that carry one of those marks."
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file: environment = file.read()
+        except OSError: continue # it is gone, or another user's
+        if any(mark in environment for mark in marks): found.append(int(name))
+    return found
+
+def sweep(
+    marks: set[bytes] # The marks of workers that have ended
+) -> None:
+    "Kill whatever those workers have left behind, and what that starts meanwhile."
+    for _ in range(100 if marks else 0):
+        if not (left := _marked(marks)): return
+        for pid in left:
+            try: os.kill(pid, signal.SIGKILL)
+            except OSError: pass # it ended by itself
+        time.sleep(0.005)
 
 # %% ../../nbs/core/guardian.ipynb #cell-6
 def watch(
     manager: int, # The manager's pid
     pipe: int = 0 # Where the lines come from
-) -> set[int]: # The groups that are left
-    "Wait for the manager's end."
-    groups: set[int] = set()
+) -> dict[int, bytes]: # The groups that are left, and their marks
+    "Wait for the manager's end, and meanwhile for that of each worker."
+    groups: dict[int, bytes] = {}
     poller, rest = select.poll(), b""
     poller.register(pipe, select.POLLIN)
     if hasattr(os, "pidfd_open"):
@@ -28,14 +55,20 @@ def watch(
         data = os.read(pipe, 1 << 16)
         if not data: break
         *lines, rest = (rest + data).split(b"\n")
-        for line in lines: (groups.add if line[:1] == b"+" else groups.discard)(int(line[1:]))
+        for line in lines:
+            pid, mark = line[1:].split(b" ")
+            if line[:1] == b"+": groups[int(pid)] = mark
+            else: groups.pop(int(pid), None)
+        sweep({line.split(b" ")[1] for line in lines if line[:1] == b"-"})
     return groups
 
 def main(
     manager: int # The manager's pid
 ) -> None:
     "Guard the process that started this one, then end."
-    for group in watch(manager):
+    groups = watch(manager)
+    for group in groups:
         try: os.killpg(group, signal.SIGKILL)
         except OSError: pass # it ended by itself
+    sweep(set(groups.values()))
     os._exit(0)

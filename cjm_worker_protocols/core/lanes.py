@@ -20,9 +20,19 @@ from .errors import ManagerClosedError
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['LaneTimeout', 'Lane']
+__all__ = ['LaneFullError', 'LaneTimeout', 'Lane']
 
 # %% ../../nbs/core/lanes.ipynb #cell-6
+class LaneFullError(RuntimeError):
+    "Too many calls wait on a lane already."
+    def __init__(self,
+        label: str, # The call
+        limit: int, # How many may wait
+        busy: str # What the lane was doing
+    ):
+        super().__init__(f"{label} was not asked: {limit} calls are waiting already" + (f", and its thread is in {busy}" if busy else ""))
+        self.label, self.limit, self.busy = label, limit, busy
+
 class LaneTimeout(TimeoutError):
     "A call on a lane did not come back in time."
     def __init__(self,
@@ -60,7 +70,7 @@ class Lane:
         self._thread: threading.Thread | None = None
         self._posted: list[tuple[str, Callable[[], Any]]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._busy, self._quick, self._closed = "", True, False
+        self._busy, self._since, self._quick, self._closed = "", 0.0, True, False
 
     def _put(self, label: str, call: Callable[[], Any], done: Callable[[Any, BaseException | None], None] | None) -> None:
         if self._closed:
@@ -74,13 +84,20 @@ class Lane:
     def _run(self) -> None:
         while (item := self._calls.get()) is not None:
             label, call, done = item
-            self._busy, result, error, start = label, None, None, time.monotonic()
+            result, error, start = None, None, self.at(label)
             try: result = call()
             except BaseException as e: error = e  # not even SystemExit may end the lane
             self._busy, self._quick = "", time.monotonic() - start < self.GLANCE
             if error is not None and done is None: self.failed(label, error)
             if done is not None: done(result, error)
             del item, call, done, result, error
+
+    def at(self,
+        label: str # A call, or one of several that a question takes
+    ) -> float: # The time
+        "On the lane: a call begins, and so does its time."
+        self._busy, self._since = label, time.monotonic()
+        return self._since
 
     def failed(self,
         label: str, # The call
@@ -111,28 +128,32 @@ class Lane:
     async def ask(self,
         label: str, # The call's name
         call: Callable[[], Any], # The call
-        timeout: float # Seconds to wait for it
+        timeout: float # Seconds that it may take, once it has begun
     ) -> Any: # Its result
-        "Make a call and wait for its result. Raises what the call raises, `LaneTimeout`, or `ManagerClosedError` once the lane is closed."
+        "Make a call and wait for its result. Raises what the call raises, `LaneTimeout`, `LaneFullError`, or `ManagerClosedError` once the lane is closed."
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         waiter: asyncio.Future[None] | None = None
+        given_up, asked = False, time.monotonic()
 
         def done(result: Any, error: BaseException | None) -> None:
             answer.put((result, error))
             if waiter is not None: _wake_soon(waiter)
 
+        if self._calls.qsize() >= self._limit: raise LaneFullError(label, self._limit, self._busy)
         soon = self._quick and not self._busy and self._calls.empty()
         if self._posted: self._hand_over()
-        self._put(label, call, done)
+        self._put(label, lambda: None if given_up else call(), done)
         if soon: self._look_out(answer)
-        if answer.empty():
-            loop = asyncio.get_running_loop()
-            waiter = loop.create_future()
-            timer = loop.call_later(timeout, _wake, waiter)
-            try:
-                if answer.empty(): await waiter
-            finally: timer.cancel()
-        if answer.empty(): raise LaneTimeout(label, timeout, self._busy)
+        try:
+            while answer.empty() and (left := max(asked, self._since) + timeout - time.monotonic()) > 0:
+                loop = asyncio.get_running_loop()
+                waiter = loop.create_future()
+                timer = loop.call_later(left, _wake, waiter)
+                try:
+                    if answer.empty(): await waiter
+                finally: timer.cancel()
+        finally: given_up = answer.empty()
+        if given_up: raise LaneTimeout(label, timeout, self._busy)
         result, error = answer.get()
         if error is None: return result
         raise error if isinstance(error, Exception) and not isinstance(error, StopIteration) else RuntimeError(repr(error))
@@ -147,11 +168,14 @@ class Lane:
         call: Callable[[], Any], # The call
         timeout: float # Seconds to wait for it
     ) -> Any: # Its result
-        "The same as `ask`, for a caller that is synchronous itself; the calling thread waits."
+        "The same as `ask`, for a caller that is synchronous itself; the calling thread waits, and no longer than `timeout` whatever is in front."
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        self._put(label, call, lambda result, error: answer.put((result, error)))
+        given_up = False
+        self._put(label, lambda: None if given_up else call(), lambda result, error: answer.put((result, error)))
         try: result, error = answer.get(timeout=timeout)
-        except queue.Empty: raise LaneTimeout(label, timeout, self._busy) from None
+        except queue.Empty:
+            given_up = True
+            raise LaneTimeout(label, timeout, self._busy) from None
         if error is not None: raise error
         return result
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/core/worker.ipynb #cell-4
 from __future__ import annotations
 
+import _thread
 import io
 import logging
 import os
@@ -23,9 +24,16 @@ from .frames import HEADER, LARGE, PLAIN, Frame, FrameReader, Kind, pieces
 from .plugins import Plugin, drive, find_plugin, unpack
 
 # %% auto #0
-__all__ = ['Line', 'RunningJob', 'FrameHandler', 'FrameFile', 'text_file', 'describe', 'Worker', 'main']
+__all__ = ['TornFrameError', 'Line', 'RunningJob', 'FrameHandler', 'FrameFile', 'text_file', 'describe', 'Worker', 'main']
 
 # %% ../../nbs/core/worker.ipynb #cell-6
+class TornFrameError(BrokenPipeError):
+    "Something raised while a frame was being sent, and nothing can be sent any more."
+    def __init__(self,
+        cause: BaseException | None # What it was
+    ):
+        super().__init__(f"{type(cause).__name__} was raised while a frame was being sent, after which nothing more can be sent: {cause}")
+
 class Line:
     "Both directions of a worker's socket."
     PAUSE = 0.001  # Seconds for which chunks may wait for each other
@@ -37,49 +45,61 @@ class Line:
     ):
         self._sock, self._pid, self._claims, self._claim = sock, os.getpid(), claims, 0
         self._reader, self._frames = FrameReader(), list[Frame]()
-        self._lock, self._torn = threading.RLock(), False
+        self.lock, self._torn = threading.RLock(), False
+        self._torn_by: BaseException | None = None
         self._chunks, self._size, self._tag, self._flushed = list[Any](), 0, 0, 0.0
         self._waiting: threading.Event | None = None
+
+    @property
+    def ours(self) -> bool: # False in a process that a plugin forked
+        "Whether this is the worker."
+        return os.getpid() == self._pid
 
     def send(self,
         kind: Kind, # What is said
         tag: int = 0, # The job or command it belongs to
         value: Any = None # The body
     ) -> None:
-        "Send one frame. Raises whatever pickling `value` raises, before anything is sent."
+        "Send one frame. Raises whatever pickling `value` raises, before anything is sent, and `TornFrameError`."
         body = pieces(value)
-        if os.getpid() != self._pid: return
-        with self._lock:
+        if not self.ours: return
+        with self.lock:
             if self._chunks: self._flush()
             self._write(kind, tag, body)
 
     def _write(self, kind: Kind, tag: int, body: list[bytes]) -> None:
-        if self._torn: return # SIGTERM came in the middle of a frame: nothing may follow it
-        self._torn = True
+        if self._torn:
+            if isinstance(self._torn_by, SystemExit): return # SIGTERM came in the middle of a frame: the plugin is being unwound
+            raise TornFrameError(self._torn_by) from self._torn_by
         head = HEADER.pack(kind, tag, sum(map(len, body)))
-        if len(body[0]) < LARGE and len(body) == 1: self._sock.sendall(head + body[0])
-        else:
-            for piece in (head, *body): self._sock.sendall(piece)
-        self._torn = False
+        try:
+            self._torn = True
+            if len(body[0]) < LARGE and len(body) == 1: self._sock.sendall(head + body[0])
+            else:
+                for piece in (head, *body): self._sock.sendall(piece)
+            self._torn = False
+        except BaseException as e:
+            self._torn_by = e
+            raise
 
     def chunk(self,
         tag: int, # The job
         value: Any # What it yielded
     ) -> None:
-        "Send a chunk now, or within a millisecond. Raises whatever pickling it raises."
-        if type(value) not in PLAIN: return self.send(Kind.CHUNK, tag, [value])
-        if os.getpid() != self._pid: return
-        with self._lock:
+        "Send a chunk now, or within a millisecond. Raises whatever pickling it raises, and `TornFrameError`."
+        if type(value) not in PLAIN or type(value) is bytearray: return self.send(Kind.CHUNK, tag, [value])
+        if not self.ours: return
+        with self.lock:
             self._chunks.append(value)
             self._tag = tag
-            if isinstance(value, (str, bytes, bytearray)): self._size += len(value)
+            if isinstance(value, (str, bytes)): self._size += len(value)
             if len(self._chunks) >= self.CHUNKS or self._size >= self.CHARACTERS or time.monotonic() - self._flushed > self.PAUSE: self._flush()
             elif len(self._chunks) == 1: self._flush_soon()
 
     def _flush(self) -> None:
         "With the lock: send the chunks that wait."
         chunks, self._chunks, self._size = self._chunks, [], 0
-        if not chunks or os.getpid() != self._pid: return
+        if not chunks or not self.ours: return
         self._write(Kind.CHUNK, self._tag, [pickle.dumps(chunks, 5)])
         self._flushed = time.monotonic()
 
@@ -95,7 +115,7 @@ class Line:
         while self._waiting.wait():
             self._waiting.clear()
             time.sleep(self.PAUSE)
-            with self._lock:
+            with self.lock:
                 try: self._flush()
                 except OSError: return # the manager is gone
 
@@ -106,8 +126,9 @@ class Line:
         return bool(count)
 
     def receive(self) -> Frame | None: # None when the manager has hung up
-        "Wait for the next frame. The child that a plugin forked ends here, rather than do its parent's work."
-        if os.getpid() != self._pid: os._exit(0)
+        "Wait for the next frame. The child that a plugin forked ends here, rather than do its parent's work. Raises `TornFrameError`."
+        if not self.ours: os._exit(0)
+        if self._torn: raise TornFrameError(self._torn_by) from self._torn_by
         while not self._frames:
             if not self._fill(): return None
         return self._frames.pop(0)
@@ -128,7 +149,8 @@ class Line:
         tag: int # A job
     ) -> bool: # Whether the manager has asked to cancel it
         "Look, without waiting, for a cancel of that job; every other frame is kept for later."
-        with self._lock:
+        if not self.ours: return False
+        with self.lock:
             while select.select([self._sock], [], [], 0)[0]:
                 if not self._fill(): break
             return any(f.kind == Kind.CANCEL and f.tag == tag for f in self._frames)
@@ -140,15 +162,22 @@ class RunningJob:
         line: Line, # To the manager
         tag: int # The job's number
     ):
-        self._line, self._tag, self._asked = line, tag, False
+        self._line, self._tag, self._asked, self._over = line, tag, False, False
 
     def progress(self, fraction: float, message: str) -> None: self._line.send(Kind.PROGRESS, self._tag, (fraction, message))
 
     def check(self) -> None:
-        if not self._asked:
-            self._asked = True
-            self._line.send(Kind.COOPERATIVE, self._tag)
-        if self._line.cancelled(self._tag): raise context.CancelRequested("the job was cancelled")
+        if not self._line.ours: return
+        with self._line.lock:
+            if self._over: return
+            if not self._asked:
+                self._asked = True
+                self._line.send(Kind.COOPERATIVE, self._tag)
+            if self._line.cancelled(self._tag): raise context.CancelRequested("the job was cancelled")
+
+    def end(self) -> None:
+        "Nobody reads the socket on this job's behalf from now on."
+        with self._line.lock: self._over = True
 
 # %% ../../nbs/core/worker.ipynb #cell-18
 class FrameHandler(logging.Handler):
@@ -245,7 +274,8 @@ class Worker:
         "Run one job to its end; whatever happens, it is told."
         tag, category = frame.tag, "serialization"
         self._handler.tag = tag
-        context.enter(RunningJob(self._line, tag))
+        job = RunningJob(self._line, tag)
+        context.enter(job)
 
         def send_chunk(chunk: Any) -> None:
             nonlocal category
@@ -271,6 +301,7 @@ class Worker:
             self._line.send(Kind.FAILED, tag, (category, *describe(e)))
         finally:
             context.enter(None)
+            job.end()
             self._handler.tag = 0
 
     def _flush(self) -> None:
@@ -327,20 +358,40 @@ class Worker:
         return True
 
 # %% ../../nbs/core/worker.ipynb #cell-29
-def _terminated(signum: int, frame: FrameType | None) -> None:
-    "SIGTERM: unwind the plugin."
-    raise SystemExit(128 + signum)
-
 def _handle_sigterm() -> None:
-    "Unwind the plugin on SIGTERM, but simply end a process that it forked: raised amid a fork, the exception would be lost."
-    def mask(how: int) -> None: signal.pthread_sigmask(how, {signal.SIGTERM})
+    """Unwind the plugin on SIGTERM, but simply end a process that it forked. Raised amid a fork, in some module's hook, the exception would be lost:
+    then the signal is sent once more, a moment later."""
+    forking = late = False
+
+    def again() -> None:
+        time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def terminated(signum: int, frame: FrameType | None) -> None:
+        nonlocal late
+        if forking: late = True
+        elif within(frame): _thread.start_new_thread(again, ())
+        else: raise SystemExit(128 + signum)
+
+    def within(frame: FrameType | None) -> bool:
+        while frame is not None and frame.f_code is not in_parent.__code__: frame = frame.f_back
+        return frame is not None
+
+    def before() -> None:
+        nonlocal forking
+        forking = True
+
+    def in_parent() -> None:
+        nonlocal forking, late
+        forking, came, late = False, late, False
+        if came: _thread.start_new_thread(again, ())
 
     def in_child() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        mask(signal.SIG_UNBLOCK)
+        if late: os.kill(os.getpid(), signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, _terminated)
-    os.register_at_fork(before=lambda: mask(signal.SIG_BLOCK), after_in_parent=lambda: mask(signal.SIG_UNBLOCK), after_in_child=in_child)
+    signal.signal(signal.SIGTERM, terminated)
+    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
 
 def _leave(code: int) -> None:
     "End the process with `code`: exit handlers run, for 5 s at most; threads that a plugin left behind are not waited for."
@@ -372,7 +423,9 @@ def main(
     except SystemExit as e:
         if isinstance(e.code, str): sys.stderr.write(e.code + "\n")
         _leave(e.code if isinstance(e.code, int) else 0 if e.code is None else 1)
-    except BrokenPipeError: _leave(1)
+    except BrokenPipeError as e:
+        if isinstance(e, TornFrameError): os.write(2, f"{e}\n".encode())
+        _leave(1)
     except BaseException as e:
         sys.stderr.write(describe(e)[1] + "\n")
         _leave(128 + signal.SIGINT if isinstance(e, KeyboardInterrupt) else 1)

@@ -25,7 +25,8 @@ class AdmissionProtocol(Protocol):
     ) -> Optional[str]: # Why it can never fit; `None` when it can
         """Whether this plugin fits when nothing else is loaded.
 
-        The caller asks before it accepts a job, and refuses one that can never fit with the reason."""
+        The caller asks before it accepts a job, and refuses one that can never fit with the reason; and again while a job waits and there is nothing to
+        unload, since more may be known by then, and fails it with the reason."""
         ...
 
     def can_start(
@@ -56,5 +57,6 @@ class EvictionProtocol(Protocol):
         """Which of the idle workers is to unload its plugin.
 
         The implementation prefers the least recently used one that holds anything where the room is needed.
-        The caller never offers a worker that runs a job, and after each eviction asks `can_start` again until the memory is back."""
+        The caller never offers a worker that runs a job, and after each eviction asks `can_start` again until the memory is back. When there is no
+        victim any more, it replaces the idle workers that have had a plugin, so that what plugins left behind in their processes is given back as well."""
         ...

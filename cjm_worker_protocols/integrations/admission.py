@@ -28,14 +28,16 @@ class Room:
 def rooms(
     snapshot: Snapshot, # Of the machine
     headroom: float, # The part that is left alone, from 0 to 1
-    limit: int | None = None # Bytes of memory that all workers together may use; None is no limit but the machine's
+    limit: int | None = None # Bytes of memory that all workers together may use, what they need without a plugin among them; None is no limit but the machine's
 ) -> dict[str, Room]: # By name; a GPU whose memory is unknown has none
     "What there is, and what is free."
     found = {}
     if (m := snapshot.memory) is not None:
         size = m.total if m.limit is None else min(m.total, m.limit)
         size, free = int(size * (1 - headroom)), int(m.room - size * headroom)
-        if limit is not None: size, free = min(size, limit), min(free, limit - sum(worker.usage.rss or 0 for worker in snapshot.workers))
+        if limit is not None:
+            size = max(0, min(size, limit - sum(worker.base or 0 for worker in snapshot.workers)))
+            free = min(free, limit - sum(worker.usage.rss or 0 for worker in snapshot.workers))
         found["memory"] = Room("memory", size, free)
     for gpu in snapshot.gpus or ():
         if gpu.total is None or gpu.used is None: continue
@@ -53,7 +55,7 @@ def gigabytes(
     size: int # Bytes
 ) -> str: # Like `4.2 GB`
     "A size for people."
-    return f"{size / 1e9:.1f} GB" if abs(size) >= 1e8 else f"{size / 1e6:.0f} MB"
+    return f"{size / 1e9:.1f} GB" if abs(size) >= 1e9 else f"{size / 1e6:.0f} MB"
 
 # %% ../../nbs/integrations/admission.ipynb #1815fd0e
 @dataclass
@@ -79,7 +81,7 @@ class AdmittingResourceManager(ProcessResourceManager):
 
     Needs are in bytes: `memory` of the machine, and `gpu_memory` of one GPU, which is the one that the configuration names as its `device`, or else the one
     with the most room. What is not known is no reason to refuse."""
-    PROMISE = 30.0  # Seconds after which a promise is over that no worker has taken up
+    PROMISE = 2.0  # Seconds after which a promise is over that no worker has taken up: its job was cancelled, or its worker died, just then
 
     def __init__(self,
         headroom: float = 0.1, # The part of each memory that is left alone, from 0 to below 1
@@ -92,18 +94,24 @@ class AdmittingResourceManager(ProcessResourceManager):
         self.headroom, self.limit = headroom, limit
         self._promises: list[Reservation] = []
         self._asking = threading.Lock()
+        self._empty: int | None = None  # Bytes of memory that the smallest worker has in use without a plugin
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        worker = self.worker(pid)
+        if worker is not None and worker.base: self._empty = min(worker.base, self._empty or worker.base)
 
     def needs(self,
         plugin_id: str, # A plugin
         config: Mapping[str, Any], # Its configuration
         estimate: Mapping[str, int] | None = None # What is said of it, in bytes by kind
     ) -> dict[str, int]: # Bytes, by `memory` and `gpu_memory`; what nobody knows is missing
-        "What was declared, and for what was not, the most that was measured."
+        "What was declared, and for what was not, the most that was measured, less what a worker needs without a plugin."
         known = {kind: int(size) for kind, size in (estimate or {}).items() if kind in ("memory", "gpu_memory")}
         values = {str(value) for value in config.values()}
         peaks = [p for p in self.peaks.values() if p.plugin_id == plugin_id and (p.loaded_plugin_resource is None or p.loaded_plugin_resource in values)]
-        measured = {"memory": [p.rss for p in peaks], "gpu_memory": [p.gpu_memory for p in peaks]}
-        return {**{kind: most for kind, sizes in measured.items() if (most := max((s for s in sizes if s), default=0))}, **known}
+        measured: dict[str, list[int | None]] = {"memory": [p.rss - (self._empty or 0) for p in peaks if p.rss is not None], "gpu_memory": [p.gpu_memory for p in peaks]}
+        return {**{kind: most for kind, sizes in measured.items() if (most := max((s for s in sizes if s is not None and s > 0), default=0))}, **known}
 
     def can_ever_start(self,
         plugin_id: str,

@@ -28,7 +28,7 @@ import psutil
 
 from ..core import guardian
 from ..core.config import WorkerConfig, check_resources
-from ..core.engine import Exit, Guardian, Lines, WorkerEvents, worker_command
+from ..core.engine import Exit, Guardian, Lines, WorkerEvents, worker_command, worker_environment
 from ..core.frames import HEADER, Frame, FrameReader, Kind, encode
 from ..extensions.hosts import NO_PID
 
@@ -102,6 +102,7 @@ class Keeper:
     ):
         "Raises `OSError` when the process cannot be started."
         self._turn, self._next = threading.Condition(), 0
+        self._mark = os.urandom(8).hex()
         self._ear, self._waiting, self._count = threading.Lock(), 0, 0
         self._sock, theirs = socket.socketpair()
         self._claims, self._claim = os.pipe()
@@ -112,8 +113,8 @@ class Keeper:
         self._guardian = subprocess.Popen([sys.executable, "-I", "-S", "-c", _GUARD, str(Path(guardian.__file__).parent), str(os.getpid())],
                                           stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, bufsize=0)
         self._process = subprocess.Popen(worker_command(config, theirs.fileno(), self._claims), stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write,
-            pass_fds=[theirs.fileno(), self._claims], start_new_session=True, env={**os.environ, **(config.env or {})})
-        self._guard(f"+{self._process.pid}\n")
+            pass_fds=[theirs.fileno(), self._claims], start_new_session=True, env=worker_environment(config, self._mark))
+        self._guard(f"+{self._process.pid} {self._mark}\n")
         self._guardian.wait() # its fork goes on
         theirs.close()
         for fd in (out_write, err_write): os.close(fd)
@@ -219,7 +220,7 @@ class Keeper:
         try: claims = os.read(self._claims, 1 << 12)
         except BlockingIOError: claims = b""
         code, self._over = self._process.wait(), True
-        self._guard(f"-{self._process.pid}\n")
+        self._guard(f"-{self._process.pid} {self._mark}\n")
         never_begun = frozenset(int.from_bytes(claims[i:i + 8], "big") for i in range(0, len(claims), 8))
         return Exit(code if code >= 0 else None, -code if code < 0 else None, never_begun)
 

@@ -5,11 +5,13 @@
 # %% ../../nbs/integrations/registry.ipynb #8b87895f
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
 import os
 import re
+import stat
 import sys
 import threading
 import time
@@ -21,6 +23,7 @@ from importlib.metadata import Distribution, distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ..core.errors import PluginTypeError, UnknownPluginError
 from ..core.masking import Secret
@@ -30,8 +33,8 @@ _log = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['GROUP', 'InstalledPlugin', 'check_id', 'file_name', 'variable_name', 'DuplicatePluginError', 'PluginIdError',
-           'PluginConfigError', 'ConfigFileError', 'NoConfigFolderError', 'PluginSchemaError', 'RegistryExtraError',
-           'RegistryLoader', 'EntryPointRegistry']
+           'PluginConfigError', 'ConfigFileError', 'NoConfigFolderError', 'ConfigFolderError', 'PluginSchemaError',
+           'RegistryExtraError', 'RegistryLoader', 'EntryPointRegistry']
 
 # %% ../../nbs/integrations/registry.ipynb #59accdd1
 GROUP = "cjm_worker_protocols.plugins"  # The entry point group of plugins
@@ -153,6 +156,17 @@ class NoConfigFolderError(RuntimeError):
 
     def __str__(self) -> str: return f"the config of plugin {self.plugin_id!r} cannot be saved: give the registry a folder, EntryPointRegistry(config_dir=...)"
 
+class ConfigFolderError(RuntimeError):
+    "Nothing can be written in the folder of configs. What is there stays as it is."
+    def __init__(self,
+        folder: str, # The folder
+        reason: str # Why
+    ):
+        super().__init__(folder, reason)
+        self.folder, self.reason = folder, reason
+
+    def __str__(self) -> str: return f"{self.folder}: expected a folder that configs can be written in (got {self.reason}): make it one, or give the registry another, EntryPointRegistry(config_dir=...)"
+
 class PluginSchemaError(ValueError):
     "A plugin's schema is none."
     def __init__(self,
@@ -205,8 +219,8 @@ def _times(folder: str, names: Iterable[str]) -> list[int] | None:
     "When a folder, and each of these in it, was last changed, in nanoseconds; None if any of them is not there."
     try: there = os.open(folder, os.O_RDONLY)
     except OSError: return None
-    stat = os.stat
-    try: return [os.fstat(there).st_mtime_ns, *[stat(name, dir_fd=there).st_mtime_ns for name in names]]
+    look = os.stat
+    try: return [os.fstat(there).st_mtime_ns, *[look(name, dir_fd=there).st_mtime_ns for name in names]]
     except OSError: return None
     finally: os.close(there)
 
@@ -245,6 +259,7 @@ def _read_installed(groups: Mapping[str, Any]) -> _Snapshot:
                     version = version.partition("-")[0] or _version_of(os.path.join(folder, child))
                     snapshot.found += _plugins_of(name.replace("_", "-"), version, data, groups)
         except NotADirectoryError: snapshot.found += _zipped(folder, groups, seen)
+        except OSError as e: _log.warning("the packages in %s cannot be listed: %s", folder, e)
         finally: os.close(there)
         snapshot.watch(folder, names, times)
     return snapshot
@@ -261,7 +276,7 @@ def _zipped(file: str, groups: Mapping[str, Any], seen: set[str]) -> Iterator[In
 def _entry_points_of(child: str, folder: int) -> tuple[str, int, bytes]:
     "Of one package: what to watch, when that was changed, and its entry points, if it has any."
     name = f"{child}/entry_points.txt"
-    try: file = os.open(name, os.O_RDONLY, dir_fd=folder)
+    try: file = os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder)  # so that a pipe, of all things, is empty
     except (FileNotFoundError, NotADirectoryError):  # a wheel that has none gets none; only what setuptools made of a checkout may
         return (child, os.stat(child, dir_fd=folder).st_mtime_ns, b"") if child.endswith(".egg-info") else ("", 0, b"")
     try:
@@ -299,8 +314,12 @@ _KEYS = ("id", "name", "category", "target", "description", "schema", "path")
 
 def _read_manifests(folder: str, groups: Mapping[str, Any]) -> _Snapshot:
     "The plugins that a folder of TOML files describes. What is wrong with a file is the problem of its plugin."
-    snapshot, times = _Snapshot(), _times(folder, [])
-    names = sorted(name for name in os.listdir(folder) if name.endswith(".toml")) if times else []
+    snapshot, names = _Snapshot(), list[str]()
+    try: names = sorted(name for name in os.listdir(folder) if name.endswith(".toml"))
+    except FileNotFoundError: pass
+    except OSError as e:
+        problem = f"{folder}: expected a folder of manifests (got one that cannot be listed: {e.strerror})"
+        snapshot.found.append(InstalledPlugin("", "", os.path.basename(folder), problem, category=next(iter(groups.values()))))
     snapshot.watch(folder, names, _times(folder, names))
     for name in names:
         category: Any = next(iter(groups.values()))
@@ -314,10 +333,25 @@ def _told(error: BaseException) -> str:
 
 class _ManifestError(ValueError): pass
 
+def _content(path: str, limit: int) -> tuple[str, int]:
+    """The text of a file, and its mode. No more bytes than anybody would write by hand, and no pipe or device, which may have no end. Raises `OSError`
+    or `UnicodeDecodeError`."""
+    there = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(there)
+        if stat.S_ISDIR(status.st_mode): raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(status.st_mode): raise OSError(errno.EINVAL, "It is no file", path)
+        data = os.read(there, limit + 1)
+        if len(data) > limit: raise OSError(errno.EFBIG, f"It has more than {limit:,} bytes", path)
+        return data.decode(), status.st_mode
+    finally: os.close(there)
+
+_MANIFEST, _JSON = 1 << 16, 1 << 24  # The most bytes of a manifest, and of a schema or a config
+
 def _described(folder: str, name: str, groups: Mapping[str, Any]) -> InstalledPlugin:
     "What a manifest says. Raises whatever is wrong with it."
     toml = import_module("tomllib") if sys.version_info >= (3, 11) else _need("tomli", "reading a manifest")
-    table = toml.loads(Path(folder, name).read_text(encoding="utf-8")).get("plugin")
+    table = toml.loads(_content(os.path.join(folder, name), _MANIFEST)[0]).get("plugin")
     if not isinstance(table, dict): raise _ManifestError("expected a table [plugin] (got none)")
     if odd := [key for key in table if key not in _KEYS]: raise _ManifestError(f"expected the keys {', '.join(_KEYS)} (got {odd[0]!r})")
     if odd := [key for key, value in table.items() if not isinstance(value, str)]: raise _ManifestError(f"{odd[0]}: expected a string (got {table[odd[0]]!r})")
@@ -405,17 +439,40 @@ def _parsed(text: str, types: Any) -> Any:
     return text if isinstance(value, str) and types and "string" not in types else value
 
 # %% ../../nbs/integrations/registry.ipynb #b87826fa
-def _applying(schema: Any, root: Any, depth: int = 8) -> Iterator[dict[str, Any]]:
-    "A schema, and all that may apply to the same value beside it."
-    if not isinstance(schema, dict) or not depth: return
-    yield schema
-    if isinstance(ref := schema.get("$ref"), str) and ref.startswith("#"):
-        found = root
-        for part in ref[1:].split("/")[1:]: found = found.get(part.replace("~1", "/").replace("~0", "~"), {}) if isinstance(found, dict) else {}
-        yield from _applying(found, root, depth - 1)
-    for key in ("allOf", "anyOf", "oneOf"):
-        for other in schema.get(key) or (): yield from _applying(other, root, depth - 1)
-    for key in ("if", "then", "else"): yield from _applying(schema.get(key), root, depth - 1)
+def _applying(schema: Any, root: Any) -> list[dict[str, Any]]:
+    "A schema, and all that may apply to the same value beside it, each once."
+    ahead, found = [schema], dict[int, dict[str, Any]]()
+    for one in ahead:  # which grows meanwhile
+        if not isinstance(one, dict) or id(one) in found: continue
+        found[id(one)] = one
+        ahead += [_referred(one[key], root) for key in _REFS if isinstance(one.get(key), str)]
+        ahead += [other for key in ("allOf", "anyOf", "oneOf") for other in one.get(key) or ()]
+        ahead += [*(one.get(key) for key in ("if", "then", "else")), *(one.get("dependentSchemas") or {}).values()]
+    return [*found.values()]
+
+_REFS = ("$ref", "$dynamicRef", "$recursiveRef")
+
+def _referred(ref: str, root: Any) -> Any:
+    "What a reference leads to, by a path or by a name, in the same schema; None when there is nothing."
+    if not ref.startswith("#"): return None
+    if (name := unquote(ref[1:])) and not name.startswith("/"):
+        return next((one for one in _parts(root) if name in (one.get("$anchor"), one.get("$dynamicAnchor"))), None)
+    found = root
+    for part in name.split("/")[1:]:
+        part = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list): found = _at(found, int(part)) if part.isdecimal() else None
+        else: found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+def _parts(schema: Any) -> Iterator[dict[str, Any]]:
+    "All objects in a schema, but not those in the values that it tells of."
+    ahead = [schema]
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one, dict):
+            yield one
+            ahead += [value for key, value in one.items() if key not in ("const", "default", "enum", "examples")]
+        elif isinstance(one, list): ahead += one
 
 def _hidden(value: Any, schemas: Iterable[Any], root: Any, secret: bool = False) -> Any:
     "A config with its secrets hidden."
@@ -423,7 +480,7 @@ def _hidden(value: Any, schemas: Iterable[Any], root: Any, secret: bool = False)
     secret = secret or any(one.get("writeOnly") is True or one.get("format") == "password" for one in schemas)
     if isinstance(value, str): return Secret(value) if secret else value
     if isinstance(value, dict): return {key: _hidden(item, _below(schemas, key), root, secret) for key, item in value.items()}
-    if isinstance(value, list): return [_hidden(item, [one.get("items") for one in schemas] + [_at(one.get("prefixItems"), i) for one in schemas], root, secret) for i, item in enumerate(value)]
+    if isinstance(value, list): return [_hidden(item, _inside(schemas, i), root, secret) for i, item in enumerate(value)]
     return Secret(json.dumps(value)) if secret and isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 def _below(schemas: list[Any], key: str) -> list[Any]:
@@ -431,8 +488,13 @@ def _below(schemas: list[Any], key: str) -> list[Any]:
     found = list[Any]()
     for schema in schemas:
         own = [(schema.get("properties") or {}).get(key), *(below for pattern, below in (schema.get("patternProperties") or {}).items() if re.search(pattern, key))]
-        found += [one for one in own if one is not None] or [schema.get("additionalProperties")]
+        found += [one for one in own if one is not None] or [schema.get("additionalProperties"), schema.get("unevaluatedProperties")]
     return found
+
+def _inside(schemas: list[Any], index: int) -> list[Any]:
+    "What applies to an item of an array."
+    kinds = ("items", "additionalItems", "unevaluatedItems", "contains")
+    return [one for schema in schemas for one in (*map(schema.get, kinds), _at(schema.get("prefixItems"), index), _at(schema.get("items"), index))]
 
 def _at(items: Any, index: int) -> Any: return items[index] if isinstance(items, list) and index < len(items) else None
 
@@ -443,14 +505,18 @@ def _revealed(value: Any) -> Any:
     return [_revealed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../../nbs/integrations/registry.ipynb #b9698646
-def _validator(plugin_id: str, schema: Any, path: str) -> Any:
-    "What validates a config. Raises `PluginSchemaError` or `RegistryExtraError`."
+def _usable(plugin_id: str, schema: Any, path: str) -> None:
+    "Raises `PluginSchemaError` for what is no schema, or one that leads out of its file, since nothing is fetched from anywhere; or `RegistryExtraError`."
     jsonschema = _need("jsonschema", f"the schema of plugin {plugin_id!r}")
-    referencing = _need("referencing", f"the schema of plugin {plugin_id!r}")
-    cls = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
-    try: cls.check_schema(schema)
-    except jsonschema.SchemaError as e: raise PluginSchemaError(plugin_id, path, e.message) from None
-    return cls(schema, registry=referencing.Registry())  # which fetches nothing from anywhere
+    try: jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
+    except Exception as e: raise PluginSchemaError(plugin_id, path, getattr(e, "message", f"{type(e).__name__}: {e}")) from None
+    for ref in (one[key] for one in _parts(schema) for key in _REFS if isinstance(one.get(key), str)):
+        if not isinstance(_referred(ref, schema), (dict, bool)): raise PluginSchemaError(plugin_id, path, f"a reference that leads nowhere in it, {ref[:200]!r}")
+
+def _validator(plugin_id: str, schema: Any) -> Any:
+    "What validates a config."
+    jsonschema, referencing = (_need(package, f"the schema of plugin {plugin_id!r}") for package in ("jsonschema", "referencing"))
+    return jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema, registry=referencing.Registry())  # which fetches nothing
 
 def _first_wrong(validator: Any, config: Any, partly: bool) -> Any:
     "What is wrong with a config, most of all; None when nothing is. A part of a config need not have all that is required."
@@ -461,7 +527,7 @@ def _wrong(plugin_id: str, error: Any, hidden: Any, origins: Mapping[str, str]) 
     "A validator's error in our words, with what is hidden left hidden."
     path, got = [*map(str, error.absolute_path)], hidden
     for part in error.absolute_path: got = got[part] if isinstance(got, (dict, list)) else got
-    expected, shown = f"{error.validator} {json.dumps(error.validator_value)[:200]}", f"{got!r}"[:200]
+    expected, shown = f"{error.validator} {json.dumps(error.validator_value)[:200]}", _said(got)
     if error.validator == "required":
         path.append(next(key for key in error.validator_value if key not in error.instance))
         expected, shown = "a value, since it is required", "none"
@@ -474,6 +540,11 @@ def _wrong(plugin_id: str, error: Any, hidden: Any, origins: Mapping[str, str]) 
     elif error.validator == "type": expected = f"a value of type {' or '.join([types] if isinstance(types := error.validator_value, str) else types)}"
     elif error.validator == "enum": expected = f"one of {json.dumps(error.validator_value)[1:-1]}"[:200]
     return PluginConfigError(plugin_id, ".".join(path), expected, shown, origins.get(path[0], "") if path else "")
+
+def _said(value: Any) -> str:
+    "A value for an error; of a larger one only the keys, since one that is misspelled may have a secret."
+    if isinstance(value, dict): return f"an object with {', '.join(map(repr, value)) or 'no key'}"[:200]
+    return f"an array of {len(value)}" if isinstance(value, list) else f"{value!r}"[:200]
 
 # %% ../../nbs/integrations/registry.ipynb #51395330
 @dataclass(frozen=True)
@@ -529,6 +600,7 @@ class EntryPointRegistry:
         self._coded, self._off, self._problems = dict[str, InstalledPlugin](), set[str](), dict[str, str]()
         self._edition, self._lock = 0, threading.Lock()
         self._catalogue: _Catalogue | None = None
+        self._usable: set[str] = set()  # Schemas that are known to be in order
         for plugin_id, target in (plugins or {}).items(): self.register(plugin_id, target)
 
     def register(self,
@@ -540,10 +612,11 @@ class EntryPointRegistry:
         description: str = "", # What it is for
         schema: Mapping[str, Any] | str | os.PathLike[str] | None = None # The JSON Schema of its config, or its file; None to look beside its module
     ) -> InstalledPlugin: # Its record
-        "Add a plugin. It has its id even if a package claims it too. Raises `PluginTypeError`, `PluginIdError` or `DuplicatePluginError`."
+        "Add a plugin. It has its id even if a package claims it too. Raises `PluginTypeError`, `PluginIdError`, `DuplicatePluginError` or `PluginSchemaError`."
         if not isinstance(target, str): raise PluginTypeError(plugin_id, target)
         check_plugin(plugin_id, target)
         if check_id(plugin_id): raise PluginIdError(plugin_id)
+        if schema is not None and not isinstance(schema, (Mapping, str, os.PathLike)): raise PluginSchemaError(plugin_id, "the code", f"a {type(schema).__name__}")
         category = next(iter(self.groups)) if category is None else category
         plugin = InstalledPlugin(plugin_id, target, name=name, category=category, description=description, schema=os.fspath(schema) if isinstance(schema, os.PathLike) else schema)
         with self._lock:
@@ -622,24 +695,24 @@ class EntryPointRegistry:
     def enable(self,
         plugin_id: str # A plugin
     ) -> None:
-        "Let a plugin run again. Raises `UnknownPluginError`."
+        "Let a plugin run again. Raises `UnknownPluginError` or `ConfigFolderError`."
         self._switch(plugin_id, True)
 
     def disable(self,
         plugin_id: str # A plugin
     ) -> None:
-        "Have the manager refuse a plugin's jobs, from now on and, with a `config_dir`, in every process. Raises `UnknownPluginError`."
+        "Have the manager refuse a plugin's jobs, from now on and, with a `config_dir`, in every process. Raises `UnknownPluginError` or `ConfigFolderError`."
         self._switch(plugin_id, False)
 
     def _switch(self, plugin_id: str, on: bool) -> None:
         self._known(plugin_id)
         name = file_name(plugin_id)
         if self._config_dir is not None:
-            os.makedirs(self._config_dir, 0o700, exist_ok=True)
             path = os.path.join(self._config_dir, f"{name}.disabled")
-            if on:
-                with suppress(FileNotFoundError): os.unlink(path)
-            else: os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+            with _writing(self._config_dir):
+                if on:
+                    with suppress(FileNotFoundError): os.unlink(path)
+                else: os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
         with self._lock:
             self._off = self._off - {name} if on or self._config_dir is not None else self._off | {name}
             self._edition += 1
@@ -683,8 +756,8 @@ class EntryPointRegistry:
         plugin_id: str, # A plugin
         config: Mapping[str, Any] # What its file is to say; what the schema requires may still come from elsewhere
     ) -> None:
-        """Replace the file, all of it or nothing. Raises `UnknownPluginError`, `NoConfigFolderError`, `PluginConfigError`, or `ConfigFileError` for a file
-        that is there and cannot be read, which stays as it is."""
+        """Replace the file, all of it or nothing. Raises `UnknownPluginError`, `NoConfigFolderError`, `ConfigFolderError`, `PluginConfigError`,
+        `PluginSchemaError`, `RegistryExtraError`, or `ConfigFileError` for a file that is there and cannot be read, which stays as it is."""
         self._change(plugin_id, lambda stored: _revealed(config))
 
     def set_plugin_option(self,
@@ -725,14 +798,13 @@ class EntryPointRegistry:
         if self._config_dir is None: return {}, True
         path, remedy = self.config_file(plugin_id), "mend it, or move it away"
         try:
-            with open(path, encoding="utf-8") as file:
-                private = not os.fstat(file.fileno()).st_mode & 0o077
-                config = json.load(file)
+            text, mode = _content(path, _JSON)
+            config = json.loads(text)
         except FileNotFoundError: return {}, True
         except OSError as e: raise ConfigFileError(path, f"one that cannot be read: {e.strerror}", remedy) from e
-        except ValueError as e: raise ConfigFileError(path, f"{type(e).__name__}: {e}" if isinstance(e, UnicodeError) else f"no JSON: {e}", remedy) from None
+        except (ValueError, RecursionError) as e: raise ConfigFileError(path, f"no JSON: {e}" if isinstance(e, json.JSONDecodeError) else f"{type(e).__name__}: {e}", remedy) from None
         if not isinstance(config, dict): raise ConfigFileError(path, f"a JSON {type(config).__name__}", remedy)
-        return config, private
+        return config, not mode & 0o077
 
     def _variables(self, plugin: InstalledPlugin, schema: Any, keys: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         "The plugin's environment variables: name, key and value."
@@ -748,22 +820,33 @@ class EntryPointRegistry:
             yield f"the environment variable {name}", key, _parsed(os.environ.get(name, ""), _types(schema, key))
 
     def _schema(self, plugin: InstalledPlugin) -> tuple[Any, str]:
-        "A plugin's schema, None without one, and where it is."
+        "A plugin's schema, None without one, and where it is. Raises `PluginSchemaError` or `RegistryExtraError`."
+        schema, path = self._schema_text(plugin)
+        if schema is None: return None, path
+        try: text = json.dumps(schema)
+        except (TypeError, ValueError, RecursionError) as e: raise PluginSchemaError(plugin.id, path, f"{type(e).__name__}: {e}") from None
+        if text not in self._usable:  # to look at a schema takes longer than to validate a config
+            _usable(plugin.id, schema, path)
+            self._usable = {text, *self._usable} if len(self._usable) < 1000 else {text}
+        return schema, path
+
+    def _schema_text(self, plugin: InstalledPlugin) -> tuple[Any, str]:
+        "The schema as it is written."
         if isinstance(plugin.schema, Mapping): return _copied(plugin.schema), "the code"
         if plugin.problem and not plugin.target: return None, ""
         if plugin.schema is None and not plugin.path: path = _schema_file(plugin.target)
         elif plugin.schema is None: path = next((p for p in _beside(plugin) if os.path.isfile(p)), None)
         else: path = plugin.schema
         if path is None: return None, ""
-        try: schema = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e: raise PluginSchemaError(plugin.id, path, f"{type(e).__name__}: {e}") from None
+        try: schema = json.loads(_content(path, _JSON)[0])
+        except (OSError, ValueError, RecursionError) as e: raise PluginSchemaError(plugin.id, path, f"{type(e).__name__}: {e}") from None
         if not isinstance(schema, dict): raise PluginSchemaError(plugin.id, path, f"a JSON {type(schema).__name__}")
         return schema, path
 
     def _checked(self, plugin: InstalledPlugin, schema: Any, where: str, config: Any, origins: Mapping[str, str], partly: bool = False) -> dict[str, Any]:
         "A config that is what the schema asks for, its secrets hidden."
         if schema is None: return dict(config)
-        validator, plain = _validator(plugin.id, schema, where), _revealed(config)
+        validator, plain = _validator(plugin.id, schema), _revealed(config)
         try:
             hidden: dict[str, Any] = _hidden(plain, [schema], schema)
             error = _first_wrong(validator, plain, partly)
@@ -783,7 +866,9 @@ def _read_switches(folder: str) -> _Snapshot:
     "The plugins that are disabled, as file names."
     snapshot = _Snapshot()
     times = _times(folder, [])
-    with suppress(OSError): snapshot.found = [name.removesuffix(".disabled") for name in os.listdir(folder) if name.endswith(".disabled")]
+    try: snapshot.found = [name.removesuffix(".disabled") for name in os.listdir(folder) if name.endswith(".disabled")]
+    except FileNotFoundError: pass
+    except OSError as e: _log.warning("nobody can say which plugins are disabled: %s", e)
     snapshot.watch(folder, [], times)
     return snapshot
 
@@ -809,17 +894,26 @@ def _numbers_hidden(plain: Any, hidden: Any) -> bool:
     return isinstance(hidden, list) and any(map(_numbers_hidden, plain, hidden))
 
 @contextmanager
+def _writing(folder: str) -> Iterator[None]:
+    "While something is written in a folder, which is made if it is not there. Raises `ConfigFolderError`."
+    try:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        yield
+    except OSError as e: raise ConfigFolderError(folder, e.strerror or str(e)) from e
+
+@contextmanager
 def _alone(folder: str) -> Iterator[None]:
     "While no other process or thread changes what is in a folder."
-    os.makedirs(folder, 0o700, exist_ok=True)
-    lock = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally: os.close(lock)
+    with _writing(folder):
+        lock = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally: os.close(lock)
 
 def _replace(path: str, text: str) -> None:
-    "Write a file that only its owner may read, so that at any moment it is the old one or the new one."
+    "Write a file that only its owner may read, so that at any moment it is the old one or the new one. A link to it stays one."
+    path = os.path.realpath(path)
     draft = f"{path}.draft"  # one that a killed process left is written over
     with suppress(FileNotFoundError): os.unlink(draft)
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w", encoding="utf-8") as file:

@@ -17,9 +17,10 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Union
 
@@ -100,24 +101,32 @@ class Kin(NamedTuple):
     parent: int  # The id of its parent
     session: int  # The id of the process that leads its session
     read: Callable[[], Process]  # Gives the rest; raises `OSError`
+    mark: int = 0  # Unlike that of another process with this pid; 0 when nothing tells them apart
 
-def _kin_procfs(pid: int) -> Kin:
+def _kin_procfs(pid: int, mark: int) -> Kin:
     text = _stat(pid)
     _, parent, _, session, _ = text[text.rindex(b")") + 2:].split(None, 4)
-    return Kin(pid, int(parent), int(session), partial(parse_stat, text))
+    return Kin(pid, int(parent), int(session), partial(parse_stat, text), mark)
 
-def _kin_psutil(pid: int) -> Kin:
+def _kin_psutil(pid: int, mark: int) -> Kin:
     try: return Kin(pid, psutil.Process(pid).ppid(), os.getsid(pid), partial(read_psutil, pid))
     except psutil.Error as e: raise PermissionError(pid) from e
 
-def scan() -> dict[int, Kin]: # By pid
+def scan(
+    strangers: Mapping[int, int] = {} # Processes to leave out: their marks, by pid
+) -> dict[int, Kin]: # By pid
     "All processes that can be seen now."
     linux, found = sys.platform == "linux", {}
     kin = _kin_procfs if linux else _kin_psutil
-    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()] if linux else psutil.pids():
-        try: found[pid] = kin(pid)
+    for pid, mark in _marks() if linux else dict.fromkeys(psutil.pids(), 0).items():
+        if mark and strangers.get(pid) == mark: continue
+        try: found[pid] = kin(pid, mark)
         except OSError: pass  # it has just ended, or is none of our business
     return found
+
+def _marks() -> list[tuple[int, int]]:
+    "Each process with the number of its folder."
+    with os.scandir("/proc") as entries: return [(int(entry.name), entry.inode()) for entry in entries if entry.name.isdigit()]
 
 def trees(
     found: Mapping[int, Kin], # All processes
@@ -391,10 +400,11 @@ class Worker:
     plugin_name: str | None = None  # Name of the plugin that is loaded
     plugin_id: str | None = None  # Unique id of the plugin that is loaded
     loaded_plugin_resource: str | None = None  # What the plugin holds
-    config: dict[str, Any] | None = None  # The configuration that the plugin was loaded with
+    config: dict[str, Any] | None = field(default=None, repr=False)  # The configuration that the plugin was loaded with; it may have a password in it
     usage: Usage = Usage()  # What it uses
     processes: tuple[Process, ...] = ()  # Its own process first, then all below it
     history: tuple[Usage, ...] = ()  # The last measurements, the newest last
+    base: int | None = None  # Bytes of memory that it had in use when it was registered, and so before any plugin
     host: str | None = None  # Where it lives, if its job manager told
     host_pid: int | None = None  # Its process there
     facts: dict[str, Any] | None = None  # What else was told of where it lives, e.g. the node and the resources that it takes of a cluster
@@ -553,8 +563,8 @@ _CORES = os.cpu_count() or 1
 
 class _Record:
     "What is kept of a worker."
-    def __init__(self, pid: int, worker_type: str, started: float | None, history: int):
-        self.pid, self.worker_type, self.started = pid, worker_type, started
+    def __init__(self, pid: int, worker_type: str, started: float | None, base: int | None, history: int):
+        self.pid, self.worker_type, self.started, self.base = pid, worker_type, started, base
         self.place: tuple[str | None, int | None, dict[str, Any] | None] = (None, None, None)
         self.told: dict[str, Any] = dict.fromkeys(_TOLD)
         self.usage, self.processes, self.history = Usage(), tuple[Process, ...](), deque[Usage](maxlen=history)
@@ -592,7 +602,7 @@ class _Record:
 
     def worker(self) -> Worker:
         told = {**self.told, "config": _copied(self.told["config"])}
-        return Worker(self.pid, self.worker_type, **told, usage=self.usage, processes=self.processes, history=tuple(self.history),
+        return Worker(self.pid, self.worker_type, **told, usage=self.usage, processes=self.processes, history=tuple(self.history), base=self.base,
                       host=self.place[0], host_pid=self.place[1], facts=_copied(self.place[2]))
 
 def _copied(config: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -622,6 +632,7 @@ class ProcessResourceManager:
         self._places: dict[int, tuple[str, int, dict[str, Any]]] = {}  # Of workers that are about to be registered
         self._lost: deque[Worker] = deque(maxlen=self.LOST)
         self._peaks: OrderedDict[tuple[str, str | None], Peak] = OrderedDict()
+        self._strangers = _Strangers()
         self._gpus, self._all_pids = gpus or Nvml(), sees_all_pids()
         self._stop: threading.Event | None = None  # Ends the thread that measures
         self._thread: threading.Thread | None = None
@@ -638,13 +649,13 @@ class ProcessResourceManager:
         with self._lock: self._places[pid] = host, host_pid, facts
 
     def register_worker(self, pid: int, worker_type: str) -> None:
-        if not isinstance(pid, int) or pid < 1: raise PidError(pid)
-        started: float | None = None  # nobody can tell what it uses
-        if pid <= NO_PID:
-            with suppress(OSError, OverflowError): started = read_process(pid).started
+        if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1: raise PidError(pid)
+        try: process: Process | None = read_process(pid) if pid <= NO_PID else None
+        except (OSError, OverflowError): process = None  # nobody can tell what it uses
+        started, base = (process.started, process.rss) if process is not None else (None, None)
         with self._lock:
             self._records.pop(pid, None)
-            record = self._records[pid] = _Record(pid, worker_type, started, self._history)
+            record = self._records[pid] = _Record(pid, worker_type, started, base, self._history)
             record.place = self._places.pop(pid, record.place)
             if self.interval is not None and self._stop is None and not self._closed: self._start(self.interval)
 
@@ -677,10 +688,12 @@ class ProcessResourceManager:
         "Measure all workers now. One that has ended is no worker any more."
         with self._measuring:
             with self._lock: before = {record: record.holds for record in self._records.values() if record.started is not None}
-            found = _scanned() if before else {}
+            found = _scanned(self._strangers.of(before)) if before else {}
             looked = {record: _look(record, found) for record in before}
             living = {record.pid: process for record, (process, _) in looked.items() if process is not None}
-            mine = {pid: [living[pid], *_read(below)] for pid, below in trees(found, living).items()}
+            below = trees(found, living)
+            self._strangers.see(found, below)
+            mine = {pid: [living[pid], *_read(kin)] for pid, kin in below.items()}
             used = self._gpus.used() if living else None
             usages = {record: record.measure(mine[record.pid], used, self._all_pids, self._pss_interval) for record in before if record.pid in living}
             with self._lock:
@@ -751,10 +764,28 @@ class ProcessResourceManager:
         self._stop = None
 
 # %% ../../nbs/integrations/resources.ipynb #cc1322ac
-def _scanned() -> dict[int, Kin]:
-    "All processes; none when the system tells nothing, which says nothing of any of them."
-    try: return scan()
+def _scanned(strangers: Mapping[int, int]) -> dict[int, Kin]:
+    "All processes but strangers; none when the system tells nothing, which says nothing of any of them."
+    try: return scan(strangers)
     except OSError: return {}
+
+class _Strangers:
+    "Processes that belong to no worker."
+    KEPT = 30.0  # Seconds after which all processes are looked at again, since one whose parent had just ended may have been misjudged
+
+    def __init__(self) -> None:
+        self._marks, self._workers, self._until = dict[int, int](), set[_Record](), 0.0
+
+    def of(self, workers: Collection[_Record]) -> dict[int, int]:
+        "Their marks, by pid. None when there is a new worker, which may be one of them, or have some below it."
+        if time.monotonic() >= self._until or not self._workers.issuperset(workers):
+            self._marks, self._workers, self._until = {}, set(workers), time.monotonic() + self.KEPT
+        return self._marks
+
+    def see(self, found: Mapping[int, Kin], below: Mapping[int, list[Kin]]) -> None:
+        "Remember who is none of a worker's."
+        mine = {kin.pid for kin in chain.from_iterable(below.values())}
+        self._marks.update({pid: kin.mark for pid, kin in found.items() if pid not in mine and pid not in below})
 
 def _read(below: Iterable[Kin]) -> Iterator[Process]:
     "Those that are still there."

@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import json
 import logging
+import os
 import re
 import secrets
 import signal
@@ -146,7 +147,7 @@ class Ring:
         self._positions = {first_id: 0}
 
     def append(self,
-        event_id: str, # Unlike all others
+        event_id: str, # Unlike all others; empty for an event that has none
         block: bytes, # What `encode_event` gave
         topic: str | None = None, # Who gets it; `None` is everybody
         key: Hashable = None # A later event of the same key stands for this one too; `None` is none
@@ -154,17 +155,18 @@ class Ring:
         "Add an event; the oldest make room."
         if self.head - self.oldest == self._events: self._forget()
         at = self.head % self._events
-        block = b"id: %b\n%b" % (event_id.encode(), block)
+        last = event_id or self.id_at(self.head)
+        if event_id: block = b"id: %b\n%b" % (event_id.encode(), block)
         self._bytes += len(block)
-        self._blocks[at], self._ids[at], self._ends[at], self._marks[at] = block, event_id, self._bytes, (topic, key)
+        self._blocks[at], self._ids[at], self._ends[at], self._marks[at] = block, last, self._bytes, (topic, key)
         if key is not None: self._marked = True
         self.head += 1
-        self._positions[event_id] = self.head
+        if event_id: self._positions[event_id] = self.head
         while self._bytes - self._start(self.oldest) > self._size and self.head - self.oldest > 1: self._forget()
 
     def _forget(self) -> None:
         at = self.oldest % self._events
-        del self._positions[self._before]
+        if self._positions.get(self._before) == self.oldest: del self._positions[self._before]
         self._before, self._blocks[at], self._marks[at] = self._ids[at], b"", (None, None)
         self.oldest += 1
 
@@ -255,33 +257,44 @@ class Subscription:
     "An async iterator over the events from a place on."
     def __init__(self,
         streams: Any, # Whose events: an `EventStreams`
-        position: int, # Where to begin
-        topics: frozenset[str] | None, # Only these; `None` is all
-        first: Collection[ServerSentEvent] # What comes before all others
+        last_event_id: str | None, # Begin after this event; `None` is now
+        topics: frozenset[str] | None # Only these; `None` is all
     ):
-        self._streams, self._position, self._topics, self._ready, self._closed = streams, position, topics, deque(first), False
+        self._streams, self._last_event_id, self._topics, self._closed = streams, last_event_id, topics, False
+        self._position: int | None = None
+        self._ready: deque[ServerSentEvent] = deque()
+        self._since = time.monotonic()
+        self._begin()
 
     def __aiter__(self) -> Subscription: return self
 
     async def __anext__(self) -> ServerSentEvent:
         while not self._closed:
-            if self._ready: return self._ready.popleft()
+            if self._begin() and self._ready: return self._ready.popleft()
             if self._fetch(1): continue
             if self._streams.closed: break
             await self._streams._wait("async for")
         raise StopAsyncIteration
 
+    def _begin(self) -> bool:
+        "Whether it has a place. Where the ring is filled from elsewhere, that may take a while."
+        if self._position is None and (found := self._streams._resume(self._last_event_id, self._since)) is not None:
+            self._position, first = found
+            if first: self._ready.append(decode_event(first))
+        return self._position is not None
+
     def _fetch(self, limit: int) -> bool:
         "Read on, up to so many bytes; whether there was anything."
+        if self._position is None: return False
         batch: Batch = self._streams._read(self._position, self._topics, limit)
         before, self._position = self._position, batch.position
         if batch.missed: self._ready.append(ServerSentEvent("gap", as_json("gap", {"missed": batch.missed}), ""))
-        self._ready.extend(map(decode_event, batch.blocks))
+        self._ready.extend(event for event in map(decode_event, batch.blocks) if event.type)
         return batch.position > before
 
     def take(self) -> list[ServerSentEvent]: # The oldest first
         "All events that are there already, without waiting for another."
-        while not self._closed and self._fetch(LIMIT): pass
+        while not self._closed and self._begin() and self._fetch(LIMIT): pass
         taken = list(self._ready)
         self._ready.clear()
         return taken
@@ -299,14 +312,15 @@ Send = Callable[[Message], Awaitable[None]]
 
 class _Stream:
     "An open response."
-    __slots__ = ("position", "topics", "over", "gone", "late", "beat", "since", "sending", "waiter", "limit", "_send", "_task", "_transport")
+    __slots__ = ("position", "topics", "over", "gone", "late", "beat", "opened", "since", "sending", "waiter", "limit", "_send", "_task", "_transport")
 
     def __init__(self, topics: frozenset[str] | None, scope: Message, receive: Receive, send: Send):
-        self.position, self.topics = 0, topics
+        self.position: int | None = None  # until it is known where it begins
+        self.topics = topics
         self.waiter: asyncio.Future[None] | None = None
         self.limit: asyncio.TimerHandle | None = None
         self.over = self.gone = self.late = self.beat = self.sending = False
-        self.since = time.monotonic()
+        self.opened = self.since = time.monotonic()
         shared = str(scope.get("http_version", "")).startswith("2")  # HTTP/2 has several streams on a connection
         self._send, self._task = send, asyncio.current_task()
         self._transport = None if shared else getattr(getattr(receive, "__self__", None), "transport", None)
@@ -374,16 +388,22 @@ class EventStreams:
         for name, duration in dict(heartbeat=heartbeat, retry=retry, send_timeout=send_timeout).items():
             if not isinstance(duration, (int, float)) or not duration > 0: raise ConfigError(name, "seconds above 0", duration)
         if on_gap not in ("event", "disconnect"): raise ConfigError("on_gap", "'event' or 'disconnect'", on_gap)
-        self._epoch = secrets.token_hex(4)
-        self._ring = Ring(history, history_bytes, self._id(0))
+        self._history, self._history_bytes = history, history_bytes
         self._heartbeat, self._retry, self._send_timeout, self._on_gap = heartbeat, retry, send_timeout, on_gap
         self._render, self._topic, self._key, self._authorize = render, topic, key, authorize
         self.closed, self._stopped = False, float("-inf")
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._turn = min(256, max(1, history // 4))
         self._sent = self._dropped = self._replayed = self._high_water = 0
         self._subscriptions: WeakSet[Subscription] = WeakSet()
+        self._begin_anew()
+        _all.add(self)
+
+    def _begin_anew(self) -> None:
+        "As it is in a new process. One that was forked shares neither ids nor clients with the one that it comes from."
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._epoch = secrets.token_hex(4)
+        self._ring = Ring(self._history, self._history_bytes, self._id(0))
         self._reset()
 
     def _reset(self) -> None:
@@ -406,6 +426,9 @@ class EventStreams:
         self._loop = loop
         return loop
 
+    def _follow(self) -> None:
+        "Somebody wants events. Where the ring is filled from elsewhere, that begins now."
+
     @property
     def counters(self) -> Counters: # How it goes
         "The numbers to watch."
@@ -416,27 +439,32 @@ class EventStreams:
         "The id of the newest event."
         with self._lock: return self._ring.id_at(self._ring.head)
 
-    def _encode(self, event_type: str, data: dict[str, Any]) -> tuple[bytes, str | None, Hashable]:
-        "All that the ring wants to have of an event, but its id."
-        block = encode_event(event_type, self._render(event_type, data))
+    def _describe(self, event_type: str, data: dict[str, Any]) -> tuple[str, bytes, str | None, Hashable]:
+        "The data of an event as text, and all that the ring wants to have of it but its id."
+        text = self._render(event_type, data)
+        block = encode_event(event_type, text)
         topic = self._topic(event_type, data) if self._topic else event_type
-        return block, topic, self._key(event_type, data) if self._key else None
+        return text, block, topic, self._key(event_type, data) if self._key else None
 
     def _publish(self, block: bytes, topic: str | None, key: Hashable, event_id: str | None = None) -> None:
         "Put an event into the ring, and have the clients woken. Only on the loop."
-        with self._lock: self._ring.append(event_id or self._id(self._ring.head + 1), block, topic, key)
+        with self._lock: self._ring.append(self._id(self._ring.head + 1) if event_id is None else event_id, block, topic, key)
         if self._waiting and not self._waking and self._loop is not None:
             self._waking = True
             self._loop.call_soon(self._wake)
 
-    def _publish_from_thread(self, block: bytes, topic: str | None, key: Hashable, event_id: str | None = None) -> None:
+    def _publish_from_thread(self, block: bytes, topic: str | None, key: Hashable) -> None:
         "The same from any thread. However many come before the loop has its turn, it is called once."
         with self._lock:
-            self._ring.append(event_id or self._id(self._ring.head + 1), block, topic, key)
-            if self._loop is None or self._called: return
-            self._called = True
-            try: self._loop.call_soon_threadsafe(self._answer)
-            except RuntimeError: self._called = False  # the loop is closed, nobody waits
+            self._ring.append(self._id(self._ring.head + 1), block, topic, key)
+            self._call()
+
+    def _call(self) -> None:
+        "Call the loop from any thread. Only with the lock."
+        if self._loop is None or self._called: return
+        self._called = True
+        try: self._loop.call_soon_threadsafe(self._answer)
+        except RuntimeError: self._called = False  # the loop is closed, nobody waits
 
     def _answer(self) -> None:
         with self._lock: self._called = False
@@ -451,6 +479,7 @@ class EventStreams:
     async def _wait(self, call: str) -> None:
         "Wait for the next event."
         waiter = self._bind(call).create_future()
+        self._follow()
         self._waiting[waiter] = None
         try: await waiter
         finally: self._waiting.pop(waiter, None)
@@ -464,8 +493,8 @@ class EventStreams:
         self._dropped += batch.missed
         return batch
 
-    def _resume(self, last_event_id: str | None) -> tuple[int, bytes]:
-        "Where a client begins, and what it must be told first."
+    def _resume(self, last_event_id: str | None, since: float) -> tuple[int, bytes] | None:
+        "Where a client begins that asked at that time, and what it must be told first. `None` when that is not known yet, which cannot be here."
         with self._lock:
             head = self._ring.head
             if not last_event_id: return head, b""
@@ -478,8 +507,7 @@ class EventStreams:
         last_event_id: str | None = None # Begin after this event; `None` is now
     ) -> Subscription: # Iterate over it with `async for`
         "Follow the events in this process."
-        position, first = self._resume(last_event_id)
-        subscription = Subscription(self, position, None if topics is None else frozenset(topics), [decode_event(first)] if first else [])
+        subscription = Subscription(self, last_event_id, None if topics is None else frozenset(topics))
         self._subscriptions.add(subscription)
         return subscription
 
@@ -523,11 +551,12 @@ class EventStreams:
 
     async def _send_all(self, stream: _Stream, last_event_id: str) -> None:
         "What is sent. The task is its own, since the app's lies below all its middleware, and to wake it takes as long."
-        loop, ring = asyncio.get_running_loop(), self._ring
+        loop = asyncio.get_running_loop()
         try:
-            await stream.write(self._begin(stream, last_event_id))
+            await stream.write(b"retry: %d\n: connected\n%b" % (self._retry * 1000, self._begin(stream, last_event_id) or b"\n"))
             while not stream.over:
-                if stream.position != ring.head:
+                if stream.position is None and (begin := self._begin(stream, last_event_id)): await stream.write(begin)
+                elif stream.position not in (None, self._ring.head):
                     if payload := self._payload(stream): await stream.write(payload)
                 elif stream.beat: await stream.write(self._beat(stream))
                 else: # what a thread adds right now comes with a call of `_wake`
@@ -542,12 +571,14 @@ class EventStreams:
 
     def _begin(self, stream: _Stream, last_event_id: str) -> bytes:
         "Take a place in the ring, and what the client is told first. It is told where it begins, so that it can come back before it has had any event."
-        stream.position, first = self._resume(last_event_id)
+        if (found := self._resume(last_event_id, stream.opened)) is None: return b""
+        stream.position, first = found
         with self._lock: begin = self._ring.id_at(stream.position)
-        return b"retry: %d\nid: %b\n: connected\n\n%b" % (self._retry * 1000, begin.encode(), first)
+        return b"id: %b\n\n%b" % (begin.encode(), first)
 
     def _payload(self, stream: _Stream) -> bytes:
         "What a client is sent next. It is joined once for all that are at the same place."
+        assert stream.position is not None
         key = (stream.position, stream.topics, self._ring.head)
         if self._made[0] != key: # a thread may have added one by now, which does no harm
             batch = self._read(stream.position, stream.topics, LIMIT)
@@ -565,11 +596,12 @@ class EventStreams:
     def _beat(self, stream: _Stream) -> bytes:
         "What breaks the silence. A client of some topics learns where it is, so that it can come back after many events of others."
         stream.beat = False
-        if stream.topics is None: return b":\n\n"
+        if stream.topics is None or stream.position is None: return b":\n\n"
         with self._lock: return b"id: %b\n:\n\n" % self._ring.id_at(stream.position).encode()
 
     def _enter(self, stream: _Stream) -> asyncio.AbstractEventLoop:
         loop = self._bind("an open stream")
+        self._follow()
         if not self._streams:
             _signals.opened(self)
             self._look()
@@ -618,6 +650,13 @@ class EventStreams:
         self.closed = True
         if self._loop is not None and not self._loop.is_closed(): self._loop.call_soon_threadsafe(self._end)
 
+_all: WeakSet[EventStreams] = WeakSet()
+
+def _forked() -> None:
+    for streams in list(_all): streams._begin_anew()
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forked)
+
 _HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store, no-transform"), (b"x-accel-buffering", b"no"))
 
 def _asked(scope: Message) -> tuple[frozenset[str] | None, str]:
@@ -641,7 +680,7 @@ class SSEBroadcaster(EventStreams):
     ) -> None:
         "Send an event to all clients. Raises `EventTypeError`, `EventDataError`, and `BroadcastLoopError` away from the loop that serves the clients."
         self._bind("broadcast")
-        self._publish(*self._encode(event_type, data))
+        self._publish(*self._describe(event_type, data)[1:])
         if not self._ring.head % self._turn: await asyncio.sleep(0)  # many in a row would keep the loop from sending any
 
     def broadcast_from_thread(self,
@@ -649,4 +688,4 @@ class SSEBroadcaster(EventStreams):
         data: dict[str, Any] # The facts
     ) -> None:
         "The same from any thread. Raises `EventTypeError` and `EventDataError`."
-        self._publish_from_thread(*self._encode(event_type, data))
+        self._publish_from_thread(*self._describe(event_type, data)[1:])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from .injection import Resources
 __all__ = ['DoorOwner', 'Door']
 
 # %% ../../nbs/managers/admission.ipynb #c36a1083
+_log = logging.getLogger(__name__)
+
 class DoorOwner(Protocol):
     "What a door tells the runner, always on the loop."
     def on_admitted(self,
@@ -47,6 +50,21 @@ class DoorOwner(Protocol):
     ) -> Coroutine[Any, Any, None]: # Ends when the plugin is unloaded, or the worker is gone
         "Have a worker unload its plugin."
         ...
+
+    def idle_and_used(self) -> list[PooledWorker]: # None when workers are not replaced
+        "The workers that have had a plugin, have none now, and nothing to do."
+        ...
+
+    def replace(self,
+        worker: PooledWorker # One of those
+    ) -> None:
+        "End a worker; another takes its place."
+
+    def on_never(self,
+        job: Job, # It waits
+        reason: str # Why its plugin can never be loaded
+    ) -> None:
+        "A job waits in vain."
 
 # %% ../../nbs/managers/admission.ipynb #b37a22c9
 class Door:
@@ -89,12 +107,20 @@ class Door:
         "Ask whether there is room for a job's plugin."
         worker.held = True
         self.waiting[ticket.job.id] = ticket
-        task = self._loop.create_task(self._knock(worker, ticket))
+        task = self._loop.create_task(self._knock_and_wait(worker, ticket))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _ask(self, method: str, plugin_id: str, config: dict[str, Any]) -> str:
         return await self._resources.refusal(method, (plugin_id, config, self._estimate(plugin_id, config)), self._timeout)
+
+    async def _knock_and_wait(self, worker: PooledWorker, ticket: Ticket) -> None:
+        "Whatever answers do when they are looked at, the job tries again."
+        try: await self._knock(worker, ticket)
+        except Exception:
+            _log.exception("whether there is room for plugin %r could not be found out; it is asked again", ticket.job.plugin_id)
+            if ticket.job.id in self.waiting and ticket.job.id not in self._aside: self._aside[ticket.job.id] = self._loop.call_later(self.RETRY, self._retry, ticket)
+            self._owner.on_capacity()
 
     async def _knock(self, worker: PooledWorker, ticket: Ticket) -> None:
         job = ticket.job
@@ -110,19 +136,29 @@ class Door:
             job.waiting_for = reason
             self._owner.on_waiting_for(job)
         soon = await self._make_room(ticket)
+        if not soon and job.id in self.waiting and (never := await self.refusal(job.plugin_id, ticket.config)) and job.id in self.waiting: self._owner.on_never(job, never)
         if job.id in self.waiting: self._aside[job.id] = self._loop.call_later(self.SOON if soon else self.RETRY, self._retry, ticket)
         self._owner.on_capacity()
 
     async def _make_room(self, ticket: Ticket) -> bool:
-        "Have one plugin unloaded, unless that was just done. Whether it is worth asking again soon."
+        "Have one plugin unloaded, or else used workers replaced, unless that was just done. Whether it is worth asking again soon."
         if self._loop.time() - self._unloaded < self.SETTLE: return True
         idle = {worker.pid: worker for worker in self._owner.idle_with_plugin()}
         pid = await self._resources.victim(ticket.job.plugin_id, ticket.config, list(idle), self._timeout)
-        if pid is None or not idle[pid].idle or ticket.job.id not in self.waiting: return False
+        if ticket.job.id not in self.waiting: return False
+        if pid is None: return self._replace_used()
+        if not idle[pid].idle: return False
         self._unloaded = self._loop.time()
         await self._owner.unload(idle[pid])
         self._unloaded = self._loop.time()
         return True
+
+    def _replace_used(self) -> bool:
+        "What unloaded plugins have not given back goes with their workers. Whether there are any."
+        used = self._owner.idle_and_used() if self._resources.evicts else []
+        for worker in used: self._owner.replace(worker)
+        if used: self._unloaded = self._loop.time()
+        return bool(used)
 
     def _retry(self, ticket: Ticket) -> None:
         self._forget_waiting(ticket.job.id)

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..core.config import WorkerConfig, _number
 from ..core.engine import Engine, LocalEngine
-from ..core.errors import (ConfigError, DuplicateJobError, ManagerClosedError, ParametersNotSendableError, QueueFullError, RegistryUnavailableError, ResourceValidationError,
+from ..core.errors import (ConfigError, DuplicateJobError, ManagerClosedError, NotANewJobError, ParametersNotSendableError, QueueFullError, RegistryUnavailableError, ResourceValidationError,
     UnknownPluginError, WorkersUnavailableError, WrongLoopError)
 from ..core.events import Event, EventStream, json_safe
 from ..core.frames import Kind, dumps, encode
-from ..core.jobs import Job
+from ..core.jobs import Job, now
 from ..core.plugins import PluginTable, pack
 from ..core.pool import PooledWorker, Ticket
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
@@ -132,13 +132,13 @@ class BaseJobManager(Hooks):
         *,
         priority: int = 0, # Higher ones run sooner
         timeout: float | None = None, # Seconds the job may run; None is `WorkerConfig.job_timeout`
-        retries: int = 0, # How often to run it again, from the start, after its worker crashed
+        retries: int = 0, # How often to run it again, from the start, after its worker crashed; its stream then goes on with what the new run yields
         params: Mapping[str, Any] | None = None, # More parameters: those whose names are taken here
         **parameters: Any # What the plugin's `run` is called with
     ) -> Job: # Pending or running
         """Accept a job. Raises, and then no job exists: `UnknownPluginError`, `PluginNotConfiguredError`, `RegistryUnavailableError`,
         `ResourceValidationError`, `ParametersNotSendableError`, `QueueFullError`, `WorkersUnavailableError`, `ManagerClosedError`,
-        `WrongLoopError`, `DuplicateJobError`, `ConfigError` for a priority, timeout, retries or needs that cannot be, and, the first time,
+        `WrongLoopError`, `NotANewJobError`, `DuplicateJobError`, `ConfigError` for a priority, timeout, retries or needs that cannot be, and, the first time,
         `PluginNotSendableError` for a loader that cannot be sent."""
         runner = self._bind("start_job")
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
@@ -152,6 +152,7 @@ class BaseJobManager(Hooks):
         if runner.pool.capacity <= 0: raise WorkersUnavailableError(self.worker_config.restart.value, runner.unavailable)
         if runner.pending >= self.worker_config.max_pending: raise QueueFullError(self.worker_config.max_pending)
         job = self.create_job(plugin_id, **(dict(params, **parameters) if params else parameters))
+        if not isinstance(job, Job) or job.status != "pending": raise NotANewJobError(job)
         if job.id in self.jobs: raise DuplicateJobError(job.id)
         job.priority, job.timeout, job.retries = priority, timeout, retries
         number = runner.number()
@@ -280,9 +281,11 @@ class BaseJobManager(Hooks):
         event_type: str, # The event's type
         data: dict[str, Any] # Its payload, which need not be JSON-safe
     ) -> None:
-        "Put an event of your own among the others. It never raises for what the broadcaster does. Raises `ManagerClosedError` and `WrongLoopError`."
+        """Put an event of your own among the others, with `worker_type` and `time` like theirs. It never raises for what the broadcaster does.
+        Raises `ConfigError` for data that is no mapping, `ManagerClosedError` and `WrongLoopError`."""
         self._bind("broadcast_event")
-        self._injected.put(Event(event_type, json_safe(data)))
+        if not isinstance(data, Mapping): raise ConfigError("data", "a mapping", data)
+        self._injected.put(Event(event_type, {"worker_type": self.worker_type, "time": now().isoformat(), **json_safe(data)}))
 
     def __repr__(self) -> str:
         counts = Counter(job.status for job in self.jobs.values())
@@ -316,7 +319,9 @@ class JobManager(BaseJobManager):
 
     def get_plugin_loader(self) -> Callable[[], Any]: return self._table
 
-    def check_streaming_support(self, plugin_id: str) -> bool: return plugin_id in self._streaming or super().check_streaming_support(plugin_id)
+    def check_streaming_support(self, plugin_id: str) -> bool:
+        if plugin_id in self._streaming or super().check_streaming_support(plugin_id): return True
+        return plugin_id not in self._table and self._closing is None and self.get_plugin_name(plugin_id) in self._streaming
 
     def _check_known(self, plugin_id: str, name: str) -> None:
         if plugin_id not in self._table and name not in self._table:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from ..core.config import WorkerConfig
 from ..core.errors import PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError
 from ..core.events import Broadcasts, Event, EventStream, json_safe
 from ..core.jobs import Job, now
-from ..core.lanes import Lane, LaneTimeout
+from ..core.lanes import Lane, LaneFullError, LaneTimeout
 from ..core.masking import masked
 from ..core.pool import PooledWorker
 from ..extensions.admission import AdmissionProtocol, EvictionProtocol
@@ -48,13 +47,15 @@ class Registry:
         registry: PluginRegistryProtocol, # The injected one
         category: Any, # The manager's
         timeout: float, # Seconds for one call
+        limit: int, # Questions that may wait
         errors: Counter[str] # Counts what goes wrong
     ):
         self._registry, self._category, self._timeout = registry, category, timeout
-        self.lane = Lane("plugin_registry", sys.maxsize, errors)
+        self.lane = Lane("plugin_registry", limit, errors)
 
     def _call(self, method: str, argument: Any) -> Any:
         "On the lane: one call. Raises `RegistryUnavailableError`."
+        self.lane.at(method)
         try: return getattr(self._registry, method)(argument)
         except BaseException as e:
             self.lane.failed(method, e)
@@ -96,8 +97,8 @@ class Registry:
 
     async def _ask(self, label: str, call: Callable[[], Any]) -> Any:
         try: return await self.lane.ask(label, call, self._timeout)
-        except LaneTimeout as e:
-            self.lane.failed("timeout", e)
+        except (LaneTimeout, LaneFullError) as e:
+            self.lane.failed("timeout" if isinstance(e, LaneTimeout) else "dropped", e)
             raise RegistryUnavailableError(label, str(e)) from e
 
     async def look_up(self,
@@ -169,6 +170,11 @@ class Resources:
         "Whether it is asked if there is room."
         return isinstance(self._manager, AdmissionProtocol)
 
+    @property
+    def evicts(self) -> bool: # Whether it implements `EvictionProtocol`
+        "Whether it says which plugin has to go."
+        return isinstance(self._manager, EvictionProtocol)
+
     async def _ask(self, method: str, timeout: float, *arguments: Any) -> Any:
         "A question; None when there is no answer, since no job is to suffer from that."
         try: return await self.lane.ask(method, lambda: getattr(self._manager, method)(*arguments), timeout)
@@ -184,7 +190,9 @@ class Resources:
         "Why a plugin cannot be loaded."
         plugin_id, config, estimate = job
         reason = await self._ask(method, timeout, plugin_id, self._copy(config), estimate)
-        return "" if reason is None else str(reason) or "there is no room"
+        try: return "" if reason is None else str(reason) or "there is no room"
+        except Exception as e: self.lane.failed(method, e)
+        return ""
 
     async def victim(self,
         plugin_id: str, # The plugin that needs room
@@ -193,7 +201,7 @@ class Resources:
         timeout: float # Seconds to wait for an answer
     ) -> int | None: # One of them
         "Which worker should unload its plugin."
-        if not idle or not isinstance(self._manager, EvictionProtocol): return None
+        if not idle or not self.evicts: return None
         pid = await self._ask("choose_victim", timeout, plugin_id, self._copy(config), list(idle))
         return pid if pid in idle else None
 
@@ -231,7 +239,7 @@ class Injected:
         self._worker_type, self._config = worker_type, config
         self.errors: Counter[str] = Counter()  # What went wrong, by method
         limit, timeout = config.event_buffer, config.integration_timeout
-        self.registry = Registry(plugin_registry, category, timeout, self.errors) if plugin_registry is not None else None
+        self.registry = Registry(plugin_registry, category, timeout, limit, self.errors) if plugin_registry is not None else None
         self.resources = Resources(resource_manager, worker_type, limit, self.errors) if resource_manager is not None else None
         self._broadcasts = Broadcasts(event_broadcaster, limit, timeout, self.errors) if event_broadcaster is not None else None
         self._listeners: weakref.WeakSet[EventStream] = weakref.WeakSet()  # one that nobody reads any more is forgotten
@@ -292,6 +300,13 @@ class Injected:
         if len(self._awaited) >= limit: return self._hooks.failed(f"{name}.dropped", f"{limit} calls are waiting")
         self._awaited.append((hook, arguments))
         if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._await_hooks())
+
+    def hook_failed(self,
+        name: str, # The hook
+        error: Exception # What it raised
+    ) -> None:
+        "Count and log a failure of a hook that was called elsewhere."
+        self._hooks.failed(name, error)
 
     async def _await_hooks(self) -> None:
         "In the task: one hook after the other."

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-from ..core.config import WorkerConfig
+from ..core.config import RestartPolicy, WorkerConfig
 from ..core.engine import Engine, Exit
 from ..core.frames import Frame, Kind, encode
 from ..core.jobs import Chunks, Job, JobCancelled, JobError, now
@@ -128,10 +128,16 @@ class JobRunner:
         self.unavailable = ""  # Why the last worker was not replaced
         self._numbers = count(1)
         resources = injected.resources
-        self.door = Door(resources, hooks.estimate_resources, config.integration_timeout, self) if resources is not None and resources.admits else None
+        self.door = Door(resources, self._estimate, config.integration_timeout, self) if resources is not None and resources.admits else None
         self.pool = WorkerPool(config, engine, self._hello, self)
 
     def _hello(self) -> bytes: return encode(Kind.INIT, 0, (self._path, self._loader, _worker_log.getEffectiveLevel()))
+
+    def _estimate(self, plugin_id: str, config: dict[str, Any]) -> dict[str, int] | None:
+        "What the hook says that a plugin needs; None, which is that nobody knows, when it raises."
+        try: return self._hooks.estimate_resources(plugin_id, config)
+        except Exception as e: self._injected.hook_failed("estimate_resources", e)
+        return None
 
     def accept(self,
         ticket: Ticket # A new job
@@ -254,6 +260,14 @@ class JobRunner:
     async def unload(self, worker: PooledWorker) -> None:
         if worker.plugin is not None: await self.command(worker, Kind.UNLOAD, self.number(), (worker.plugin[0],))
 
+    def idle_and_used(self) -> list[PooledWorker]:
+        if self._config.restart is RestartPolicy.NEVER: return []
+        return [w for w in self.pool.workers if w.idle and w.plugin is None and w.served]
+
+    def replace(self, worker: PooledWorker) -> None: self.pool.stop(worker)
+
+    def on_never(self, job: Job, reason: str) -> None: self._fail(job, JobError("load", f"the plugin can never be loaded here: {reason}"))
+
     def number(self) -> int: # Another one each time
         "The tag of the frames of a job or of a command; also a job's place in line."
         return next(self._numbers)
@@ -344,6 +358,7 @@ class JobRunner:
         elif kind in (Kind.LOADING, Kind.LOADED): self._on_loading(worker, ticket, kind == Kind.LOADING)
 
     def _on_ready(self, worker: PooledWorker, frame: Frame) -> None:
+        if worker.ready: return
         self.pool.became_ready(worker)
         host_pid, host = frame.value()
         if self._injected.resources:
@@ -454,7 +469,10 @@ class JobRunner:
                 self._fail(job, JobError(category, f"{what}: {type(e).__name__}: {e}"))
                 if isinstance(e, KeyboardInterrupt): raise
             else: self._finish(job, "completed", result)
-        elif frame.kind == Kind.FAILED: self._fail(job, JobError(*frame.value()))
+        elif frame.kind == Kind.FAILED:
+            try: error = JobError(*frame.value())
+            except Exception as e: error = JobError("serialization", f"the job failed, and why cannot be read in this process: {type(e).__name__}: {e}")
+            self._fail(job, error)
         else: self._fail(job, JobCancelled("the plugin stopped by itself"))
 
     def on_exit(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
