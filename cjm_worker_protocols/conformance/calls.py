@@ -16,17 +16,22 @@ from itertools import combinations
 from types import FrameType
 from typing import Any
 
-from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, described, quiet, rule, shown, shown_call, within
+from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, advice, described, quiet, rule, shown, shown_call, within
 
 # %% auto #0
-__all__ = ['PID', 'SAMPLES', 'BY_POSITION', 'parameters_of', 'legal_calls', 'watching', 'astray', 'refused', 'cause',
-           'signature_text', 'manager_call', 'mended', 'discard', 'kind_of']
+__all__ = []
 
 # %% ../../nbs/conformance/calls.ipynb #7c2b9e88
-PID = 4_194_305  # One more than any process id that Linux gives
-SAMPLES: dict[str, Any] = {"category": "kit-category", "plugin_id": "kit-plugin", "pid": PID, "worker_type": "kit-worker", "status": "kit-status",
+SAMPLES: dict[str, Any] = {"category": "kit-category", "plugin_id": "kit-plugin", "pid": 4_194_305, "worker_type": "".join(("trans", "cription")), "status": "".join(("run", "ning")),
     "job_id": "kit-job", "plugin_name": "kit-name", "loaded_plugin_resource": "kit-resource", "config": {"model": "kit-model"},
-    "event_type": "kit:event", "data": {"kit": "data"}}  # A value for every parameter of the contract, no two alike
+    "event_type": "kit:event", "data": {"kit": "data"}}  # A value for every parameter of the contract, no two alike; those of which an implementation may have its own list are in it
+
+def samples_for(
+    it: Subject, # An implementation
+    protocol: type # One of the three
+) -> dict[str, Any]: # A value for every parameter; a pid is that of a process that lives
+    "What a call is made with."
+    return {**SAMPLES, "pid": it.pid()} if protocol is NAMES["resources"] else SAMPLES
 
 def parameters_of(
     protocol: type, # One of the three
@@ -188,16 +193,17 @@ def _takes(protocol: type, member: str) -> None:
           needs=(f"{name}.{member}.present", *([before] if before else [])))
     def takes(it: Subject) -> None:
         "It takes the call that the manager makes."
-        _gone_afterwards(it, name)
-        if before: discard(it.call("register_worker", pid=PID, worker_type=SAMPLES["worker_type"]))
-        args, kwargs = manager_call(protocol, member, SAMPLES)
+        given = samples_for(it, protocol)
+        _gone_afterwards(it, name, given)
+        if before: discard(it.call("register_worker", pid=given["pid"], worker_type=given["worker_type"]))
+        args, kwargs = manager_call(protocol, member, given)
         try: result = it.call(member, *args, **kwargs)
         except Broken as broken:
-            assert broken.__cause__ is not None
-            if refused(broken.__cause__): raise Broken(broken.actual, mended(it, protocol, member)) from broken.__cause__
-            if name == "resources": raise Broken(broken.actual, "The call is right; mend what raises in the method: the manager may tell anything, of any pid.") from None
+            error = broken.__cause__
+            if error and refused(error): raise Broken(broken.actual, mended(it, protocol, member)) from error
+            if name == "resources" or advice(error): raise Broken(broken.actual, advice(error) or "The call is right; mend what raises in the method: the manager may tell anything, of any pid.") from error
         else:
-            wrong = astray({p.name: SAMPLES[p.name] for p in parameters_of(protocol, member)}, [(result.__name__, inspect.getcoroutinelocals(result))]) if inspect.iscoroutine(result) else ""
+            wrong = astray({p.name: given[p.name] for p in parameters_of(protocol, member)}, [(result.__name__, inspect.getcoroutinelocals(result))]) if inspect.iscoroutine(result) else ""
             discard(result)
             if wrong: raise Broken(wrong, mended(it, protocol, member))
 
@@ -207,6 +213,7 @@ def mended(
     member: str # Its method
 ) -> str: # What is wrong with it, and what would be right; empty when nobody can tell
     "How to mend a signature."
+    if isinstance(it.impl, type): return f"What is checked is the class itself, and not one of its instances: give `{it.impl.__name__}`, which makes one, or `{it.impl.__name__}()`."
     why = cause(getattr(it.impl, member), protocol, member)
     return f"{why[:1].upper() + why[1:] if not why.startswith('`') else why}. Write it as the contract does: `{signature_text(protocol, member)}`." if why else ""
 
@@ -216,9 +223,9 @@ def discard(
     "Let go of a coroutine that nobody will await."
     if inspect.iscoroutine(result): result.close()
 
-def _gone_afterwards(it: Subject, name: str) -> None:
+def _gone_afterwards(it: Subject, name: str, given: Mapping[str, Any]) -> None:
     "Let a manager that is not made for one check only forget the worker of these calls."
-    if name == "resources": it.afterwards.append(lambda: discard(it.impl.unregister_worker(PID)))
+    if name == "resources": it.afterwards.append(lambda: discard(it.impl.unregister_worker(given["pid"])))
 
 # %% ../../nbs/conformance/calls.ipynb #61619b2e
 def _synchronous(name: str, protocol: type, member: str) -> None:
@@ -226,8 +233,9 @@ def _synchronous(name: str, protocol: type, member: str) -> None:
           "Make it a plain function; the manager calls it off the event loop, where it may block.", needs=(f"{name}.{member}.manager_call",))
     def sync(it: Subject) -> None:
         "It does its work when it is called."
-        _gone_afterwards(it, name)
-        args, kwargs = manager_call(protocol, member, SAMPLES)
+        given = samples_for(it, protocol)
+        _gone_afterwards(it, name, given)
+        args, kwargs = manager_call(protocol, member, given)
         try: result = it.call(member, *args, **kwargs)
         except Broken: return # it has done something
         kind = kind_of(result)
@@ -251,7 +259,7 @@ def _asynchronous(name: str, protocol: type, member: str) -> None:
           needs=(f"{name}.{member}.manager_call",))
     async def asynchronous(it: Subject) -> None:
         "What it gives can be awaited."
-        args, kwargs = manager_call(protocol, member, SAMPLES)
+        args, kwargs = manager_call(protocol, member, samples_for(it, protocol))
         result = it.call(member, *args, **kwargs)
         if inspect.isawaitable(result):
             with quiet():
@@ -268,23 +276,25 @@ def _every_call(name: str, protocol: type, member: str) -> None:
           f"Write it as the contract does: `{signature_text(protocol, member)}`.", "warning", (f"{name}.{member}.{'async' if name == 'events' else 'sync'}",))
     def every_call(it: Subject) -> Any:
         "It takes every call that the contract allows, and each value arrives where it belongs."
-        _gone_afterwards(it, name)
-        return _all_awaited(it, protocol, member) if name == "events" else _all_called(it, protocol, member)
+        values = samples_for(it, protocol)
+        _gone_afterwards(it, name, values)
+        if name == "resources": discard(it.call("register_worker", pid=values["pid"], worker_type=values["worker_type"]))
+        return _all_awaited(it, protocol, member, values) if name == "events" else _all_called(it, protocol, member, values)
 
-def _all_called(it: Subject, protocol: type, member: str) -> None:
-    for args, kwargs, given in _each_call(it, protocol, member):
+def _all_called(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> None:
+    for args, kwargs, given in _each_call(it, protocol, member, values):
         with _landing(it, protocol, member, given): getattr(it.impl, member)(*args, **kwargs)
 
-async def _all_awaited(it: Subject, protocol: type, member: str) -> None:
-    for args, kwargs, given in _each_call(it, protocol, member):
+async def _all_awaited(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> None:
+    for args, kwargs, given in _each_call(it, protocol, member, values):
         with _landing(it, protocol, member, given): await within(LIMIT, getattr(it.impl, member)(*args, **kwargs))
 
-def _each_call(it: Subject, protocol: type, member: str) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]]:
+def _each_call(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]]:
     "The arguments of each legal call: by position, by keyword, and all by their names."
     for positional, named in legal_calls(protocol, member):
-        given = {n: SAMPLES[n] for n in (*positional, *named)}
+        given = {n: values[n] for n in (*positional, *named)}
         args, kwargs = tuple(given[n] for n in positional), {n: given[n] for n in named}
-        it.trail[:] = [shown_call(member, args, kwargs)]
+        it.trail[:] = [it.named(shown_call(member, args, kwargs))]
         yield args, kwargs, given
 
 @contextmanager

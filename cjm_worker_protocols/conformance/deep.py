@@ -25,12 +25,10 @@ from hypothesis.strategies import SearchStrategy
 
 from .checks import MEMBERS, NAMES, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, described, quiet, shown
 from .events import Client, connect
-from .resources import FIELDS, kept, seen, worker
+from .resources import FIELDS, WORKER, kept, seen, takes_any_pid, worker
 
 # %% auto #0
-__all__ = ['Call', 'VALUES', 'TOLD', 'Event', 'CANCELLED', 'DATA', 'EVENTS', 'TOGETHER', 'Departed', 'Stop', 'no_notes', 'Model',
-           'Search', 'newborn', 'change', 'Workers', 'any_workers', 'Listener', 'pauses', 'Clients', 'any_clients',
-           'deep_checks']
+__all__ = []
 
 # %% ../../nbs/conformance/deep.ipynb #ede34535
 class Departed(Exception):
@@ -91,7 +89,7 @@ class Model(RuleBasedStateMachine):
 
     def _wrong(self, call: Call) -> str:
         try: getattr(self, call[0])(*call[1:])
-        except Broken as e: return e.actual
+        except Broken as e: return self.it.named(e.actual)
         except (ProbeError, NotObservable): raise
         except Exception as e: return described(e) # what it gave cannot even be compared
         return ""
@@ -119,7 +117,7 @@ class Search:
         if not self.runs: self.end = time.monotonic() + self.SECONDS
         self.runs += 1
         with suppress(InvalidArgument): self.sure = current_build_context().is_final # but hypothesis may have ended already
-        mine = Subject(impl, self.it.probe)
+        mine = Subject(impl, self.it.probe, self.it.processes)
         self.it.trail = mine.trail # for the report of a call that never comes back
         return mine
 
@@ -192,7 +190,7 @@ class Search:
 
 # %% ../../nbs/conformance/deep.ipynb #1de946a5
 VALUES: dict[str, list[Any]] = {name: [f"{name}-1", None, "", f"{name}-2"] for name in FIELDS} | {
-    "status": ["running", None, "", "idle"], "config": [{"model": "large-v3"}, None, {}, {"options": {"beam": 5}}]}  # What a worker is told to be
+    "status": ["running", None, "idle", "stopping"], "config": [{"model": "large-v3"}, None, {}, {"options": {"beam": 5}}]}  # What a worker is told to be
 TOLD: list[dict[str, Any]] = [{}, *({name: VALUES[name][n] for name in names}
     for size in range(1, len(FIELDS) + 1) for names in combinations(FIELDS, size) for n in range(4))]  # All updates, short and plain ones first
 
@@ -200,14 +198,12 @@ def newborn(
     it: Subject # A resource manager
 ) -> tuple[list[str], dict[str, Any]]: # The fields that it keeps, and those of a worker of which nothing was told
     "What has to be known before the calls of a model can be compared. Raises `NotObservable`, and `Broken` when these few calls show a mistake already."
-    pid = next(_pids)
-    it.call("register_worker", pid=pid, worker_type="kit")
+    pid = it.pid()
+    it.call("register_worker", pid=pid, worker_type=WORKER)
     fresh = copy.deepcopy(worker(it, pid))
     it.call("unregister_worker", pid)
     fields = kept(it)
     return fields, {name: fresh.get(name) for name in fields}
-
-_pids = count(8_000_000)  # Process ids that no process can have, and that no other check uses
 
 # %% ../../nbs/conformance/deep.ipynb #57235d2d
 def change(
@@ -227,20 +223,23 @@ class Workers(Model):
     def __init__(self,
         search: Search, # Which this is a run of
         fields: list[str], # The fields that the manager keeps
-        fresh: dict[str, Any] # Those of a worker of which nothing was told
+        fresh: dict[str, Any], # Those of a worker of which nothing was told
+        living: bool # Whether there must be a process for each worker
     ):
         super().__init__(search)
         self.fields, self.fresh = fields, fresh
         self.known: dict[int, dict[str, Any]] = {}  # The model
-        self.numbers = [1, 2, 3] if search.fresh else [next(_pids) for _ in range(3)]
+        self.numbers = [self.it.processes.living() if living else self.it.processes.gone() for _ in range(3)]
         self.configs: list[dict[str, Any]] = []  # Of the caller
         self.used: dict[int, int] = {}  # The pids, in the order in which they came up
 
     def pid(self,
         n: int # Which of them
-    ) -> int: # The first that comes up is the smallest
+    ) -> int: # `PID_1` is the first that comes up
         "A process id."
-        if n not in self.used: self.used[n] = self.numbers[len(self.used)]
+        if n not in self.used:
+            self.used[n] = self.numbers[len(self.used)]
+            self.it.pids[self.used[n]] = f"PID_{len(self.used)}"
         return self.used[n]
 
     def implementation(self) -> Any: # A fresh one, where there is a factory
@@ -256,7 +255,7 @@ class Workers(Model):
         "Whatever was known of it is forgotten."
         pid = self.pid(n)
         self.known[pid] = dict(self.fresh)
-        self._made("register_worker", pid=pid, worker_type="kit")
+        self._made("register_worker", pid=pid, worker_type=WORKER)
 
     def unregister(self,
         n: int # Which pid
@@ -314,8 +313,8 @@ def any_workers(
     search, fields, newly, broken = Search(it, fresh), list[str](), dict[str, Any](), None
     try: fields, newly = newborn(it)
     except Broken as e: broken = e # perhaps a shorter way can be found
-    trail = it.trail
-    search.run(lambda: Workers(search, fields, newly))
+    trail, living = it.trail, fresh is not None or not takes_any_pid(it) # on one object, who stays from one run must not be taken for a worker of the next
+    search.run(lambda: Workers(search, fields, newly, living))
     it.trail = trail
     if broken: raise broken
 

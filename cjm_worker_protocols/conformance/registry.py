@@ -5,13 +5,15 @@
 # %% ../../nbs/conformance/registry.ipynb #2f8d4ef0
 from __future__ import annotations
 
+import asyncio
 import copy
 import enum
+import inspect
 import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import PurePath
 from typing import Any
@@ -19,8 +21,7 @@ from typing import Any
 from .checks import LIMIT, Broken, NotObservable, ProbeError, Subject, described, quiet, rule, shown, text_of
 
 # %% auto #0
-__all__ = ['NOBODY', 'NOWHERE', 'HOSTILE', 'categories', 'id_of', 'part_of', 'listed', 'known_ids', 'spoil', 'restore', 'spoiled',
-           'opening', 'switching', 'at_once']
+__all__ = []
 
 # %% ../../nbs/conformance/registry.ipynb #e16fb0a5
 NOBODY = "kit-no-such-plugin"  # An id that no registry knows
@@ -32,10 +33,19 @@ def categories(
     "What the probe tells. Raises `NotObservable` without one."
     if it.probe is None: raise NotObservable("needs a probe that gives some categories: probe=lambda registry: ['processing']")
     try:
-        with quiet(): known = it.probe(it.impl)
+        with quiet():
+            known = it.probe(it.impl)
+            if inspect.isawaitable(known): known = wait_for(known)
         if not isinstance(known, str): return list(known)
     except Exception as e: raise ProbeError("the categories of a registry", "an iterable of them", described(e)) from e
     raise ProbeError("the categories of a registry", "an iterable of them", f"{shown(known)}, which is one")
+
+def wait_for(
+    value: Awaitable[Any] # What an asynchronous probe gave
+) -> Any: # What it has to tell
+    "Await something where no event loop runs."
+    async def wait() -> Any: return await value
+    return asyncio.run(wait())
 
 def id_of(
     metadata: Any # Of a plugin
@@ -128,14 +138,25 @@ def _(it: Subject) -> None:
         except Exception as e: raise Broken(f"reading the id of {type(metadata).__name__} raised {described(e)}") from e
         if found is None: raise Broken(f"{shown(metadata)} has none of them")
 
-@rule("registry.unique_ids", "get_plugins_by_category", "Two plugins with one id cannot be told apart.", "Make the ids differ, for instance by the package's name.",
+@rule("registry.unique_ids", "get_plugins_by_category", "Two plugins with one id cannot be told apart: `get_plugin` gives one of them for both.", "Make the ids differ, for instance by the category, or the package's name.",
       needs=("registry.metadata_id",))
 def _(it: Subject) -> None:
-    "No two plugins have the same id."
+    "No two plugins have the same id, whatever their categories."
+    others: dict[str, tuple[Any, Any]] = {}
     for category in categories(it):
-        ids = [str(id_of(metadata)) for metadata in it.call("get_plugins_by_category", category)]
-        for plugin_id in ids:
+        plugins = it.call("get_plugins_by_category", category)
+        ids = [str(id_of(metadata)) for metadata in plugins]
+        for plugin_id, metadata in zip(ids, plugins):
             if ids.count(plugin_id) > 1: raise Broken(f"{ids.count(plugin_id)} plugins of category {shown(category)} have the id {plugin_id!r}")
+            other, where = others.setdefault(plugin_id, (metadata, category))
+            if different := _differ(metadata, other): raise Broken(f"category {shown(where)} and category {shown(category)} have each a plugin with the id {plugin_id!r}: {different}")
+
+def _differ(metadata: Any, other: Any) -> str:
+    "By what one sees that two are not one plugin, which may well be in two categories; empty when one sees nothing."
+    for name in ("name", "category") if metadata is not other else ():
+        mine, theirs = part_of(metadata, name), part_of(other, name)
+        if mine != theirs: return f"its {name} is {shown(theirs)} in one, and {shown(mine)} in the other"
+    return ""
 
 @rule("registry.known_id", "get_plugin", "Whoever shows the list starts a job with an id from it.", "Look plugins up by the id that their metadata tell.",
       needs=("registry.metadata_id",))
@@ -333,5 +354,5 @@ def _(it: Subject) -> None:
         for _ in range(10):
             got.append(answers())
             if time.monotonic() > end: break # it is slow, which is no mistake
-    if errors := at_once([ask] * 4): raise Broken(f"on a thread it raised {described(errors[0])}")
+    if errors := at_once([ask] * 4): raise Broken(f"on a thread it raised {described(errors[0])}") from errors[0]
     if odd := [(a, b) for other in got for a, b in zip(want, other) if a and a != b]: raise Broken(f"one thread got {shown(odd[0][1])} where another got {shown(odd[0][0])}")
