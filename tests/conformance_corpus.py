@@ -1642,6 +1642,7 @@ def plain(text: str) -> str:
     """Without what differs from run to run, and from one Python to the next."""
     text = re.sub(r"\b0x[0-9a-f]+", "0x…", text)
     text = re.sub(r"\d[\d,]* more references", "N more references", text)
+    text = re.sub(r"left \d+", "left N", text)
     text = re.sub(r"job-\d+", "job-N", text) if "one worker" in text else text
     text = re.sub(r"one thread got .* where another got .*", "one thread got … where another got …", text)
     text = re.sub(r"\.? Did you mean '\w+'\?", "", text)

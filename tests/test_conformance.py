@@ -1,11 +1,14 @@
 """The conformance kit: it finds every broken rule, and nothing else; and what it says of it."""
 
 import asyncio
+import contextlib
 import functools
 import html
 import inspect
 import json
+import os
 import re
+import sqlite3
 import sys
 import threading
 import time
@@ -15,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
+import psutil
 import pytest
 from conformance_corpus import MUTANTS, PROBES, RIGHT, Hub, Page, Registry, Resources, connect, said, snapshots, worker
 from conformance_zoo import ZOO
@@ -36,7 +40,10 @@ from cjm_worker_protocols.conformance import (
     events,
     kit,
     registry,
+    resources,
 )
+from cjm_worker_protocols.conformance.processes import Processes
+from cjm_worker_protocols.core.pool import PooledWorker
 from cjm_worker_protocols.extensions.protocols import (
     EventBroadcasterProtocol,
     PluginRegistryProtocol,
@@ -556,7 +563,7 @@ def test_a_class_that_needs_arguments_is_no_factory() -> None:
     class Needy(Registry):
         def __init__(self, path: str) -> None: ...
 
-    with pytest.raises(FactoryError, match="Give a factory that needs no argument, or an object"):
+    with pytest.raises(FactoryError, match="Give a factory that needs no argument and returns an implementation, or an object"):
         check(Needy, "registry")
 
 
@@ -916,3 +923,246 @@ def test_one_category_is_no_list_of_categories() -> None:
     """Its letters are none either."""
     with pytest.raises(ProbeError, match="'speech', which is one"):
         check(Registry, "registry", probe=lambda _: "speech")
+
+
+# What the kit advises
+
+
+class Threaded(Resources):
+    """Its connection is opened where it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection = sqlite3.connect(":memory:")
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        self.connection.execute("select 1")
+        super().register_worker(pid, worker_type)
+
+
+class ThreadedRegistry(Registry):
+    """Likewise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection = sqlite3.connect(":memory:")
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        self.connection.execute("select 1")
+        return super().get_plugin(plugin_id)
+
+
+@pytest.mark.parametrize("made, member", [(Threaded, "resources.register_worker"), (ThreadedRegistry, "registry.get_plugin")])
+def test_what_belongs_to_another_thread_is_told_so(made: Any, member: str) -> None:
+    """The manager would have the same trouble; it is one finding, and not one for every rule."""
+    (finding,) = check(made(), member.partition(".")[0]).findings
+    assert finding.id == f"{member}.manager_call" and "check_same_thread=False" in finding.fix and "same thread" in finding.actual
+    protocol = member.partition(".")[0]
+    assert {f.id for f in check(made, protocol, probe=PROBES[protocol]).findings} == {f"{protocol}.threads"}
+
+
+class LoopHub(Hub):
+    """It belongs to the loop on which it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.get_running_loop()
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if asyncio.get_running_loop() is not self.loop:
+            raise RuntimeError("broadcast was called on a different event loop")
+        await super().broadcast(event_type, data)
+
+
+class HandingHub(LoopHub):
+    """It hands events over to its loop, which never gets to them while it waits."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = json.dumps(data)
+        self.loop.call_soon_threadsafe(lambda: [c.queue.append(f"event: {event_type}\ndata: {text}\n\n") for c in self.clients])
+
+
+@pytest.mark.parametrize("made", [LoopHub, HandingHub])
+def test_a_broadcaster_of_the_loop_that_runs_is_told_so(made: Any) -> None:
+    """`check` holds up that loop; the twin does not."""
+
+    async def main() -> "tuple[Report, Report]":
+        return check(made(), "events", probe=connect), await check_async(made(), "events", probe=connect)
+
+    wrong, right = asyncio.run(main())
+    assert not wrong.ok and all("await check_async(…)" in f.fix and "give a factory" in f.fix for f in wrong.findings), str(wrong)
+    assert not broken(right) - {"events.unsendable", "events.forged"} and check(made, "events", probe=connect).counts["passed"] >= 15
+
+
+def test_one_that_is_made_for_no_loop_is_not_told_so() -> None:
+    """The advice is for those whom it may help."""
+    text = str(check(Hub, "events", probe=connect)) + str(check(MUTANTS["NewestFirst"].factory(), "events", probe=connect))
+    assert "newest" in text.lower() and "check_async" not in text
+
+
+class NeedsALoop(Resources):
+    """It hands its news to a loop, and thinks that there is one."""
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        asyncio.get_running_loop().call_soon(print, pid)
+
+
+class RunsALoop(Hub):
+    """It has a loop run where one runs."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        asyncio.run(asyncio.sleep(0))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_common_errors_are_told_what_to_do() -> None:
+    """Not by the rule that was looked at, but by what was raised."""
+    (finding,) = check(NeedsALoop, "resources").findings
+    assert "`loop.call_soon_threadsafe`" in finding.fix and finding.actual == "it raised RuntimeError: no running event loop"
+    assert "instead of `asyncio.run`" in check(RunsALoop, "events").findings[0].fix
+
+    class NoServer(Hub):
+        async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+            raise ConnectionRefusedError(111, "Connection refused")
+
+    assert check(NoServer, "events").findings[0].fix.endswith("If it is a server that cannot be reached: start it, and check again.")
+
+
+def yields() -> "Iterator[Registry]":
+    """A fixture, and no factory."""
+    yield Registry()
+
+
+async def yields_later() -> Any:
+    """Likewise."""
+    yield Registry()
+
+
+@contextlib.contextmanager
+def entered() -> "Iterator[Registry]":
+    """Likewise."""
+    yield Registry()
+
+
+NO_FACTORIES: "dict[str, tuple[Any, str]]" = {
+    "a generator function": (yields, "it gave a generator: `return` the implementation"),
+    "an async generator function": (yields_later, "it gave a generator: `return` the implementation"),
+    "a context manager": (entered, "which has to be entered: enter it, and give what is in it"),
+    "nothing": (lambda: None, "it gave None: `return` the implementation"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FACTORIES)
+def test_what_is_no_factory_is_told_why(name: str) -> None:
+    """It says what to give instead, and no address in memory."""
+    factory, why = NO_FACTORIES[name]
+    with pytest.raises(FactoryError, match=re.escape(why)) as caught:
+        check(factory, "registry")
+    assert "0x" not in str(caught.value)
+    with pytest.raises(FactoryError, match=re.escape(why)):
+        asyncio.run(check_async(factory, "events"))
+
+
+def test_a_class_that_is_given_for_an_instance_is_told_so() -> None:
+    """By a factory that forgot to call it."""
+    for finding in check(lambda: Registry, "registry").findings:
+        assert finding.fix == "What is checked is the class itself, and not one of its instances: give `Registry`, which makes one, or `Registry()`."
+
+
+# Waivers without a reason, and reports without a check
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_a_waiver_needs_a_reason(empty: str) -> None:
+    """Without one it waives nothing, and is a failure of its own, whatever the level of the rule."""
+    for name in ("UnknownIdRaises", "PidsAreLogged"):
+        m = MUTANTS[name]
+        report = check(m.factory, m.protocol, probe=m.probe, waive={m.id: empty})
+        assert [(f.id, f.actual) for f in report.findings][-1] == (m.id, "it gives no reason") and not report.ok
+        assert broken(report) == {m.id} and not ended(report, "skipped")
+    assert [f.actual for f in check(Registry, "registry", waive={"registry.nope": empty}).findings] == ["it gives no reason"]
+
+
+@pytest.mark.parametrize("wrong", [{"registry.unknown_id"}, ["registry.unknown_id"], {"registry.unknown_id": None}, {1: "why"}, "registry.unknown_id=why"])
+def test_waivers_are_reasons_by_id(wrong: Any) -> None:
+    """Anything else is refused before anything is checked."""
+    with pytest.raises(TypeError, match="waive: expected a mapping of ids of checks to reasons"):
+        check(Registry, "registry", waive=wrong)
+
+
+def test_that_all_was_waived_is_a_failure() -> None:
+    """Nothing has been seen to hold."""
+    report = check(types.SimpleNamespace, "events", waive={"events.broadcast.present": "later"})
+    assert [f.id for f in report.findings] == ["kit.nothing_checked"] and not report.ok
+
+
+def test_a_factory_makes_one_for_each_check() -> None:
+    """Checks that are blocked or cannot be seen need none."""
+    for name, right in RIGHT.items():
+        made: "list[Any]" = []
+
+        def factory(right: Any = right, made: "list[Any]" = made) -> Any:
+            made.append(right())
+            return made[-1]
+
+        report = check(factory, name, probe=PROBES[name])
+        assert len({id(one) for one in made}) == len(made) == len(report.outcomes)
+
+
+# Processes
+
+
+def children() -> "list[int]":
+    """The processes that this one has started and that have not ended."""
+    return [p.pid for p in psutil.Process().children(recursive=True)]
+
+
+def test_the_kit_ends_the_processes_that_it_starts() -> None:
+    """And leaves no thread, no file and no task, whatever was found."""
+    before = children(), {*threading.enumerate()}, len(os.listdir("/proc/self/fd"))
+    for name, right in RIGHT.items():
+        check(right, name, probe=PROBES[name])
+    for wrong in (lambda manager, pid: 5, raises):
+        with suppress(ProbeError):
+            check(Resources, "resources", probe=wrong)
+
+    async def main() -> "set[Any]":
+        for name, right in RIGHT.items():
+            await check_async(right, name, probe=PROBES[name])
+        return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+    assert not asyncio.run(main())
+    assert (children(), {*threading.enumerate()}, len(os.listdir("/proc/self/fd"))) == before
+
+
+def test_pids_are_of_living_processes_and_not_of_others() -> None:
+    """A resource manager may look at them, and may even end them."""
+    seen: "set[int]" = set()
+
+    class Looks(Resources):
+        def register_worker(self, pid: int, worker_type: str) -> None:
+            if psutil.pid_exists(pid):
+                seen.add(pid)
+                assert psutil.Process(pid).ppid() == os.getpid() and pid != os.getpid()
+            super().register_worker(pid, worker_type)
+
+    assert check(Looks, "resources", probe=worker, deep=True).ok and len(seen) >= 3
+
+
+def test_without_a_way_to_start_processes_pids_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a sandbox."""
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise PermissionError("no processes here")
+
+    monkeypatch.setattr(Processes, "_start", fails)
+    report = check(Resources, "resources", probe=worker)
+    assert report.counts["passed"] == len(report.outcomes), str(report)
+
+
+def test_the_kit_tells_of_workers_what_the_manager_tells() -> None:
+    """The same fields, and every status that a worker of the pool can have."""
+    told = {snapshot["status"] for snapshot in resources.LIFE}
+    source = inspect.getsource(PooledWorker)
+    assert told == set(re.findall(r"`(\w+)`", source[source.index("def status") :].partition("\n")[0]))
+    assert all(set(snapshot) == set(resources.FIELDS) for snapshot in resources.LIFE)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
 import re
 import sys
@@ -16,7 +15,7 @@ from itertools import combinations
 from types import FrameType
 from typing import Any
 
-from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, advice, described, quiet, rule, shown, shown_call, within
+from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, advice, closest, described, quiet, rule, shown, shown_call, within
 
 # %% auto #0
 __all__ = []
@@ -62,6 +61,9 @@ def watching(
 ) -> Iterator[list[tuple[str, dict[str, Any]]]]: # Fills with the functions that got them, and which, by the names that they have there
     "Watch where the values of the next call on this thread arrive."
     watch = _Watch(given)
+    if watch.before is not None and not isinstance(watch.before, _Watch): # somebody looks for what is slow, and would see nothing any more
+        yield []
+        return
     sys.setprofile(watch)
     try: yield watch.found
     finally:
@@ -70,7 +72,7 @@ def watching(
         sys.setprofile(top)
 
 class _Watch:
-    "A function of `sys.setprofile`, until it is over; whatever was there before goes on below it."
+    "A function of `sys.setprofile`, until it is over; another that was there before goes on below it."
     def __init__(self, given: Mapping[str, Any]):
         self.found, self.on_their_way = list[tuple[str, dict[str, Any]]](), {id(value) for value in given.values()}
         self.over, self.before = False, sys.getprofile()
@@ -83,6 +85,7 @@ class _Watch:
         if arrived := {n: value for n, value in arguments.items() if id(value) in self.on_their_way}:
             self.on_their_way.difference_update(map(id, arrived.values()))
             self.found.append((code.co_name, arrived))
+            if not self.on_their_way and sys.getprofile() is self: sys.setprofile(self.before)
 
 # %% ../../nbs/conformance/calls.ipynb #d8340bef
 def astray(
@@ -139,7 +142,7 @@ def _taken(kinds: set[Any], parameter: inspect.Parameter) -> bool:
 
 def _like(name: str, new: list[str], have: list[str], want: list[str]) -> list[str]:
     "The one new parameter that a missing one may have become: by its name, or else by its place."
-    close = difflib.get_close_matches(name, new, 1, 0.5)
+    close = closest(name, new, 0.5)
     return close or [n for n in new if n in have and have.index(n) == want.index(name)]
 
 def _list(names: list[str]) -> str: return ", ".join(f"`{n}`" for n in names)
@@ -176,7 +179,7 @@ def _present(protocol: type, member: str) -> None:
         try: method = getattr(it.impl, member)
         except AttributeError:
             public = [n for n in dir(it.impl) if not n.startswith("_") and n not in MEMBERS[protocol] and callable(inspect.getattr_static(it.impl, n, None))]
-            close = difflib.get_close_matches(member, public, 1, 0.6)
+            close = closest(member, public)
             raise Broken("there is no such attribute", f"Rename `{close[0]}` to `{member}`." if close else "") from None
         except Exception as e: raise Broken(f"to look at it raised {described(e)}") from e
         if not callable(method): raise Broken(f"it is {shown(method)}, which cannot be called")
@@ -282,29 +285,30 @@ def _every_call(name: str, protocol: type, member: str) -> None:
         return _all_awaited(it, protocol, member, values) if name == "events" else _all_called(it, protocol, member, values)
 
 def _all_called(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> None:
-    for args, kwargs, given in _each_call(it, protocol, member, values):
-        with _landing(it, protocol, member, given): getattr(it.impl, member)(*args, **kwargs)
+    for args, kwargs, given in _each_call(protocol, member, values):
+        with _landing(it, protocol, member, (args, kwargs), given): getattr(it.impl, member)(*args, **kwargs)
 
 async def _all_awaited(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> None:
-    for args, kwargs, given in _each_call(it, protocol, member, values):
-        with _landing(it, protocol, member, given): await within(LIMIT, getattr(it.impl, member)(*args, **kwargs))
+    for args, kwargs, given in _each_call(protocol, member, values):
+        with _landing(it, protocol, member, (args, kwargs), given): await within(LIMIT, getattr(it.impl, member)(*args, **kwargs))
 
-def _each_call(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]]:
+def _each_call(protocol: type, member: str, values: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]]:
     "The arguments of each legal call: by position, by keyword, and all by their names."
     for positional, named in legal_calls(protocol, member):
         given = {n: values[n] for n in (*positional, *named)}
-        args, kwargs = tuple(given[n] for n in positional), {n: given[n] for n in named}
-        it.trail[:] = [it.named(shown_call(member, args, kwargs))]
-        yield args, kwargs, given
+        yield tuple(given[n] for n in positional), {n: given[n] for n in named}, given
 
 @contextmanager
-def _landing(it: Subject, protocol: type, member: str, given: dict[str, Any]) -> Iterator[None]:
+def _landing(it: Subject, protocol: type, member: str, call: tuple[tuple[Any, ...], dict[str, Any]], given: dict[str, Any]) -> Iterator[None]:
     "Raises `Broken` when the call that is made here is not taken, or a value does not arrive where it belongs."
+    error: BaseException | None = None
     with quiet(), watching(given) as found:
         try: yield
-        except (Exception, SystemExit) as e:
-            if refused(e): raise Broken(f"it raised {described(e)}", mended(it, protocol, member)) from e
-    if wrong := astray(given, found): raise Broken(wrong, mended(it, protocol, member))
+        except (Exception, SystemExit) as e: error = e
+    wrong = f"it raised {described(error)}" if error and refused(error) else astray(given, found)
+    if not wrong: return
+    it.trail[:] = [it.named(shown_call(member, *call))]
+    raise Broken(wrong, mended(it, protocol, member)) from error
 
 # %% ../../nbs/conformance/calls.ipynb #63af286d
 for _name, _protocol in NAMES.items():

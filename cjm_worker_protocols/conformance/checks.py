@@ -185,6 +185,15 @@ def described(
     "An exception in one line."
     return f"{type(error).__name__}: {error}".strip().split("\n")[0].rstrip(": ")
 
+def closest(
+    name: str, # That somebody wrote
+    names: list[str], # That there are
+    cutoff: float = 0.6 # How like one must be, from 0 to 1
+) -> list[str]: # One of them, or none
+    "The name that may have been meant."
+    from difflib import get_close_matches
+    return get_close_matches(name, names, 1, cutoff)
+
 # %% ../../nbs/conformance/checks.ipynb #new2
 _KNOWN = {
     r"same thread|(different|another|other|wrong) thread": "What belongs to one thread cannot be used here: the manager calls from a thread of its own. Open an SQLite connection with "

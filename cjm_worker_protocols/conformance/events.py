@@ -29,7 +29,7 @@ class Client:
     def __init__(self,
         client: Any # What the probe gave
     ):
-        self._client = client
+        self._client, self._left = client, False
 
     async def _ask(self, method: str, expected: str) -> Any:
         try:
@@ -45,7 +45,9 @@ class Client:
         except (TypeError, ValueError) as e: raise ProbeError("client.received()", "a list of (event_type, data) pairs", shown(value)) from e
 
     async def close(self) -> None:
-        "Leave."
+        "Leave, once."
+        if self._left: return
+        self._left = True
         await self._ask("close", "that it leaves")
 
     async def until(self,
@@ -215,12 +217,16 @@ async def _(it: Subject) -> None:
     "A client that takes nothing holds up neither the broadcast nor the other clients."
     await connect(it)
     other, numbers, end = await connect(it), count(), time.monotonic() + SECONDS
-    it.trail.append("1,000 events, which one client does not take and another does")
-    for _ in range(100):
-        await flood(it, numbers, 9, end)
-        await broadcast(it, (last := f"kit:{next(numbers)}"), {})
-        it.trail.pop()
-        await other.until(last)
+    it.trail.append("200 events, which one client does not take and another does")
+    for n in range(9, 200, 10):
+        await flood(it, numbers, 10, end)
+        await other.until(f"kit:{n}")
+    await other.close()
+    it.trail.append("the other leaves; 1,000 more events; another comes")
+    await flood(it, numbers, 1_000, end)
+    other = await connect(it)
+    await broadcast(it, "kit:last", {})
+    await other.until("kit:last")
 
 @rule("events.stuck_client_is_bounded", "broadcast", "What nobody takes would fill the memory.", "Give each queue a limit: `asyncio.Queue(maxsize=1000)`, or `deque(maxlen=1000)`; one of more than 30,000 events is as good as none.",
       "warning", ("events.stuck_client",))
@@ -290,16 +296,18 @@ async def _(it: Subject) -> None:
 async def _(it: Subject) -> None:
     "No event type, however odd, makes a client see more events than were sent."
     client, sent = await connect(it), 0
-    for odd in ("kit\n\nevent: forged\ndata: {}\n\n", "kit\r\revent: forged\rdata: {}\r\r", "kit\0", "kit\u2028event: forged", "", "kit\ud800", "kit:ünï©ode ✓"):
+    for n, odd in enumerate( ("kit\n\nevent: forged\ndata: {}\n\n", "kit\r\revent: forged\rdata: {}\r\r", "kit\0", "kit\u2028event: forged", "", "kit\ud800", "kit:ünï©ode ✓")):
+        it.trail.clear()
         for event_type, data in ((odd, {"n": 1}), ("kit:data", {"n": odd})):
             try: await broadcast(it, event_type, data)
             except Broken as e:
                 if isinstance(e.__cause__, SystemExit) or e.__cause__ is None: raise # to refuse one with an exception is right
             else: sent += 1
-    await broadcast(it, "kit:last", {})
-    got = await client.until("kit:last")
-    if forged := [event for event in got if str(event[0]).strip() == "forged"]: raise Broken(f"a client got {shown(forged[0])}")
-    if len(got) > sent + 1: raise Broken(f"{sent + 1} events were sent, and a client got {len(got)}")
+        await broadcast(it, last := f"kit:last {n}", {})
+        sent += 1
+        got = await client.until(last)
+        if forged := [event for event in got if str(event[0]).strip() == "forged"]: raise Broken(f"a client got {shown(forged[0])}")
+        if len(got) > sent: raise Broken(f"{sent} events were sent, and a client got {len(got)}")
 
 @rule("events.unsendable", "broadcast", "A bug somewhere puts an object into the data; it must be found, and must not silence everybody.",
       "Write the data as JSON before anything else, so that what cannot be written raises in `broadcast`, and nothing of it was queued.", needs=("events.delivered",))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
 import os
 import threading
@@ -16,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from . import calls, events, registry, resources # noqa: F401  each puts its checks into the catalogue
-from .checks import CHECKS, LIMIT, MEMBERS, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, advice, described, muted, protocol_of, quiet
+from .checks import CHECKS, LIMIT, MEMBERS, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, advice, closest, described, muted, protocol_of, quiet
 from .processes import Processes
 from .report import Finding, Outcome, Report
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
@@ -123,8 +122,12 @@ class Run:
                 self._subject = Subject(await self._awaited(self._made()), self.probe, self.processes)
                 try: await asyncio.wait_for(_settled(self._check.run(self._subject)), HANGS)
                 except (asyncio.TimeoutError, TimeoutError): raise _Hung from None
-            for call in self._subject.afterwards:
-                with suppress(Exception), quiet(): await asyncio.wait_for(_settled(call()), LIMIT)
+            with suppress(Exception): await asyncio.wait_for(self._clean(), LIMIT)
+
+    async def _clean(self) -> None:
+        "Let clients leave, and what else a check has left."
+        for call in self._subject.afterwards:
+            with suppress(Exception), quiet(): await _settled(call())
 
     def _made(self) -> Any:
         "An implementation, a fresh one if there is a factory."
@@ -218,7 +221,7 @@ class Run:
         member = next((check.member for check in self.checks if check.id == id), "")
         if not self.waive[id]: return Finding(id, "error", member, "A waiver says why the rule need not hold.", "it gives no reason", "", "Write down the reason, or remove the waiver.")
         if id not in self.outcomes:
-            actual, close = "there is no such check", difflib.get_close_matches(id, self.outcomes, 1)
+            actual, close = "there is no such check", closest(id, list(self.outcomes))
             return Finding(id, "error", "", "A waiver names a check of this protocol.", actual, "", f"It may be {close[0]!r} that is meant." if close else "Remove it.")
         outcome = self.outcomes[id]
         return Finding(id, "error", member, "What is waived is broken.", f"the check {_ENDED[outcome.outcome]}{f': {outcome.reason}' if outcome.reason else ''}", "", "Remove the waiver.")

@@ -20,7 +20,8 @@ _GONE = count(4_194_400)  # Pids that no process can have: Linux gives none abov
 
 class Processes:
     "A few processes that do nothing."
-    MOST = 4  # No check needs more at the same time
+    MOST = 3  # No check needs more at the same time
+    CATS = ("/bin/cat", "/usr/bin/cat")  # A program that reads and does nothing else
 
     def __init__(self) -> None:
         self._started, self._turns, self._pipe = list[subprocess.Popen[bytes]](), count(), list[int]()
@@ -28,11 +29,7 @@ class Processes:
 
     def living(self) -> int: # One of `MOST`, each in its turn
         "The pid of a process that lives; one of no process, where none can be started."
-        try:
-            turn = next(self._turns) % self.MOST
-            if turn == len(self._started): self._started.append(self._start())
-            elif self._started[turn].poll() is not None: self._started[turn] = self._start() # somebody has ended it
-            return self._started[turn].pid
+        try: return self._alive(next(self._turns) % self.MOST).pid
         except OSError: return self.gone()
 
     def gone(self) -> int: # Another one each time
@@ -43,13 +40,16 @@ class Processes:
         "End them."
         _end(self._started, self._pipe)
 
+    def _alive(self, n: int) -> subprocess.Popen[bytes]:
+        "One of them; a new one when it is not there yet, or somebody has ended it."
+        if n >= len(self._started): self._started.append(self._start())
+        elif self._started[n].poll() is not None: self._started[n] = self._start()
+        return self._started[min(n, len(self._started) - 1)]
+
     def _start(self) -> subprocess.Popen[bytes]:
         if not self._pipe: self._pipe[:] = os.pipe()
-        try: return self._run("cat")
-        except FileNotFoundError: return self._run(sys.executable, "-ISc", "import sys; sys.stdin.read()")
-
-    def _run(self, *command: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, stdin=self._pipe[0], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = next(([cat] for cat in self.CATS if os.access(cat, os.X_OK)), [sys.executable, "-ISc", "import sys; sys.stdin.read()"])
+        return subprocess.Popen(command, stdin=self._pipe[0], close_fds=False) # which is three times as fast; files of Python are closed all the same
 
 def _end(started: list[subprocess.Popen[bytes]], pipe: list[int]) -> None:
     "End processes, and close the pipe that they read from."

@@ -236,7 +236,7 @@ def _(it: Subject) -> None:
 def _(it: Subject) -> None:
     "Several threads may call at once, and nothing of what they tell is lost."
     fields, any_pid = kept(it) if it.probe else [], takes_any_pid(it)
-    pids = [[it.pid(living=not any_pid) for _ in range(10 if any_pid else 1)] for _ in range(4)]
+    pids = [[it.pid(living=not any_pid) for _ in range(8 if any_pid else 1)] for _ in range(it.processes.MOST)]
     it.afterwards += [partial(it.impl.unregister_worker, pid) for mine in pids for pid in mine]
 
     def tell(mine: list[int]) -> None:
@@ -244,7 +244,7 @@ def _(it: Subject) -> None:
             it.impl.register_worker(pid=pid, worker_type=WORKER)
             it.impl.update_worker_state(pid=pid, **{**full(), "job_id": f"job-{pid}"})
             if n % 2: it.impl.unregister_worker(pid)
-    it.trail.append("4 threads, each of which registers and updates workers, and unregisters every other")
+    it.trail.append("3 threads, each of which registers and updates workers, and unregisters every other")
     if errors := at_once([partial(tell, mine) for mine in pids]): raise Broken(f"on a thread it raised {described(errors[0])}") from errors[0]
     for n, pid in chain(*map(enumerate, pids)):
         known = seen(it, pid)
