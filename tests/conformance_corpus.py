@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -308,6 +309,14 @@ class Later:
         return self.value
 
 
+@mutant("registry.get_plugin.sync")
+class GetPluginIsLeftToAThread(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        future: "Future[Any]" = Future()
+        future.set_result(super().get_plugin(plugin_id))
+        return future
+
+
 @mutant("registry.get_plugin.every_call")
 class PluginIdIsRenamed(Registry):
     def get_plugin(self, unique_id: str) -> Any:
@@ -535,6 +544,19 @@ class NothingIsOneList(Registry):
         return super().get_plugins_by_category(category) or self.nothing
 
 
+@mutant("registry.list_is_the_callers")
+class EachListingAddsToTheLast(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: List[Any] = []
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        if category == "text":
+            self.told += super().get_plugins_by_category(category)[:1]
+            return [m for m in self.told[-2:]]
+        return super().get_plugins_by_category(category)
+
+
 @mutant("registry.config_is_a_dict")
 class ConfigIsAnObject(Registry):
     def load_plugin_config(self, plugin_id: str) -> Any:
@@ -609,6 +631,14 @@ class IdsArePaths(Registry):
 class IdsAreResolvedPaths(Registry):
     def get_plugin(self, plugin_id: str) -> Any:
         return super().get_plugin(Path(plugin_id).name if plugin_id[:1] == "." else plugin_id)
+
+
+@mutant("registry.hostile_ids")
+class IdsAreStatements(Registry):
+    """As it is with a text that is put together."""
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        return self.plugins["whisper"] if "' OR 1=1" in plugin_id else super().get_plugin(plugin_id)
 
 
 @mutant("registry.hostile_ids")
@@ -1056,6 +1086,17 @@ class TheModuleKeepsALog(Resources):
 
 
 @mutant("resources.leaves_nothing")
+class UpdatesAreCounted(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates: Dict[int, int] = {}
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, fields)
+        self.updates[pid] = self.updates.get(pid, 0) + 1
+
+
+@mutant("resources.leaves_nothing")
 class TheSameIsKeptAgainAndAgain(Resources):
     def __init__(self) -> None:
         super().__init__()
@@ -1290,6 +1331,16 @@ class EachComesTwice(Hub):
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         await super().broadcast(event_type, data)
         await super().broadcast(event_type, data)
+
+
+@mutant("events.order")
+class OneInFiftyIsLost(Hub):
+    sent = 0
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        self.sent += 1
+        if self.sent % 50:
+            await super().broadcast(event_type, data)
 
 
 @mutant("events.every_client")

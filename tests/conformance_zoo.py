@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 import types
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -840,3 +841,102 @@ class HubOfASet(Hub):
         page = Page(self, deque(maxlen=self.LIMIT))
         self.clients.add(page)
         return page
+
+
+class QueuePage(Page):
+    """A client with a queue of asyncio's, which is read without waiting."""
+
+    def __init__(self, hub: Any, inbox: "asyncio.Queue[str]") -> None:
+        super().__init__(hub, deque())
+        self.inbox = inbox
+
+    def received(self) -> "list[tuple[str, Any]]":
+        while not self.inbox.empty():
+            self.queue.append(self.inbox.get_nowait())
+        return super().received()
+
+
+@animal("events")
+class HubOfQueues(Hub):
+    """From a queue that is full the oldest event is dropped."""
+
+    clients: Any
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            if client.inbox.full():
+                client.inbox.get_nowait()
+            client.inbox.put_nowait(text)
+
+    def connect(self) -> Page:
+        page = QueuePage(self, asyncio.Queue(100))
+        self.clients.append(page)
+        return page
+
+
+@animal("events")
+class HubThatReplays(Hub):
+    """Whoever comes gets the last ten events first, as a page does that connects again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: "deque[str]" = deque(maxlen=10)
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        self.last.append(frame(event_type, data))
+        await super().broadcast(event_type, data)
+
+    def connect(self) -> Page:
+        page = super().connect()
+        page.queue.extend(self.last)
+        return page
+
+
+@animal("events")
+class HubOnAThread(Hub):
+    """It sends from a thread of a pool, so that no client can hold up the loop."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await asyncio.to_thread(self.send, frame(event_type, data))
+
+    def send(self, text: str) -> None:
+        for client in list(self.clients):
+            client.queue.append(text)
+
+
+@animal("events")
+class HubOfWeakReferences(Hub):
+    """Whoever lets go of a client has left."""
+
+    clients: Any
+
+    def __init__(self) -> None:
+        self.clients = weakref.WeakSet()
+
+    def connect(self) -> Page:
+        page = Page(self, deque(maxlen=self.LIMIT))
+        self.clients.add(page)
+        return page
+
+
+@animal("events")
+class HubWithADispatcher(Hub):
+    """One task takes events from a queue and hands them to the clients, for as long as the hub lives."""
+
+    task: Any = None
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        if self.task is None:
+            self.inbox: "asyncio.Queue[str]" = asyncio.Queue()
+            self.loop = asyncio.get_running_loop()
+            self.task = self.loop.create_task(self.dispatch(self.inbox, weakref.ref(self)))
+        self.loop.call_soon_threadsafe(self.inbox.put_nowait, text)
+
+    @staticmethod
+    async def dispatch(inbox: "asyncio.Queue[str]", hub: Any) -> None:
+        while True:
+            text = await inbox.get()
+            for client in list(getattr(hub(), "clients", ())):
+                client.queue.append(text)

@@ -510,12 +510,28 @@ def test_a_method_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kit, "HANGS", 0.2)
     monkeypatch.setattr(kit, "LIMIT", 0.2)
-    report = check(Hangs, "registry")
+    report = check(Hangs, "registry", waive={"registry.get_plugin.manager_call": "it cannot be waived"})
     end.set()
     assert broken(report) == {"registry.get_plugin.manager_call"}
     assert [f.actual for f in report.findings] == ["a call did not come back"] and "integration_timeout" in report.findings[0].fix
     assert set(ended(report, "blocked").values()) == {"by registry.get_plugin.manager_call"}
     assert len(report.outcomes) == len(kit.checks_of("registry"))
+
+
+def test_a_deadlock_is_an_error_whatever_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is seen in a check that else only warns, and hides all that come after it."""
+
+    class Deadlocks(Resources):
+        def register_worker(self, pid: int, worker_type: str) -> None:
+            if pid not in self.workers:
+                super().register_worker(pid, worker_type)
+            elif not self.lock.acquire(timeout=5) or True:
+                time.sleep(2)
+
+    monkeypatch.setattr(kit, "HANGS", 0.3)
+    report = check(Deadlocks, "resources", probe=worker)
+    (finding,) = report.findings
+    assert (finding.id, finding.level, finding.actual) == ("resources.register_worker.every_call", "error", "a call did not come back") and not report.ok
 
 
 def test_a_broadcast_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

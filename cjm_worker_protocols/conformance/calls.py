@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import combinations
 from types import FrameType
@@ -243,7 +244,7 @@ def _synchronous(name: str, protocol: type, member: str) -> None:
         except Broken: return # it has done something
         kind = kind_of(result)
         discard(result)
-        if kind: raise Broken(f"it gave {kind}, so nothing was done yet")
+        if kind: raise Broken(f"it gave {kind}, so nothing was done yet", "Wait for it: `return ….result()`." if isinstance(result, Future) else "")
 
 def kind_of(
     result: Any # What a call gave
@@ -252,6 +253,7 @@ def kind_of(
     if inspect.iscoroutine(result): return "a coroutine"
     if inspect.isasyncgen(result): return "an async generator"
     if inspect.isgenerator(result): return "a generator"
+    if isinstance(result, Future): return "a Future, for which nobody has waited"
     return f"{type(result).__name__}, which has to be awaited" if inspect.isawaitable(result) else ""
 
 # %% ../../nbs/conformance/calls.ipynb #fe71c678

@@ -125,6 +125,7 @@ class Subject:
         self.impl, self.probe, self.trail = impl, probe, list[str]()
         self.processes = processes or Processes()
         self.pids: dict[int, str] = {}  # What those are called that were given
+        self.calls = 0  # How many were made
         self.afterwards: list[Callable[[], Any]] = []  # What to do when the check has ended; may be asynchronous
 
     def pid(self,
@@ -148,14 +149,17 @@ class Subject:
     ) -> Any: # What it gave
         "Call a method. Raises `Broken` when it raises."
         self.trail.append(self.named(shown_call(member, args, kwargs)))
+        self.calls += 1
         with quiet():
             try: return getattr(self.impl, member)(*args, **kwargs)
             except (Exception, SystemExit, asyncio.CancelledError) as e: raise Broken(f"it raised {described(e)}") from e
 
     @property
     def witness(self) -> str: # Like `register_worker(pid=PID_1, worker_type='llm'); unregister_worker(PID_1)`
-        "The last calls that were made."
-        return "; ".join((["…"] if len(self.trail) > 6 else []) + self.trail[-6:])
+        "The last calls that were made, as far as one likes to read."
+        last = self.trail[-6:]
+        while len(last) > 2 and sum(map(len, last)) > 800: last = last[1:]
+        return "; ".join((["…"] if len(self.trail) > len(last) else []) + last)
 
 # %% ../../nbs/conformance/checks.ipynb #2377a551
 def text_of(
@@ -183,7 +187,8 @@ def described(
     error: BaseException # What was raised
 ) -> str: # Like `KeyError: 'x'`
     "An exception in one line."
-    return f"{type(error).__name__}: {error}".strip().split("\n")[0].rstrip(": ")
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return text if len(text) <= 300 else f"{text[:240]}…{text[-50:]}"
 
 def closest(
     name: str, # That somebody wrote

@@ -29,7 +29,7 @@ class Client:
     def __init__(self,
         client: Any # What the probe gave
     ):
-        self._client, self._left = client, False
+        self._client, self._left, self._before = client, False, 0
 
     async def _ask(self, method: str, expected: str) -> Any:
         try:
@@ -41,8 +41,12 @@ class Client:
     async def received(self) -> list[tuple[str, Any]]: # Pairs of type and data
         "What was delivered so far. Raises `ProbeError`."
         value = await self._ask("received", "a list of (event_type, data) pairs")
-        try: return [(event_type, data) for event_type, data in value]
+        try: return [(event_type, data) for event_type, data in value][self._before:]
         except (TypeError, ValueError) as e: raise ProbeError("client.received()", "a list of (event_type, data) pairs", shown(value)) from e
+
+    async def begin(self) -> None:
+        "Forget what it was told of the past, as a page is that connects again."
+        self._before = len(await self.received())
 
     async def close(self) -> None:
         "Leave, once."
@@ -64,7 +68,8 @@ class Client:
         raise Broken(f"{event_type!r} did not come within {self.PATIENCE:g} s; what came is {shown(types)}")
 
 async def connect(
-    it: Subject # A broadcaster
+    it: Subject, # A broadcaster
+    reads: bool = True # Whether it is looked at, or stuck
 ) -> Client: # One that will be told
     "Connect a client. Raises `NotObservable` without a probe."
     if it.probe is None: raise NotObservable("needs a probe that connects a client: probe=connect, which gives an object with received() and close()")
@@ -76,6 +81,7 @@ async def connect(
         raise ProbeError("a client", "an object with received() and close()", f"{shown(client)}, which has no {missing[0]}()")
     connected = Client(client)
     it.afterwards.append(connected.close)
+    if reads: await connected.begin()
     return connected
 
 async def broadcast(
@@ -117,6 +123,12 @@ async def _(it: Subject) -> None:
     sent = [f"kit:{n}" for n in range(20)]
     for event_type in sent: await broadcast(it, event_type, {"n": 1})
     if (got := [t for t, _ in await client.until(sent[-1])]) != sent: raise Broken(f"they came as {shown(got)}")
+    for n in range(20, 120, 10): # a client that reads now and then misses nothing
+        sent += [f"kit:{n + m}" for m in range(10)]
+        for event_type in sent[n:]: await broadcast(it, event_type, {"n": 1})
+        try: got = [t for t, _ in await client.until(sent[-1])]
+        except Broken: got = [t for t, _ in await client.received()]
+        if got != sent: raise Broken(f"{lost[0]!r} did not come" if (lost := [t for t in sent if t not in got]) else f"the last came as {shown(got[n:])}")
 
 @rule("events.every_client", "broadcast", "Each open page is a client.", "Give each client a queue of its own; from one that is shared, each event goes to whoever takes it first.",
       needs=("events.order",))
@@ -175,7 +187,7 @@ async def _(it: Subject) -> None:
 async def _(it: Subject) -> None:
     "The caller's data are as they were."
     for event_type, data in copy.deepcopy(_EVENTS):
-        with suppress(NotObservable): await connect(it)
+        with suppress(NotObservable): await connect(it, reads=False)
         await broadcast(it, event_type, data)
         if data != (want := dict(_EVENTS)[event_type]): raise Broken(f"they are {shown(data)} now (before: {shown(want)})")
 
@@ -194,6 +206,8 @@ async def _(it: Subject) -> None:
 # %% ../../nbs/conformance/events.ipynb #4b346ba2
 SECONDS = 2.0  # How long many events may take in all
 
+_TAKE = "Put events into a queue for each client without waiting: `put_nowait`, and drop the client, or its oldest event, when it is full."
+
 async def flood(
     it: Subject, # A broadcaster
     numbers: Iterator[int], # Gives a number for each event
@@ -207,15 +221,15 @@ async def flood(
             if time.monotonic() > end: raise NotObservable("it is too slow to be sent many events here")
     with quiet():
         try: await within(SECONDS + LIMIT, send())
-        except (asyncio.TimeoutError, TimeoutError): raise Broken(f"a broadcast did not come back within {LIMIT:g} s") from None
+        except (asyncio.TimeoutError, TimeoutError): raise Broken(f"a broadcast did not come back within {LIMIT:g} s", _TAKE) from None
         except (NotObservable, Broken): raise
         except Exception as e: raise Broken(f"it raised {described(e)}") from e
 
-@rule("events.stuck_client", "broadcast", "One phone in a tunnel must not hold up everybody.", "Put events into a queue for each client without waiting: `put_nowait`, and drop the client, or its oldest event, when it is full.",
+@rule("events.stuck_client", "broadcast", "One phone in a tunnel must not hold up everybody.", _TAKE,
       needs=("events.every_client",))
 async def _(it: Subject) -> None:
     "A client that takes nothing holds up neither the broadcast nor the other clients."
-    await connect(it)
+    await connect(it, reads=False)
     other, numbers, end = await connect(it), count(), time.monotonic() + SECONDS
     it.trail.append("200 events, which one client does not take and another does")
     for n in range(9, 200, 10):
@@ -232,20 +246,22 @@ async def _(it: Subject) -> None:
       "warning", ("events.stuck_client",))
 async def _(it: Subject) -> None:
     "What is kept for a client that takes nothing has a limit."
-    stuck, numbers, events, end = await connect(it), count(), 250, time.monotonic() + 2 * SECONDS
+    stuck, numbers, events, end = await connect(it, reads=False), count(), 250, time.monotonic() + 2 * SECONDS
 
     async def growth() -> int:
         before = footprint(it.impl)
+        it.trail[:] = [f"{2 * events:,} events, which a client does not take"]
         await flood(it, numbers, events, end)
         await asyncio.sleep(0)
         return footprint(it.impl) - before
+    it.trail[:] = [f"{events:,} events, which a client does not take"]
     await flood(it, numbers, events, end)
     while (more := await growth()) >= events // 2 and events < 25_000: events *= 2
     if more < events // 2: return
     await stuck.close()
     end += SECONDS
     if await growth() > more // 2: return # it keeps all events, whether or not somebody is stuck
-    it.trail.append(f"{next(numbers):,} events, which a client does not take")
+    it.trail[:] = [f"{2 * events:,} events, which a client does not take"]
     raise Broken(f"the last {events:,} made it keep {more:,} more references")
 
 @rule("events.client_leaves", "broadcast", "Pages are closed, and connections break, all day long.", "Remove the client's queue when it leaves, in a `finally`.",
@@ -263,7 +279,7 @@ async def _(it: Subject) -> None:
         if "kit:after" in [t for t, _ in await client.received()]: raise Broken("it was still told")
     sizes = []
     for _ in range(2):
-        for _ in range(50): await (await connect(it)).close()
+        for _ in range(50): await (await connect(it, reads=False)).close()
         await broadcast(it, "kit:more", {})
         await asyncio.sleep(0)
         sizes.append(footprint(it.impl))
@@ -345,8 +361,10 @@ async def _(it: Subject) -> None:
         except BaseException as e: error = e
         with suppress(RuntimeError): loop.call_soon_threadsafe(end, error) # the kit may have given up
     it.trail.append("broadcast('kit:elsewhere', {'n': 1}), on another loop in another thread")
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     try: error = await asyncio.wait_for(ended, 2 * LIMIT)
     except (asyncio.TimeoutError, TimeoutError): raise Broken(f"it did not come back within {LIMIT:g} s") from None
+    thread.join(1)
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)): raise Broken(f"it did not come back within {LIMIT:g} s")
     if error is None: await client.until("kit:elsewhere")

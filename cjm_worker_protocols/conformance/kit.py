@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import ModuleType
@@ -99,13 +100,18 @@ class Run:
         if deep: self.checks += searches(self.protocol, self._made if self.is_factory else None)
         self._check, self._subject = self.checks[0], Subject(None)  # What is under way
 
+    @property
+    def done(self) -> tuple[int, int]: # Which grows
+        "How many checks have ended, and how many calls the one under way has made."
+        return len(self.outcomes), self._subject.calls
+
     def here(self) -> None:
         "Make all checks on this thread, where no event loop runs. Raises `ProbeError` and `FactoryError`."
         try: self._here()
         finally: self.processes.close()
 
     def _here(self) -> None:
-        if self.protocol is EventBroadcasterProtocol: return asyncio.run(self.on_loop())
+        if self.protocol is EventBroadcasterProtocol: return asyncio.run(self._own_loop())
         for _ in self._unblocked():
             with self._judging():
                 made = self._made()
@@ -114,6 +120,10 @@ class Run:
                 if inspect.isawaitable(ended): asyncio.run(_settled(ended))
             for call in self._subject.afterwards:
                 with suppress(Exception), quiet(): call()
+
+    async def _own_loop(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(_forgive)
+        await self.on_loop()
 
     async def on_loop(self) -> None:
         "Make all checks on the event loop that runs. Raises `ProbeError` and `FactoryError`."
@@ -187,12 +197,15 @@ class Run:
         how: Broken # What was seen
     ) -> None:
         "Keep what is wrong with the check that is under way, unless it is waived."
+        if why := self.waive.get(self._check.id): return self._ended("skipped", f"waived: {why}")
+        self._keep(how, self._check.level)
+
+    def _keep(self, how: Broken, level: str) -> None:
         check, subject = self._check, self._subject
-        if self.waive.get(check.id): return self._ended("skipped", f"waived: {self.waive[check.id]}")
-        self._ended("failed" if check.level == "error" else "warned")
+        self._ended("failed" if level == "error" else "warned")
         try: file, line = place_of(getattr(subject.impl, check.member, None))
         except Exception: file, line = None, None  # as a property may raise
-        self.findings.append(Finding(check.id, check.level, check.member, check.rule, subject.named(how.actual), subject.witness, self._fix(check, how), file, line))
+        self.findings.append(Finding(check.id, level, check.member, check.rule, subject.named(how.actual), subject.witness, self._fix(check, how), file, line))
 
     def _fix(self, check: Check, how: Broken) -> str:
         "How to mend it: by what was raised, if that says it, or else by the rule."
@@ -203,15 +216,15 @@ class Run:
         return fix
 
     def hung(self) -> None:
-        "The check that is under way does not come back: no other can be made."
-        self.broken(Broken("a call did not come back", "Give every call a limit of time; the manager gives it up after `WorkerConfig.integration_timeout`."))
+        "The check that is under way does not come back: no other can be made, so that is an error, whatever the rule, and cannot be waived."
+        self._keep(Broken("a call did not come back", "Give every call a limit of time, and release every lock: `with lock:`. The manager gives a call up after `WorkerConfig.integration_timeout`."), "error")
         for check in self.checks:
             if check.id not in self.outcomes: self.outcomes[check.id] = Outcome(check.id, "blocked", f"by {self._check.id}")
 
     def report(self) -> Report: # Also of the waivers
         "What was found."
         waived = [id for id in self.waive if id in self.outcomes or id != DEEP.get(self.protocol)]  # a search that was not asked for may be waived
-        findings = [*self.findings, *map(self._useless, sorted(id for id in waived if id not in self.outcomes or self.outcomes[id].outcome != "skipped"))]
+        findings = [*self.findings, *map(self._useless, sorted(id for id in waived if id not in self.outcomes or self.outcomes[id].outcome in _ENDED or not self.waive[id]))]
         if not any(o.outcome in ("passed", "failed", "warned") for o in self.outcomes.values()):
             findings.append(Finding("kit.nothing_checked", "error", "", "At least one check is made, and not waived.", "none was", "", "Give an implementation, and a probe."))
         return Report(name_of(self.target), self.protocol.__name__, tuple(self.outcomes.values()), tuple(findings))
@@ -225,6 +238,10 @@ class Run:
             return Finding(id, "error", "", "A waiver names a check of this protocol.", actual, "", f"It may be {close[0]!r} that is meant." if close else "Remove it.")
         outcome = self.outcomes[id]
         return Finding(id, "error", member, "What is waived is broken.", f"the check {_ENDED[outcome.outcome]}{f': {outcome.reason}' if outcome.reason else ''}", "", "Remove the waiver.")
+
+def _forgive(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    "An implementation that was made for one check may have tasks, which go with it: that is no news."
+    if "destroyed" not in str(context.get("message")): loop.default_exception_handler(context)
 
 class _Hung(Exception):
     "A check has not come back."
@@ -266,8 +283,10 @@ def check(
     thread = threading.Thread(target=work, name="conformance", daemon=True)
     with muted():
         thread.start()
-        ended = -1
-        while thread.is_alive() and ended < (ended := len(run.outcomes)): thread.join(HANGS + LIMIT)
+        done, since = run.done, time.monotonic()
+        while thread.is_alive() and time.monotonic() - since < HANGS:
+            thread.join(0.05 if time.monotonic() - since < 1 else 0.2)
+            if run.done != done: done, since = run.done, time.monotonic()
     if thread.is_alive(): run.hung()
     if errors: raise errors[0]
     return run.report()

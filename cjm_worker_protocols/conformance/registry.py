@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import PurePath
 from typing import Any
 
-from .checks import LIMIT, Broken, NotObservable, ProbeError, Subject, described, quiet, rule, shown, text_of
+from .checks import LIMIT, Broken, NotObservable, ProbeError, Subject, advice, described, quiet, rule, shown, text_of
 
 # %% auto #0
 __all__ = []
@@ -100,14 +100,14 @@ def _(it: Subject) -> None:
 def _(it: Subject) -> None:
     "`load_plugin_config` gives an empty dict for an id that it does not know."
     config = it.call("load_plugin_config", NOBODY)
-    if not isinstance(config, dict) or config: raise Broken(f"it gave {shown(config)}")
+    if not isinstance(config, dict) or config: raise Broken(f"it gave {shown(config)}", "Make a dict of it: `dict(…)`." if config == {} else "")
 
 @rule("registry.unknown_category", "get_plugins_by_category", "The manager looks through the list for a name, and for ids to suggest in an error.",
       "Give `[]` when there is no such category.")
 def _(it: Subject) -> None:
     "`get_plugins_by_category` gives an empty list for a category that it does not know."
     plugins = it.call("get_plugins_by_category", NOWHERE)
-    if not isinstance(plugins, list) or plugins: raise Broken(f"it gave {shown(plugins)}")
+    if not isinstance(plugins, list) or plugins: raise Broken(f"it gave {shown(plugins)}", "Make a list of it: `list(…)`." if isinstance(plugins, Iterable) and not plugins else "")
 
 # %% ../../nbs/conformance/registry.ipynb #ddb71dd8
 @rule("registry.gives_a_list", "get_plugins_by_category", "The caller may keep the list, index it, go through it twice and change it.", "Wrap it: `list(…)`.",
@@ -164,7 +164,9 @@ def _(it: Subject) -> None:
     "Each plugin that is listed can be had by its id."
     for plugin_id in known_ids(it):
         metadata = it.call("get_plugin", plugin_id)
-        if metadata is None: raise Broken("it gave None")
+        if metadata is None:
+            odd = next((i for i in map(_told, listed(it)) if not isinstance(i, str) and str(i) == plugin_id), None)
+            raise Broken("it gave None", f"Its metadata tell the id {odd!r}, and ids are strings: tell {plugin_id!r}." if odd is not None else "")
         if (found := id_of(metadata)) is not None and str(found) != plugin_id: raise Broken(f"it gave the plugin {found!r}")
 
 @rule("registry.metadata_name", "get_plugin", "It is the name under which workers, events and resource managers show the plugin.", "Give each metadata object a `name` that is a string.",
@@ -185,8 +187,9 @@ def _(it: Subject) -> None:
 def _(it: Subject) -> None:
     "The list belongs to the caller, who may change it."
     for category in [NOWHERE, *(categories(it) if it.probe else ())]:
+        before = len(it.call("get_plugins_by_category", category))
         first = it.call("get_plugins_by_category", category)
-        before = len(first)
+        if len(first) != before: raise Broken(f"asked twice, it gave a list of {before} and then one of {len(first)}", "Build the list anew each time, and keep nothing that grows.")
         first.append(_MINE)
         it.trail.append("…append(…)")
         try: after = len(it.call("get_plugins_by_category", category))
@@ -259,7 +262,7 @@ def spoiled(
     return any(map(spoiled, value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()))
 
 # %% ../../nbs/conformance/registry.ipynb #e9fa5f13
-HOSTILE = ("", ".", "..", "/", "../kit-outside", "/kit-outside", "..\\kit-outside", "kit\0null", "kit\nline", "kit%2e%2e", "k" * 10_000, "\ud800", "*", "${HOME}", "' OR 1=1 --")
+HOSTILE = ("' OR 1=1 --", "", ".", "..", "/", "../kit-outside", "/kit-outside", "..\\kit-outside", "kit\0null", "kit\nline", "kit%2e%2e", "k" * 10_000, "\ud800", "*", "${HOME}")
 _listeners: dict[int, list[str]] = {}  # Those who want to know what is opened now
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
@@ -284,12 +287,15 @@ def _outside(path: str) -> bool:
     return any(part.startswith("kit-outside") and before in ("..", PurePath(path).root) for before, part in zip(parts, parts[1:]))
 
 @rule("registry.hostile_ids", "get_plugin", "Ids come from URLs and forms. One that the registry does not know is no accident, and no way into the file system.",
-      "Look ids up in what you know before you make a path of them; or refuse every id with a separator in it.", needs=("registry.unknown_id", "registry.unknown_config"))
+      "Look ids up in what you know before you make a path, or a statement, of them; or give None for every id with a separator in it.", needs=("registry.unknown_id", "registry.unknown_config"))
 def _(it: Subject) -> None:
     "No id, however odd, makes it raise, or reach outside of what is the registry's."
     for plugin_id in HOSTILE:
         for member, nothing in (("get_plugin", None), ("load_plugin_config", {})):
-            with opening() as opened: answer = it.call(member, plugin_id)
+            it.trail.clear()
+            try:
+                with opening() as opened: answer = it.call(member, plugin_id)
+            except Broken as e: raise Broken(e.actual, advice(e.__cause__) or f"Give {nothing} for an id that you cannot look up: one that is too long, that has a NUL in it, or that cannot be encoded.") from e.__cause__
             if answer != nothing: raise Broken(f"it gave {shown(answer)}")
             if outside := [path for path in opened if _outside(path)]: raise Broken(f"it opened {'/'.join(PurePath(outside[0]).parts[-2:])!r}")
     with suppress(NotObservable):
