@@ -16,13 +16,13 @@ import types
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List
 
 import psutil
 import pytest
 from conformance_corpus import MUTANTS, PROBES, RIGHT, Hub, Page, Registry, Resources, connect, said, snapshots, worker
 from conformance_zoo import ZOO
-from contract_notebook import example_source
+from contract_notebook import definitions, example_source
 from repo import ROOT, python
 from repo import said as told
 
@@ -228,123 +228,12 @@ def test_the_broadcaster_of_the_contract_passes() -> None:
     assert not report.findings
 
 
-class CjmMeta:
-    """Metadata in the manner of cjm-fasthtml-workers' companion packages."""
-
-    def __init__(self, category: str, name: str) -> None:
-        self.category, self.name, self.title = category, name, name.title()
-        self.is_configured = True
-
-    def get_unique_id(self) -> str:
-        return f"{self.category}_{self.name}"
-
-
-class CjmRegistry:
-    """A registry in their manner: the same methods, and a parameter with another name."""
-
-    def __init__(self) -> None:
-        self._plugins = {m.get_unique_id(): m for m in (CjmMeta("transcription", "whisper"), CjmMeta("llm", "llama"))}
-        self._configs: Dict[str, Dict[str, Any]] = {"transcription_whisper": {"model": "base"}}
-
-    def get_plugins_by_category(self, category: Any) -> List[Any]:
-        return [m for m in self._plugins.values() if m.category == category]
-
-    def get_plugin(self, unique_id: str) -> Optional[Any]:
-        return self._plugins.get(unique_id)
-
-    def load_plugin_config(self, unique_id: str) -> Dict[str, Any]:
-        return self._configs.get(unique_id, {}).copy()
-
-
-class CjmResourceManager:
-    """A resource manager in their manner: another order, and `if x is not None`."""
-
-    def __init__(self) -> None:
-        self._workers: Dict[int, Dict[str, Any]] = {}
-
-    def register_worker(self, pid: int, worker_type: str, job_id: Optional[str] = None, plugin_id: Optional[str] = None) -> None:
-        self._workers[pid] = {"worker_type": worker_type, "job_id": job_id, "plugin_id": plugin_id, "status": "idle"}
-
-    def unregister_worker(self, pid: int) -> None:
-        if pid in self._workers:
-            del self._workers[pid]
-
-    def update_worker_state(self, pid: int, job_id: Optional[str] = None, plugin_id: Optional[str] = None, plugin_name: Optional[str] = None,
-                            loaded_plugin_resource: Optional[str] = None, config: Optional[Dict[str, Any]] = None,
-                            status: Optional[str] = None) -> None:  # fmt: skip
-        if pid not in self._workers:
-            return
-        worker = self._workers[pid]
-        if job_id is not None:
-            worker["job_id"] = job_id
-        if plugin_id is not None:
-            worker["plugin_id"] = plugin_id
-        if plugin_name is not None:
-            worker["plugin_name"] = plugin_name
-        if loaded_plugin_resource is not None:
-            worker["loaded_plugin_resource"] = loaded_plugin_resource
-        if config is not None:
-            worker["config"] = config
-        if status is not None:
-            worker["status"] = status
-
-
-class CjmBroadcaster:
-    """A broadcaster in their manner: a queue for each connection, a time limit for a slow one, a history, and a count."""
-
-    def __init__(self, max_queue_size: int = 100, history_limit: int = 50, default_timeout: float = 0.1) -> None:
-        self.connections: "set[asyncio.Queue[Any]]" = set()
-        self.history: "list[Any]" = []
-        self.max_queue_size, self.history_limit, self.default_timeout = max_queue_size, history_limit, default_timeout
-        self.lock = asyncio.Lock()
-
-    async def register_connection(self) -> "asyncio.Queue[Any]":
-        queue: "asyncio.Queue[Any]" = asyncio.Queue(self.max_queue_size)
-        async with self.lock:
-            self.connections.add(queue)
-        return queue
-
-    async def unregister_connection(self, queue: "asyncio.Queue[Any]") -> None:
-        async with self.lock:
-            self.connections.discard(queue)
-
-    async def broadcast(self, event_type: str, data: Dict[str, Any], timeout: Optional[float] = None) -> int:
-        message = {"type": event_type, "data": data}
-        self.history = [*self.history, message][-self.history_limit :]
-        async with self.lock:
-            connections = list(self.connections)
-        gone, sent = set(), 0
-        for queue in connections:
-            try:
-                await asyncio.wait_for(queue.put(message), timeout or self.default_timeout)
-                sent += 1
-            except asyncio.TimeoutError:
-                gone.add(queue)
-        async with self.lock:
-            self.connections -= gone
-        return sent
-
-
-class CjmClient:
-    """A connection to it."""
-
-    def __init__(self, broadcaster: Any, queue: "asyncio.Queue[Any]") -> None:
-        self.broadcaster, self.queue, self.seen = broadcaster, queue, list[Any]()
-
-    def received(self) -> "list[tuple[str, Any]]":
-        with suppress(asyncio.QueueEmpty):
-            while True:
-                message = self.queue.get_nowait()
-                self.seen.append((message["type"], message["data"]))
-        return self.seen
-
-    async def close(self) -> None:
-        await self.broadcaster.unregister_connection(self.queue)
-
-
-async def cjm_connect(broadcaster: Any) -> CjmClient:
-    """The probe of it."""
-    return CjmClient(broadcaster, await broadcaster.register_connection())
+@functools.cache
+def field() -> types.ModuleType:
+    """Implementations in the manner of cjm-fasthtml-workers' companion packages, as the tutorial shows them."""
+    module = types.ModuleType("field")
+    exec(compile(definitions("tutorials/what_you_have.ipynb"), "field", "exec"), vars(module))
+    return module
 
 
 class QueueHub:
@@ -398,15 +287,15 @@ async def stream_connect(hub: Any) -> StreamClient:
 
 
 REAL: "dict[str, tuple[Any, str, Any, set[str]]]" = {
-    "the registry": (CjmRegistry, "registry", lambda registry: ["transcription", "llm"], {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call"}),
+    "the registry": (field().UnifiedPluginRegistry, "registry", field().some_categories, {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call"}),
     "the resource manager": (
-        CjmResourceManager,
+        field().ResourceManager,
         "resources",
-        lambda manager, pid: manager._workers.get(pid),
+        field().read_worker,
         {f"resources.clear.{name}" for name in ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")}
         | {"resources.update_worker_state.every_call", "resources.config_is_copied"},
     ),
-    "the broadcaster": (CjmBroadcaster, "events", cjm_connect, {"events.data_not_kept"}),
+    "the broadcaster": (field().SSEBroadcastManager, "events", field().connect, {"events.data_not_kept"}),
     "the hub of a tutorial": (QueueHub, "events", stream_connect, {"events.stuck_client_is_bounded", "events.forged", "events.unsendable"}),
 }
 

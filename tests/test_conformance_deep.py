@@ -362,7 +362,7 @@ def test_finds_the_fault_of_a_resource_manager(mutant: type, calls: int, essenti
         (Stamps, 1, "broadcast('kit:a', {})", "the caller's data are {'type': 'kit:a'} now (before: {})"),
         (Keeps, 3, "the caller changes its data", "client 1 has ('kit:a', {'changed': True}), and by the contract ('kit:a', {})"),
         (Backwards, 3, "broadcast('kit:a', ", "client 1 has "),
-        (Blocks, 6, " stops reading; ", "it does not come back"),
+        (Blocks, 7, "read", "it does not come back"),
         (SkipsAfterLeave, 4, "leaves; broadcast(", "has [], and by the contract ['kit:a']"),
     ],
 )
