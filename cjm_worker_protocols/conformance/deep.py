@@ -96,7 +96,7 @@ class Model(RuleBasedStateMachine):
 
 class Search:
     "Looks for the shortest sequence of calls after which an implementation is not what the model says."
-    SECONDS = 4.0  # After which it ends with what it has
+    SECONDS = 6.0  # After which it ends with what it has
     RUNS = 300  # How many
     STEPS = 15  # Of one run, at most
 
@@ -164,18 +164,27 @@ class Search:
         raise Broken(wrong, "" if self.fresh else "All sequences were made on one object; give a factory, so that each begins afresh.")
 
     def _without(self, model: Callable[[], Model], chosen: tuple[int, str, str, list[Call]]) -> tuple[int, str, str, list[Call]]:
-        "Leave out every call that can be left out, and every field of an update."
+        "Leave out every call that can be left out, and every field of an update, and let nobody leave who can stay."
         self.sure, self.end, shorter = False, time.monotonic() + 1, chosen
+        for n, call in enumerate(chosen[3]):
+            if call[0] == "leaves_while": shorter = self._again(model, [*shorter[3][:n], ("broadcast", call[2]), *shorter[3][n + 1:]]) or shorter
         for n in reversed(range(len(chosen[3]))):
             if n < len(shorter[3]): shorter = self._again(model, shorter[3][:n] + shorter[3][n + 1:]) or shorter
-        for n, call in enumerate(shorter[3]): # and every field of an update
-            for name in call[2] if call[0] == "update" else ():
-                told = shorter[3][n][2]
-                less = ("update", call[1], {other: value for other, value in told.items() if other != name})
-                shorter = self._again(model, [*shorter[3][:n], less, *shorter[3][n + 1:]]) or shorter
+        for n, call in enumerate(shorter[3]):
+            if call[0] == "update": shorter = self._plainer(model, shorter, n, call[1])
         if shorter is chosen: return chosen
         self.sure, self.end = True, time.monotonic() + 1
         return self._again(model, shorter[3]) or chosen
+
+    def _plainer(self, model: Callable[[], Model], found: tuple[int, str, str, list[Call]], n: int, pid: int) -> tuple[int, str, str, list[Call]]:
+        "Let an update tell the plainest thing that does it: nothing, or one field; or else leave out every field that can be left out."
+        def instead(told: dict[str, Any]) -> tuple[int, str, str, list[Call]] | None:
+            return self._again(model, [*found[3][:n], ("update", pid, told), *found[3][n + 1:]])
+        for told in TOLD:
+            if len(told) > 1: break
+            if plainer := instead(told): return plainer
+        for name in found[3][n][2]: found = instead({other: value for other, value in found[3][n][2].items() if other != name}) or found
+        return found
 
     def _again(self, model: Callable[[], Model], calls: list[Call]) -> tuple[int, str, str, list[Call]] | None:
         "What is found with some calls; None when it is nothing."
