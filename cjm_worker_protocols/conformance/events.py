@@ -242,11 +242,11 @@ async def _(it: Subject) -> None:
     await broadcast(it, "kit:last", {})
     await other.until("kit:last")
 
-@rule("events.stuck_client_is_bounded", "broadcast", "What nobody takes would fill the memory.", "Give each queue a limit: `asyncio.Queue(maxsize=1000)`, or `deque(maxlen=1000)`; one of more than 30,000 events is as good as none.",
+@rule("events.stuck_client_is_bounded", "broadcast", "What nobody takes would fill the memory.", "Give each queue a limit: `asyncio.Queue(maxsize=1000)`, or `deque(maxlen=1000)`; one of more than 15,000 events is as good as none.",
       "warning", ("events.stuck_client",))
 async def _(it: Subject) -> None:
     "What is kept for a client that takes nothing has a limit."
-    stuck, numbers, events, end = await connect(it, reads=False), count(), 250, time.monotonic() + 2 * SECONDS
+    stuck, numbers, events, end = await connect(it, reads=False), count(), 250, time.monotonic() + 3 * SECONDS
 
     async def growth() -> int:
         before = footprint(it.impl)
@@ -256,7 +256,7 @@ async def _(it: Subject) -> None:
         return footprint(it.impl) - before
     it.trail[:] = [f"{events:,} events, which a client does not take"]
     await flood(it, numbers, events, end)
-    while (more := await growth()) >= events // 2 and events < 25_000: events *= 2
+    while (more := await growth()) >= events // 2 and events < 12_000: events *= 2
     if more < events // 2: return
     await stuck.close()
     end += SECONDS
@@ -347,6 +347,8 @@ async def _(it: Subject) -> None:
 async def _(it: Subject) -> None:
     "Called on another event loop, it delivers all the same, or raises."
     client, loop = await connect(it), asyncio.get_running_loop()
+    await broadcast(it, "kit:here", {"n": 1})
+    await client.until("kit:here")
     ended: asyncio.Future[BaseException | None] = loop.create_future()
 
     def end(error: BaseException | None) -> None:
