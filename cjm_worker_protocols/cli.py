@@ -596,8 +596,11 @@ def check(
     waive: tuple[str, ...] = (), # ID=reason: a rule that need not hold, and why
     deep: bool = False, # Also search random sequences of calls for the shortest that goes wrong; needs hypothesis
     json: bool = False # Print one JSON object
-) -> int: # 0, or 1 when it does not conform
-    "Check an implementation of one of the three protocols, and say what to mend."
+) -> int: # 0, also with warnings; or 1 when it does not conform
+    """Check an implementation of one of the three protocols, and say what to mend.
+
+    It exits with 0 when the implementation conforms, which it does with warnings too: those will bite later. It exits with 1 when there is an error, or a waiver
+    that is not needed, and with 2 when it cannot begin: what was named cannot be imported, or makes nothing."""
     from cjm_worker_protocols.conformance.checks import MEMBERS, FactoryError, ProbeError, ProtocolError, protocol_of
     from cjm_worker_protocols.conformance.kit import HypothesisMissing, check as conforms
     sys.path.insert(0, os.getcwd())
@@ -623,7 +626,7 @@ def parser() -> argparse.ArgumentParser: # With a parser for each of `COMMANDS`
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").partition("\n")[0], description=command.__doc__)
         sub.set_defaults(command=command, parser=sub)
         about = docments(command, returns=False)
         for name, param in inspect.signature(command).parameters.items():
