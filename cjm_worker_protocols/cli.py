@@ -92,6 +92,15 @@ class Watch:
         self.workers.update({worker["pid"]: worker for worker in found})
         if found: self._show("resources:workers", {"workers": found})
 
+    async def look_once_told(self,
+        pids: Sequence[int] # Workers that have done their jobs
+    ) -> None:
+        "Look when the resource manager has heard that they are idle, which it does a moment later than we do."
+        for _ in range(100):
+            if all((worker := self._resources.worker(pid)) is not None and worker.status == "idle" for pid in pids): break
+            await asyncio.sleep(0.005)
+        await self.look()
+
     async def go_on(self) -> None:
         "Look until cancelled."
         while True:
@@ -374,7 +383,7 @@ async def session(
         try:
             jobs = [await manager.start_job(plugin_id, timeout=timeout, params=request) for request in requests]
             for job in jobs: await job.wait()
-        finally: await watch.look() # while the workers are there
+        finally: await watch.look_once_told([worker.pid for worker in manager.workers if worker.status == "idle"]) # while they are there
         return 0 if all(job.status == "completed" for job in jobs) else 1
 
     following, watching = asyncio.create_task(follow(broadcaster.subscribe(), show)), asyncio.create_task(watch.go_on())
