@@ -92,6 +92,15 @@ class Watch:
         self.workers.update({worker["pid"]: worker for worker in found})
         if found: self._show("resources:workers", {"workers": found})
 
+    async def look_once_told(self,
+        pids: Sequence[int] # Workers that have done their jobs
+    ) -> None:
+        "Look when the resource manager has heard that they are idle, which it does a moment later than we do."
+        for _ in range(100):
+            if all((worker := self._resources.worker(pid)) is not None and worker.status == "idle" for pid in pids): break
+            await asyncio.sleep(0.005)
+        await self.look()
+
     async def go_on(self) -> None:
         "Look until cancelled."
         while True:
@@ -374,7 +383,7 @@ async def session(
         try:
             jobs = [await manager.start_job(plugin_id, timeout=timeout, params=request) for request in requests]
             for job in jobs: await job.wait()
-        finally: await watch.look() # while the workers are there
+        finally: await watch.look_once_told([worker.pid for worker in manager.workers if worker.status == "idle"]) # while they are there
         return 0 if all(job.status == "completed" for job in jobs) else 1
 
     following, watching = asyncio.create_task(follow(broadcaster.subscribe(), show)), asyncio.create_task(watch.go_on())
@@ -596,8 +605,11 @@ def check(
     waive: tuple[str, ...] = (), # ID=reason: a rule that need not hold, and why
     deep: bool = False, # Also search random sequences of calls for the shortest that goes wrong; needs hypothesis
     json: bool = False # Print one JSON object
-) -> int: # 0, or 1 when it does not conform
-    "Check an implementation of one of the three protocols, and say what to mend."
+) -> int: # 0, also with warnings; or 1 when it does not conform
+    """Check an implementation of one of the three protocols, and say what to mend.
+
+    It exits with 0 when the implementation conforms, which it does with warnings too: those will bite later. It exits with 1 when there is an error, or a waiver
+    that is not needed, and with 2 when it cannot begin: what was named cannot be imported, or makes nothing."""
     from cjm_worker_protocols.conformance.checks import MEMBERS, FactoryError, ProbeError, ProtocolError, protocol_of
     from cjm_worker_protocols.conformance.kit import HypothesisMissing, check as conforms
     sys.path.insert(0, os.getcwd())
@@ -623,7 +635,7 @@ def parser() -> argparse.ArgumentParser: # With a parser for each of `COMMANDS`
     top.add_argument("--version", action="version", version=_version())
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        sub = commands.add_parser(command.__name__, help=(command.__doc__ or "").partition("\n")[0], description=command.__doc__)
         sub.set_defaults(command=command, parser=sub)
         about = docments(command, returns=False)
         for name, param in inspect.signature(command).parameters.items():

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,6 +180,7 @@ class Mutant:
     id: str
     factory: Callable[[], Any]
     probe: "Callable[..., Any]"
+    deep: bool = False
 
     @property
     def protocol(self) -> str:
@@ -188,7 +190,7 @@ class Mutant:
     def check(self) -> Report:
         """What the kit says of it, which does not wait for long."""
         with limited(1.0):
-            return check(self.factory, self.protocol, probe=self.probe)
+            return check(self.factory, self.protocol, probe=self.probe, deep=self.deep)
 
 
 @contextmanager
@@ -208,12 +210,12 @@ def limited(seconds: float) -> "Iterator[None]":
 MUTANTS: "dict[str, Mutant]" = {}
 
 
-def mutant(id: str, probe: "Optional[Callable[..., Any]]" = None) -> "Callable[[Any], Any]":
+def mutant(id: str, deep: bool = False) -> "Callable[[Any], Any]":
     """Put a class, or a function that makes an implementation, among the mutants."""
 
     def keep(factory: Any) -> Any:
         assert factory.__name__ not in MUTANTS, factory.__name__
-        MUTANTS[factory.__name__] = Mutant(factory.__name__, id, factory, probe or PROBES[id.partition(".")[0]])
+        MUTANTS[factory.__name__] = Mutant(factory.__name__, id, factory, PROBES[id.partition(".")[0]], deep)
         return factory
 
     return keep
@@ -305,6 +307,14 @@ class Later:
     def __await__(self) -> Generator[Any, None, Any]:
         yield from asyncio.sleep(0).__await__()
         return self.value
+
+
+@mutant("registry.get_plugin.sync")
+class GetPluginIsLeftToAThread(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        future: "Future[Any]" = Future()
+        future.set_result(super().get_plugin(plugin_id))
+        return future
 
 
 @mutant("registry.get_plugin.every_call")
@@ -463,6 +473,22 @@ class TwoPluginsHaveOneId(Registry):
         return [*found, Meta("whisper", "Whisper, again", "speech")] if category == "speech" else found
 
 
+@mutant("registry.unique_ids")
+class TwoCategoriesHaveOneId(Registry):
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        found = super().get_plugins_by_category(category)
+        return [*found, Meta("whisper", "Whispering Llama", "text")] if category == "text" else found
+
+
+@mutant("registry.unique_ids")
+class IdsAreNamesInACategory(Registry):
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return [Meta("default", "Default", category)] if category in ("speech", "text") else []
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        return Meta("default", "Default", "speech") if plugin_id == "default" else None
+
+
 @mutant("registry.known_id")
 class PluginsAreFoundByName(Registry):
     def get_plugin(self, plugin_id: str) -> Any:
@@ -516,6 +542,19 @@ class NothingIsOneList(Registry):
 
     def get_plugins_by_category(self, category: Any) -> List[Any]:
         return super().get_plugins_by_category(category) or self.nothing
+
+
+@mutant("registry.list_is_the_callers")
+class EachListingAddsToTheLast(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: List[Any] = []
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        if category == "text":
+            self.told += super().get_plugins_by_category(category)[:1]
+            return [m for m in self.told[-2:]]
+        return super().get_plugins_by_category(category)
 
 
 @mutant("registry.config_is_a_dict")
@@ -592,6 +631,14 @@ class IdsArePaths(Registry):
 class IdsAreResolvedPaths(Registry):
     def get_plugin(self, plugin_id: str) -> Any:
         return super().get_plugin(Path(plugin_id).name if plugin_id[:1] == "." else plugin_id)
+
+
+@mutant("registry.hostile_ids")
+class IdsAreStatements(Registry):
+    """As it is with a text that is put together."""
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        return self.plugins["whisper"] if "' OR 1=1" in plugin_id else super().get_plugin(plugin_id)
 
 
 @mutant("registry.hostile_ids")
@@ -806,6 +853,18 @@ class StatusIsNeverTaken(Resources):
         super().store(pid, {name: value for name, value in fields.items() if name != "status"})
 
 
+@mutant("resources.snapshot")
+class ConfigIsDroppedWhenIdle(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, {**fields, "config": {}} if fields.get("status") == "idle" else fields)
+
+
+@mutant("resources.snapshot")
+class StoppingIsIdle(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, {**fields, "status": "idle"} if fields.get("status") == "stopping" else fields)
+
+
 @mutant("resources.partial")
 class OmittedIsCleared(Resources):
     def update_worker_state(self, pid: int, status: Optional[str] = None, job_id: Optional[str] = None, plugin_name: Optional[str] = None,
@@ -1002,6 +1061,121 @@ class LocksAreKept(Resources):
             super().register_worker(pid, worker_type)
 
 
+@mutant("resources.leaves_nothing")
+class TheClassKeepsALog(Resources):
+    log: List[Any] = []
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        self.log.append((pid, worker_type))
+
+
+SEEN: List[Any] = []
+
+
+def note(pid: int) -> None:
+    """Remember it for ever."""
+    SEEN.append(pid)
+
+
+@mutant("resources.leaves_nothing")
+class TheModuleKeepsALog(Resources):
+    def unregister_worker(self, pid: int) -> None:
+        super().unregister_worker(pid)
+        note(pid)
+
+
+@mutant("resources.leaves_nothing")
+class UpdatesAreCounted(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates: Dict[int, int] = {}
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, fields)
+        self.updates[pid] = self.updates.get(pid, 0) + 1
+
+
+@mutant("resources.leaves_nothing")
+class TheSameIsKeptAgainAndAgain(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: List[str] = []
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        self.types.append(worker_type)
+
+
+@mutant("resources.leaves_nothing")
+class ATextGrows(Resources):
+    text = ""
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        self.text += f"{worker_type} worker {pid} is there\n"
+
+
+@functools.lru_cache(maxsize=None)
+def described(pid: int, worker_type: str) -> str:
+    """For a log."""
+    return f"{worker_type} worker {pid}"
+
+
+@mutant("resources.leaves_nothing")
+class ACacheHasNoLimit(Resources):
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        described(pid, worker_type)
+
+
+@mutant("resources.leaves_nothing")
+class ThreadsWatchForEver(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = threading.Event()
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        threading.Thread(target=self.end.wait, args=(5,), daemon=True).start()
+
+    def __del__(self) -> None:
+        self.end.set()
+
+
+@mutant("resources.leaves_nothing")
+class FilesStayOpen(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.files: List[Any] = []
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        self.files.append(open(__file__))
+
+    def __del__(self) -> None:
+        for file in self.files:
+            file.close()
+
+
+@mutant("resources.any_sequence", deep=True)
+class WhatIsNotRunningIsKept(Resources):
+    """It keeps a worker that had no job for the next with that pid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.old: Dict[int, Any] = {}
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        self.workers[pid].update(self.old.pop(pid, {}))
+
+    def unregister_worker(self, pid: int) -> None:
+        record = self.workers.pop(pid, {})
+        if "job_id" not in record and "plugin_id" in record:
+            self.old[pid] = record
+
+
 # Broadcasters: their shape
 
 
@@ -1159,6 +1333,16 @@ class EachComesTwice(Hub):
         await super().broadcast(event_type, data)
 
 
+@mutant("events.order")
+class OneInFiftyIsLost(Hub):
+    sent = 0
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        self.sent += 1
+        if self.sent % 50:
+            await super().broadcast(event_type, data)
+
+
 @mutant("events.every_client")
 class OneClientGetsIt(Hub):
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
@@ -1181,6 +1365,53 @@ class ClientsShareAQueue(Hub):
         page = Page(self, self.queue)
         self.clients.append(page)
         return page
+
+
+@mutant("events.every_client")
+class ThreeClientsFit(Hub):
+    def connect(self) -> "Page":
+        page = super().connect()
+        self.clients = self.clients[-3:]
+        return page
+
+
+@mutant("events.clients_change")
+class TheSetOfClientsChanges(Hub):
+    clients: Any
+
+    def __init__(self) -> None:
+        self.clients = set()
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in self.clients:
+            await asyncio.sleep(0)
+            client.queue.append(text)
+
+    def connect(self) -> "Page":
+        page = Page(self, deque(maxlen=self.LIMIT))
+        self.clients.add(page)
+        return page
+
+
+@mutant("events.clients_change")
+class WhoLeavesTakesAnotherAlong(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in self.clients:
+            await asyncio.sleep(0)
+            client.queue.append(text)
+
+
+@mutant("events.clients_change")
+class WhoHasLeftIsAnError(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            await asyncio.sleep(0)
+            if client not in self.clients:
+                raise ConnectionResetError("the client has left")
+            client.queue.append(text)
 
 
 @mutant("events.concurrent")
@@ -1445,14 +1676,25 @@ class DeliversLater(Hub):
             client.queue.append(text)
 
 
+@mutant("events.any_sequence", deep=True)
+class TheSameAgainIsDropped(Hub):
+    last: Any = None
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if self.last != (event_type, data):
+            await super().broadcast(event_type, data)
+        self.last = event_type, copy.deepcopy(data)
+
+
 # What the kit says
 
 
 def plain(text: str) -> str:
     """Without what differs from run to run, and from one Python to the next."""
-    text = re.sub(r"\b[4-9]\d{6}\b", "PID", text)
     text = re.sub(r"\b0x[0-9a-f]+", "0x…", text)
-    text = re.sub(r"\d[\d,]* more objects", "N more objects", text)
+    text = re.sub(r"\d[\d,]* more references", "N more references", text)
+    text = re.sub(r"left \d+", "left N", text)
+    text = re.sub(r"job-\d+", "job-N", text) if "one worker" in text else text
     text = re.sub(r"one thread got .* where another got .*", "one thread got … where another got …", text)
     text = re.sub(r"\.? Did you mean '\w+'\?", "", text)
     return text.replace(str(Path(__file__).parents[1]), "…")

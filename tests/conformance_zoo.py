@@ -2,20 +2,25 @@
 
 import asyncio
 import copy
+import enum
 import functools
 import json
+import os
 import shutil
+import signal
 import sqlite3
 import tempfile
 import threading
 import time
 import types
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Dict, Generator, List
 from unittest.mock import AsyncMock, Mock
 
+import psutil
 from conformance_corpus import PROBES, Hub, Page, Registry, Resources, frame
 
 from cjm_worker_protocols.extensions.protocols import (
@@ -297,7 +302,28 @@ class RegistryInADatabase:
         return next((dict(json.loads(row[2])) for row in self.find("id", plugin_id)), {})
 
 
-@dataclass
+@animal("registry")
+class RegistryWithAPluginInTwoCategories(Registry):
+    """It is one plugin, though its metadata are made anew each time, and are equal to nothing."""
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        found = super().get_plugins_by_category(category)
+        return [*found, Identified("both", "Both")] if category in ("speech", "text") else found
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        return Identified("both", "Both") if plugin_id == "both" else super().get_plugin(plugin_id)
+
+
+async def categories_of(registry: Any) -> "list[str]":
+    """A probe that is asynchronous."""
+    return ["speech"]
+
+
+@animal("registry", probe=categories_of)
+class RegistryReadAsynchronously(Registry): ...
+
+
+@dataclass(eq=False)
 class Identified:
     """Metadata as in cjm-fasthtml-workers."""
 
@@ -476,6 +502,56 @@ class SlowResources(Resources):
     def store(self, pid: int, fields: Dict[str, Any]) -> None:
         time.sleep(0.002)
         super().store(pid, fields)
+
+
+class Status(enum.Enum):
+    """What the manager says that a worker does."""
+
+    STARTING, STANDBY, IDLE, RUNNING, STOPPING = "starting", "standby", "idle", "running", "stopping"
+
+
+@animal("resources")
+class ResourcesThatKnowEveryStatus(Resources):
+    """What is not in the list raises."""
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if fields.get("status") is not None:
+            Status(fields["status"])
+        super().store(pid, fields)
+
+
+@animal("resources")
+class ResourcesThatLookUpProcesses(Resources):
+    """A pid of which there is no process raises; and it is told to no other process."""
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        assert psutil.Process(pid).ppid() == os.getpid()
+        super().register_worker(pid, worker_type)
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if pid in self.workers:
+            super().store(pid, {**fields, "memory": psutil.Process(pid).memory_info().rss})
+
+
+@animal("resources", probe=lambda manager, pid: manager.read(pid))
+class ResourcesOfTheLiving(Resources):
+    """A worker that has died is not shown, though nobody said so."""
+
+    def read(self, pid: int) -> Any:
+        return self.workers.get(pid) if psutil.pid_exists(pid) else None
+
+
+@animal("resources")
+class ResourcesThatMakeSure(Resources):
+    """A worker that was unregistered must be gone, and what it was is killed."""
+
+    def unregister_worker(self, pid: int) -> None:
+        if pid in self.workers:
+            super().unregister_worker(pid)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
 
 
 # Broadcasters
@@ -721,3 +797,146 @@ class HubThatRefusesOddTypes(Hub):
         if not event_type or not event_type.isprintable():
             raise ValueError(f"event_type: expected printable characters (got {event_type!r})")
         await super().broadcast(event_type, data)
+
+
+@animal("events")
+class HubWithALongHistory(Hub):
+    """It keeps the last ten thousand events for whoever comes later, or comes back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: "deque[Any]" = deque(maxlen=10_000)
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        self.history.append({"type": event_type, "data": copy.deepcopy(data)})
+        await super().broadcast(event_type, data)
+
+
+@animal("events")
+class HubThatIsFull(Hub):
+    """It refuses more clients than it can serve, and says so."""
+
+    def connect(self) -> Page:
+        if len(self.clients) >= 5:
+            raise ConnectionRefusedError("there are 5 clients already")
+        return super().connect()
+
+
+@animal("events")
+class HubOfASet(Hub):
+    """It goes through a copy of its clients, each of which takes its time."""
+
+    clients: Any
+
+    def __init__(self) -> None:
+        self.clients = set()
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in sorted(self.clients, key=id):
+            client.queue.append(text)
+            await asyncio.sleep(0)
+
+    def connect(self) -> Page:
+        page = Page(self, deque(maxlen=self.LIMIT))
+        self.clients.add(page)
+        return page
+
+
+class QueuePage(Page):
+    """A client with a queue of asyncio's, which is read without waiting."""
+
+    def __init__(self, hub: Any, inbox: "asyncio.Queue[str]") -> None:
+        super().__init__(hub, deque())
+        self.inbox = inbox
+
+    def received(self) -> "list[tuple[str, Any]]":
+        while not self.inbox.empty():
+            self.queue.append(self.inbox.get_nowait())
+        return super().received()
+
+
+@animal("events")
+class HubOfQueues(Hub):
+    """From a queue that is full the oldest event is dropped."""
+
+    clients: Any
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            if client.inbox.full():
+                client.inbox.get_nowait()
+            client.inbox.put_nowait(text)
+
+    def connect(self) -> Page:
+        page = QueuePage(self, asyncio.Queue(100))
+        self.clients.append(page)
+        return page
+
+
+@animal("events")
+class HubThatReplays(Hub):
+    """Whoever comes gets the last ten events first, as a page does that connects again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: "deque[str]" = deque(maxlen=10)
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        self.last.append(frame(event_type, data))
+        await super().broadcast(event_type, data)
+
+    def connect(self) -> Page:
+        page = super().connect()
+        page.queue.extend(self.last)
+        return page
+
+
+@animal("events")
+class HubOnAThread(Hub):
+    """It sends from a thread of a pool, so that no client can hold up the loop."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await asyncio.to_thread(self.send, frame(event_type, data))
+
+    def send(self, text: str) -> None:
+        for client in list(self.clients):
+            client.queue.append(text)
+
+
+@animal("events")
+class HubOfWeakReferences(Hub):
+    """Whoever lets go of a client has left."""
+
+    clients: Any
+
+    def __init__(self) -> None:
+        self.clients = weakref.WeakSet()
+
+    def connect(self) -> Page:
+        page = Page(self, deque(maxlen=self.LIMIT))
+        self.clients.add(page)
+        return page
+
+
+@animal("events")
+class HubWithADispatcher(Hub):
+    """One task takes events from a queue and hands them to the clients, for as long as the hub lives."""
+
+    task: Any = None
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        if self.task is None:
+            self.inbox: "asyncio.Queue[str]" = asyncio.Queue()
+            self.loop = asyncio.get_running_loop()
+            self.task = self.loop.create_task(self.dispatch(self.inbox, weakref.ref(self)))
+        self.loop.call_soon_threadsafe(self.inbox.put_nowait, text)
+
+    @staticmethod
+    async def dispatch(inbox: "asyncio.Queue[str]", hub: Any) -> None:
+        while True:
+            text = await inbox.get()
+            for client in list(getattr(hub(), "clients", ())):
+                client.queue.append(text)

@@ -1,4 +1,4 @@
-"""The notebook of the contract, for tests that judge the very code that it shows."""
+"""The notebook of the contract, and others, for tests that judge the very code that they show."""
 
 import ast
 import json
@@ -41,3 +41,13 @@ def example_source() -> str:
                 found.append(node.name)
     assert sorted(found) == sorted(EXAMPLES), found
     return "\n".join(lines) + "\n"
+
+
+def definitions(name: str) -> str:
+    """The imports, classes and functions of a notebook as a module, to the letter."""
+    nb, lines = json.loads((NBS / name).read_text(encoding="utf-8")), list[str]()
+    for text in (source(cell) for cell in nb["cells"] if cell["cell_type"] == "code"):
+        for node in ast.parse(text).body:
+            if isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                lines += [ast.get_source_segment(text, node) or "", ""]
+    return "\n".join(lines)

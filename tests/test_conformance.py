@@ -1,11 +1,14 @@
 """The conformance kit: it finds every broken rule, and nothing else; and what it says of it."""
 
 import asyncio
+import contextlib
 import functools
 import html
 import inspect
 import json
+import os
 import re
+import sqlite3
 import sys
 import threading
 import time
@@ -13,12 +16,13 @@ import types
 from collections import deque
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List
 
+import psutil
 import pytest
 from conformance_corpus import MUTANTS, PROBES, RIGHT, Hub, Page, Registry, Resources, connect, said, snapshots, worker
 from conformance_zoo import ZOO
-from contract_notebook import example_source
+from contract_notebook import definitions, example_source
 from repo import ROOT, python
 from repo import said as told
 
@@ -36,7 +40,10 @@ from cjm_worker_protocols.conformance import (
     events,
     kit,
     registry,
+    resources,
 )
+from cjm_worker_protocols.conformance.processes import Processes
+from cjm_worker_protocols.core.pool import PooledWorker
 from cjm_worker_protocols.extensions.protocols import (
     EventBroadcasterProtocol,
     PluginRegistryProtocol,
@@ -73,7 +80,7 @@ def test_a_mutant_breaks_exactly_its_rule(name: str) -> None:
     report, id = report_of(name), MUTANTS[name].id
     assert broken(report) == {id}, str(report)
     assert [f.id for f in report.findings] == [id]
-    assert report.ok == (CHECKS[id].level == "warning")
+    assert report.ok == (id in CHECKS and CHECKS[id].level == "warning")
 
 
 @each_mutant
@@ -87,7 +94,8 @@ def test_a_finding_tells_all(name: str) -> None:
     """What was seen, after which calls, and what to do."""
     for f in report_of(name).findings:
         assert f.actual and f.witness and f.fix.endswith((".", "`", ")")), f
-        assert f.expected == CHECKS[f.id].rule and f.member == CHECKS[f.id].member and f.level == CHECKS[f.id].level
+        c = CHECKS[f.id] if f.id in CHECKS else next(c for p in kit.DEEP for c in kit.searches(p, None) if c.id == f.id)
+        assert (f.expected, f.member, f.level) == (c.rule, c.member, c.level)
 
 
 def test_every_mutant_is_held() -> None:
@@ -97,7 +105,7 @@ def test_every_mutant_is_held() -> None:
 
 def test_every_rule_has_a_mutant() -> None:
     """Each check is seen to find something."""
-    assert {m.id for m in MUTANTS.values()} == set(CHECKS)
+    assert {m.id for m in MUTANTS.values()} == {*CHECKS, *kit.DEEP.values()}
     assert len(MUTANTS) >= 60
 
 
@@ -130,6 +138,29 @@ def test_what_is_odd_but_right_is_clean(name: str, monkeypatch: pytest.MonkeyPat
     for report in reports:
         assert report.ok and not report.findings and not ended(report, "blocked"), str(report)
         assert report.counts["passed"] >= 4
+
+
+KINDS = {
+    "callable objects": ("registry_of_callable_objects", "HubThatIsCalled"),
+    "partials": ("registry_of_partials", "HubOfAPartial"),
+    "proxies": ("registry_behind_a_proxy", "resources_behind_a_proxy", "hub_behind_a_proxy", "registry_behind_a_remote_call", "hub_behind_a_remote_call"),
+    "positional-only names": ("RegistryWithMoreParameters", "ResourcesWithMoreParameters"),
+    "**kwargs": ("ResourcesByKeyword", "HubThatTakesAnything"),
+    "more optional parameters": ("RegistryWithMoreParameters", "ResourcesWithMoreParameters", "HubWithMoreParameters"),
+    "callables written in C": ("RegistryWithACache", "registry_of_partials", "HubOfAPartial"),
+    "Mock with spec": ("registry_that_is_a_mock", "resources_that_are_a_mock", "broadcaster_that_is_a_mock", "broadcaster_that_is_an_async_mock"),
+    "dataclass": ("RegistryThatIsADataclass", "ResourcesInRecords"),
+    "subclass of the Protocol": ("RegistryThatInherits", "ResourcesThatInherit", "HubThatInherits"),
+    "singleton factory": ("registry_that_is_one_for_all", "hub_that_is_one_for_all"),
+    "slow": ("SlowRegistry", "SlowResources", "SlowHub"),
+    "awaitables of every sort": ("HubThatGivesACoroutine", "HubThatGivesATask", "HubThatGivesAnAwaitableObject", "HubOfOldCoroutines"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_zoo_has_every_kind(kind: str) -> None:
+    """Of each there is at least one."""
+    assert KINDS[kind] and set(KINDS[kind]) <= set(ZOO)
 
 
 def test_the_zoo_is_large() -> None:
@@ -197,123 +228,12 @@ def test_the_broadcaster_of_the_contract_passes() -> None:
     assert not report.findings
 
 
-class CjmMeta:
-    """Metadata in the manner of cjm-fasthtml-workers' companion packages."""
-
-    def __init__(self, category: str, name: str) -> None:
-        self.category, self.name, self.title = category, name, name.title()
-        self.is_configured = True
-
-    def get_unique_id(self) -> str:
-        return f"{self.category}_{self.name}"
-
-
-class CjmRegistry:
-    """A registry in their manner: the same methods, and a parameter with another name."""
-
-    def __init__(self) -> None:
-        self._plugins = {m.get_unique_id(): m for m in (CjmMeta("transcription", "whisper"), CjmMeta("llm", "llama"))}
-        self._configs: Dict[str, Dict[str, Any]] = {"transcription_whisper": {"model": "base"}}
-
-    def get_plugins_by_category(self, category: Any) -> List[Any]:
-        return [m for m in self._plugins.values() if m.category == category]
-
-    def get_plugin(self, unique_id: str) -> Optional[Any]:
-        return self._plugins.get(unique_id)
-
-    def load_plugin_config(self, unique_id: str) -> Dict[str, Any]:
-        return self._configs.get(unique_id, {}).copy()
-
-
-class CjmResourceManager:
-    """A resource manager in their manner: another order, and `if x is not None`."""
-
-    def __init__(self) -> None:
-        self._workers: Dict[int, Dict[str, Any]] = {}
-
-    def register_worker(self, pid: int, worker_type: str, job_id: Optional[str] = None, plugin_id: Optional[str] = None) -> None:
-        self._workers[pid] = {"worker_type": worker_type, "job_id": job_id, "plugin_id": plugin_id, "status": "idle"}
-
-    def unregister_worker(self, pid: int) -> None:
-        if pid in self._workers:
-            del self._workers[pid]
-
-    def update_worker_state(self, pid: int, job_id: Optional[str] = None, plugin_id: Optional[str] = None, plugin_name: Optional[str] = None,
-                            loaded_plugin_resource: Optional[str] = None, config: Optional[Dict[str, Any]] = None,
-                            status: Optional[str] = None) -> None:  # fmt: skip
-        if pid not in self._workers:
-            return
-        worker = self._workers[pid]
-        if job_id is not None:
-            worker["job_id"] = job_id
-        if plugin_id is not None:
-            worker["plugin_id"] = plugin_id
-        if plugin_name is not None:
-            worker["plugin_name"] = plugin_name
-        if loaded_plugin_resource is not None:
-            worker["loaded_plugin_resource"] = loaded_plugin_resource
-        if config is not None:
-            worker["config"] = config
-        if status is not None:
-            worker["status"] = status
-
-
-class CjmBroadcaster:
-    """A broadcaster in their manner: a queue for each connection, a time limit for a slow one, a history, and a count."""
-
-    def __init__(self, max_queue_size: int = 100, history_limit: int = 50, default_timeout: float = 0.1) -> None:
-        self.connections: "set[asyncio.Queue[Any]]" = set()
-        self.history: "list[Any]" = []
-        self.max_queue_size, self.history_limit, self.default_timeout = max_queue_size, history_limit, default_timeout
-        self.lock = asyncio.Lock()
-
-    async def register_connection(self) -> "asyncio.Queue[Any]":
-        queue: "asyncio.Queue[Any]" = asyncio.Queue(self.max_queue_size)
-        async with self.lock:
-            self.connections.add(queue)
-        return queue
-
-    async def unregister_connection(self, queue: "asyncio.Queue[Any]") -> None:
-        async with self.lock:
-            self.connections.discard(queue)
-
-    async def broadcast(self, event_type: str, data: Dict[str, Any], timeout: Optional[float] = None) -> int:
-        message = {"type": event_type, "data": data}
-        self.history = [*self.history, message][-self.history_limit :]
-        async with self.lock:
-            connections = list(self.connections)
-        gone, sent = set(), 0
-        for queue in connections:
-            try:
-                await asyncio.wait_for(queue.put(message), timeout or self.default_timeout)
-                sent += 1
-            except asyncio.TimeoutError:
-                gone.add(queue)
-        async with self.lock:
-            self.connections -= gone
-        return sent
-
-
-class CjmClient:
-    """A connection to it."""
-
-    def __init__(self, broadcaster: Any, queue: "asyncio.Queue[Any]") -> None:
-        self.broadcaster, self.queue, self.seen = broadcaster, queue, list[Any]()
-
-    def received(self) -> "list[tuple[str, Any]]":
-        with suppress(asyncio.QueueEmpty):
-            while True:
-                message = self.queue.get_nowait()
-                self.seen.append((message["type"], message["data"]))
-        return self.seen
-
-    async def close(self) -> None:
-        await self.broadcaster.unregister_connection(self.queue)
-
-
-async def cjm_connect(broadcaster: Any) -> CjmClient:
-    """The probe of it."""
-    return CjmClient(broadcaster, await broadcaster.register_connection())
+@functools.cache
+def field() -> types.ModuleType:
+    """Implementations in the manner of cjm-fasthtml-workers' companion packages, as the tutorial shows them."""
+    module = types.ModuleType("field")
+    exec(compile(definitions("tutorials/what_you_have.ipynb"), "field", "exec"), vars(module))
+    return module
 
 
 class QueueHub:
@@ -367,15 +287,15 @@ async def stream_connect(hub: Any) -> StreamClient:
 
 
 REAL: "dict[str, tuple[Any, str, Any, set[str]]]" = {
-    "the registry": (CjmRegistry, "registry", lambda registry: ["transcription", "llm"], {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call"}),
+    "the registry": (field().UnifiedPluginRegistry, "registry", field().some_categories, {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call"}),
     "the resource manager": (
-        CjmResourceManager,
+        field().ResourceManager,
         "resources",
-        lambda manager, pid: manager._workers.get(pid),
+        field().read_worker,
         {f"resources.clear.{name}" for name in ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")}
         | {"resources.update_worker_state.every_call", "resources.config_is_copied"},
     ),
-    "the broadcaster": (CjmBroadcaster, "events", cjm_connect, {"events.data_not_kept"}),
+    "the broadcaster": (field().SSEBroadcastManager, "events", field().connect, {"events.data_not_kept"}),
     "the hub of a tutorial": (QueueHub, "events", stream_connect, {"events.stuck_client_is_bounded", "events.forged", "events.unsendable"}),
 }
 
@@ -479,12 +399,28 @@ def test_a_method_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(kit, "HANGS", 0.2)
     monkeypatch.setattr(kit, "LIMIT", 0.2)
-    report = check(Hangs, "registry")
+    report = check(Hangs, "registry", waive={"registry.get_plugin.manager_call": "it cannot be waived"})
     end.set()
     assert broken(report) == {"registry.get_plugin.manager_call"}
     assert [f.actual for f in report.findings] == ["a call did not come back"] and "integration_timeout" in report.findings[0].fix
     assert set(ended(report, "blocked").values()) == {"by registry.get_plugin.manager_call"}
     assert len(report.outcomes) == len(kit.checks_of("registry"))
+
+
+def test_a_deadlock_is_an_error_whatever_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is seen in a check that else only warns, and hides all that come after it."""
+
+    class Deadlocks(Resources):
+        def register_worker(self, pid: int, worker_type: str) -> None:
+            if pid not in self.workers:
+                super().register_worker(pid, worker_type)
+            elif not self.lock.acquire(timeout=5) or True:
+                time.sleep(2)
+
+    monkeypatch.setattr(kit, "HANGS", 0.3)
+    report = check(Deadlocks, "resources", probe=worker)
+    (finding,) = report.findings
+    assert (finding.id, finding.level, finding.actual) == ("resources.register_worker.every_call", "error", "a call did not come back") and not report.ok
 
 
 def test_a_broadcast_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,7 +468,7 @@ def test_a_class_that_needs_arguments_is_no_factory() -> None:
     class Needy(Registry):
         def __init__(self, path: str) -> None: ...
 
-    with pytest.raises(FactoryError, match="Give a factory that needs no argument, or an object"):
+    with pytest.raises(FactoryError, match="Give a factory that needs no argument and returns an implementation, or an object"):
         check(Needy, "registry")
 
 
@@ -892,3 +828,246 @@ def test_one_category_is_no_list_of_categories() -> None:
     """Its letters are none either."""
     with pytest.raises(ProbeError, match="'speech', which is one"):
         check(Registry, "registry", probe=lambda _: "speech")
+
+
+# What the kit advises
+
+
+class Threaded(Resources):
+    """Its connection is opened where it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection = sqlite3.connect(":memory:")
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        self.connection.execute("select 1")
+        super().register_worker(pid, worker_type)
+
+
+class ThreadedRegistry(Registry):
+    """Likewise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connection = sqlite3.connect(":memory:")
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        self.connection.execute("select 1")
+        return super().get_plugin(plugin_id)
+
+
+@pytest.mark.parametrize("made, member", [(Threaded, "resources.register_worker"), (ThreadedRegistry, "registry.get_plugin")])
+def test_what_belongs_to_another_thread_is_told_so(made: Any, member: str) -> None:
+    """The manager would have the same trouble; it is one finding, and not one for every rule."""
+    (finding,) = check(made(), member.partition(".")[0]).findings
+    assert finding.id == f"{member}.manager_call" and "check_same_thread=False" in finding.fix and "same thread" in finding.actual
+    protocol = member.partition(".")[0]
+    assert {f.id for f in check(made, protocol, probe=PROBES[protocol]).findings} == {f"{protocol}.threads"}
+
+
+class LoopHub(Hub):
+    """It belongs to the loop on which it is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.get_running_loop()
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if asyncio.get_running_loop() is not self.loop:
+            raise RuntimeError("broadcast was called on a different event loop")
+        await super().broadcast(event_type, data)
+
+
+class HandingHub(LoopHub):
+    """It hands events over to its loop, which never gets to them while it waits."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = json.dumps(data)
+        self.loop.call_soon_threadsafe(lambda: [c.queue.append(f"event: {event_type}\ndata: {text}\n\n") for c in self.clients])
+
+
+@pytest.mark.parametrize("made", [LoopHub, HandingHub])
+def test_a_broadcaster_of_the_loop_that_runs_is_told_so(made: Any) -> None:
+    """`check` holds up that loop; the twin does not."""
+
+    async def main() -> "tuple[Report, Report]":
+        return check(made(), "events", probe=connect), await check_async(made(), "events", probe=connect)
+
+    wrong, right = asyncio.run(main())
+    assert not wrong.ok and all("await check_async(…)" in f.fix and "give a factory" in f.fix for f in wrong.findings), str(wrong)
+    assert not broken(right) - {"events.unsendable", "events.forged"} and check(made, "events", probe=connect).counts["passed"] >= 15
+
+
+def test_one_that_is_made_for_no_loop_is_not_told_so() -> None:
+    """The advice is for those whom it may help."""
+    text = str(check(Hub, "events", probe=connect)) + str(check(MUTANTS["NewestFirst"].factory(), "events", probe=connect))
+    assert "newest" in text.lower() and "check_async" not in text
+
+
+class NeedsALoop(Resources):
+    """It hands its news to a loop, and thinks that there is one."""
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        asyncio.get_running_loop().call_soon(print, pid)
+
+
+class RunsALoop(Hub):
+    """It has a loop run where one runs."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        asyncio.run(asyncio.sleep(0))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+def test_common_errors_are_told_what_to_do() -> None:
+    """Not by the rule that was looked at, but by what was raised."""
+    (finding,) = check(NeedsALoop, "resources").findings
+    assert "`loop.call_soon_threadsafe`" in finding.fix and finding.actual == "it raised RuntimeError: no running event loop"
+    assert "instead of `asyncio.run`" in check(RunsALoop, "events").findings[0].fix
+
+    class NoServer(Hub):
+        async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+            raise ConnectionRefusedError(111, "Connection refused")
+
+    assert check(NoServer, "events").findings[0].fix.endswith("If it is a server that cannot be reached: start it, and check again.")
+
+
+def yields() -> "Iterator[Registry]":
+    """A fixture, and no factory."""
+    yield Registry()
+
+
+async def yields_later() -> Any:
+    """Likewise."""
+    yield Registry()
+
+
+@contextlib.contextmanager
+def entered() -> "Iterator[Registry]":
+    """Likewise."""
+    yield Registry()
+
+
+NO_FACTORIES: "dict[str, tuple[Any, str]]" = {
+    "a generator function": (yields, "it gave a generator: `return` the implementation"),
+    "an async generator function": (yields_later, "it gave a generator: `return` the implementation"),
+    "a context manager": (entered, "which has to be entered: enter it, and give what is in it"),
+    "nothing": (lambda: None, "it gave None: `return` the implementation"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FACTORIES)
+def test_what_is_no_factory_is_told_why(name: str) -> None:
+    """It says what to give instead, and no address in memory."""
+    factory, why = NO_FACTORIES[name]
+    with pytest.raises(FactoryError, match=re.escape(why)) as caught:
+        check(factory, "registry")
+    assert "0x" not in str(caught.value)
+    with pytest.raises(FactoryError, match=re.escape(why)):
+        asyncio.run(check_async(factory, "events"))
+
+
+def test_a_class_that_is_given_for_an_instance_is_told_so() -> None:
+    """By a factory that forgot to call it."""
+    for finding in check(lambda: Registry, "registry").findings:
+        assert finding.fix == "What is checked is the class itself, and not one of its instances: give `Registry`, which makes one, or `Registry()`."
+
+
+# Waivers without a reason, and reports without a check
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_a_waiver_needs_a_reason(empty: str) -> None:
+    """Without one it waives nothing, and is a failure of its own, whatever the level of the rule."""
+    for name in ("UnknownIdRaises", "PidsAreLogged"):
+        m = MUTANTS[name]
+        report = check(m.factory, m.protocol, probe=m.probe, waive={m.id: empty})
+        assert [(f.id, f.actual) for f in report.findings][-1] == (m.id, "it gives no reason") and not report.ok
+        assert broken(report) == {m.id} and not ended(report, "skipped")
+    assert [f.actual for f in check(Registry, "registry", waive={"registry.nope": empty}).findings] == ["it gives no reason"]
+
+
+@pytest.mark.parametrize("wrong", [{"registry.unknown_id"}, ["registry.unknown_id"], {"registry.unknown_id": None}, {1: "why"}, "registry.unknown_id=why"])
+def test_waivers_are_reasons_by_id(wrong: Any) -> None:
+    """Anything else is refused before anything is checked."""
+    with pytest.raises(TypeError, match="waive: expected a mapping of ids of checks to reasons"):
+        check(Registry, "registry", waive=wrong)
+
+
+def test_that_all_was_waived_is_a_failure() -> None:
+    """Nothing has been seen to hold."""
+    report = check(types.SimpleNamespace, "events", waive={"events.broadcast.present": "later"})
+    assert [f.id for f in report.findings] == ["kit.nothing_checked"] and not report.ok
+
+
+def test_a_factory_makes_one_for_each_check() -> None:
+    """Checks that are blocked or cannot be seen need none."""
+    for name, right in RIGHT.items():
+        made: "list[Any]" = []
+
+        def factory(right: Any = right, made: "list[Any]" = made) -> Any:
+            made.append(right())
+            return made[-1]
+
+        report = check(factory, name, probe=PROBES[name])
+        assert len({id(one) for one in made}) == len(made) == len(report.outcomes)
+
+
+# Processes
+
+
+def children() -> "list[int]":
+    """The processes that this one has started and that have not ended."""
+    return [p.pid for p in psutil.Process().children(recursive=True)]
+
+
+def test_the_kit_ends_the_processes_that_it_starts() -> None:
+    """And leaves no thread, no file and no task, whatever was found."""
+    before = children(), {*threading.enumerate()}, len(os.listdir("/proc/self/fd"))
+    for name, right in RIGHT.items():
+        check(right, name, probe=PROBES[name])
+    for wrong in (lambda manager, pid: 5, raises):
+        with suppress(ProbeError):
+            check(Resources, "resources", probe=wrong)
+
+    async def main() -> "set[Any]":
+        for name, right in RIGHT.items():
+            await check_async(right, name, probe=PROBES[name])
+        return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+
+    assert not asyncio.run(main())
+    assert (children(), {*threading.enumerate()}, len(os.listdir("/proc/self/fd"))) == before
+
+
+def test_pids_are_of_living_processes_and_not_of_others() -> None:
+    """A resource manager may look at them, and may even end them."""
+    seen: "set[int]" = set()
+
+    class Looks(Resources):
+        def register_worker(self, pid: int, worker_type: str) -> None:
+            if psutil.pid_exists(pid):
+                seen.add(pid)
+                assert psutil.Process(pid).ppid() == os.getpid() and pid != os.getpid()
+            super().register_worker(pid, worker_type)
+
+    assert check(Looks, "resources", probe=worker, deep=True).ok and len(seen) >= 3
+
+
+def test_without_a_way_to_start_processes_pids_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a sandbox."""
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        raise PermissionError("no processes here")
+
+    monkeypatch.setattr(Processes, "_start", fails)
+    report = check(Resources, "resources", probe=worker)
+    assert report.counts["passed"] == len(report.outcomes), str(report)
+
+
+def test_the_kit_tells_of_workers_what_the_manager_tells() -> None:
+    """The same fields, and every status that a worker of the pool can have."""
+    told = {snapshot["status"] for snapshot in resources.LIFE}
+    source = inspect.getsource(PooledWorker)
+    assert told == set(re.findall(r"`(\w+)`", source[source.index("def status") :].partition("\n")[0]))
+    assert all(set(snapshot) == set(resources.FIELDS) for snapshot in resources.LIFE)

@@ -12,6 +12,7 @@ import pytest
 from repo import ROOT, run, said
 
 from cjm_worker_protocols.conformance import CHECKS
+from cjm_worker_protocols.conformance.kit import DEEP
 from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
 
 MAIN = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
@@ -52,6 +53,9 @@ class Sharing(Right):
 class Needy(Right):
     def __init__(self, size):
         raise AssertionError
+
+def fixture():
+    yield Right()
 
 def probe(manager, pid):
     return manager.workers.get(pid)
@@ -140,6 +144,27 @@ def test_waivers_in_a_test_file(app: Path) -> None:
     assert found["kit"][0] == "failure" and "'resources.snapshot' that is meant" in found["kit"][1]
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("Needy, 'resources'", "FactoryError: <class 'app.Needy'> made nothing to check: TypeError: Needy.__init__() missing 1 required positional argument: 'size'"),
+        ("Right, 'resources', probe=wrong_probe", "ProbeError: the probe, asked for a worker: expected a mapping, or None when there is no such worker (got 42, a int)"),
+    ],
+)
+def test_what_cannot_be_checked_fails_every_test_in_a_line(app: Path, arguments: str, message: str) -> None:
+    """One that is chosen with `-k` too; nothing of the kit's own code is shown."""
+    found, text = ended(app, f"test_it = conformance_tests({arguments})")
+    assert list(found) == [*IDS, "kit"] and {how for how, _ in found.values()} == {"failure"}
+    assert all(message in said for _, said in found.values()), text
+    assert "conformance/" not in text and "Traceback" not in text
+
+
+def test_a_waiver_without_a_reason_fails_in_a_test_file(app: Path) -> None:
+    """As it fails elsewhere."""
+    found, _ = ended(app, "test_it = conformance_tests(Sharing, 'resources', probe=probe, waive={'resources.config_is_copied': ''})", "-k", "config_is_copied")
+    assert found["resources.config_is_copied"][0] == "failure" and "it gives no reason" in found["resources.config_is_copied"][1]
+
+
 def test_one_check_can_be_chosen(app: Path) -> None:
     """`-k` takes ids."""
     found, _ = ended(app, "test_it = conformance_tests(Right, 'resources', probe=probe)", "-k", "resources.clear")
@@ -178,6 +203,14 @@ def test_check_says_what_to_mend(app: Path) -> None:
     """Exit code 1, and findings as text."""
     done = cli(app, "app:Forgetful", "--as", "resources", "--probe", "app:probe")
     assert done.returncode == 1 and "error: resources.unregister_idempotent" in done.stdout and "    mend      Use `self.workers.pop" in done.stdout, said(done)
+
+
+def test_check_says_what_will_bite_later(app: Path) -> None:
+    """A warning is told, and is no failure; the help says so."""
+    done = cli(app, "app:Sharing", "--as", "resources", "--probe", "app:probe")
+    assert done.returncode == 0 and "warning: resources.config_is_copied" in done.stdout and "1 warned" in done.stdout, said(done)
+    shown = " ".join(cli(app, "--help").stdout.split())
+    assert "exits with 0 when the implementation conforms, which it does with warnings too" in shown
 
 
 def test_check_in_json(app: Path) -> None:
@@ -222,6 +255,8 @@ def test_check_with_waivers(app: Path) -> None:
         (["app:Right", "--as", "resources", "--probe", "app:wrong_probe"], "expected a mapping, or None"),
         (["app:Right", "--as", "resources", "--probe", "app:nope"], "app:nope cannot be imported"),
         (["app:Right", "--as", "resources", "--waive", "resources.snapshot"], "--waive: expected ID=reason (got 'resources.snapshot')"),
+        (["app:Right", "--as", "resources", "--waive", "resources.snapshot= "], "--waive: expected ID=reason (got 'resources.snapshot= ')"),
+        (["app:fixture", "--as", "resources"], "it gave a generator: `return` the implementation, and do not `yield` it"),
     ],
 )
 def test_check_used_wrongly(app: Path, args: "list[str]", message: str) -> None:
@@ -241,4 +276,4 @@ def test_the_catalogue_is_fresh() -> None:
     assert made["notebook"]() == made["PAGE"].read_text(encoding="utf-8"), "run python tools/catalogue.py"
     text = "\n".join(made["cells"]())
     assert [id for id in CHECKS if f"### {id}\n\n*{CHECKS[id].level}*" not in text] == []
-    assert text.count("\ngot ") == len(CHECKS)
+    assert text.count("\ngot ") == len(CHECKS) + len(DEEP)

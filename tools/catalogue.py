@@ -17,7 +17,8 @@ HEAD = """# Catalogue
 <!-- Made from the kit by tools/catalogue.py: do not edit. -->
 
 A check of level *error* is about what the manager relies on; a *warning* will bite later. The ids never change, so they can be waived
-and searched for. Each example is what the kit says of an implementation that breaks just this rule."""
+and searched for. Each example is what the kit says of an implementation that breaks just this rule. In it
+`PID_1` and `PID_2` stand for process ids."""
 TITLES = {"registry": "A plugin registry", "resources": "A resource manager", "events": "An event broadcaster"}
 
 

@@ -6,27 +6,32 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from itertools import combinations
 from types import FrameType
 from typing import Any
 
-from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, described, quiet, rule, shown, shown_call, within
+from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, advice, closest, described, quiet, rule, shown, shown_call, within
 
 # %% auto #0
-__all__ = ['PID', 'SAMPLES', 'BY_POSITION', 'parameters_of', 'legal_calls', 'watching', 'astray', 'refused', 'cause',
-           'signature_text', 'manager_call', 'mended', 'discard', 'kind_of']
+__all__ = []
 
 # %% ../../nbs/conformance/calls.ipynb #7c2b9e88
-PID = 4_194_305  # One more than any process id that Linux gives
-SAMPLES: dict[str, Any] = {"category": "kit-category", "plugin_id": "kit-plugin", "pid": PID, "worker_type": "kit-worker", "status": "kit-status",
+SAMPLES: dict[str, Any] = {"category": "kit-category", "plugin_id": "kit-plugin", "pid": 4_194_305, "worker_type": "".join(("trans", "cription")), "status": "".join(("run", "ning")),
     "job_id": "kit-job", "plugin_name": "kit-name", "loaded_plugin_resource": "kit-resource", "config": {"model": "kit-model"},
-    "event_type": "kit:event", "data": {"kit": "data"}}  # A value for every parameter of the contract, no two alike
+    "event_type": "kit:event", "data": {"kit": "data"}}  # A value for every parameter of the contract, no two alike; those of which an implementation may have its own list are in it
+
+def samples_for(
+    it: Subject, # An implementation
+    protocol: type # One of the three
+) -> dict[str, Any]: # A value for every parameter; a pid is that of a process that lives
+    "What a call is made with."
+    return {**SAMPLES, "pid": it.pid()} if protocol is NAMES["resources"] else SAMPLES
 
 def parameters_of(
     protocol: type, # One of the three
@@ -57,6 +62,9 @@ def watching(
 ) -> Iterator[list[tuple[str, dict[str, Any]]]]: # Fills with the functions that got them, and which, by the names that they have there
     "Watch where the values of the next call on this thread arrive."
     watch = _Watch(given)
+    if watch.before is not None and not isinstance(watch.before, _Watch): # somebody looks for what is slow, and would see nothing any more
+        yield []
+        return
     sys.setprofile(watch)
     try: yield watch.found
     finally:
@@ -65,7 +73,7 @@ def watching(
         sys.setprofile(top)
 
 class _Watch:
-    "A function of `sys.setprofile`, until it is over; whatever was there before goes on below it."
+    "A function of `sys.setprofile`, until it is over; another that was there before goes on below it."
     def __init__(self, given: Mapping[str, Any]):
         self.found, self.on_their_way = list[tuple[str, dict[str, Any]]](), {id(value) for value in given.values()}
         self.over, self.before = False, sys.getprofile()
@@ -78,6 +86,7 @@ class _Watch:
         if arrived := {n: value for n, value in arguments.items() if id(value) in self.on_their_way}:
             self.on_their_way.difference_update(map(id, arrived.values()))
             self.found.append((code.co_name, arrived))
+            if not self.on_their_way and sys.getprofile() is self: sys.setprofile(self.before)
 
 # %% ../../nbs/conformance/calls.ipynb #d8340bef
 def astray(
@@ -134,7 +143,7 @@ def _taken(kinds: set[Any], parameter: inspect.Parameter) -> bool:
 
 def _like(name: str, new: list[str], have: list[str], want: list[str]) -> list[str]:
     "The one new parameter that a missing one may have become: by its name, or else by its place."
-    close = difflib.get_close_matches(name, new, 1, 0.5)
+    close = closest(name, new, 0.5)
     return close or [n for n in new if n in have and have.index(n) == want.index(name)]
 
 def _list(names: list[str]) -> str: return ", ".join(f"`{n}`" for n in names)
@@ -171,7 +180,7 @@ def _present(protocol: type, member: str) -> None:
         try: method = getattr(it.impl, member)
         except AttributeError:
             public = [n for n in dir(it.impl) if not n.startswith("_") and n not in MEMBERS[protocol] and callable(inspect.getattr_static(it.impl, n, None))]
-            close = difflib.get_close_matches(member, public, 1, 0.6)
+            close = closest(member, public)
             raise Broken("there is no such attribute", f"Rename `{close[0]}` to `{member}`." if close else "") from None
         except Exception as e: raise Broken(f"to look at it raised {described(e)}") from e
         if not callable(method): raise Broken(f"it is {shown(method)}, which cannot be called")
@@ -188,16 +197,17 @@ def _takes(protocol: type, member: str) -> None:
           needs=(f"{name}.{member}.present", *([before] if before else [])))
     def takes(it: Subject) -> None:
         "It takes the call that the manager makes."
-        _gone_afterwards(it, name)
-        if before: discard(it.call("register_worker", pid=PID, worker_type=SAMPLES["worker_type"]))
-        args, kwargs = manager_call(protocol, member, SAMPLES)
+        given = samples_for(it, protocol)
+        _gone_afterwards(it, name, given)
+        if before: discard(it.call("register_worker", pid=given["pid"], worker_type=given["worker_type"]))
+        args, kwargs = manager_call(protocol, member, given)
         try: result = it.call(member, *args, **kwargs)
         except Broken as broken:
-            assert broken.__cause__ is not None
-            if refused(broken.__cause__): raise Broken(broken.actual, mended(it, protocol, member)) from broken.__cause__
-            if name == "resources": raise Broken(broken.actual, "The call is right; mend what raises in the method: the manager may tell anything, of any pid.") from None
+            error = broken.__cause__
+            if error and refused(error): raise Broken(broken.actual, mended(it, protocol, member)) from error
+            if name == "resources" or advice(error): raise Broken(broken.actual, advice(error) or "The call is right; mend what raises in the method: the manager may tell anything, of any pid.") from error
         else:
-            wrong = astray({p.name: SAMPLES[p.name] for p in parameters_of(protocol, member)}, [(result.__name__, inspect.getcoroutinelocals(result))]) if inspect.iscoroutine(result) else ""
+            wrong = astray({p.name: given[p.name] for p in parameters_of(protocol, member)}, [(result.__name__, inspect.getcoroutinelocals(result))]) if inspect.iscoroutine(result) else ""
             discard(result)
             if wrong: raise Broken(wrong, mended(it, protocol, member))
 
@@ -207,6 +217,7 @@ def mended(
     member: str # Its method
 ) -> str: # What is wrong with it, and what would be right; empty when nobody can tell
     "How to mend a signature."
+    if isinstance(it.impl, type): return f"What is checked is the class itself, and not one of its instances: give `{it.impl.__name__}`, which makes one, or `{it.impl.__name__}()`."
     why = cause(getattr(it.impl, member), protocol, member)
     return f"{why[:1].upper() + why[1:] if not why.startswith('`') else why}. Write it as the contract does: `{signature_text(protocol, member)}`." if why else ""
 
@@ -216,9 +227,9 @@ def discard(
     "Let go of a coroutine that nobody will await."
     if inspect.iscoroutine(result): result.close()
 
-def _gone_afterwards(it: Subject, name: str) -> None:
+def _gone_afterwards(it: Subject, name: str, given: Mapping[str, Any]) -> None:
     "Let a manager that is not made for one check only forget the worker of these calls."
-    if name == "resources": it.afterwards.append(lambda: discard(it.impl.unregister_worker(PID)))
+    if name == "resources": it.afterwards.append(lambda: discard(it.impl.unregister_worker(given["pid"])))
 
 # %% ../../nbs/conformance/calls.ipynb #61619b2e
 def _synchronous(name: str, protocol: type, member: str) -> None:
@@ -226,13 +237,14 @@ def _synchronous(name: str, protocol: type, member: str) -> None:
           "Make it a plain function; the manager calls it off the event loop, where it may block.", needs=(f"{name}.{member}.manager_call",))
     def sync(it: Subject) -> None:
         "It does its work when it is called."
-        _gone_afterwards(it, name)
-        args, kwargs = manager_call(protocol, member, SAMPLES)
+        given = samples_for(it, protocol)
+        _gone_afterwards(it, name, given)
+        args, kwargs = manager_call(protocol, member, given)
         try: result = it.call(member, *args, **kwargs)
         except Broken: return # it has done something
         kind = kind_of(result)
         discard(result)
-        if kind: raise Broken(f"it gave {kind}, so nothing was done yet")
+        if kind: raise Broken(f"it gave {kind}, so nothing was done yet", "Wait for it: `return ….result()`." if isinstance(result, Future) else "")
 
 def kind_of(
     result: Any # What a call gave
@@ -241,6 +253,7 @@ def kind_of(
     if inspect.iscoroutine(result): return "a coroutine"
     if inspect.isasyncgen(result): return "an async generator"
     if inspect.isgenerator(result): return "a generator"
+    if isinstance(result, Future): return "a Future, for which nobody has waited"
     return f"{type(result).__name__}, which has to be awaited" if inspect.isawaitable(result) else ""
 
 # %% ../../nbs/conformance/calls.ipynb #fe71c678
@@ -251,7 +264,7 @@ def _asynchronous(name: str, protocol: type, member: str) -> None:
           needs=(f"{name}.{member}.manager_call",))
     async def asynchronous(it: Subject) -> None:
         "What it gives can be awaited."
-        args, kwargs = manager_call(protocol, member, SAMPLES)
+        args, kwargs = manager_call(protocol, member, samples_for(it, protocol))
         result = it.call(member, *args, **kwargs)
         if inspect.isawaitable(result):
             with quiet():
@@ -268,33 +281,36 @@ def _every_call(name: str, protocol: type, member: str) -> None:
           f"Write it as the contract does: `{signature_text(protocol, member)}`.", "warning", (f"{name}.{member}.{'async' if name == 'events' else 'sync'}",))
     def every_call(it: Subject) -> Any:
         "It takes every call that the contract allows, and each value arrives where it belongs."
-        _gone_afterwards(it, name)
-        return _all_awaited(it, protocol, member) if name == "events" else _all_called(it, protocol, member)
+        values = samples_for(it, protocol)
+        _gone_afterwards(it, name, values)
+        if name == "resources": discard(it.call("register_worker", pid=values["pid"], worker_type=values["worker_type"]))
+        return _all_awaited(it, protocol, member, values) if name == "events" else _all_called(it, protocol, member, values)
 
-def _all_called(it: Subject, protocol: type, member: str) -> None:
-    for args, kwargs, given in _each_call(it, protocol, member):
-        with _landing(it, protocol, member, given): getattr(it.impl, member)(*args, **kwargs)
+def _all_called(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> None:
+    for args, kwargs, given in _each_call(protocol, member, values):
+        with _landing(it, protocol, member, (args, kwargs), given): getattr(it.impl, member)(*args, **kwargs)
 
-async def _all_awaited(it: Subject, protocol: type, member: str) -> None:
-    for args, kwargs, given in _each_call(it, protocol, member):
-        with _landing(it, protocol, member, given): await within(LIMIT, getattr(it.impl, member)(*args, **kwargs))
+async def _all_awaited(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> None:
+    for args, kwargs, given in _each_call(protocol, member, values):
+        with _landing(it, protocol, member, (args, kwargs), given): await within(LIMIT, getattr(it.impl, member)(*args, **kwargs))
 
-def _each_call(it: Subject, protocol: type, member: str) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]]:
+def _each_call(protocol: type, member: str, values: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]]:
     "The arguments of each legal call: by position, by keyword, and all by their names."
     for positional, named in legal_calls(protocol, member):
-        given = {n: SAMPLES[n] for n in (*positional, *named)}
-        args, kwargs = tuple(given[n] for n in positional), {n: given[n] for n in named}
-        it.trail[:] = [shown_call(member, args, kwargs)]
-        yield args, kwargs, given
+        given = {n: values[n] for n in (*positional, *named)}
+        yield tuple(given[n] for n in positional), {n: given[n] for n in named}, given
 
 @contextmanager
-def _landing(it: Subject, protocol: type, member: str, given: dict[str, Any]) -> Iterator[None]:
+def _landing(it: Subject, protocol: type, member: str, call: tuple[tuple[Any, ...], dict[str, Any]], given: dict[str, Any]) -> Iterator[None]:
     "Raises `Broken` when the call that is made here is not taken, or a value does not arrive where it belongs."
+    error: BaseException | None = None
     with quiet(), watching(given) as found:
         try: yield
-        except (Exception, SystemExit) as e:
-            if refused(e): raise Broken(f"it raised {described(e)}", mended(it, protocol, member)) from e
-    if wrong := astray(given, found): raise Broken(wrong, mended(it, protocol, member))
+        except (Exception, SystemExit) as e: error = e
+    wrong = f"it raised {described(error)}" if error and refused(error) else astray(given, found)
+    if not wrong: return
+    it.trail[:] = [it.named(shown_call(member, *call))]
+    raise Broken(wrong, mended(it, protocol, member)) from error
 
 # %% ../../nbs/conformance/calls.ipynb #63af286d
 for _name, _protocol in NAMES.items():

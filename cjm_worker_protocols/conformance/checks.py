@@ -16,12 +16,11 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from .processes import Processes
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 
 # %% auto #0
-__all__ = ['NAMES', 'MEMBERS', 'CHECKS', 'LIMIT', 'Broken', 'NotObservable', 'ProbeError', 'FactoryError', 'ProtocolError',
-           'Check', 'protocol_of', 'rule', 'Subject', 'text_of', 'shown', 'shown_call', 'described', 'within', 'quiet',
-           'muted']
+__all__ = ['CHECKS', 'ProbeError', 'FactoryError', 'ProtocolError', 'Check']
 
 # %% ../../nbs/conformance/checks.ipynb #93472c24
 class Broken(Exception):
@@ -53,7 +52,7 @@ class FactoryError(RuntimeError):
         factory: object, # What was called
         reason: BaseException # What it raised
     ):
-        super().__init__(f"{factory!r} made nothing to check: {type(reason).__name__}: {reason}. Give a factory that needs no argument, or an object.")
+        super().__init__(f"{text_of(factory)} made nothing to check: {type(reason).__name__}: {reason}. Give a factory that needs no argument and returns an implementation, or an object.")
         self.factory, self.reason = factory, reason
 
 class ProtocolError(ValueError):
@@ -78,12 +77,14 @@ class Check:
     needs: tuple[str, ...]  # Ids of checks that must have passed
     run: Callable[[Any], Any]  # Takes a subject; a coroutine function where the contract is asynchronous
 
+CHECKS: dict[str, Check] = {}  # All there are, by id, in the order in which they are made
+
+# %% ../../nbs/conformance/checks.ipynb #new5
 NAMES: dict[str, type] = {"registry": PluginRegistryProtocol, "resources": ResourceManagerProtocol, "events": EventBroadcasterProtocol}  # As ids begin
 MEMBERS: dict[type, tuple[str, ...]] = {
     PluginRegistryProtocol: ("get_plugins_by_category", "get_plugin", "load_plugin_config"),
     ResourceManagerProtocol: ("register_worker", "unregister_worker", "update_worker_state"),
     EventBroadcasterProtocol: ("broadcast",)}  # In the order of their definition
-CHECKS: dict[str, Check] = {}  # All there are, by id, in the order in which they are made
 
 def protocol_of(
     protocol: type | str # One of the three, a copy of one that an app made for itself, or `registry`, `resources` or `events`
@@ -118,10 +119,28 @@ class Subject:
     "One implementation, and the trail of calls that were made to it."
     def __init__(self,
         impl: Any, # The implementation
-        probe: Callable[..., Any] | None = None # Reads what the contract gives no way to read
+        probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
+        processes: Processes | None = None # Where pids come from
     ):
         self.impl, self.probe, self.trail = impl, probe, list[str]()
+        self.processes = processes or Processes()
+        self.pids: dict[int, str] = {}  # What those are called that were given
+        self.calls = 0  # How many were made
         self.afterwards: list[Callable[[], Any]] = []  # What to do when the check has ended; may be asynchronous
+
+    def pid(self,
+        living: bool = True # Whether there is such a process
+    ) -> int: # One that is not used in this check, or not any more
+        "A process id."
+        pid = self.processes.living() if living else self.processes.gone()
+        self.pids.setdefault(pid, f"PID_{len(self.pids) + 1}")
+        return pid
+
+    def named(self,
+        text: str # Perhaps with process ids in it
+    ) -> str: # The same in every run
+        "Call process ids by name."
+        return re.sub(r"(?<![\w.])\d{3,7}(?![\w.])", lambda found: self.pids.get(int(found[0]), found[0]), text)
 
     def call(self,
         member: str, # The method
@@ -129,15 +148,18 @@ class Subject:
         **kwargs: Any # The same by keyword
     ) -> Any: # What it gave
         "Call a method. Raises `Broken` when it raises."
-        self.trail.append(shown_call(member, args, kwargs))
+        self.trail.append(self.named(shown_call(member, args, kwargs)))
+        self.calls += 1
         with quiet():
             try: return getattr(self.impl, member)(*args, **kwargs)
             except (Exception, SystemExit, asyncio.CancelledError) as e: raise Broken(f"it raised {described(e)}") from e
 
     @property
-    def witness(self) -> str: # Like `register_worker(4194305, 'kit'); unregister_worker(4194305)`
-        "The last calls that were made."
-        return "; ".join((["…"] if len(self.trail) > 6 else []) + self.trail[-6:])
+    def witness(self) -> str: # Like `register_worker(pid=PID_1, worker_type='llm'); unregister_worker(PID_1)`
+        "The last calls that were made, as far as one likes to read."
+        last = self.trail[-6:]
+        while len(last) > 2 and sum(map(len, last)) > 800: last = last[1:]
+        return "; ".join((["…"] if len(self.trail) > len(last) else []) + last)
 
 # %% ../../nbs/conformance/checks.ipynb #2377a551
 def text_of(
@@ -165,7 +187,32 @@ def described(
     error: BaseException # What was raised
 ) -> str: # Like `KeyError: 'x'`
     "An exception in one line."
-    return f"{type(error).__name__}: {error}".strip().split("\n")[0].rstrip(": ")
+    text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
+    return text if len(text) <= 300 else f"{text[:240]}…{text[-50:]}"
+
+def closest(
+    name: str, # That somebody wrote
+    names: list[str], # That there are
+    cutoff: float = 0.6 # How like one must be, from 0 to 1
+) -> list[str]: # One of them, or none
+    "The name that may have been meant."
+    from difflib import get_close_matches
+    return get_close_matches(name, names, 1, cutoff)
+
+# %% ../../nbs/conformance/checks.ipynb #new2
+_KNOWN = {
+    r"same thread|(different|another|other|wrong) thread": "What belongs to one thread cannot be used here: the manager calls from a thread of its own. Open an SQLite connection with "
+        "`check_same_thread=False` and take a lock around it, or open one in each thread.",
+    r"no (running|current) event loop": "No event loop runs in the thread from which the manager calls: keep yours when it runs, and hand work over to it with `loop.call_soon_threadsafe`.",
+    r"running event loop|loop is (already )?running": "An event loop runs already where it is called: `await` there, instead of `asyncio.run` or `run_until_complete`.",
+    r"(different|another|other|wrong) (event )?loop": "It belongs to another event loop than the one that calls: use `await check_async(…)` on its own loop, or give a factory.",
+    r"(changed|mutated) (size )?during iteration": "Go through a copy, which nobody changes meanwhile: `for client in list(self.clients)`."}
+
+def advice(
+    error: BaseException | None # What an implementation raised
+) -> str: # Empty when its message tells nothing
+    "How to mend what raised an error, whichever rule was looked at."
+    return next((fix for said, fix in _KNOWN.items() if re.search(said, str(error))), "")
 
 # %% ../../nbs/conformance/checks.ipynb #5c816ab3
 _silent: ContextVar[bool] = ContextVar("silent", default=False)

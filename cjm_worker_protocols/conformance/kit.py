@@ -6,23 +6,23 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import inspect
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
 from . import calls, events, registry, resources # noqa: F401  each puts its checks into the catalogue
-from .checks import CHECKS, LIMIT, MEMBERS, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, described, muted, protocol_of, quiet
+from .checks import CHECKS, LIMIT, MEMBERS, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, advice, closest, described, muted, protocol_of, quiet
+from .processes import Processes
 from .report import Finding, Outcome, Report
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 
 # %% auto #0
-__all__ = ['DEEP', 'HANGS', 'checks_of', 'makes', 'name_of', 'place_of', 'HypothesisMissing', 'searches', 'Run', 'check',
-           'check_async']
+__all__ = ['HypothesisMissing', 'check', 'check_async']
 
 # %% ../../nbs/conformance/kit.ipynb #1dfcf793
 def checks_of(
@@ -60,12 +60,13 @@ def place_of(
     return (file, line) if file is not None and os.path.exists(file) else (None, None)  # a cell of a notebook is no file
 
 # %% ../../nbs/conformance/kit.ipynb #ae8506bf
-DEEP: dict[type, str] = {ResourceManagerProtocol: "resources.any_sequence", EventBroadcasterProtocol: "events.any_sequence"}  # Ids of the checks that only `deep=True` makes
-
 class HypothesisMissing(ImportError):
     "`deep=True` needs hypothesis, which is not installed."
     def __init__(self) -> None:
         super().__init__("deep=True needs hypothesis: pip install 'cjm-worker-protocols[dev]' or pip install hypothesis", name="hypothesis")
+
+# %% ../../nbs/conformance/kit.ipynb #new1
+DEEP: dict[type, str] = {ResourceManagerProtocol: "resources.any_sequence", EventBroadcasterProtocol: "events.any_sequence"}  # Ids of the checks that only `deep=True` makes
 
 def searches(
     protocol: type, # One of the three
@@ -89,47 +90,79 @@ class Run:
         waive: Mapping[str, str] | None = None, # Reasons, by the ids of checks
         deep: bool = False # Whether to search through random calls too
     ):
-        self.target, self.protocol, self.probe, self.waive = target, protocol_of(protocol), probe, dict(waive or {})
+        self.target, self.protocol, self.probe, self.waive = target, protocol_of(protocol), probe, reasons(waive or {})
         self.checks = [CHECKS[id] for id in checks_of(protocol)]
         self.outcomes: dict[str, Outcome] = {}
         self.findings: list[Finding] = []
-        self._factory = makes(target, self.protocol)
-        if deep: self.checks += searches(self.protocol, self._made if self._factory else None)
+        self.is_factory = makes(target, self.protocol)
+        self.elsewhere = False  # Whether the target may belong to an event loop that waits for the checks
+        self.processes = Processes()
+        if deep: self.checks += searches(self.protocol, self._made if self.is_factory else None)
         self._check, self._subject = self.checks[0], Subject(None)  # What is under way
+
+    @property
+    def done(self) -> tuple[int, int]: # Which grows
+        "How many checks have ended, and how many calls the one under way has made."
+        return len(self.outcomes), self._subject.calls
 
     def here(self) -> None:
         "Make all checks on this thread, where no event loop runs. Raises `ProbeError` and `FactoryError`."
-        if self.protocol is EventBroadcasterProtocol: return asyncio.run(self.on_loop())
+        try: self._here()
+        finally: self.processes.close()
+
+    def _here(self) -> None:
+        if self.protocol is EventBroadcasterProtocol: return asyncio.run(self._own_loop())
         for _ in self._unblocked():
             with self._judging():
                 made = self._made()
-                self._subject = Subject(asyncio.run(self._awaited(made)) if inspect.isawaitable(made) else made, self.probe)
+                self._subject = Subject(asyncio.run(self._awaited(made)) if inspect.isawaitable(made) else made, self.probe, self.processes)
                 ended = self._check.run(self._subject)
                 if inspect.isawaitable(ended): asyncio.run(_settled(ended))
             for call in self._subject.afterwards:
                 with suppress(Exception), quiet(): call()
 
+    async def _own_loop(self) -> None:
+        asyncio.get_running_loop().set_exception_handler(_forgive)
+        await self.on_loop()
+
     async def on_loop(self) -> None:
         "Make all checks on the event loop that runs. Raises `ProbeError` and `FactoryError`."
         for _ in self._unblocked():
             with self._judging():
-                self._subject = Subject(await self._awaited(self._made()), self.probe)
+                self._subject = Subject(await self._awaited(self._made()), self.probe, self.processes)
                 try: await asyncio.wait_for(_settled(self._check.run(self._subject)), HANGS)
                 except (asyncio.TimeoutError, TimeoutError): raise _Hung from None
-            for call in self._subject.afterwards:
-                with suppress(Exception), quiet(): await asyncio.wait_for(_settled(call()), LIMIT)
+            with suppress(Exception): await asyncio.wait_for(self._clean(), LIMIT)
+
+    async def _clean(self) -> None:
+        "Let clients leave, and what else a check has left."
+        for call in self._subject.afterwards:
+            with suppress(Exception), quiet(): await _settled(call())
 
     def _made(self) -> Any:
         "An implementation, a fresh one if there is a factory."
-        if not self._factory: return self.target
+        if not self.is_factory: return self.target
         try:
-            with quiet(): return self.target()
+            with quiet(): made = self.target()
         except (Exception, SystemExit) as e: raise FactoryError(self.target, e) from e
+        return made if inspect.isawaitable(made) else self._usable(made)
 
     async def _awaited(self, made: Any) -> Any:
         "What an asynchronous factory makes."
-        try: return await _settled(made)
+        if not inspect.isawaitable(made): return made
+        try: made = await made
         except (Exception, SystemExit) as e: raise FactoryError(self.target, e) from e
+        return self._usable(made)
+
+    def _usable(self, made: Any) -> Any:
+        "What a factory gave, unless it is plain that this is no implementation."
+        wrong = ""
+        if made is None: wrong = "it gave None: `return` the implementation"
+        elif inspect.isgenerator(made) or inspect.isasyncgen(made): wrong = "it gave a generator: `return` the implementation, and do not `yield` it"
+        elif hasattr(type(made), "__exit__") or hasattr(type(made), "__aexit__"):
+            if not any(hasattr(made, member) for member in MEMBERS[self.protocol]): wrong = f"it gave a {type(made).__name__}, which has to be entered: enter it, and give what is in it"
+        if wrong: raise FactoryError(self.target, TypeError(wrong))
+        return made
 
     def _unblocked(self) -> Iterator[Check]:
         "The checks that can be made, in order."
@@ -164,34 +197,51 @@ class Run:
         how: Broken # What was seen
     ) -> None:
         "Keep what is wrong with the check that is under way, unless it is waived."
+        if why := self.waive.get(self._check.id): return self._ended("skipped", f"waived: {why}")
+        self._keep(how, self._check.level)
+
+    def _keep(self, how: Broken, level: str) -> None:
         check, subject = self._check, self._subject
-        if check.id in self.waive: return self._ended("skipped", f"waived: {self.waive[check.id]}")
-        self._ended("failed" if check.level == "error" else "warned")
+        self._ended("failed" if level == "error" else "warned")
         try: file, line = place_of(getattr(subject.impl, check.member, None))
         except Exception: file, line = None, None  # as a property may raise
-        self.findings.append(Finding(check.id, check.level, check.member, check.rule, how.actual, subject.witness, how.fix or check.fix, file, line))
+        self.findings.append(Finding(check.id, level, check.member, check.rule, subject.named(how.actual), subject.witness, self._fix(check, how), file, line))
+
+    def _fix(self, check: Check, how: Broken) -> str:
+        "How to mend it: by what was raised, if that says it, or else by the rule."
+        error = how.__cause__
+        fix = how.fix or advice(error) or check.fix
+        if error and "Connection" in type(error).__name__: fix += " If it is a server that cannot be reached: start it, and check again."
+        if self.elsewhere and check.id.count(".") == 1 and "check_async" not in fix: fix += " Or it belongs to the event loop that runs here, and waits for `check`: use `await check_async(…)`, or give a factory."
+        return fix
 
     def hung(self) -> None:
-        "The check that is under way does not come back: no other can be made."
-        self.broken(Broken("a call did not come back", "Give every call a limit of time; the manager gives it up after `WorkerConfig.integration_timeout`."))
+        "The check that is under way does not come back: no other can be made, so that is an error, whatever the rule, and cannot be waived."
+        self._keep(Broken("a call did not come back", "Give every call a limit of time, and release every lock: `with lock:`. The manager gives a call up after `WorkerConfig.integration_timeout`."), "error")
         for check in self.checks:
             if check.id not in self.outcomes: self.outcomes[check.id] = Outcome(check.id, "blocked", f"by {self._check.id}")
 
     def report(self) -> Report: # Also of the waivers
         "What was found."
         waived = [id for id in self.waive if id in self.outcomes or id != DEEP.get(self.protocol)]  # a search that was not asked for may be waived
-        findings = [*self.findings, *map(self._useless, sorted(id for id in waived if id not in self.outcomes or self.outcomes[id].outcome != "skipped"))]
-        if not any(o.outcome in ("passed", "failed", "warned", "skipped") for o in self.outcomes.values()):
-            findings.append(Finding("kit.nothing_checked", "error", "", "At least one check is made.", "none was", "", "Give an implementation, and a probe."))
+        findings = [*self.findings, *map(self._useless, sorted(id for id in waived if id not in self.outcomes or self.outcomes[id].outcome in _ENDED or not self.waive[id]))]
+        if not any(o.outcome in ("passed", "failed", "warned") for o in self.outcomes.values()):
+            findings.append(Finding("kit.nothing_checked", "error", "", "At least one check is made, and not waived.", "none was", "", "Give an implementation, and a probe."))
         return Report(name_of(self.target), self.protocol.__name__, tuple(self.outcomes.values()), tuple(findings))
 
     def _useless(self, id: str) -> Finding:
-        "A waiver for nothing."
+        "A waiver for nothing, or without a reason."
+        member = next((check.member for check in self.checks if check.id == id), "")
+        if not self.waive[id]: return Finding(id, "error", member, "A waiver says why the rule need not hold.", "it gives no reason", "", "Write down the reason, or remove the waiver.")
         if id not in self.outcomes:
-            actual, close = "there is no such check", difflib.get_close_matches(id, self.outcomes, 1)
+            actual, close = "there is no such check", closest(id, list(self.outcomes))
             return Finding(id, "error", "", "A waiver names a check of this protocol.", actual, "", f"It may be {close[0]!r} that is meant." if close else "Remove it.")
-        outcome, member = self.outcomes[id], next(check.member for check in self.checks if check.id == id)
+        outcome = self.outcomes[id]
         return Finding(id, "error", member, "What is waived is broken.", f"the check {_ENDED[outcome.outcome]}{f': {outcome.reason}' if outcome.reason else ''}", "", "Remove the waiver.")
+
+def _forgive(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    "An implementation that was made for one check may have tasks, which go with it: that is no news."
+    if "destroyed" not in str(context.get("message")): loop.default_exception_handler(context)
 
 class _Hung(Exception):
     "A check has not come back."
@@ -200,9 +250,17 @@ _ENDED = {"passed": "passes", "blocked": "is blocked", "not_observable": "is not
 
 async def _settled(value: Any) -> Any: return await value if inspect.isawaitable(value) else value
 
+def reasons(
+    waive: Mapping[str, str] # By the ids of checks
+) -> dict[str, str]: # The same, without spaces around them
+    "Why rules need not hold. Raises `TypeError`."
+    if isinstance(waive, Mapping) and all(isinstance(text, str) for pair in waive.items() for text in pair): return {id: why.strip() for id, why in waive.items()}
+    raise TypeError(f"waive: expected a mapping of ids of checks to reasons (got {waive!r})")
+
 # %% ../../nbs/conformance/kit.ipynb #22f1d726
 HANGS = 4 * LIMIT  # Seconds for one check, then it is given up
 
+# %% ../../nbs/conformance/kit.ipynb #new2
 def check(
     target: Any, # A factory, which makes a fresh implementation for each check; or an implementation
     protocol: type | str, # `PluginRegistryProtocol`, `ResourceManagerProtocol` or `EventBroadcasterProtocol`; or `registry`, `resources` or `events`
@@ -212,11 +270,12 @@ def check(
     deep: bool = False # Whether to search through random sequences of calls too, for some seconds; needs hypothesis
 ) -> Report: # What was found
     """Check an implementation. Raises `FactoryError` when none can be made, `ProbeError` for a probe that does not work, `ProtocolError`, and
-    `HypothesisMissing` when `deep` is asked for and cannot be had.
+    `HypothesisMissing` when `deep` is asked for and cannot be had. Findings of level `warning` leave the report `ok`.
 
     The probe of a registry gives some of its categories: `(registry) -> iterable`. That of a resource manager reads a worker:
     `(manager, pid) -> mapping or None`. That of a broadcaster connects a client: `(broadcaster) -> object with received() and close()`."""
     run, errors = Run(target, protocol, probe, waive, deep), list[BaseException]()
+    run.elsewhere = run.protocol is EventBroadcasterProtocol and not run.is_factory and asyncio._get_running_loop() is not None
 
     def work() -> None:
         try: run.here()
@@ -224,12 +283,15 @@ def check(
     thread = threading.Thread(target=work, name="conformance", daemon=True)
     with muted():
         thread.start()
-        ended = -1
-        while thread.is_alive() and ended < (ended := len(run.outcomes)): thread.join(HANGS + LIMIT)
+        done, since = run.done, time.monotonic()
+        while thread.is_alive() and time.monotonic() - since < HANGS:
+            thread.join(0.05 if time.monotonic() - since < 1 else 0.2)
+            if run.done != done: done, since = run.done, time.monotonic()
     if thread.is_alive(): run.hung()
     if errors: raise errors[0]
     return run.report()
 
+# %% ../../nbs/conformance/kit.ipynb #new3
 async def check_async(
     target: Any, # A factory, which makes a fresh implementation for each check; or an implementation
     protocol: type | str, # `PluginRegistryProtocol`, `ResourceManagerProtocol` or `EventBroadcasterProtocol`; or `registry`, `resources` or `events`
@@ -241,5 +303,7 @@ async def check_async(
     "The same on the event loop that runs. Only a broadcaster is called there; a registry and a resource manager are called from a thread, as always."
     if protocol_of(protocol) is not EventBroadcasterProtocol: return await asyncio.to_thread(lambda: check(target, protocol, probe=probe, waive=waive, deep=deep))
     run = Run(target, protocol, probe, waive, deep)
-    with muted(): await run.on_loop()
+    try:
+        with muted(): await run.on_loop()
+    finally: run.processes.close()
     return run.report()

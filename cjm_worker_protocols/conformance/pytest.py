@@ -12,13 +12,17 @@ from typing import Any
 
 import pytest
 
-from .kit import check, checks_of
+from .checks import FactoryError, ProbeError
+from .kit import HypothesisMissing, check, checks_of
 from .report import Report
 
 # %% auto #0
-__all__ = ['KIT', 'ConformanceWarning', 'conformance_tests']
+__all__ = ['ConformanceWarning', 'conformance_tests']
 
 # %% ../../nbs/conformance/pytest.ipynb #6af8ed7f
+KIT = "kit"  # The id of the test that at least one check is made, and that every waiver names one
+
+# %% ../../nbs/conformance/pytest.ipynb #new1
 class ConformanceWarning(UserWarning):
     "A rule is broken that will bite later."
 
@@ -36,17 +40,19 @@ def conformance_tests(
     ids = [*checks_of(protocol, deep), KIT]
 
     @lru_cache(maxsize=None)
-    def report() -> Report: return check(target, protocol, probe=probe, waive=waive, deep=deep)
+    def report() -> Report | str:
+        try: return check(target, protocol, probe=probe, waive=waive, deep=deep)
+        except (FactoryError, ProbeError, HypothesisMissing) as e: return f"{type(e).__name__}: {e}"
 
     @pytest.mark.parametrize("check_id", ids)
     def test_conformance(check_id: str) -> None:
         "One rule of the contract."
-        for finding in report().findings:
+        said = report()
+        if isinstance(said, str): pytest.fail(said, pytrace=False)
+        for finding in said.findings:
             if finding.id != check_id and (check_id != KIT or finding.id in ids): continue
             if finding.level == "error": pytest.fail(str(finding), pytrace=False)
             warnings.warn(ConformanceWarning(str(finding)), stacklevel=1)
-        for outcome in report().outcomes:
+        for outcome in said.outcomes:
             if outcome.id == check_id and outcome.reason: pytest.skip(f"{outcome.outcome.replace('_', ' ')}: {outcome.reason}")
     return test_conformance
-
-KIT = "kit"  # The id of the test that at least one check is made, and that every waiver names one

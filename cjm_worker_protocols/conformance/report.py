@@ -5,7 +5,6 @@
 # %% ../../nbs/conformance/report.ipynb #8e9941a2
 from __future__ import annotations
 
-import html
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -89,6 +88,7 @@ class Report:
     def __repr__(self) -> str: return f"<Report: {self.headline}>"
 
     def _repr_html_(self) -> str:
+        import html # which takes long, and is seldom needed
         def cell(text: Any) -> str: return f"<td>{html.escape(str(text))}</td>"
         rows = "".join(f"<tr>{cell(f.level)}{cell(f.id)}{cell(f.expected)}{cell(f.actual)}{cell(f.witness)}{cell(f.fix)}</tr>" for f in self.findings)
         head = "".join(f"<th>{name}</th>" for name in ("level", "check", "expected", "got", "after", "mend"))

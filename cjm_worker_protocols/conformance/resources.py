@@ -5,28 +5,30 @@
 # %% ../../nbs/conformance/resources.ipynb #75556d2d
 from __future__ import annotations
 
-import asyncio
+import copy
 import inspect
+import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from itertools import count
+from itertools import chain
 from typing import Any
 
-from .calls import refused
+from .calls import SAMPLES, refused
 from .checks import Broken, NotObservable, ProbeError, Subject, described, quiet, rule, shown
 from .footprint import footprint
-from .registry import at_once
+from .registry import at_once, wait_for
 
 # %% auto #0
-__all__ = ['FIELDS', 'FULL', 'full', 'new_worker', 'seen', 'worker', 'kept', 'expect']
+__all__ = []
 
 # %% ../../nbs/conformance/resources.ipynb #0d56d154
 FIELDS = ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")  # All that can be told of a worker
 FULL: dict[str, Any] = {"status": "running", "job_id": "job-1", "plugin_name": "whisper", "plugin_id": "plugin-1", "loaded_plugin_resource": "large-v3",
     "config": {"model": "large-v3", "options": {"beam": 5}}}  # The full snapshot of one that runs a job
-_pids = count(4_194_400)  # Process ids that no process of this machine can have
+WORKER: str = SAMPLES["worker_type"]  # What they all are
 
 def full() -> dict[str, Any]: # The snapshot, of which nothing is shared
     "What the manager sends."
@@ -35,9 +37,9 @@ def full() -> dict[str, Any]: # The snapshot, of which nothing is shared
 def new_worker(
     it: Subject # A resource manager
 ) -> int: # Its pid
-    "Register a worker that nobody has heard of."
-    pid = next(_pids)
-    it.call("register_worker", pid=pid, worker_type="kit")
+    "Register a worker that is not there."
+    pid = it.pid()
+    it.call("register_worker", pid=pid, worker_type=WORKER)
     it.afterwards.append(lambda: it.impl.unregister_worker(pid))
     return pid
 
@@ -50,15 +52,11 @@ def seen(
     try:
         with quiet():
             value = it.probe(it.impl, pid)
-            if inspect.isawaitable(value): value = _wait_for(value)
+            if inspect.isawaitable(value): value = wait_for(value)
     except Exception as e: raise ProbeError("a worker", "a mapping, or None when there is no such worker", described(e)) from e
     if value is not None and not isinstance(value, Mapping):
         raise ProbeError("a worker", "a mapping, or None when there is no such worker", f"{shown(value)}, a {type(value).__name__}")
     return None if value is None else dict(value)
-
-def _wait_for(value: Any) -> Any:
-    async def wait() -> Any: return await value
-    return asyncio.run(wait())
 
 def worker(
     it: Subject, # A resource manager
@@ -78,6 +76,7 @@ def kept(
     known = worker(it, pid)
     it.call("unregister_worker", pid)
     it.trail.clear()
+    it.pids.clear()
     if found := [name for name in FIELDS if known.get(name) is not None]: return found
     raise NotObservable(f"what the probe gives has none of the fields that were told: {shown(known)}")
 
@@ -89,19 +88,37 @@ def expect(
     "Raises `Broken` when something else is known."
     known = worker(it, pid)
     for name, value in fields.items():
-        if known.get(name) != value: raise Broken(f"{name} is {shown(known.get(name))}")
+        if known.get(name) != value: raise Broken(f"{name} is {shown(known.get(name))}{f' (told: {shown(value)})' if value is not None else ''}")
+
+def takes_any_pid(
+    it: Subject # A resource manager
+) -> bool: # False for one that looks processes up
+    "Whether it can be told of workers of which there is no process."
+    pid = it.pid(living=False)
+    it.afterwards.append(lambda: it.impl.unregister_worker(pid))
+    try:
+        with quiet(): it.impl.register_worker(pid=pid, worker_type=WORKER)
+        return it.probe is None or seen(it, pid) is not None
+    except ProbeError: raise
+    except Exception: return False
 
 # %% ../../nbs/conformance/resources.ipynb #d375449a
+_UNLOADED: dict[str, Any] = dict.fromkeys(FIELDS)
+_LOADED: dict[str, Any] = {**FULL, "job_id": None}
+LIFE: tuple[dict[str, Any], ...] = (*({**_UNLOADED, "status": status} for status in ("starting", "standby", "idle")), FULL, {**_LOADED, "status": "idle"},
+    {**FULL, "job_id": "job-2", "plugin_name": "llama", "plugin_id": "plugin-2", "loaded_plugin_resource": "7b", "config": {"model": "7b"}},
+    {**_LOADED, "status": "stopping"})  # What the manager sends of a worker: it starts, waits, runs a job, keeps the plugin, loads another, stops
 _ASSIGN = "Store what is given, field by field; use `UNSET` from extensions.protocols as the default, so that what is omitted can be told from None."
 _UPDATE = "update_worker_state"
 
 @rule("resources.snapshot", _UPDATE, "It is the only update that the manager sends: the whole truth about a worker.", _ASSIGN)
 def _(it: Subject) -> None:
-    "After the full snapshot, every field that is kept has the value that was told."
+    "After each full snapshot, as a worker goes through its life, every field that is kept has the value that was told."
     fields = kept(it)
     pid = new_worker(it)
-    it.call(_UPDATE, pid=pid, **full())
-    expect(it, pid, **{name: FULL[name] for name in fields})
+    for snapshot in LIFE:
+        it.call(_UPDATE, pid=pid, **copy.deepcopy(snapshot))
+        expect(it, pid, **{name: snapshot[name] for name in fields if snapshot[name] is not None})
 
 @rule("resources.partial", _UPDATE, "Others that call it, cjm-fasthtml-workers among them, send only what has changed.", _ASSIGN, "warning", ("resources.snapshot",))
 def _(it: Subject) -> None:
@@ -126,7 +143,8 @@ def _clears(name: str) -> None:
         if name not in kept(it): raise NotObservable(f"what the probe gives has no {name!r}")
         pid = new_worker(it)
         it.call(_UPDATE, pid=pid, **full())
-        it.call(_UPDATE, pid=pid, **{**full(), name: None})
+        try: it.call(_UPDATE, pid=pid, **{**full(), name: None})
+        except Broken as e: raise Broken(e.actual, f"Take None for {name} too, which the contract allows, and store it.") from e.__cause__
         expect(it, pid, **{name: None})
     clears.__doc__ = f"An explicit None clears {name}."
     rule(f"resources.clear.{name}", _UPDATE, _STALE[name],
@@ -136,13 +154,14 @@ for _name in FIELDS: _clears(_name)
 
 # %% ../../nbs/conformance/resources.ipynb #7d99d693
 @rule("resources.empty_values", _UPDATE, "An empty configuration is a configuration, and not news that there is none.",
-      "Compare with `is UNSET`, or `is None`; `if status:` takes what is empty for what is missing.", "warning", ("resources.snapshot",))
+      "Compare with `is UNSET`, or `is None`; `if config:` takes what is empty for what is missing.", "warning", ("resources.snapshot",))
 def _(it: Subject) -> None:
     "An empty string and an empty dict are values like others."
     fields = kept(it)
     pid = new_worker(it)
     it.call(_UPDATE, pid=pid, **full())
-    empty = {name: {} if name == "config" else "" for name in fields}
+    empty = {name: {} if name == "config" else "" for name in fields if name != "status"} # of a status there is a list, in which that need not be
+    if not empty: raise NotObservable("what the probe gives has no field that may be empty")
     it.call(_UPDATE, pid=pid, **{**full(), **empty})
     expect(it, pid, **empty)
 
@@ -161,7 +180,7 @@ def _(it: Subject) -> None:
 @rule("resources.unknown_pid", _UPDATE, "The last update of a worker may come when it is gone already.", "Begin with `if pid not in self.workers: return`.")
 def _(it: Subject) -> None:
     "An update for a pid that it does not know is ignored."
-    pid = next(_pids)
+    pid = it.pid(living=False)
     it.call(_UPDATE, pid=pid, **full())
     if (known := seen(it, pid)) is not None: raise Broken(f"there is a worker now: {shown(known)}")
 
@@ -172,7 +191,7 @@ def _(it: Subject) -> None:
     "Registering a pid again replaces the old record."
     pid = new_worker(it)
     it.call(_UPDATE, pid=pid, **full())
-    it.call("register_worker", pid=pid, worker_type="kit")
+    it.call("register_worker", pid=pid, worker_type=WORKER)
     known = worker(it, pid)
     if stale := [name for name in FIELDS if name != "status" and known.get(name) == FULL[name]]: raise Broken(f"{stale[0]} is {shown(known[stale[0]])}, as it was in the old record")
 
@@ -187,7 +206,7 @@ def _(it: Subject) -> None:
 def _(it: Subject) -> None:
     "Unregistering again, or a pid that was never registered, is no error."
     pid = new_worker(it)
-    for gone in (pid, pid, next(_pids)): it.call("unregister_worker", gone)
+    for gone in (pid, pid, it.pid(living=False)): it.call("unregister_worker", gone)
 
 @rule("resources.reused_pid", "register_worker", "The system uses pids again.", "Remove all that is kept of a worker when it is unregistered, wherever it is kept.",
       needs=("resources.unregister_forgets", "resources.snapshot"))
@@ -196,7 +215,7 @@ def _(it: Subject) -> None:
     pid = new_worker(it)
     it.call(_UPDATE, pid=pid, **full())
     it.call("unregister_worker", pid)
-    it.call("register_worker", pid=pid, worker_type="kit")
+    it.call("register_worker", pid=pid, worker_type=WORKER)
     known = worker(it, pid)
     if stale := [name for name in FIELDS if name != "status" and known.get(name) == FULL[name]]: raise Broken(f"{stale[0]} is {shown(known[stale[0]])}, as it was before")
 
@@ -206,7 +225,7 @@ def _(it: Subject) -> None:
     "What is told of one worker does not touch another."
     fields, one, other = kept(it), new_worker(it), new_worker(it)
     it.call(_UPDATE, pid=one, **full())
-    mine = {name: {"mine": 1} if name == "config" else "mine" for name in FIELDS}
+    mine = {name: {"mine": 1} if name == "config" else "idle" if name == "status" else "mine" for name in FIELDS}
     it.call(_UPDATE, pid=other, **mine)
     expect(it, one, **{name: FULL[name] for name in fields})
     it.call("unregister_worker", one)
@@ -217,36 +236,63 @@ def _(it: Subject) -> None:
       needs=("resources.workers_are_apart",))
 def _(it: Subject) -> None:
     "Several threads may call at once, and nothing of what they tell is lost."
-    pids = [[next(_pids) for _ in range(10)] for _ in range(4)]
-    fields = kept(it) if it.probe else []
-    it.afterwards += [partial(it.impl.unregister_worker, pid) for mine in pids for pid in mine if not pid % 2]
+    fields, any_pid = kept(it) if it.probe else [], takes_any_pid(it)
+    pids = [[it.pid(living=not any_pid) for _ in range(8 if any_pid else 1)] for _ in range(it.processes.MOST)]
+    it.afterwards += [partial(it.impl.unregister_worker, pid) for mine in pids for pid in mine]
 
     def tell(mine: list[int]) -> None:
-        for pid in mine:
-            it.impl.register_worker(pid=pid, worker_type="kit")
+        for n, pid in enumerate(mine):
+            it.impl.register_worker(pid=pid, worker_type=WORKER)
             it.impl.update_worker_state(pid=pid, **{**full(), "job_id": f"job-{pid}"})
-            if pid % 2: it.impl.unregister_worker(pid)
-    it.trail.append("4 threads, each of which registers and updates 10 workers, and unregisters every other")
-    if errors := at_once([partial(tell, mine) for mine in pids]): raise Broken(f"on a thread it raised {described(errors[0])}")
-    for pid in (pid for mine in pids for pid in mine):
+            if n % 2: it.impl.unregister_worker(pid)
+    it.trail.append("3 threads, each of which registers and updates workers, and unregisters every other")
+    if errors := at_once([partial(tell, mine) for mine in pids]): raise Broken(f"on a thread it raised {described(errors[0])}") from errors[0]
+    for n, pid in chain(*map(enumerate, pids)):
         known = seen(it, pid)
-        if pid % 2 and known is not None: raise Broken(f"a worker that was unregistered is still there: {shown(known)}")
-        if not pid % 2 and known is None: raise Broken("a worker that was registered is not there")
-        if known is not None and "job_id" in fields and known.get("job_id") != f"job-{pid}": raise Broken(f"job_id of worker {pid} is {shown(known.get('job_id'))}")
+        if n % 2 and known is not None: raise Broken(f"a worker that was unregistered is still there: {shown(known)}")
+        if not n % 2 and known is None: raise Broken("a worker that was registered is not there")
+        if known is not None and "job_id" in fields and known.get("job_id") != f"job-{pid}": raise Broken(f"job_id of one worker is {shown(known.get('job_id'))}")
 
 # %% ../../nbs/conformance/resources.ipynb #68d093ce
 @rule("resources.leaves_nothing", "unregister_worker", "A server runs for months and has many workers.", "Remove all that is kept of a worker when it is unregistered; give a log a limit: `deque(maxlen=…)`.",
       "warning", ("resources.unregister_forgets",))
 def _(it: Subject) -> None:
     "10,000 workers that came and went leave nothing behind."
-    half, began = 5_000, time.monotonic()
-    register, unregister, sizes = it.impl.register_worker, it.impl.unregister_worker, list[int]()
-    it.trail.append("10,000 times: register_worker(pid, 'kit'); unregister_worker(pid)")
-    with quiet():
-        for _ in range(2):
-            for pid in (next(_pids) for _ in range(half)):
-                register(pid=pid, worker_type="kit")
+    half, end, sizes = 5_000, time.monotonic() + 3, list[int]()
+    new_pid = it.processes.gone if takes_any_pid(it) else it.processes.living
+    before = _held()
+    for _ in range(2):
+        _come_and_go(it, 100, new_pid, end, updated=True)
+        sizes.append(footprint(it.impl))
+        for what, n in _held().items():
+            if (more := n - before[what]) >= 50: raise Broken(f"100 workers left {more} {what}", f"End what belongs to a worker when it is unregistered: {what} too.")
+    updated = sizes[1] - sizes[0] >= 50 # then it is worth the time
+    sizes.clear()
+    for n in (half, half):
+        _come_and_go(it, n, new_pid, end, updated)
+        sizes.append(footprint(it.impl))
+    it.trail[:] = [_times(10_000, updated)]
+    if (more := sizes[1] - sizes[0]) > half // 2: raise Broken(f"it keeps {more:,} more references after 10,000 workers than after 5,000")
+
+def _come_and_go(it: Subject, workers: int, new_pid: Callable[[], int], end: float, updated: bool) -> None:
+    "So many workers are registered, updated and unregistered. Raises `NotObservable` when there is not enough time."
+    register, update, unregister = it.impl.register_worker, it.impl.update_worker_state, it.impl.unregister_worker
+    it.trail[:] = [_times(workers, updated)]
+    try:
+        with quiet():
+            for _ in range(workers):
+                pid = new_pid()
+                register(pid=pid, worker_type=WORKER)
+                if updated: update(pid=pid, **full())
                 unregister(pid)
-                if time.monotonic() - began > 3: raise NotObservable("it is too slow to be told of 10,000 workers here")
-            sizes.append(footprint(it.impl))
-    if (more := sizes[1] - sizes[0]) > half // 2: raise Broken(f"{more} more objects are kept after 10,000 workers than after 5,000")
+                if time.monotonic() > end: raise NotObservable("it is too slow to be told of 10,000 workers here")
+    except NotObservable: raise
+    except Exception as e: raise Broken(f"it raised {described(e)}") from e
+
+def _times(n: int, updated: bool) -> str:
+    return f"{n:,} times: register_worker(pid=…, worker_type={WORKER!r}); {'update_worker_state(pid=…, …); ' if updated else ''}unregister_worker(…)"
+
+def _held() -> dict[str, int]:
+    "What a process has of which there is not much."
+    with suppress(OSError): return {"threads": threading.active_count(), "open files": len(os.listdir("/proc/self/fd"))}
+    return {"threads": threading.active_count()}
