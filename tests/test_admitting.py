@@ -67,7 +67,7 @@ def taking(resources: Any, says: bool = True, plugin: Any = Takes, **settings: A
 
 def test_it_keeps_the_contract() -> None:
     """It is a resource manager like its base, and implements both optional protocols."""
-    report = check(AdmittingResourceManager, ResourceManagerProtocol, probe=_probe)
+    report = check(AdmittingResourceManager, ResourceManagerProtocol, probe=_probe, deep=True)
     assert report.ok and report.counts["passed"] == len(report.outcomes), report
     made = AdmittingResourceManager()
     assert isinstance(made, AdmissionProtocol) and isinstance(made, EvictionProtocol)

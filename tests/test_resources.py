@@ -159,7 +159,7 @@ time.sleep(1000)
 
 def test_the_kit_finds_nothing() -> None:
     """Every check is made, and passed; nothing is waived."""
-    report = check(ProcessResourceManager, ResourceManagerProtocol, probe=probe)
+    report = check(ProcessResourceManager, ResourceManagerProtocol, probe=probe, deep=True)
     assert report.counts["passed"] == len(report.outcomes) and not report.findings, report
 
 

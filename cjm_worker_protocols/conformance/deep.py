@@ -204,7 +204,7 @@ class Search:
 
 # %% ../../nbs/conformance/deep.ipynb #1de946a5
 VALUES: dict[str, list[Any]] = {name: [f"{name}-1", None, "", f"{name}-2"] for name in FIELDS} | {
-    "status": ["running", None, "idle", "stopping"], "config": [{"model": "large-v3"}, None, {}, {"options": {"beam": 5}}]}  # What a worker is told to be
+    "status": ["running", None, "starting", "stopping"], "config": [{"model": "large-v3"}, None, {}, {"options": {"beam": 5}}]}  # What a worker is told to be
 TOLD: list[dict[str, Any]] = [{}, *({name: VALUES[name][n] for name in names}
     for size in range(1, len(FIELDS) + 1) for names in combinations(FIELDS, size) for n in range(4))]  # All updates, short and plain ones first
 SNAPSHOTS = TOLD[-4:]  # Those of all fields, which tell the most

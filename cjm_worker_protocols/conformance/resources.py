@@ -225,7 +225,7 @@ def _(it: Subject) -> None:
     "What is told of one worker does not touch another."
     fields, one, other = kept(it), new_worker(it), new_worker(it)
     it.call(_UPDATE, pid=one, **full())
-    mine = {name: {"mine": 1} if name == "config" else "idle" if name == "status" else "mine" for name in FIELDS}
+    mine = {name: {"mine": 1} if name == "config" else "stopping" if name == "status" else "mine" for name in FIELDS}  # one that is idle has no job
     it.call(_UPDATE, pid=other, **mine)
     expect(it, one, **{name: FULL[name] for name in fields})
     it.call("unregister_worker", one)
