@@ -123,6 +123,7 @@ class Keeper:
         self._ended = threading.Event()
         self._over = False # everything was passed on
         threading.Thread(target=self._wait, name="wait", daemon=True).start()
+        threading.Thread(target=self._end_with, args=(os.getppid(),), name="raylet", daemon=True).start()
 
     def _guard(self, line: str) -> None:
         assert self._guardian.stdin is not None
@@ -133,6 +134,15 @@ class Keeper:
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self._ended.set()
         os.write(self._end_write, b"x")
+
+    def _end_with(self, raylet: int) -> None:
+        "On a thread: end at once, and the guardian then ends the worker, when the raylet has; Ray itself may take long to."
+        try: fd = os.pidfd_open(raylet)
+        except (AttributeError, OSError): return # a system or a kernel without it
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        poller.poll()
+        os._exit(1)
 
     def place(self) -> Placement: # This one's
         "Tell where this is."
