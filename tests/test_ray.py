@@ -66,15 +66,6 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
 # Room
 
 
-def busy(seconds: float = 60) -> "Iterator[int]":
-    """Say that it runs, and go on for long."""
-    import os
-    import time
-
-    yield os.getpid()
-    time.sleep(seconds)
-
-
 def test_a_job_waits_for_room_and_says_so() -> None:
     """What a plugin's config asks for is taken; one for which there is no room is pending, visibly, and others pass it."""
 
@@ -91,7 +82,7 @@ def test_a_job_waits_for_room_and_says_so() -> None:
             return {"worker_resources": self.needs[plugin_id]}
 
     async def scenario() -> None:
-        async with on_ray(busy, "pid", "echo", plugin_registry=Registry(), max_workers=3, start_timeout=5) as m:
+        async with on_ray("busy", "pid", "echo", plugin_registry=Registry(), max_workers=3, start_timeout=5) as m:
             seen = Seen(m)
             first = await m.start_job("busy")
             await first_chunk(first)
@@ -207,23 +198,13 @@ time.sleep(600)
 """
 
 
-def endless() -> "Iterator[int]":
-    """A stream that goes on."""
-    import os
-    import time
-
-    while True:
-        yield os.getpid()
-        time.sleep(0.01)
-
-
 def test_a_node_that_dies_amid_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job fails as a crash that names the node, what it streamed can be read, no process stays, and the next job runs elsewhere."""
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
 
     async def scenario(second: Any) -> None:
-        async with on_ray(endless, "pid", backoff_base=0.01, max_restarts=2) as m:
+        async with on_ray("endless", "pid", backoff_base=0.01, max_restarts=2) as m:
             await m.reload_plugin("endless", {"worker_resources": {"second": 1}})
             job = await m.start_job("endless")
             read = []
@@ -245,22 +226,12 @@ def test_a_node_that_dies_amid_a_stream(tmp_path: Path, monkeypatch: pytest.Monk
 # Backpressure
 
 
-def flood(path: str, size: int = 100_000) -> "Iterator[bytes]":
-    """Stream for ever, and keep a count of what was yielded."""
-    count = 0
-    while True:
-        yield b"x" * size
-        count += 1
-        with open(path, "w") as file:
-            file.write(str(count))
-
-
 def test_a_reader_that_stays_away_holds_up_the_plugin(tmp_path: Path) -> None:
     """A stream of 100 kB chunks that nobody reads on stops before long; here and on the node little more than the buffer is kept."""
     path = tmp_path / "count"
 
     async def scenario() -> None:
-        async with on_ray(flood, stream_buffer=10, stall_timeout=60) as m:
+        async with on_ray("flood", stream_buffer=10, stall_timeout=60) as m:
             job = await m.start_job("flood", path=str(path))
             stream = job.stream()
             await stream.__anext__()

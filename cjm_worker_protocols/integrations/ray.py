@@ -146,7 +146,7 @@ class Keeper:
 
     def place(self) -> Placement: # This one's
         "Tell where this is."
-        import ray
+        ray = _import_ray()
         context, node = ray.get_runtime_context(), ray.util.get_node_ip_address()
         facts = {"node": context.get_node_id(), "address": node, "actor": context.get_actor_id(), "resources": context.get_assigned_resources(),
                  "accelerators": {name: ids for name, ids in context.get_accelerator_ids().items() if ids}}
@@ -521,6 +521,10 @@ def _clean_up(ray: Any, before: set[psutil.Process]) -> None:
             if "/ray/" in " ".join(process.cmdline()): process.kill()
         except psutil.Error: pass
 
+def _not_of_signals(record: logging.LogRecord) -> bool:
+    "Whether Ray says something else than that it leaves SIGTERM alone on a thread, which is as it should be."
+    return not record.getMessage().startswith("SIGTERM handler is not set")
+
 def start_ray(
     ray: Any, # The module
     address: str | None = None, # As of `RayEngine`
@@ -533,6 +537,8 @@ def start_ray(
     here = _stays_here(address)
     if here: given["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     before, cluster = {name: os.environ.get(name) for name in given}, ray_constants.ENABLE_RAY_CLUSTER
+    talk = logging.getLogger("ray._private.worker")
+    talk.addFilter(_not_of_signals)
     try:
         os.environ.update(given)
         if here: ray_constants.ENABLE_RAY_CLUSTER = False
@@ -550,6 +556,7 @@ def start_ray(
         kind = RayVersionError if "ersion mismatch" in str(e) or "versions" in str(e) else RayConnectionError
         raise kind(address, " ".join(f"{type(e).__name__}: {e}".split())) from e
     finally:
+        talk.removeFilter(_not_of_signals)
         ray_constants.ENABLE_RAY_CLUSTER = cluster
         for name, value in before.items():
             if value is None: os.environ.pop(name, None)
