@@ -99,7 +99,7 @@ async def measure(rounds: int, jobs: int, chunks: int, workers: "tuple[int, ...]
 if __name__ == "__main__":
     main(
         measure,
-        full={"rounds": 10, "jobs": 150, "chunks": 3_000, "workers": (1, 2, 4)},
+        full={"rounds": 6, "jobs": 100, "chunks": 2_000, "workers": (1, 2, 4)},
         tiny={"rounds": 1, "jobs": 3, "chunks": 10, "workers": (1, 2)},
         limit=95,
     )

@@ -130,9 +130,11 @@ def test_what_no_node_has_is_said() -> None:
 def test_why_a_worker_waits() -> None:
     """Never, not now, or any moment."""
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
-    assert "even when it is idle" in why_waiting({"GPU": 1}, nodes, {"CPU": 2.0})
-    assert why_waiting({"CPU": 2}, nodes, {"CPU": 1.0}) == "room in the cluster for CPU 2 (free now: CPU 1)"
-    assert "to start" in why_waiting({"CPU": 2}, nodes, {"CPU": 2.0})
+    reason, lacks = why_waiting({"GPU": 1}, nodes, {"CPU": 2.0})
+    assert "even when it is idle" in reason and not lacks
+    assert why_waiting({"CPU": 2}, nodes, {"CPU": 1.0}) == ("room in the cluster for CPU 2 (free now: CPU 1)", {"CPU"})
+    reason, lacks = why_waiting({"CPU": 2}, nodes, {"CPU": 2.0})
+    assert "to start" in reason and not lacks
 
 
 # Deaths
