@@ -14,6 +14,7 @@ DIFFERENT: "dict[str, str]" = {
 
 make: "Callable[[], Any] | None" = None  # Makes the engine of a manager; None leaves a manager its own
 started = False  # Whether this session has a Ray
+used = False  # Whether it has had one: Ray leaves sockets open
 
 
 def uses_the_managers_of_the_harness(test: Any) -> bool:
@@ -38,7 +39,7 @@ def installed() -> bool:
 
 def start_ray(**settings: Any) -> None:
     """One Ray for all tests of this process, which its engines find and leave alone."""
-    global started
+    global started, used
     if started:
         return
     import ray
@@ -47,7 +48,7 @@ def start_ray(**settings: Any) -> None:
 
     os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning")
     start_ray(ray, None, num_cpus=8, object_store_memory=200_000_000, resources={"thing": 2}, **settings)
-    started = True
+    started = used = True
 
 
 def stop_ray() -> None:

@@ -318,7 +318,7 @@ def nothing_left() -> "Iterator[None]":
         thread.join(0.5)  # its last steps
         if thread.is_alive():
             what.append(f"thread {thread.name}")
-    what += [f"descriptor {fd} {target}" for fd, target in descriptors().items() if fd not in fds and not (engines.started and target.startswith(("socket:", "anon_inode:")))]
+    what += [f"descriptor {fd} {target}" for fd, target in descriptors().items() if fd not in fds and not (engines.used and target.startswith(("socket:", "anon_inode:")))]
     assert not what, "left behind: " + "; ".join(what)
     assert not complaints.found, "\n".join(complaints.found)
 

@@ -762,3 +762,27 @@ def _note(log: str, tag: int) -> None:
     fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.write(fd, f"{tag}\n".encode())
     os.close(fd)
+
+
+def busy(seconds: float = 60) -> "Iterator[int]":
+    """Say that it runs, and go on for long."""
+    yield os.getpid()
+    time.sleep(seconds)
+
+
+def endless() -> "Iterator[int]":
+    """A stream that goes on."""
+    while True:
+        yield os.getpid()
+        time.sleep(0.01)
+
+
+def flood(path: str, size: int = 100_000) -> "Iterator[bytes]":
+    """Stream for ever, and keep a count of what was yielded."""
+    count = 0
+    while True:
+        yield b"x" * size
+        count += 1
+        with open(path + "~", "w") as file:
+            file.write(str(count))
+        os.replace(path + "~", path)

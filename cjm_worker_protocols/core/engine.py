@@ -55,7 +55,8 @@ class WorkerEvents(Protocol):
         "C code or a child in the worker wrote a line to `stdout` or `stderr`."
 
     def on_waiting(self,
-        reason: str # What it waits for; empty when it waits no longer
+        reason: str, # What it waits for; empty when it waits no longer
+        in_the_way: Callable[[Any], bool] = lambda needs: False # Whether a worker that was started for such needs holds what this one waits for
     ) -> None:
         "The worker cannot be started yet, so that the time it may take to start does not begin; or it is started now. Never called by an engine that starts at once."
 

@@ -146,6 +146,7 @@ class PooledWorker:
     ):
         self._owner, self._on_exit, self._on_late, self._tail, self._start_timeout, self.needs = owner, on_exit, on_late, tail, start_timeout, needs
         self.waiting = ""  # What it waits for before it can be started
+        self.in_the_way: Callable[[Any], bool] = lambda needs: False  # Whether a worker with such needs holds it
         self._stderr: deque[str] = deque()
         self._kept = 0
         self.handle: WorkerHandle | None = None
@@ -217,9 +218,9 @@ class PooledWorker:
         try: self._owner.on_output(self, stream, text)
         except Exception: _log.exception("handling the output of worker %d failed", self.pid)
 
-    def on_waiting(self, reason: str) -> None:
+    def on_waiting(self, reason: str, in_the_way: Callable[[Any], bool] = lambda needs: False) -> None:
         if self.gone or self.ready: return
-        self.waiting = reason
+        self.waiting, self.in_the_way = reason, in_the_way
         if not self.stopping: self.limit_start()
         try: self._owner.on_waiting(self)
         except Exception: _log.exception("handling what worker %d waits for failed", self.pid)
@@ -307,11 +308,11 @@ class WorkerPool:
         return next((w.waiting for w in self.workers if w.waiting and not w.standby and w.needs == needs), "")
 
     def make_room(self,
-        needs: Hashable # What a worker takes for which there is no room
+        waiting: PooledWorker # One for which there is no room
     ) -> None:
-        "End the workers that hold what is needed elsewhere, and have nothing to do."
+        "End the workers that hold what is needed for another, and have nothing to do."
         for worker in list(self.workers):
-            if worker.needs != needs and (worker.standby or worker.idle): self.stop(worker, why="room")
+            if (worker.standby or worker.idle) and worker is not waiting and waiting.in_the_way(worker.needs): self.stop(worker, why="room")
 
     def _end_other(self, needs: Hashable, serving: list[PooledWorker]) -> None:
         "All that may be there are, and none takes this: one that has nothing to do goes."

@@ -82,6 +82,7 @@ def machine() -> str: # The boot it runs since, and its namespace of pids
     except OSError: return os.uname().nodename
 
 # %% ../../nbs/integrations/ray.ipynb #4a483a33
+_CALL = struct.Struct(">QQ")  # the number of a call, and the tag of the job that it gives
 _REPLY = struct.Struct(">Q?")  # the number of a reply, and whether more than frames is in it
 _GUARD = "import os; os.fork() and os._exit(0)\n" + Guardian._CODE
 
@@ -106,9 +107,9 @@ class Keeper:
         self._ear, self._waiting, self._count = threading.Lock(), 0, 0
         self._sock, theirs = socket.socketpair()
         self._claims, self._claim = os.pipe()
-        os.set_blocking(self._claims, False)
         out, out_write = os.pipe()
         err, err_write = os.pipe()
+        for fd in (self._claims, out, err): os.set_blocking(fd, False)
         self._pipes = {out: "stdout", err: "stderr"}
         self._guardian = subprocess.Popen([sys.executable, "-I", "-S", "-c", _GUARD, str(Path(guardian.__file__).parent), str(os.getpid())],
                                           stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, bufsize=0)
@@ -124,6 +125,7 @@ class Keeper:
         self._ended = threading.Event()
         self._over = False # everything was passed on
         threading.Thread(target=self._wait, name="wait", daemon=True).start()
+        threading.Thread(target=self._end_with, args=(os.getppid(),), name="raylet", daemon=True).start()
 
     def _guard(self, line: str) -> None:
         assert self._guardian.stdin is not None
@@ -135,23 +137,31 @@ class Keeper:
         self._ended.set()
         os.write(self._end_write, b"x")
 
+    def _end_with(self, raylet: int) -> None:
+        "On a thread: end at once, and the guardian then ends the worker, when the raylet has; Ray itself may take long to."
+        try: fd = os.pidfd_open(raylet)
+        except (AttributeError, OSError): return # a system or a kernel without it
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        poller.poll()
+        os._exit(1)
+
     def place(self) -> Placement: # This one's
         "Tell where this is."
-        import ray
+        ray = _import_ray()
         context, node = ray.get_runtime_context(), ray.util.get_node_ip_address()
         facts = {"node": context.get_node_id(), "address": node, "actor": context.get_actor_id(), "resources": context.get_assigned_resources(),
                  "accelerators": {name: ids for name, ids in context.get_accelerator_ids().items() if ids}}
         return Placement(os.uname().nodename, self._process.pid, machine(), facts)
 
     def say(self,
-        number: int, # Of this call; what is said is said in their order
-        tag: int, # The job that is given; 0 for none
-        data: bytes # Frames, encoded
+        call: bytes # Its number, the tag of the job that is given or 0, and encoded frames: one argument, since each costs Ray some time
     ) -> bytes: # What the worker says next, to this or a later call; empty when enough calls wait already
-        "Say something to the worker, and wait for what it says."
+        "Say something to the worker, in the order of the numbers, and wait for what it says."
+        number, tag = _CALL.unpack_from(call)
         with self._turn:
             while self._next != number: self._turn.wait()
-            try: self._pass_on(tag, data)
+            try: self._pass_on(tag, call[_CALL.size:])
             except OSError: pass # it is dying, and its end is told soon
             finally:
                 self._next += 1
@@ -201,7 +211,6 @@ class Keeper:
         "What C code or a child wrote, without waiting."
         written = []
         for fd, stream in list(self._pipes.items()):
-            os.set_blocking(fd, False)
             while True:
                 try: data = os.read(fd, 1 << 16)
                 except BlockingIOError: break
@@ -276,7 +285,9 @@ class RayWorker:
     def _create(self, ray: Any, config: WorkerConfig) -> Any:
         "On the engine's thread: ask Ray for an actor."
         if self._gone: return None
-        return self._engine._keeper(ray, self._needs).remote(config)
+        actor = self._engine._keeper(ray, self._needs).remote(config)
+        if self._gone: ray.kill(actor, no_restart=True)
+        return actor
 
     def _created(self, actor: Any, error: BaseException | None) -> None:
         if self._gone: return self._end_actor(actor)
@@ -299,9 +310,9 @@ class RayWorker:
         if self._gone or self.pid: return
         self._engine._why(self._needs, self._waits)
 
-    def _waits(self, reason: str) -> None:
+    def _waits(self, reason: str, lacks: frozenset[str] = frozenset()) -> None:
         if self._gone or self.pid: return
-        self._events.on_waiting(reason)
+        self._events.on_waiting(reason, lambda needs: any(amount and name in lacks for name, amount in needs or ()))
         self._timer = self._loop.call_later(self.AGAIN, self._wait_for_place)
 
     def _placed(self, place: Placement) -> None:
@@ -326,7 +337,7 @@ class RayWorker:
     def _say(self, tag: int, data: bytes) -> None:
         if self._gone: return
         if not self.pid: return self._unsent.append((tag, data))
-        ref = self._actor.say.remote(self._number, tag, data)
+        ref = self._actor.say.remote(_CALL.pack(self._number, tag) + data)
         self._number += 1
         self._open += 1
         self._call(ref, self._replied)
@@ -512,6 +523,10 @@ def _clean_up(ray: Any, before: set[psutil.Process]) -> None:
             if "/ray/" in " ".join(process.cmdline()): process.kill()
         except psutil.Error: pass
 
+def _not_of_signals(record: logging.LogRecord) -> bool:
+    "Whether Ray says something else than that it leaves SIGTERM alone on a thread, which is as it should be."
+    return not record.getMessage().startswith("SIGTERM handler is not set")
+
 def start_ray(
     ray: Any, # The module
     address: str | None = None, # As of `RayEngine`
@@ -524,6 +539,8 @@ def start_ray(
     here = _stays_here(address)
     if here: given["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     before, cluster = {name: os.environ.get(name) for name in given}, ray_constants.ENABLE_RAY_CLUSTER
+    talk = logging.getLogger("ray._private.worker")
+    talk.addFilter(_not_of_signals)
     try:
         os.environ.update(given)
         if here: ray_constants.ENABLE_RAY_CLUSTER = False
@@ -541,6 +558,7 @@ def start_ray(
         kind = RayVersionError if "ersion mismatch" in str(e) or "versions" in str(e) else RayConnectionError
         raise kind(address, " ".join(f"{type(e).__name__}: {e}".split())) from e
     finally:
+        talk.removeFilter(_not_of_signals)
         ray_constants.ENABLE_RAY_CLUSTER = cluster
         for name, value in before.items():
             if value is None: os.environ.pop(name, None)
@@ -601,6 +619,7 @@ class RayEngine:
 
     def _do(self, call: Callable[[Any], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         "Make a call that may wait on the thread, and then call `done` on the loop."
+        if self._loop is None: return # the engine is closed, and nobody waits
         self._when_done(self._connection.submit(lambda: call(self._join())), done)
 
     def _when_done(self, future: Future[Any], done: Callable[[Any, BaseException | None], None]) -> None:
@@ -629,10 +648,11 @@ class RayEngine:
 
     def _number(self) -> int: return next(self._numbers)
 
-    def _why(self, needs: Any, tell: Callable[[str], None]) -> None:
+    def _why(self, needs: Any, tell: Callable[..., None]) -> None:
         "Find out what a worker waits for."
         if not self._joined: return tell(f"the Ray cluster at {self.address!r} to answer" if self.address else "Ray to start")
-        self._do(lambda ray: why_waiting(dict(needs or ()), ray.nodes(), ray.available_resources()), lambda reason, error: tell(reason or str(error)))
+        self._do(lambda ray: why_waiting(dict(needs or ()), ray.nodes(), ray.available_resources()),
+                 lambda told, error: tell(f"an answer of Ray: {error}") if error else tell(*told))
 
     def _look(self) -> None:
         "Look whether the cluster answers, again and again."
@@ -668,11 +688,11 @@ def why_waiting(
     takes: Mapping[str, float], # What a worker takes
     nodes: list[Mapping[str, Any]], # As `ray.nodes()` tells
     free: Mapping[str, float] # As `ray.available_resources()` tells
-) -> str: # For `Job.waiting_for`
+) -> tuple[str, frozenset[str]]: # For `Job.waiting_for`; and which resources others would have to give back
     "Why a worker has no place yet."
     wanted = ", ".join(f"{name} {amount:g}" for name, amount in takes.items() if amount)
     if not any(all(node["Resources"].get(name, 0) >= amount for name, amount in takes.items()) for node in nodes if node["Alive"]):
-        return f"a node with {wanted}: no node of the cluster has that much, even when it is idle"
-    if not all(free.get(name, 0) >= amount for name, amount in takes.items()):
-        return f"room in the cluster for {wanted} (free now: {', '.join(f'{name} {free.get(name, 0):g}' for name in takes)})"
-    return "a worker to start on a node of the cluster"
+        return f"a node with {wanted}: no node of the cluster has that much, even when it is idle", frozenset()
+    lacks = frozenset(name for name, amount in takes.items() if free.get(name, 0) < amount)
+    if lacks: return f"room in the cluster for {wanted} (free now: {', '.join(f'{name} {free.get(name, 0):g}' for name in takes)})", lacks
+    return "a worker to start on a node of the cluster", frozenset()

@@ -313,7 +313,7 @@ class JobRunner:
 
     def on_waiting(self, worker: PooledWorker) -> None:
         if not worker.waiting: self.on_started(worker)
-        elif not worker.standby: self.pool.make_room(worker.needs)
+        elif not worker.standby: self.pool.make_room(worker)
         self.on_capacity()
 
     def on_unavailable(self, error: JobError) -> None:
