@@ -705,7 +705,7 @@ def test_plugins_may_be_defined_in_main(tmp_path: Path) -> None:
     assert (out, err, process.returncode) == ("", "", 0)
 
 
-@pytest.mark.parametrize("wrong", [42, None, "no_colon", "two:colons:here", "spa ce:x", Path, object()], ids=str)
+@pytest.mark.parametrize("wrong", [42, None, "no_colon", "two:colons:here", "spa ce:x", Path, object()], ids=lambda wrong: wrong if isinstance(wrong, str) else type(wrong).__name__)
 def test_what_cannot_be_a_plugin_is_refused_at_once(wrong: Any) -> None:
     """PluginTypeError at construction names the plugin and shows what it got."""
     with pytest.raises(errors.PluginTypeError, match="'wrong'"):
