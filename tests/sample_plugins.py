@@ -420,6 +420,129 @@ def interrupts_itself(rounds: int = 200) -> int:
     return rounds
 
 
+def reports_on_a_timer(n: int = 20_000) -> int:
+    """Report progress in a loop, and from a signal handler that raises nothing too."""
+    signal.signal(signal.SIGALRM, lambda *_: report_progress(0.5))
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    for i in range(n):
+        report_progress(i / n)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return n
+
+
+def asks_on_a_timer() -> str:
+    """Ask whether it is cancelled, with an alarm whose handler raises wherever it is."""
+
+    def late(signum: int, frame: Any) -> None:
+        raise Late
+
+    signal.signal(signal.SIGALRM, late)
+    end = time.monotonic() + 0.004
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0003)
+        while time.monotonic() < end:
+            try:
+                while time.monotonic() < end:
+                    check_cancel()
+            except Late:
+                pass
+    except Late:
+        pass
+    while True:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            return "asked"
+        except Late:
+            pass
+
+
+def forks_while_it_reports(n: int = 100) -> int:
+    """Fork again and again while a thread reports; the children come back from here. Tells how many of them hung."""
+    going = True
+
+    def report() -> None:
+        while going:
+            report_progress(0.5)
+
+    thread, hung = threading.Thread(target=report, daemon=True), 0
+    thread.start()
+    for _ in range(n):
+        pid = os.fork()
+        if not pid:
+            return 0
+        end = time.monotonic() + 5
+        while not os.waitpid(pid, os.WNOHANG)[0]:
+            if time.monotonic() > end:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                hung += 1
+                break
+            time.sleep(0.001)
+    going = False
+    thread.join()
+    return hung
+
+
+def interrupted(how: str) -> "Iterator[bytes]":
+    """Be interrupted in the middle of a frame by what ends a process, with a thread left behind that does not end."""
+
+    def late(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt if how == "KeyboardInterrupt" else SystemExit("bye")
+
+    threading.Thread(target=time.sleep, args=(FOREVER,)).start()
+    signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    while True:
+        yield bytes(1_000_000)
+
+
+def _busy() -> None:
+    end = time.perf_counter() + 0.0005
+    while time.perf_counter() < end:
+        pass
+
+
+class _Deleted:
+    def __del__(self) -> None:
+        _busy()
+
+
+def loses_exceptions(path: str, where: str) -> "Iterator[int]":
+    """Be nearly always where an exception would be lost, and tell in a file when it is unwound."""
+    if where == "fork hooks":
+        os.register_at_fork(before=_busy, after_in_parent=_busy)
+    try:
+        yield os.getpid()
+        while True:
+            if where == "__del__":
+                _Deleted()
+            else:
+                forks_and_waits()
+    finally:
+        open(path, "w").close()
+
+
+def forks_and_waits() -> None:
+    """Fork a child that ends at once."""
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+
+class Unreadable:
+    """Can be pickled, and not be unpickled."""
+
+    def __reduce__(self) -> Any:
+        return int, ("x",)
+
+
+def yields_what_cannot_be_read() -> "Generator[Any, None, str]":
+    """One such chunk, and then a result that can be read."""
+    yield Unreadable()
+    return "ok"
+
+
 def one_buffer(n: int) -> "Iterator[bytearray]":
     """Stream the same buffer again and again, filled anew each time."""
     buffer = bytearray(1)

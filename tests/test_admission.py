@@ -286,6 +286,25 @@ def test_what_raises_where_room_is_asked_for_holds_up_no_job(what: str) -> None:
     run(scenario())
 
 
+def test_a_slow_resource_manager_holds_up_no_start(gate: Gate) -> None:
+    """Its updates pile up; a question that has to wait behind them for too long is passed over and counted."""
+    room = Admits(room=4)
+    room.update_worker_state = lambda *_, **__: time.sleep(0.15)  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        async with sized(room, integration_timeout=0.2) as m:
+            jobs = [await m.start_job("small") for _ in range(10)]
+            for job in jobs:
+                await job
+            began = time.monotonic()
+            job = await m.start_job("small")
+            assert time.monotonic() - began < 1.0 and await job == "small"
+            assert m.integration_errors["resource_manager.can_ever_start"] > 0
+        await asyncio.sleep(0.2)  # the call that was being made at the end
+
+    run(scenario())
+
+
 def test_a_job_that_waits_for_room_can_be_cancelled(gate: Gate) -> None:
     """It ends at once, and the next one goes on."""
     room = Admits(room=2)

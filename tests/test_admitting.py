@@ -12,6 +12,7 @@ from cjm_worker_protocols.conformance import check
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.extensions.admission import AdmissionProtocol, EvictionProtocol
 from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
+from cjm_worker_protocols.managers.admission import Door
 from cjm_worker_protocols.integrations.admission import AdmittingResourceManager, rooms
 from cjm_worker_protocols.integrations.resources import Gpu, SettingError, memory_now
 
@@ -174,8 +175,9 @@ def test_a_worker_is_replaced_only_when_nothing_else_helps() -> None:
     run(scenario())
 
 
-def test_what_fits_nowhere_with_the_workers_that_there_are_fails() -> None:
-    """Workers need memory themselves: before there were any the job seemed to fit, and it does not wait for ever."""
+def test_what_fits_nowhere_with_the_workers_that_there_are_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers need memory themselves: before there were any the job seemed to fit. When that is said for long enough, it fails."""
+    monkeypatch.setattr(Door, "NEVER", 0.5)
     resources = AdmittingResourceManager(limit=300 * MB)
 
     async def scenario() -> None:

@@ -1440,6 +1440,85 @@ def test_an_exception_in_the_middle_of_a_message_is_a_crash() -> None:
     run(scenario(), limit=90)
 
 
+@pytest.mark.parametrize("how", ["KeyboardInterrupt", "SystemExit"])
+def test_an_end_in_the_middle_of_a_message_is_an_end(how: str) -> None:
+    """What ends a process comes while a frame is being sent: the worker leaves at once, though a thread of the plugin's stays."""
+
+    async def scenario() -> None:
+        async with manager("interrupted", "echo", backoff_base=0.01, stream_buffer=2, stall_timeout=60) as m:
+            job = await m.start_job("interrupted", how=how)
+            reader = job.stream()
+            await reader.__anext__()
+            assert (await end(job)).error.category == "crash", job.error
+            await reader.aclose()
+            await works(m)
+
+    run(scenario())
+
+
+def test_a_signal_handler_may_speak() -> None:
+    """It reports progress while a frame is being sent: nothing is torn, and what it says comes next."""
+
+    async def scenario() -> None:
+        async with manager("reports_on_a_timer") as m:
+            assert (await end(await m.start_job("reports_on_a_timer"), limit=25)).result == 20_000
+
+    run(scenario())
+
+
+def test_a_signal_handler_may_raise_where_the_job_asks() -> None:
+    """Amid the reading of a frame, which may be the next job's: every job reaches its end."""
+
+    async def scenario() -> None:
+        async with manager("asks_on_a_timer", backoff_base=0.001, max_restarts=1000) as m:
+            for _ in range(5):
+                jobs = [await m.start_job("asks_on_a_timer") for _ in range(100)]
+                for job in jobs:
+                    await end(job)
+                    assert job.result == "asked" or job.error.category in ("exception", "crash"), job
+
+    run(scenario(), limit=90)
+
+
+def test_a_forked_child_that_comes_back_ends() -> None:
+    """It returns from the plugin's function, while the thread that sends was somewhere in the middle: no child hangs."""
+
+    async def scenario() -> None:
+        async with manager("forks_while_it_reports") as m:
+            assert (await end(await m.start_job("forks_while_it_reports"), limit=25)).result == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("where", ["fork hooks", "__del__"])
+def test_sigterm_is_heard_wherever_the_plugin_is(where: str, tmp_path: Path) -> None:
+    """Where Python throws exceptions away the signal comes once more: `finally` runs, and the grace period is not used up."""
+
+    async def scenario() -> None:
+        async with manager("loses_exceptions", grace_timeout=10.0, standby=True) as m:
+            for n in range(10):
+                path = tmp_path / str(n)
+                job = await m.start_job("loses_exceptions", path=str(path), where=where)
+                await first_chunk(job)
+                await asyncio.sleep(0.02)
+                assert await m.cancel_job(job.id) and path.exists(), n
+
+    run(scenario(), limit=90)
+
+
+def test_a_chunk_that_cannot_be_read_fails_its_job() -> None:
+    """Also when the job's result came right behind it."""
+
+    async def scenario() -> None:
+        async with manager("yields_what_cannot_be_read", "echo", backoff_base=0.001, max_restarts=1000) as m:
+            for _ in range(10):
+                job = await end(await m.start_job("yields_what_cannot_be_read"))
+                assert job.status == "failed" and job.error.category == "serialization", job
+            await works(m)
+
+    run(scenario())
+
+
 def test_a_forked_child_takes_nothing_from_its_parent() -> None:
     """A process that a plugin forked asks `check_cancel`: jobs that were sent ahead still reach the worker, and nothing is read twice."""
 
@@ -1821,6 +1900,27 @@ def test_a_guardian_that_is_killed_is_replaced(tmp_path: Path) -> None:
         time.sleep(0.2)  # it has to hear of the workers first
         process.kill()
         assert gone(pids, 1.0), alive(pids)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs /proc, by which such children are found")
+def test_a_guardian_that_is_killed_with_a_worker_forgets_nothing() -> None:
+    """The worker and the guardian are killed while the loop is busy: the next guardian still kills what that worker left behind."""
+
+    async def scenario() -> None:
+        async with manager("with_session", "echo", backoff_base=0.01) as m:
+            job = await m.start_job("with_session")
+            pids = list(await first_chunk(job))
+            watching = guardians()
+            os.kill(pids[0], signal.SIGKILL)
+            time.sleep(0.2)
+            for guardian in watching:
+                guardian.kill()
+            time.sleep(0.2)
+            await end(job)
+            assert await gone_soon(pids, 2.0), alive(pids)
+            await works(m)
+
+    run(scenario())
 
 
 def test_a_guardian_that_is_killed_disturbs_no_job() -> None:

@@ -989,6 +989,25 @@ def test_create_job_gives_a_new_job(gives: str) -> None:
     run(scenario())
 
 
+def test_a_job_of_another_manager_is_not_a_new_job() -> None:
+    """`create_job` gives a job that waits elsewhere: it is refused, and the other manager runs it."""
+
+    class Odd(JobManager):
+        given: Any = None
+
+        def create_job(self, plugin_id: str, /, **parameters: Any) -> Any:
+            return self.given
+
+    async def scenario() -> None:
+        async with manager("echo") as first, manager("echo", cls=Odd) as second:
+            job = second.given = await first.start_job("echo", x=1)
+            with pytest.raises(errors.NotANewJobError):
+                await second.start_job("echo")
+            assert await job == 1
+
+    run(scenario())
+
+
 def test_a_changed_config_reaches_the_next_job() -> None:
     """The registry's config is read for every job; the plugin is loaded anew only when it has changed."""
     registry = Registry(p1="Loaded")

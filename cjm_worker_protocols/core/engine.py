@@ -215,6 +215,7 @@ class Guardian:
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._marks: dict[int, str] = {}  # By pid
+        self._past = deque[str](maxlen=64)  # What was told of those that have ended lately: a guardian that was killed may not have done it
         self._gone: asyncio.Event | None = None  # Set when it has ended because it was told to
 
     def _tell(self, line: str) -> None:
@@ -226,7 +227,7 @@ class Guardian:
         process = self._process = subprocess.Popen([sys.executable, "-I", "-S", "-c", self._CODE, str(_CORE), str(os.getpid())],
                                          stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, bufsize=0)
         on_process_end(process.pid, asyncio.get_running_loop(), lambda: self._ended(process))
-        self._tell("".join(f"+{pid} {mark}\n" for pid, mark in self._marks.items()))
+        self._tell("".join([*self._past, *(f"+{pid} {mark}\n" for pid, mark in self._marks.items())]))
 
     def _ended(self, process: subprocess.Popen[bytes]) -> None:
         "It ended: because it was told to, or else another is needed."
@@ -236,7 +237,7 @@ class Guardian:
         elif process is self._process:
             _log.warning("the guardian process was killed, another is started")
             self._process = None
-            if self._marks: self._start()
+            if self._marks or self._past: self._start()
 
     def add(self,
         pid: int, # A worker's
@@ -251,7 +252,9 @@ class Guardian:
         pid: int # A worker's
     ) -> None:
         "One has ended; what it left behind is killed soon."
-        if (mark := self._marks.pop(pid, None)) is not None: self._tell(f"-{pid} {mark}\n")
+        if (mark := self._marks.pop(pid, None)) is None: return
+        self._past.append(f"-{pid} {mark}\n")
+        self._tell(self._past[-1])
 
     async def close(self) -> None:
         "End the guardian."

@@ -31,8 +31,8 @@ def _marked(
 def sweep(
     marks: set[bytes] # The marks of workers that have ended
 ) -> None:
-    "Kill whatever those workers have left behind, and what that starts meanwhile."
-    for _ in range(100 if marks else 0):
+    "Kill whatever those workers have left behind, and what that starts meanwhile. What cannot be killed now is not waited for."
+    for _ in range(10 if marks else 0):
         if not (left := _marked(marks)): return
         for pid in left:
             try: os.kill(pid, signal.SIGKILL)

@@ -128,7 +128,8 @@ class Lane:
     async def ask(self,
         label: str, # The call's name
         call: Callable[[], Any], # The call
-        timeout: float # Seconds that it may take, once it has begun
+        timeout: float, # Seconds that it may take, once it has begun
+        limit: float = float("inf") # Seconds to wait for it, whatever is in front
     ) -> Any: # Its result
         "Make a call and wait for its result. Raises what the call raises, `LaneTimeout`, `LaneFullError`, or `ManagerClosedError` once the lane is closed."
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
@@ -145,7 +146,7 @@ class Lane:
         self._put(label, lambda: None if given_up else call(), done)
         if soon: self._look_out(answer)
         try:
-            while answer.empty() and (left := max(asked, self._since) + timeout - time.monotonic()) > 0:
+            while answer.empty() and (left := min(max(asked, self._since) + timeout, asked + limit) - time.monotonic()) > 0:
                 loop = asyncio.get_running_loop()
                 waiter = loop.create_future()
                 timer = loop.call_later(left, _wake, waiter)
@@ -194,4 +195,11 @@ class Lane:
         while thread.is_alive() and time.monotonic() < end:
             await asyncio.sleep(delay)
             delay = min(0.02, delay * 2)
-        if thread.is_alive(): self.failed("close", f"{self._calls.qsize()} calls are dropped, its thread is still in {self._busy}")
+        if not thread.is_alive(): return
+        dropped = -1 # the end itself is among them
+        while not self._calls.empty():
+            try: self._calls.get_nowait()
+            except queue.Empty: break
+            dropped += 1
+        self._calls.put(None)
+        self.failed("close", f"{max(dropped, 0)} calls are dropped, its thread is still in {self._busy}")

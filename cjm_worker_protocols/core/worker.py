@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -45,8 +46,9 @@ class Line:
     ):
         self._sock, self._pid, self._claims, self._claim = sock, os.getpid(), claims, 0
         self._reader, self._frames = FrameReader(), list[Frame]()
-        self.lock, self._torn = threading.RLock(), False
+        self.lock, self._torn, self._deaf = threading.RLock(), False, False
         self._torn_by: BaseException | None = None
+        self._later = list[tuple[Kind, int, list[bytes]]]()  # What a plugin's signal handler said while a frame was being sent
         self._chunks, self._size, self._tag, self._flushed = list[Any](), 0, 0, 0.0
         self._waiting: threading.Event | None = None
 
@@ -70,6 +72,7 @@ class Line:
     def _write(self, kind: Kind, tag: int, body: list[bytes]) -> None:
         if self._torn:
             if isinstance(self._torn_by, SystemExit): return # SIGTERM came in the middle of a frame: the plugin is being unwound
+            if self._amid(): return self._later.append((kind, tag, body))
             raise TornFrameError(self._torn_by) from self._torn_by
         head = HEADER.pack(kind, tag, sum(map(len, body)))
         try:
@@ -80,7 +83,20 @@ class Line:
             self._torn = False
         except BaseException as e:
             self._torn_by = e
+            if not isinstance(e, SystemExit): self._hang_up(TornFrameError(e))
             raise
+        while self._later: self._write(*self._later.pop(0))
+
+    def _amid(self) -> bool:
+        "Whether a frame is being sent further up: a plugin's signal handler speaks."
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_code is not Line._write.__code__: frame = frame.f_back
+        return frame is not None
+
+    def _hang_up(self, error: TornFrameError) -> None:
+        "Let the manager know at once: the plugin may go on for long."
+        with suppress(OSError): os.write(2, f"{error}\n".encode())
+        with suppress(OSError): self._sock.shutdown(socket.SHUT_RDWR)
 
     def chunk(self,
         tag: int, # The job
@@ -121,14 +137,16 @@ class Line:
 
     def _fill(self) -> bool:
         "Receive once; False when the manager has hung up."
+        self._deaf = True # until what was received is kept; a plugin's signal handler may raise before
         count = self._sock.recv_into(self._reader.space())
         self._frames += self._reader.received(count)
+        self._deaf = False
         return bool(count)
 
     def receive(self) -> Frame | None: # None when the manager has hung up
         "Wait for the next frame. The child that a plugin forked ends here, rather than do its parent's work. Raises `TornFrameError`."
         if not self.ours: os._exit(0)
-        if self._torn: raise TornFrameError(self._torn_by) from self._torn_by
+        if self._torn or self._deaf: raise TornFrameError(self._torn_by) from self._torn_by
         while not self._frames:
             if not self._fill(): return None
         return self._frames.pop(0)
@@ -151,6 +169,7 @@ class Line:
         "Look, without waiting, for a cancel of that job; every other frame is kept for later."
         if not self.ours: return False
         with self.lock:
+            if self._deaf: return False
             while select.select([self._sock], [], [], 0)[0]:
                 if not self._fill(): break
             return any(f.kind == Kind.CANCEL and f.tag == tag for f in self._frames)
@@ -177,6 +196,7 @@ class RunningJob:
 
     def end(self) -> None:
         "Nobody reads the socket on this job's behalf from now on."
+        if not self._line.ours: return # a thread that was not forked may have had the lock
         with self._line.lock: self._over = True
 
 # %% ../../nbs/core/worker.ipynb #cell-18
@@ -359,39 +379,26 @@ class Worker:
 
 # %% ../../nbs/core/worker.ipynb #cell-29
 def _handle_sigterm() -> None:
-    """Unwind the plugin on SIGTERM, but simply end a process that it forked. Raised amid a fork, in some module's hook, the exception would be lost:
-    then the signal is sent once more, a moment later."""
-    forking = late = False
-
+    """Unwind the plugin on SIGTERM, but simply end a process that it forked. Where an exception would be lost, as it is in a `__del__` or a module's
+    fork hook, the signal is sent once more, a moment later."""
     def again() -> None:
         time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def terminated(signum: int, frame: FrameType | None) -> None:
-        nonlocal late
-        if forking: late = True
-        elif within(frame): _thread.start_new_thread(again, ())
-        else: raise SystemExit(128 + signum)
+        raise stop
 
-    def within(frame: FrameType | None) -> bool:
-        while frame is not None and frame.f_code is not in_parent.__code__: frame = frame.f_back
-        return frame is not None
+    worker, shown, stop = os.getpid(), sys.unraisablehook, SystemExit(128 + signal.SIGTERM)
 
-    def before() -> None:
-        nonlocal forking
-        forking = True
+    def lost(unraisable: Any) -> None:
+        if unraisable.exc_value is stop:
+            if os.getpid() == worker: _thread.start_new_thread(again, ())
+            else: os._exit(128 + signal.SIGTERM)
+        else: shown(unraisable)
 
-    def in_parent() -> None:
-        nonlocal forking, late
-        forking, came, late = False, late, False
-        if came: _thread.start_new_thread(again, ())
-
-    def in_child() -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if late: os.kill(os.getpid(), signal.SIGTERM)
-
+    sys.unraisablehook = lost
     signal.signal(signal.SIGTERM, terminated)
-    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 def _leave(code: int) -> None:
     "End the process with `code`: exit handlers run, for 5 s at most; threads that a plugin left behind are not waited for."
@@ -421,12 +428,11 @@ def main(
     try:
         Worker(line, handler).serve()
     except SystemExit as e:
-        if isinstance(e.code, str): sys.stderr.write(e.code + "\n")
+        if isinstance(e.code, str):
+            with suppress(OSError): sys.stderr.write(e.code + "\n")
         _leave(e.code if isinstance(e.code, int) else 0 if e.code is None else 1)
-    except BrokenPipeError as e:
-        if isinstance(e, TornFrameError): os.write(2, f"{e}\n".encode())
-        _leave(1)
+    except BrokenPipeError: _leave(1)
     except BaseException as e:
-        sys.stderr.write(describe(e)[1] + "\n")
+        with suppress(OSError): sys.stderr.write(describe(e)[1] + "\n")
         _leave(128 + signal.SIGINT if isinstance(e, KeyboardInterrupt) else 1)
     _leave(0)

@@ -26,7 +26,8 @@ class AdmissionProtocol(Protocol):
         """Whether this plugin fits when nothing else is loaded.
 
         The caller asks before it accepts a job, and refuses one that can never fit with the reason; and again while a job waits and there is nothing to
-        unload, since more may be known by then, and fails it with the reason."""
+        unload, since more may be known by then; it fails it with the reason when there is one for half a minute, so that what others take for a while
+        does no harm."""
         ...
 
     def can_start(

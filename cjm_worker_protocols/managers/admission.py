@@ -72,6 +72,7 @@ class Door:
     RETRY = 0.5  # Seconds after which to ask again, although nothing has happened here
     SOON = 0.02  # Seconds after which to ask again, while the memory of an unloaded plugin comes back
     SETTLE = 1.0  # Seconds that such memory may take to come back, before another plugin is unloaded
+    NEVER = 30.0  # Seconds for which it must be said that a plugin can never be loaded, before its job fails
 
     def __init__(self,
         resources: Resources, # Implements `AdmissionProtocol`
@@ -84,6 +85,8 @@ class Door:
         self.waiting: dict[str, Ticket] = {}  # By job
         self._aside: dict[str, asyncio.TimerHandle] = {}  # Those that are not being asked about
         self._tasks: set[asyncio.Task[None]] = set()
+        self._never: dict[str, float] = {}  # Since when it is said of a job that it waits in vain
+        self._replaced: set[str] = set()  # Jobs for which used workers were replaced already
         self._unloaded = float("-inf")  # When a plugin was last unloaded to make room, by the loop's clock
 
     async def refusal(self,
@@ -136,9 +139,16 @@ class Door:
             job.waiting_for = reason
             self._owner.on_waiting_for(job)
         soon = await self._make_room(ticket)
-        if not soon and job.id in self.waiting and (never := await self.refusal(job.plugin_id, ticket.config)) and job.id in self.waiting: self._owner.on_never(job, never)
+        if not soon and job.id in self.waiting: await self._give_up(ticket)
         if job.id in self.waiting: self._aside[job.id] = self._loop.call_later(self.SOON if soon else self.RETRY, self._retry, ticket)
         self._owner.on_capacity()
+
+    async def _give_up(self, ticket: Ticket) -> None:
+        "Fail a job of which it is said for long enough that it waits in vain: what others take at the moment does not count."
+        job = ticket.job
+        never = await self.refusal(job.plugin_id, ticket.config)
+        if not never: self._never.pop(job.id, None)
+        elif job.id in self.waiting and self._loop.time() - self._never.setdefault(job.id, self._loop.time()) >= self.NEVER: self._owner.on_never(job, never)
 
     async def _make_room(self, ticket: Ticket) -> bool:
         "Have one plugin unloaded, or else used workers replaced, unless that was just done. Whether it is worth asking again soon."
@@ -146,18 +156,20 @@ class Door:
         idle = {worker.pid: worker for worker in self._owner.idle_with_plugin()}
         pid = await self._resources.victim(ticket.job.plugin_id, ticket.config, list(idle), self._timeout)
         if ticket.job.id not in self.waiting: return False
-        if pid is None: return self._replace_used()
+        if pid is None: return ticket.job.id not in self._replaced and self._replace_used(ticket.job.id)
         if not idle[pid].idle: return False
         self._unloaded = self._loop.time()
         await self._owner.unload(idle[pid])
         self._unloaded = self._loop.time()
         return True
 
-    def _replace_used(self) -> bool:
-        "What unloaded plugins have not given back goes with their workers. Whether there are any."
+    def _replace_used(self, job_id: str) -> bool:
+        "What unloaded plugins have not given back goes with their workers, once for each job that waits. Whether there are any."
         used = self._owner.idle_and_used() if self._resources.evicts else []
         for worker in used: self._owner.replace(worker)
-        if used: self._unloaded = self._loop.time()
+        if used:
+            self._replaced.add(job_id)
+            self._unloaded = self._loop.time()
         return bool(used)
 
     def _retry(self, ticket: Ticket) -> None:
@@ -176,6 +188,8 @@ class Door:
         job_id: str # A job that has ended, or begun
     ) -> None:
         "Wait no longer."
+        self._never.pop(job_id, None)
+        self._replaced.discard(job_id)
         ticket = self.waiting.get(job_id)
         if ticket is None: return
         self._forget_waiting(job_id)

@@ -154,6 +154,7 @@ class BaseJobManager(Hooks):
         job = self.create_job(plugin_id, **(dict(params, **parameters) if params else parameters))
         if not isinstance(job, Job) or job.status != "pending": raise NotANewJobError(job)
         if job.id in self.jobs: raise DuplicateJobError(job.id)
+        if job._loop is not None: raise NotANewJobError(job) # another manager has it
         job.priority, job.timeout, job.retries = priority, timeout, retries
         number = runner.number()
         request = self._request(job, number, name, config)
@@ -285,7 +286,8 @@ class BaseJobManager(Hooks):
         Raises `ConfigError` for data that is no mapping, `ManagerClosedError` and `WrongLoopError`."""
         self._bind("broadcast_event")
         if not isinstance(data, Mapping): raise ConfigError("data", "a mapping", data)
-        self._injected.put(Event(event_type, {"worker_type": self.worker_type, "time": now().isoformat(), **json_safe(data)}))
+        shown = json_safe(data)
+        self._injected.put(Event(event_type, {"worker_type": self.worker_type, "time": now().isoformat(), **(shown if isinstance(shown, dict) else {"data": shown})}))
 
     def __repr__(self) -> str:
         counts = Counter(job.status for job in self.jobs.values())
@@ -320,8 +322,11 @@ class JobManager(BaseJobManager):
     def get_plugin_loader(self) -> Callable[[], Any]: return self._table
 
     def check_streaming_support(self, plugin_id: str) -> bool:
+        "Whether a plugin streams, as far as can be known without importing it. An id that is none of the plugins' is looked up in the registry; the calling thread waits."
         if plugin_id in self._streaming or super().check_streaming_support(plugin_id): return True
-        return plugin_id not in self._table and self._closing is None and self.get_plugin_name(plugin_id) in self._streaming
+        if plugin_id in self._table or self._closing is not None: return False
+        try: return self.get_plugin_name(plugin_id) in self._streaming
+        except RegistryUnavailableError: return False
 
     def _check_known(self, plugin_id: str, name: str) -> None:
         if plugin_id not in self._table and name not in self._table:

@@ -177,7 +177,7 @@ class Resources:
 
     async def _ask(self, method: str, timeout: float, *arguments: Any) -> Any:
         "A question; None when there is no answer, since no job is to suffer from that."
-        try: return await self.lane.ask(method, lambda: getattr(self._manager, method)(*arguments), timeout)
+        try: return await self.lane.ask(method, lambda: getattr(self._manager, method)(*arguments), timeout, timeout)
         except Exception as e:
             self.lane.failed(method, e)
             return None
@@ -239,7 +239,7 @@ class Injected:
         self._worker_type, self._config = worker_type, config
         self.errors: Counter[str] = Counter()  # What went wrong, by method
         limit, timeout = config.event_buffer, config.integration_timeout
-        self.registry = Registry(plugin_registry, category, timeout, limit, self.errors) if plugin_registry is not None else None
+        self.registry = Registry(plugin_registry, category, timeout, config.max_pending, self.errors) if plugin_registry is not None else None
         self.resources = Resources(resource_manager, worker_type, limit, self.errors) if resource_manager is not None else None
         self._broadcasts = Broadcasts(event_broadcaster, limit, timeout, self.errors) if event_broadcaster is not None else None
         self._listeners: weakref.WeakSet[EventStream] = weakref.WeakSet()  # one that nobody reads any more is forgotten

@@ -416,6 +416,7 @@ class JobRunner:
 
     def _fail_later(self, worker: PooledWorker, job: Job, verdict: JobError) -> None:
         "Stop a job from within the handling of its own frame: the frames that came with it are handled first."
+        worker.verdict = worker.verdict or verdict
         self.loop.call_soon(lambda: self._stop(worker, verdict) if worker.ticket is not None and worker.ticket.job is job else None)
 
     def _hold_up(self, worker: PooledWorker, chunks: Chunks) -> None:
