@@ -708,6 +708,40 @@ def test_a_signal_ends_a_stuck_stream_too(tmp_path: Path) -> None:
             assert time.monotonic() - start < 4
 
 
+@pytest.mark.parametrize("how", ["close", "_hear"])
+def test_what_was_broadcast_before_the_end_still_comes(how: str) -> None:
+    """Also when it is more than one write takes, whether it is `close` or a signal that ends the streams."""
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served, Client(served.port) as client:
+        served.wait_for(1)
+
+        async def last() -> None:
+            for n in range(60):
+                broadcaster.broadcast_from_thread("tick", {"n": n, "text": "x" * 10000})
+            await broadcaster.broadcast("job:completed", {})
+            getattr(broadcaster, how)()
+
+        served.call(last())
+        client.until_end()
+        assert [e.type for e in client.parser.events] == ["tick"] * 60 + ["job:completed"]
+
+
+def test_a_stream_that_is_sent_away_counts_nothing_as_sent() -> None:
+    """Behind a gap nothing goes, not even when the broadcaster is closed in the same moment: it would hide the gap from who comes back."""
+    broadcaster = SSEBroadcaster(history=4, on_gap="disconnect")
+    with serve(broadcaster) as served, Client(served.port) as client:
+        served.wait_for(1)
+
+        async def many() -> None:
+            for n in range(10):
+                broadcaster.broadcast_from_thread("tick", {"n": n})
+            broadcaster.close()
+
+        served.call(many())
+        client.until_end()
+        assert not client.parser.events and broadcaster.counters[1:3] == (0, 6)
+
+
 def test_where_nobody_handles_a_signal_none_is_set() -> None:
     """In a script or a notebook kernel SIGTERM and Ctrl-C do what they did."""
 

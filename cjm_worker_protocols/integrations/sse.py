@@ -564,6 +564,9 @@ class EventStreams:
                     self._waiting[waiter] = None
                     try: await waiter
                     finally: self._waiting.pop(waiter, None)
+            end = self._ring.head  # what was there by now still goes, within `GRACE`
+            while stream.position is not None and stream.position < end:
+                if payload := self._payload(stream): await stream.write(payload)
             await stream.write(b"", False)
         except OSError: pass  # some servers say so that the client has left
         finally:
@@ -590,7 +593,8 @@ class EventStreams:
         stream.position = batch.position
         if not batch.missed: return payload
         if self._on_gap == "event": return encode_event("gap", as_json("gap", {"missed": batch.missed})) + payload
-        stream.over = True
+        stream.over, stream.position = True, None  # nothing behind the gap may go, or it would not be found when the client comes back
+        self._sent -= len(batch.blocks)
         return b""
 
     def _beat(self, stream: _Stream) -> bytes:
