@@ -578,6 +578,15 @@ def test_a_subscription_in_another_loop_is_an_error() -> None:
             asyncio.run(elsewhere())
 
 
+def test_a_stream_in_another_loop_is_no_empty_response() -> None:
+    """The request fails before a status was sent, so a browser does not take it for a stream."""
+    broadcaster, loop = SSEBroadcaster(), asyncio.new_event_loop()
+    loop.run_until_complete(broadcaster.broadcast("t", {}))
+    with serve(broadcaster, log_level="critical") as served, Client(served.port) as client:
+        assert client.status == 500
+    loop.close()
+
+
 def test_close_ends_everything() -> None:
     """Open streams end properly, at once, and new ones too; broadcasting goes on and nobody hears."""
     broadcaster = SSEBroadcaster()

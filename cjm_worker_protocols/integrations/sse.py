@@ -63,7 +63,7 @@ class BroadcastLoopError(RuntimeError):
         self.call = call
 
     def __str__(self) -> str:
-        return f"{self.call} was called on another event loop than the one that serves the clients: call broadcast_from_thread, which may be called anywhere"
+        return f"{self.call} was used on another event loop than the one that serves the clients: only broadcast_from_thread may be called anywhere"
 
 class UnsupportedScopeError(NotImplementedError):
     "The server wants something other than an HTTP response: a websocket, or the app's lifespan."
@@ -531,13 +531,15 @@ class EventStreams:
             allowed = frozenset([allowed] if isinstance(allowed, str) else allowed)
             if topics is not None and not topics <= allowed: return await _refuse(send, 403, "not all of these topics are for you")
             topics = allowed if topics is None else topics
+        self._bind("the app")
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
         if scope["method"] == "HEAD": return await send({"type": "http.response.body", "body": b""})
         await self._serve(_Stream(topics, scope, receive, send), receive, last_event_id)
 
     async def _serve(self, stream: _Stream, receive: Receive, last_event_id: str) -> None:
         "Stream until the client has left, or the stream is ended here."
-        sending = self._enter(stream).create_task(self._send_all(stream, last_event_id))
+        self._enter(stream)
+        sending = asyncio.ensure_future(self._send_all(stream, last_event_id))
         try:
             while (await receive())["type"] != "http.disconnect": pass
         except asyncio.CancelledError:
@@ -603,15 +605,13 @@ class EventStreams:
         if stream.topics is None or stream.position is None: return b":\n\n"
         with self._lock: return b"id: %b\n:\n\n" % self._ring.id_at(stream.position).encode()
 
-    def _enter(self, stream: _Stream) -> asyncio.AbstractEventLoop:
-        loop = self._bind("an open stream")
+    def _enter(self, stream: _Stream) -> None:
         self._follow()
         if not self._streams:
             _signals.opened(self)
             self._look()
         self._streams[stream] = None
         if self.closed or time.monotonic() - self._stopped < self.LINGER: stream.end(self.GRACE)
-        return loop
 
     def _leave(self, stream: _Stream) -> None:
         self._streams.pop(stream, None)
