@@ -175,6 +175,46 @@ def test_who_subscribes_before_has_what_is_broadcast_after(shared: RedisServer, 
     run(scenario())
 
 
+def test_who_subscribes_after_this_process_has_written_misses_nothing_either(shared: RedisServer, stream: str) -> None:
+    """The writer works already when the first follower comes; it waits until the reader has taken its place."""
+
+    async def scenario(busy: bool) -> None:
+        async with broadcasting(shared.url, f"{stream}:{busy}") as broadcaster:
+            await broadcaster.broadcast("before", {})
+            if not busy:
+                await written(broadcaster)
+            await asyncio.sleep(0)
+            now = broadcaster.subscribe()
+            await broadcaster.broadcast("after", {})
+            types = [(await take(now, 1))[0].type]
+            if types == ["before"]:  # it was not written yet when the follower came
+                types += [(await take(now, 1))[0].type]
+            assert types[-1] == "after"
+
+    for busy in (False, True):
+        run(scenario(busy))
+
+
+def test_a_history_of_one_survives_a_lost_stream(tmp_path: Path) -> None:
+    """One reset, then what is new; the reader does not turn in circles."""
+    with RedisServer(tmp_path) as server:
+
+        async def scenario() -> None:
+            async with broadcasting(server.url, history=1, **FAST) as broadcaster:
+                client = broadcaster.subscribe()
+                await broadcaster.broadcast("old", {})
+                assert (await take(client, 1))[0].type == "old"
+                server.restart()
+                assert (await take(client, 1))[0].type == "reset"
+                await broadcaster.broadcast("new", {})
+                assert (await take(client, 1))[0].type == "new"
+                head = broadcaster._ring.head
+                await asyncio.sleep(0.3)
+                assert broadcaster._ring.head == head
+
+        run(scenario())
+
+
 def test_a_process_that_only_writes_reads_nothing(shared: RedisServer, stream: str) -> None:
     """It has one connection, and no ring."""
 

@@ -342,6 +342,7 @@ class RedisBroadcaster(EventStreams):
         self._reader: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
         self._first: asyncio.Future[None] | None = None  # done when the ring has been filled
+        self._awaited = False  # Whether the writer has waited for that
         self._level = False  # Whether all was read that there was
         self._lag: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
@@ -430,7 +431,9 @@ class RedisBroadcaster(EventStreams):
         "Write what is next, or pause when that fails. Who has asked for events before gets them, so the reader takes its place first."
         self._since = time.monotonic()
         try:
-            if self._first is not None and not self._first.done() and self._writing.fresh: await asyncio.wait({self._first}, timeout=self._timeout + self._pause)
+            if self._first is not None and not self._first.done() and (self._writing.fresh or not self._awaited):
+                self._awaited = True
+                await asyncio.wait({self._first}, timeout=self._timeout + self._pause)
             with self._lock: number, batch = self._outbox.batch()
             await self._append(number, batch)
         except Exception as e: await self._writing.failed(e)
@@ -480,10 +483,11 @@ class RedisBroadcaster(EventStreams):
             found, common = await self._newest()
         if not self._filled: self._fill(found)
         else:
+            newest = found[-1][0].decode() if found else common or self._cursor
             if common != self._cursor:
                 self._publish(encode_event("reset", as_json("reset", {"last_event_id": self._cursor})), None, None, "")
                 del found[:max(0, len(found) - self._history + 1)]  # more than those would push it out of the ring
-            self._cursor = common or self._cursor
+            self._cursor = newest
             for event_id, fields in found: self._take(event_id, fields)
 
     async def _newest(self) -> tuple[list[tuple[bytes, Mapping[bytes, bytes]]], str]:
