@@ -30,6 +30,7 @@ from cjm_worker_protocols.extensions.protocols import EventBroadcasterProtocol  
 from cjm_worker_protocols.integrations.sse import (  # noqa: E402
     BroadcastLoopError,
     EventDataError,
+    EventMarkError,
     EventTypeError,
     SSEBroadcaster,
     UnsupportedScopeError,
@@ -76,8 +77,28 @@ def test_data_that_are_no_json_are_refused(value: Any) -> None:
             broadcast()
 
 
+def test_an_event_whose_topic_or_key_cannot_be_used_is_refused() -> None:
+    """It would put out every client that comes to it, again and again; so who made it is told, from a thread too."""
+    broadcaster = SSEBroadcaster(topic=lambda t, d: d.get("topic"), key=lambda t, d: d.get("key"))
+    with serve(broadcaster) as served, Client(served.port, "/events?topic=a") as client:
+        served.wait_for(1)
+        for data in ({"topic": 7}, {"topic": ["a"]}, {"key": ["progress", "j1"]}, {"key": {}}):
+            with pytest.raises(EventMarkError, match=next(iter(data))):
+                served.broadcast("t", **data)
+            with pytest.raises(EventMarkError, match="expected"):
+                broadcaster.broadcast_from_thread("t", data)
+        served.broadcast("ok", topic="a", key=("progress", "j1"))
+        assert [e.type for e in client.until()] == ["ok"]
+
+
+def test_what_is_rendered_must_be_text() -> None:
+    """Else the repr of an object would go to browsers."""
+    with pytest.raises(EventDataError, match="some text expected, got a dict"):
+        SSEBroadcaster(render=lambda t, d: d).broadcast_from_thread("t", {})  # type: ignore[arg-type, return-value]
+
+
 @pytest.mark.parametrize(
-    "setting", [{"history": 0}, {"heartbeat": -1}, {"retry": "1"}, {"on_gap": "ignore"}, {"send_timeout": float("nan")}, {"history": 1.5}]
+    "setting", [{"history": 0}, {"heartbeat": -1}, {"retry": "1"}, {"on_gap": "ignore"}, {"send_timeout": float("nan")}, {"history": 1.5}, {"retry": float("inf")}]
 )
 def test_settings_that_cannot_work_are_refused(setting: "dict[str, Any]") -> None:
     """With what would have been right."""

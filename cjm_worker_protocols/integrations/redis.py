@@ -22,13 +22,13 @@ from urllib.parse import parse_qs, unquote
 
 from ..core.errors import ConfigError
 from ..core.masking import MASK, Secret
-from .sse import LIMIT, EventStreams, Ring, Subscription, as_json, encode_event
+from .sse import LIMIT, EventMarkError, EventStreams, Ring, Subscription, as_json, encode_event
 
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['RedisExtraError', 'RedisUrlError', 'RedisAwayError', 'EventMarkError', 'shown_url', 'Entry', 'encode_entry',
-           'decode_entry', 'Outbox', 'RedisCounters', 'RedisBroadcaster']
+__all__ = ['RedisExtraError', 'RedisUrlError', 'RedisAwayError', 'shown_url', 'Entry', 'encode_entry', 'decode_entry', 'Outbox',
+           'RedisCounters', 'RedisBroadcaster']
 
 # %% ../../nbs/integrations/redis.ipynb #9bf230b6
 class RedisExtraError(ImportError):
@@ -64,20 +64,6 @@ class RedisAwayError(ConnectionError):
         self.url, self.timeout, self.reason = url, timeout, reason
 
     def __str__(self) -> str: return f"{self.url} could not be followed within {self.timeout:g} s: {self.reason}"
-
-class EventMarkError(TypeError):
-    "The topic or the key of an event cannot be sent to another process."
-    def __init__(self,
-        event_type: str, # The event
-        mark: str, # `topic` or `key`
-        got: object # What it is
-    ):
-        super().__init__(event_type, mark, got)
-        self.event_type, self.mark, self.got = event_type, mark, got
-
-    def __str__(self) -> str:
-        expected = "some text" if self.mark == "topic" else "what JSON can say"
-        return f"{self.mark} of {self.event_type!r}: expected {expected} or None (got {self.got!r} that is a {type(self.got).__name__})"
 
 # %% ../../nbs/integrations/redis.ipynb #7cffb39f
 _URL = re.compile(r"(?P<scheme>rediss?|unix)://((?P<user>[^:@/?#]*)(?P<password>:[^/?#]*)?@)?"
@@ -119,9 +105,9 @@ def encode_entry(
 ) -> Entry: # Ready to be written
     "Write an event for the stream. Raises `EventMarkError`."
     try: about = b"" if topic is None else b"=" + topic.encode()
-    except (AttributeError, UnicodeEncodeError): raise EventMarkError(event_type, "topic", topic) from None
+    except (AttributeError, UnicodeEncodeError): raise EventMarkError(event_type, "topic", "some text", topic) from None
     try: same = b"" if key is None else b"=" + json.dumps(key, allow_nan=False, sort_keys=True).encode()
-    except (TypeError, ValueError, RecursionError): raise EventMarkError(event_type, "key", key) from None
+    except (TypeError, ValueError, RecursionError): raise EventMarkError(event_type, "key", "what JSON can say", key) from None
     return Entry(event_type.encode(), text.encode(), about, same)
 
 def decode_entry(

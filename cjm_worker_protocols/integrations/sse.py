@@ -27,7 +27,7 @@ from ..core.errors import ConfigError
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Message', 'Receive', 'Send', 'LIMIT', 'EventTypeError', 'EventDataError', 'BroadcastLoopError',
+__all__ = ['Message', 'Receive', 'Send', 'LIMIT', 'EventTypeError', 'EventDataError', 'EventMarkError', 'BroadcastLoopError',
            'UnsupportedScopeError', 'encode_event', 'as_json', 'ServerSentEvent', 'decode_event', 'Batch', 'Ring',
            'Subscription', 'Counters', 'EventStreams', 'SSEBroadcaster']
 
@@ -52,6 +52,19 @@ class EventDataError(ValueError):
         self.event_type, self.reason = event_type, reason
 
     def __str__(self) -> str: return f"data of {self.event_type!r}: expected what JSON can say, so no object, no NaN, no infinity, no loop ({self.reason})"
+
+class EventMarkError(TypeError):
+    "The topic or the key of an event cannot be used."
+    def __init__(self,
+        event_type: str, # The event
+        mark: str, # `topic` or `key`
+        expected: str, # What it should be
+        got: object # What it is
+    ):
+        super().__init__(event_type, mark, expected, got)
+        self.event_type, self.mark, self.expected, self.got = event_type, mark, expected, got
+
+    def __str__(self) -> str: return f"{self.mark} of {self.event_type!r}: expected {self.expected} or None (got {self.got!r} that is a {type(self.got).__name__})"
 
 # %% ../../nbs/integrations/sse.ipynb #2d2c8d00
 class BroadcastLoopError(RuntimeError):
@@ -85,6 +98,7 @@ def encode_event(
 ) -> bytes: # All lines but that of the id
     "Write an event in the event stream format. Raises `EventTypeError` and `EventDataError`."
     if not isinstance(event_type, str) or not event_type or _NOT_IN_A_TYPE.search(event_type): raise EventTypeError(event_type)
+    if not isinstance(data, str): raise EventDataError(event_type, f"some text expected, got a {type(data).__name__}")
     if "\n" in data or "\r" in data: data = _LINE_END.sub("\ndata: ", data)
     try: return f"event: {event_type}\ndata: {data}\n\n".encode()
     except UnicodeEncodeError as e:
@@ -387,6 +401,7 @@ class EventStreams:
             if not isinstance(count, int) or count < 1: raise ConfigError(name, "a whole number above 0", count)
         for name, duration in dict(heartbeat=heartbeat, retry=retry, send_timeout=send_timeout).items():
             if not isinstance(duration, (int, float)) or not duration > 0: raise ConfigError(name, "seconds above 0", duration)
+        if retry == float("inf"): raise ConfigError("retry", "seconds that end", retry)
         if on_gap not in ("event", "disconnect"): raise ConfigError("on_gap", "'event' or 'disconnect'", on_gap)
         self._history, self._history_bytes = history, history_bytes
         self._heartbeat, self._retry, self._send_timeout, self._on_gap = heartbeat, retry, send_timeout, on_gap
@@ -678,11 +693,18 @@ async def _refuse(send: Send, status: int, reason: str) -> None:
 # %% ../../nbs/integrations/sse.ipynb #23f804c6
 class SSEBroadcaster(EventStreams):
     "Server-sent events for one process. An ASGI app, an `EventBroadcasterProtocol`, and an async iterator."
+    def _describe(self, event_type: str, data: dict[str, Any]) -> tuple[str, bytes, str | None, Hashable]:
+        text, block, topic, key = super()._describe(event_type, data)
+        if topic is not None and not isinstance(topic, str): raise EventMarkError(event_type, "topic", "some text", topic)
+        try: hash(key)
+        except TypeError: raise EventMarkError(event_type, "key", "something hashable", key) from None
+        return text, block, topic, key
+
     async def broadcast(self,
         event_type: str, # What happened, e.g. 'job:started'
         data: dict[str, Any] # The facts, safe to be written as JSON
     ) -> None:
-        "Send an event to all clients. Raises `EventTypeError`, `EventDataError`, and `BroadcastLoopError` away from the loop that serves the clients."
+        "Send an event to all clients. Raises `EventTypeError`, `EventDataError`, `EventMarkError`, and `BroadcastLoopError` away from the loop that serves the clients."
         self._bind("broadcast")
         self._publish(*self._describe(event_type, data)[1:])
         if not self._ring.head % self._turn: await asyncio.sleep(0)  # many in a row would keep the loop from sending any
@@ -691,5 +713,5 @@ class SSEBroadcaster(EventStreams):
         event_type: str, # What happened
         data: dict[str, Any] # The facts
     ) -> None:
-        "The same from any thread. Raises `EventTypeError` and `EventDataError`."
+        "The same from any thread. Raises `EventTypeError`, `EventDataError` and `EventMarkError`."
         self._publish_from_thread(*self._describe(event_type, data)[1:])
