@@ -352,6 +352,35 @@ if who == "parent": os.wait()
     assert sorted(fields["type"] for _, fields in shared.events(stream)) == ["before"] + ["child"] * 3 + ["parent"] * 3
 
 
+def test_a_fork_in_a_running_loop_disturbs_neither(shared: RedisServer, stream: str) -> None:
+    """The child writes on a loop of its own, the parent goes on, and neither ends what the other is in the midst of."""
+    code = f"""
+import asyncio, gc, os
+from cjm_worker_protocols.integrations.redis import RedisBroadcaster
+async def child(broadcaster):
+    await broadcaster.broadcast("child", {{}})
+    gc.collect()
+    await broadcaster.aclose()
+async def main():
+    broadcaster = RedisBroadcaster({shared.url!r}, {stream!r})
+    follower = broadcaster.subscribe()
+    await broadcaster.broadcast("before", {{}})
+    await follower.__anext__()
+    if (pid := os.fork()) == 0:
+        asyncio._set_running_loop(None)
+        asyncio.new_event_loop().run_until_complete(child(broadcaster))
+        print(broadcaster.redis.written, broadcaster.redis.lost, broadcaster.redis.failures, flush=True)
+        os._exit(0)
+    await asyncio.to_thread(os.waitpid, pid, 0)
+    await broadcaster.broadcast("after", {{}})
+    print([(await asyncio.wait_for(follower.__anext__(), 20)).type for _ in range(2)], broadcaster.redis.failures)
+    await broadcaster.aclose()
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.splitlines() == ["1 0 0", "['child', 'after'] 0"] and not done.stderr, done.stdout + done.stderr
+
+
 def test_a_broadcast_that_is_cancelled_leaves_all_in_order(shared: RedisServer, stream: str) -> None:
     """Wherever it was; the event is sent or not, and those after it are."""
 

@@ -671,8 +671,12 @@ class EventStreams:
 
 _all: WeakSet[EventStreams] = WeakSet()
 
+_of_the_parent: list[dict[str, Any]] = []  # Its tasks and connections: to end them here would disturb both processes
+
 def _forked() -> None:
-    for streams in list(_all): streams._begin_anew()
+    for streams in list(_all):
+        _of_the_parent.append(dict(vars(streams)))
+        streams._begin_anew()
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forked)
 
