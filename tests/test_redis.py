@@ -810,6 +810,24 @@ def test_closing_while_redis_is_away_ends(tmp_path: Path, caplog: pytest.LogCapt
     assert "10 events" in caplog.text and "closed before" in caplog.text
 
 
+def test_closing_while_redis_hangs_behind_tls_ends(tmp_path: Path) -> None:
+    """Within its time too, though to end TLS takes an answer; nothing waits to be written."""
+    with RedisServer(tmp_path, tls=True) as server:
+
+        async def scenario() -> None:
+            broadcaster = RedisBroadcaster(server.url, timeout=25)
+            broadcaster.CLOSING = 0.3
+            broadcaster.subscribe()
+            await broadcaster.broadcast("t", {})
+            await written(broadcaster)
+            await broadcaster.ready()
+            server.stop()
+            await asyncio.wait_for(broadcaster.aclose(), 10)
+            assert broadcaster.redis[:3] == (0, 1, 0) and ended(broadcaster)
+
+        run(scenario())
+
+
 def test_a_loop_that_ends_without_closing_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Neither task nor connection, whatever was going on; what waits is said. Often, since a cancellation can come at any moment."""
     with RedisServer(tmp_path) as server:

@@ -409,9 +409,9 @@ class RedisBroadcaster(EventStreams):
                 self._wanted.clear()
                 while self._outbox: await self._write_batch()
         finally:
-            if self._limit is not None: self._limit.cancel()
             self._unwritten()
-            await self._writing.drop()
+            await self._writing.drop()  # with TLS that waits for an answer
+            if self._limit is not None: self._limit.cancel()
 
     async def _write_batch(self) -> None:
         "Write what is next, or pause when that fails. Who has asked for events before gets them, so the reader takes its place first."
