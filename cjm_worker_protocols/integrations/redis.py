@@ -230,9 +230,9 @@ def _client(url: Secret, timeout: float, patience: float) -> Any:
 
 def _said(error: BaseException, url: Secret) -> str:
     "What an error says, on one line, without a password."
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = f"{type(error).__name__}: {error}"
     for password in _passwords(url.reveal()): text = text.replace(password, MASK)
-    return text
+    return " ".join(text.split())
 
 class _Link:
     "A connection that is made anew after a failure, and says when Redis is away and when it is back."
