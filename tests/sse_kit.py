@@ -217,7 +217,7 @@ def serve(broadcaster: Any, app: Any = None, port: "int | None" = None, **config
 
     port = port or free_port()
     app = starlette_app(broadcaster) if app is None else app
-    server = Server(Config(app, port=port, log_level="error", timeout_graceful_shutdown=5, **{"loop": "asyncio", **config}))
+    server = Server(Config(app, port=port, timeout_graceful_shutdown=5, **{"log_level": "error", "loop": "asyncio", **config}))
     loops: "list[asyncio.AbstractEventLoop]" = []
 
     def run() -> None:

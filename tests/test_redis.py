@@ -175,6 +175,46 @@ def test_who_subscribes_before_has_what_is_broadcast_after(shared: RedisServer, 
     run(scenario())
 
 
+def test_who_subscribes_after_this_process_has_written_misses_nothing_either(shared: RedisServer, stream: str) -> None:
+    """The writer works already when the first follower comes; it waits until the reader has taken its place."""
+
+    async def scenario(busy: bool) -> None:
+        async with broadcasting(shared.url, f"{stream}:{busy}") as broadcaster:
+            await broadcaster.broadcast("before", {})
+            if not busy:
+                await written(broadcaster)
+            await asyncio.sleep(0)
+            now = broadcaster.subscribe()
+            await broadcaster.broadcast("after", {})
+            types = [(await take(now, 1))[0].type]
+            if types == ["before"]:  # it was not written yet when the follower came
+                types += [(await take(now, 1))[0].type]
+            assert types[-1] == "after"
+
+    for busy in (False, True):
+        run(scenario(busy))
+
+
+def test_a_history_of_one_survives_a_lost_stream(tmp_path: Path) -> None:
+    """One reset, then what is new; the reader does not turn in circles."""
+    with RedisServer(tmp_path) as server:
+
+        async def scenario() -> None:
+            async with broadcasting(server.url, history=1, **FAST) as broadcaster:
+                client = broadcaster.subscribe()
+                await broadcaster.broadcast("old", {})
+                assert (await take(client, 1))[0].type == "old"
+                server.restart()
+                assert (await take(client, 1))[0].type == "reset"
+                await broadcaster.broadcast("new", {})
+                assert (await take(client, 1))[0].type == "new"
+                head = broadcaster._ring.head
+                await asyncio.sleep(0.3)
+                assert broadcaster._ring.head == head
+
+        run(scenario())
+
+
 def test_a_process_that_only_writes_reads_nothing(shared: RedisServer, stream: str) -> None:
     """It has one connection, and no ring."""
 
@@ -310,6 +350,35 @@ if who == "parent": os.wait()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=30)
     assert done.returncode == 0, done.stderr
     assert sorted(fields["type"] for _, fields in shared.events(stream)) == ["before"] + ["child"] * 3 + ["parent"] * 3
+
+
+def test_a_fork_in_a_running_loop_disturbs_neither(shared: RedisServer, stream: str) -> None:
+    """The child writes on a loop of its own, the parent goes on, and neither ends what the other is in the midst of."""
+    code = f"""
+import asyncio, gc, os
+from cjm_worker_protocols.integrations.redis import RedisBroadcaster
+async def child(broadcaster):
+    await broadcaster.broadcast("child", {{}})
+    gc.collect()
+    await broadcaster.aclose()
+async def main():
+    broadcaster = RedisBroadcaster({shared.url!r}, {stream!r})
+    follower = broadcaster.subscribe()
+    await broadcaster.broadcast("before", {{}})
+    await follower.__anext__()
+    if (pid := os.fork()) == 0:
+        asyncio._set_running_loop(None)
+        asyncio.new_event_loop().run_until_complete(child(broadcaster))
+        print(broadcaster.redis.written, broadcaster.redis.lost, broadcaster.redis.failures, flush=True)
+        os._exit(0)
+    await asyncio.to_thread(os.waitpid, pid, 0)
+    await broadcaster.broadcast("after", {{}})
+    print([(await asyncio.wait_for(follower.__anext__(), 20)).type for _ in range(2)], broadcaster.redis.failures)
+    await broadcaster.aclose()
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.stdout.splitlines() == ["1 0 0", "['child', 'after'] 0"] and not done.stderr, done.stdout + done.stderr
 
 
 def test_a_broadcast_that_is_cancelled_leaves_all_in_order(shared: RedisServer, stream: str) -> None:
@@ -739,6 +808,24 @@ def test_closing_while_redis_is_away_ends(tmp_path: Path, caplog: pytest.LogCapt
 
         run(scenario())
     assert "10 events" in caplog.text and "closed before" in caplog.text
+
+
+def test_closing_while_redis_hangs_behind_tls_ends(tmp_path: Path) -> None:
+    """Within its time too, though to end TLS takes an answer; nothing waits to be written."""
+    with RedisServer(tmp_path, tls=True) as server:
+
+        async def scenario() -> None:
+            broadcaster = RedisBroadcaster(server.url, timeout=25)
+            broadcaster.CLOSING = 0.3
+            broadcaster.subscribe()
+            await broadcaster.broadcast("t", {})
+            await written(broadcaster)
+            await broadcaster.ready()
+            server.stop()
+            await asyncio.wait_for(broadcaster.aclose(), 10)
+            assert broadcaster.redis[:3] == (0, 1, 0) and ended(broadcaster)
+
+        run(scenario())
 
 
 def test_a_loop_that_ends_without_closing_leaves_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

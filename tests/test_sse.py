@@ -30,6 +30,7 @@ from cjm_worker_protocols.extensions.protocols import EventBroadcasterProtocol  
 from cjm_worker_protocols.integrations.sse import (  # noqa: E402
     BroadcastLoopError,
     EventDataError,
+    EventMarkError,
     EventTypeError,
     SSEBroadcaster,
     UnsupportedScopeError,
@@ -76,8 +77,28 @@ def test_data_that_are_no_json_are_refused(value: Any) -> None:
             broadcast()
 
 
+def test_an_event_whose_topic_or_key_cannot_be_used_is_refused() -> None:
+    """It would put out every client that comes to it, again and again; so who made it is told, from a thread too."""
+    broadcaster = SSEBroadcaster(topic=lambda t, d: d.get("topic"), key=lambda t, d: d.get("key"))
+    with serve(broadcaster) as served, Client(served.port, "/events?topic=a") as client:
+        served.wait_for(1)
+        for data in ({"topic": 7}, {"topic": ["a"]}, {"key": ["progress", "j1"]}, {"key": {}}):
+            with pytest.raises(EventMarkError, match=next(iter(data))):
+                served.broadcast("t", **data)
+            with pytest.raises(EventMarkError, match="expected"):
+                broadcaster.broadcast_from_thread("t", data)
+        served.broadcast("ok", topic="a", key=("progress", "j1"))
+        assert [e.type for e in client.until()] == ["ok"]
+
+
+def test_what_is_rendered_must_be_text() -> None:
+    """Else the repr of an object would go to browsers."""
+    with pytest.raises(EventDataError, match="some text expected, got a dict"):
+        SSEBroadcaster(render=lambda t, d: d).broadcast_from_thread("t", {})  # type: ignore[arg-type, return-value]
+
+
 @pytest.mark.parametrize(
-    "setting", [{"history": 0}, {"heartbeat": -1}, {"retry": "1"}, {"on_gap": "ignore"}, {"send_timeout": float("nan")}, {"history": 1.5}]
+    "setting", [{"history": 0}, {"heartbeat": -1}, {"retry": "1"}, {"on_gap": "ignore"}, {"send_timeout": float("nan")}, {"history": 1.5}, {"retry": float("inf")}]
 )
 def test_settings_that_cannot_work_are_refused(setting: "dict[str, Any]") -> None:
     """With what would have been right."""
@@ -578,6 +599,15 @@ def test_a_subscription_in_another_loop_is_an_error() -> None:
             asyncio.run(elsewhere())
 
 
+def test_a_stream_in_another_loop_is_no_empty_response() -> None:
+    """The request fails before a status was sent, so a browser does not take it for a stream."""
+    broadcaster, loop = SSEBroadcaster(), asyncio.new_event_loop()
+    loop.run_until_complete(broadcaster.broadcast("t", {}))
+    with serve(broadcaster, log_level="critical") as served, Client(served.port) as client:
+        assert client.status == 500
+    loop.close()
+
+
 def test_close_ends_everything() -> None:
     """Open streams end properly, at once, and new ones too; broadcasting goes on and nobody hears."""
     broadcaster = SSEBroadcaster()
@@ -706,6 +736,40 @@ def test_a_signal_ends_a_stuck_stream_too(tmp_path: Path) -> None:
             start = time.monotonic()
             finish(process, 10)
             assert time.monotonic() - start < 4
+
+
+@pytest.mark.parametrize("how", ["close", "_hear"])
+def test_what_was_broadcast_before_the_end_still_comes(how: str) -> None:
+    """Also when it is more than one write takes, whether it is `close` or a signal that ends the streams."""
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served, Client(served.port) as client:
+        served.wait_for(1)
+
+        async def last() -> None:
+            for n in range(60):
+                broadcaster.broadcast_from_thread("tick", {"n": n, "text": "x" * 10000})
+            await broadcaster.broadcast("job:completed", {})
+            getattr(broadcaster, how)()
+
+        served.call(last())
+        client.until_end()
+        assert [e.type for e in client.parser.events] == ["tick"] * 60 + ["job:completed"]
+
+
+def test_a_stream_that_is_sent_away_counts_nothing_as_sent() -> None:
+    """Behind a gap nothing goes, not even when the broadcaster is closed in the same moment: it would hide the gap from who comes back."""
+    broadcaster = SSEBroadcaster(history=4, on_gap="disconnect")
+    with serve(broadcaster) as served, Client(served.port) as client:
+        served.wait_for(1)
+
+        async def many() -> None:
+            for n in range(10):
+                broadcaster.broadcast_from_thread("tick", {"n": n})
+            broadcaster.close()
+
+        served.call(many())
+        client.until_end()
+        assert not client.parser.events and broadcaster.counters[1:3] == (0, 6)
 
 
 def test_where_nobody_handles_a_signal_none_is_set() -> None:

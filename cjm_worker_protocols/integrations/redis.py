@@ -22,13 +22,13 @@ from urllib.parse import parse_qs, unquote
 
 from ..core.errors import ConfigError
 from ..core.masking import MASK, Secret
-from .sse import LIMIT, EventStreams, Ring, Subscription, as_json, encode_event
+from .sse import LIMIT, EventMarkError, EventStreams, Ring, Subscription, as_json, encode_event
 
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['RedisExtraError', 'RedisUrlError', 'RedisAwayError', 'EventMarkError', 'shown_url', 'Entry', 'encode_entry',
-           'decode_entry', 'Outbox', 'RedisCounters', 'RedisBroadcaster']
+__all__ = ['RedisExtraError', 'RedisUrlError', 'RedisAwayError', 'shown_url', 'Entry', 'encode_entry', 'decode_entry', 'Outbox',
+           'RedisCounters', 'RedisBroadcaster']
 
 # %% ../../nbs/integrations/redis.ipynb #9bf230b6
 class RedisExtraError(ImportError):
@@ -64,20 +64,6 @@ class RedisAwayError(ConnectionError):
         self.url, self.timeout, self.reason = url, timeout, reason
 
     def __str__(self) -> str: return f"{self.url} could not be followed within {self.timeout:g} s: {self.reason}"
-
-class EventMarkError(TypeError):
-    "The topic or the key of an event cannot be sent to another process."
-    def __init__(self,
-        event_type: str, # The event
-        mark: str, # `topic` or `key`
-        got: object # What it is
-    ):
-        super().__init__(event_type, mark, got)
-        self.event_type, self.mark, self.got = event_type, mark, got
-
-    def __str__(self) -> str:
-        expected = "some text" if self.mark == "topic" else "what JSON can say"
-        return f"{self.mark} of {self.event_type!r}: expected {expected} or None (got {self.got!r} that is a {type(self.got).__name__})"
 
 # %% ../../nbs/integrations/redis.ipynb #7cffb39f
 _URL = re.compile(r"(?P<scheme>rediss?|unix)://((?P<user>[^:@/?#]*)(?P<password>:[^/?#]*)?@)?"
@@ -119,9 +105,9 @@ def encode_entry(
 ) -> Entry: # Ready to be written
     "Write an event for the stream. Raises `EventMarkError`."
     try: about = b"" if topic is None else b"=" + topic.encode()
-    except (AttributeError, UnicodeEncodeError): raise EventMarkError(event_type, "topic", topic) from None
+    except (AttributeError, UnicodeEncodeError): raise EventMarkError(event_type, "topic", "some text", topic) from None
     try: same = b"" if key is None else b"=" + json.dumps(key, allow_nan=False, sort_keys=True).encode()
-    except (TypeError, ValueError, RecursionError): raise EventMarkError(event_type, "key", key) from None
+    except (TypeError, ValueError, RecursionError): raise EventMarkError(event_type, "key", "what JSON can say", key) from None
     return Entry(event_type.encode(), text.encode(), about, same)
 
 def decode_entry(
@@ -244,9 +230,9 @@ def _client(url: Secret, timeout: float, patience: float) -> Any:
 
 def _said(error: BaseException, url: Secret) -> str:
     "What an error says, on one line, without a password."
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = f"{type(error).__name__}: {error}"
     for password in _passwords(url.reveal()): text = text.replace(password, MASK)
-    return text
+    return " ".join(text.split())
 
 class _Link:
     "A connection that is made anew after a failure, and says when Redis is away and when it is back."
@@ -342,6 +328,7 @@ class RedisBroadcaster(EventStreams):
         self._reader: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
         self._first: asyncio.Future[None] | None = None  # done when the ring has been filled
+        self._awaited = False  # Whether the writer has waited for that
         self._level = False  # Whether all was read that there was
         self._lag: asyncio.TimerHandle | None = None
         self._limit: asyncio.TimerHandle | None = None
@@ -422,15 +409,17 @@ class RedisBroadcaster(EventStreams):
                 self._wanted.clear()
                 while self._outbox: await self._write_batch()
         finally:
-            if self._limit is not None: self._limit.cancel()
             self._unwritten()
-            await self._writing.drop()
+            await self._writing.drop()  # with TLS that waits for an answer
+            if self._limit is not None: self._limit.cancel()
 
     async def _write_batch(self) -> None:
         "Write what is next, or pause when that fails. Who has asked for events before gets them, so the reader takes its place first."
         self._since = time.monotonic()
         try:
-            if self._first is not None and not self._first.done() and self._writing.fresh: await asyncio.wait({self._first}, timeout=self._timeout + self._pause)
+            if self._first is not None and not self._first.done() and (self._writing.fresh or not self._awaited):
+                self._awaited = True
+                await asyncio.wait({self._first}, timeout=self._timeout + self._pause)
             with self._lock: number, batch = self._outbox.batch()
             await self._append(number, batch)
         except Exception as e: await self._writing.failed(e)
@@ -480,10 +469,11 @@ class RedisBroadcaster(EventStreams):
             found, common = await self._newest()
         if not self._filled: self._fill(found)
         else:
+            newest = found[-1][0].decode() if found else common or self._cursor
             if common != self._cursor:
                 self._publish(encode_event("reset", as_json("reset", {"last_event_id": self._cursor})), None, None, "")
                 del found[:max(0, len(found) - self._history + 1)]  # more than those would push it out of the ring
-            self._cursor = common or self._cursor
+            self._cursor = newest
             for event_id, fields in found: self._take(event_id, fields)
 
     async def _newest(self) -> tuple[list[tuple[bytes, Mapping[bytes, bytes]]], str]:

@@ -27,7 +27,7 @@ from ..core.errors import ConfigError
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Message', 'Receive', 'Send', 'LIMIT', 'EventTypeError', 'EventDataError', 'BroadcastLoopError',
+__all__ = ['Message', 'Receive', 'Send', 'LIMIT', 'EventTypeError', 'EventDataError', 'EventMarkError', 'BroadcastLoopError',
            'UnsupportedScopeError', 'encode_event', 'as_json', 'ServerSentEvent', 'decode_event', 'Batch', 'Ring',
            'Subscription', 'Counters', 'EventStreams', 'SSEBroadcaster']
 
@@ -53,6 +53,19 @@ class EventDataError(ValueError):
 
     def __str__(self) -> str: return f"data of {self.event_type!r}: expected what JSON can say, so no object, no NaN, no infinity, no loop ({self.reason})"
 
+class EventMarkError(TypeError):
+    "The topic or the key of an event cannot be used."
+    def __init__(self,
+        event_type: str, # The event
+        mark: str, # `topic` or `key`
+        expected: str, # What it should be
+        got: object # What it is
+    ):
+        super().__init__(event_type, mark, expected, got)
+        self.event_type, self.mark, self.expected, self.got = event_type, mark, expected, got
+
+    def __str__(self) -> str: return f"{self.mark} of {self.event_type!r}: expected {self.expected} or None (got {self.got!r} that is a {type(self.got).__name__})"
+
 # %% ../../nbs/integrations/sse.ipynb #2d2c8d00
 class BroadcastLoopError(RuntimeError):
     "A broadcaster was used from another loop or thread than that of its clients."
@@ -63,7 +76,7 @@ class BroadcastLoopError(RuntimeError):
         self.call = call
 
     def __str__(self) -> str:
-        return f"{self.call} was called on another event loop than the one that serves the clients: call broadcast_from_thread, which may be called anywhere"
+        return f"{self.call} was used on another event loop than the one that serves the clients: only broadcast_from_thread may be called anywhere"
 
 class UnsupportedScopeError(NotImplementedError):
     "The server wants something other than an HTTP response: a websocket, or the app's lifespan."
@@ -85,6 +98,7 @@ def encode_event(
 ) -> bytes: # All lines but that of the id
     "Write an event in the event stream format. Raises `EventTypeError` and `EventDataError`."
     if not isinstance(event_type, str) or not event_type or _NOT_IN_A_TYPE.search(event_type): raise EventTypeError(event_type)
+    if not isinstance(data, str): raise EventDataError(event_type, f"some text expected, got a {type(data).__name__}")
     if "\n" in data or "\r" in data: data = _LINE_END.sub("\ndata: ", data)
     try: return f"event: {event_type}\ndata: {data}\n\n".encode()
     except UnicodeEncodeError as e:
@@ -387,6 +401,7 @@ class EventStreams:
             if not isinstance(count, int) or count < 1: raise ConfigError(name, "a whole number above 0", count)
         for name, duration in dict(heartbeat=heartbeat, retry=retry, send_timeout=send_timeout).items():
             if not isinstance(duration, (int, float)) or not duration > 0: raise ConfigError(name, "seconds above 0", duration)
+        if retry == float("inf"): raise ConfigError("retry", "seconds that end", retry)
         if on_gap not in ("event", "disconnect"): raise ConfigError("on_gap", "'event' or 'disconnect'", on_gap)
         self._history, self._history_bytes = history, history_bytes
         self._heartbeat, self._retry, self._send_timeout, self._on_gap = heartbeat, retry, send_timeout, on_gap
@@ -531,13 +546,15 @@ class EventStreams:
             allowed = frozenset([allowed] if isinstance(allowed, str) else allowed)
             if topics is not None and not topics <= allowed: return await _refuse(send, 403, "not all of these topics are for you")
             topics = allowed if topics is None else topics
+        self._bind("the app")
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
         if scope["method"] == "HEAD": return await send({"type": "http.response.body", "body": b""})
         await self._serve(_Stream(topics, scope, receive, send), receive, last_event_id)
 
     async def _serve(self, stream: _Stream, receive: Receive, last_event_id: str) -> None:
         "Stream until the client has left, or the stream is ended here."
-        sending = self._enter(stream).create_task(self._send_all(stream, last_event_id))
+        self._enter(stream)
+        sending = asyncio.ensure_future(self._send_all(stream, last_event_id))
         try:
             while (await receive())["type"] != "http.disconnect": pass
         except asyncio.CancelledError:
@@ -564,6 +581,9 @@ class EventStreams:
                     self._waiting[waiter] = None
                     try: await waiter
                     finally: self._waiting.pop(waiter, None)
+            end = self._ring.head  # what was there by now still goes, within `GRACE`
+            while stream.position is not None and stream.position < end:
+                if payload := self._payload(stream): await stream.write(payload)
             await stream.write(b"", False)
         except OSError: pass  # some servers say so that the client has left
         finally:
@@ -590,7 +610,8 @@ class EventStreams:
         stream.position = batch.position
         if not batch.missed: return payload
         if self._on_gap == "event": return encode_event("gap", as_json("gap", {"missed": batch.missed})) + payload
-        stream.over = True
+        stream.over, stream.position = True, None  # nothing behind the gap may go, or it would not be found when the client comes back
+        self._sent -= len(batch.blocks)
         return b""
 
     def _beat(self, stream: _Stream) -> bytes:
@@ -599,15 +620,13 @@ class EventStreams:
         if stream.topics is None or stream.position is None: return b":\n\n"
         with self._lock: return b"id: %b\n:\n\n" % self._ring.id_at(stream.position).encode()
 
-    def _enter(self, stream: _Stream) -> asyncio.AbstractEventLoop:
-        loop = self._bind("an open stream")
+    def _enter(self, stream: _Stream) -> None:
         self._follow()
         if not self._streams:
             _signals.opened(self)
             self._look()
         self._streams[stream] = None
         if self.closed or time.monotonic() - self._stopped < self.LINGER: stream.end(self.GRACE)
-        return loop
 
     def _leave(self, stream: _Stream) -> None:
         self._streams.pop(stream, None)
@@ -652,8 +671,12 @@ class EventStreams:
 
 _all: WeakSet[EventStreams] = WeakSet()
 
+_of_the_parent: list[dict[str, Any]] = []  # Its tasks and connections: to end them here would disturb both processes
+
 def _forked() -> None:
-    for streams in list(_all): streams._begin_anew()
+    for streams in list(_all):
+        _of_the_parent.append(dict(vars(streams)))
+        streams._begin_anew()
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forked)
 
@@ -674,11 +697,18 @@ async def _refuse(send: Send, status: int, reason: str) -> None:
 # %% ../../nbs/integrations/sse.ipynb #23f804c6
 class SSEBroadcaster(EventStreams):
     "Server-sent events for one process. An ASGI app, an `EventBroadcasterProtocol`, and an async iterator."
+    def _describe(self, event_type: str, data: dict[str, Any]) -> tuple[str, bytes, str | None, Hashable]:
+        text, block, topic, key = super()._describe(event_type, data)
+        if topic is not None and not isinstance(topic, str): raise EventMarkError(event_type, "topic", "some text", topic)
+        try: hash(key)
+        except TypeError: raise EventMarkError(event_type, "key", "something hashable", key) from None
+        return text, block, topic, key
+
     async def broadcast(self,
         event_type: str, # What happened, e.g. 'job:started'
         data: dict[str, Any] # The facts, safe to be written as JSON
     ) -> None:
-        "Send an event to all clients. Raises `EventTypeError`, `EventDataError`, and `BroadcastLoopError` away from the loop that serves the clients."
+        "Send an event to all clients. Raises `EventTypeError`, `EventDataError`, `EventMarkError`, and `BroadcastLoopError` away from the loop that serves the clients."
         self._bind("broadcast")
         self._publish(*self._describe(event_type, data)[1:])
         if not self._ring.head % self._turn: await asyncio.sleep(0)  # many in a row would keep the loop from sending any
@@ -687,5 +717,5 @@ class SSEBroadcaster(EventStreams):
         event_type: str, # What happened
         data: dict[str, Any] # The facts
     ) -> None:
-        "The same from any thread. Raises `EventTypeError` and `EventDataError`."
+        "The same from any thread. Raises `EventTypeError`, `EventDataError` and `EventMarkError`."
         self._publish_from_thread(*self._describe(event_type, data)[1:])
