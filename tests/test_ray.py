@@ -233,8 +233,8 @@ def test_a_reader_that_stays_away_holds_up_the_plugin(tmp_path: Path) -> None:
     path = tmp_path / "count"
 
     async def scenario() -> None:
-        async with on_ray("flood", stream_buffer=10, stall_timeout=60) as m:
-            job = await m.start_job("flood", path=str(path))
+        async with on_ray("flood_of_chunks", stream_buffer=10, stall_timeout=60) as m:
+            job = await m.start_job("flood_of_chunks", path=str(path))
             stream = job.stream()
             await stream.__anext__()
             before, deadline = -1, time.monotonic() + 20

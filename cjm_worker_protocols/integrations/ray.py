@@ -293,16 +293,17 @@ class RayWorker:
         if isinstance(error, RayConnectionError): self._engine._fails(error)
         if error is not None: return self._lost(error)
         self._actor = actor
-        self._call(actor.place.options(concurrency_group="control").remote(), self._placed)
+        self._call("place", self._placed)
 
-    def _call(self, ref: Any, done: Callable[[Any], None]) -> None:
-        "Have the result of a call taken on the loop; an error is the end of this worker."
+    def _call(self, method: str, done: Callable[[Any], None], *arguments: Any) -> None:
+        "Call the keeper, and have the result taken on the loop; an error is the end of this worker."
         def settle(value: Any, error: BaseException | None) -> None:
             if self._gone: return
             if error is not None: return self._lost(error)
             done(value)
 
-        self._engine._when_done(ref.future(), settle)
+        try: self._engine._when_done(getattr(self._actor, method).remote(*arguments).future(), settle)
+        except Exception as e: self._loop.call_soon(self._lost, e) # the program has left Ray
 
     def _wait_for_place(self) -> None:
         "It takes long: find out why, and tell."
@@ -321,7 +322,7 @@ class RayWorker:
         self._events.on_waiting("")
         unsent, self._unsent = self._unsent, []
         for tag, data in unsent: self._say(tag, data)
-        self._call(self._actor.watch.options(concurrency_group="control").remote(), self._ended)
+        self._call("watch", self._ended)
 
     def send(self, data: bytes) -> None: self._say(0, data)
 
@@ -336,10 +337,9 @@ class RayWorker:
     def _say(self, tag: int, data: bytes) -> None:
         if self._gone: return
         if not self.pid: return self._unsent.append((tag, data))
-        ref = self._actor.say.remote(_CALL.pack(self._number, tag) + data)
-        self._number += 1
         self._open += 1
-        self._call(ref, self._replied)
+        self._call("say", self._replied, _CALL.pack(self._number, tag) + data)
+        self._number += 1
 
     def withdraw(self) -> frozenset[int]:
         tags = frozenset(tag for tag, _ in self._ahead)
@@ -413,7 +413,7 @@ class RayWorker:
         if self.pid and not self._gone: self._signal(signal.SIGTERM)
         else: self.kill()
 
-    def _signal(self, number: int) -> None: self._actor.signal.options(concurrency_group="control").remote(int(number))
+    def _signal(self, number: int) -> None: self._call("signal", lambda nothing: None, int(number))
 
     def kill(self) -> None:
         if self._gone: return
@@ -567,6 +567,7 @@ def start_ray(
 class RayEngine:
     "Workers as processes on the nodes of a Ray cluster."
     BEAT, LOST = 1.0, 15.0  # Seconds between two looks whether the cluster answers, and after which it is lost
+    CALLS = 16  # Calls of a keeper that may run at the same time: two that listen, one that watches, and what is being said
     AFRESH = 1.0  # Seconds for which a connection that failed is not tried again
     _numbers = count(NO_PID + 1)  # For workers of other hosts, in this process
 
@@ -634,12 +635,12 @@ class RayEngine:
 
     def _keeper(self, ray: Any, needs: Any) -> Any:
         "An actor class that takes this."
-        if self._class is None: self._class = ray.remote(concurrency_groups={"control": 3})(Keeper)
+        if self._class is None: self._class = ray.remote(Keeper)
         takes = dict(needs or ())
         known = {"num_cpus": takes.pop("CPU", 0), "num_gpus": takes.pop("GPU", 0)}
         if "memory" in takes: known["memory"] = int(takes.pop("memory"))
         if self._runtime_env: known["runtime_env"] = dict(self._runtime_env)
-        return self._class.options(**known, resources=takes or None, max_concurrency=8, max_restarts=0, max_task_retries=0)
+        return self._class.options(**known, resources=takes or None, max_concurrency=self.CALLS, max_restarts=0, max_task_retries=0)
 
     def _fails(self, error: RayConnectionError) -> None:
         "There is no connection: whoever wants a worker now is told so."
