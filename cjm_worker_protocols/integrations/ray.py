@@ -102,7 +102,7 @@ class Keeper:
         config: WorkerConfig # Interpreter and environment
     ):
         "Raises `OSError` when the process cannot be started."
-        self._turn, self._next = threading.Condition(), 0
+        self._turn, self._next = threading.Condition(), 0  # Whose turn it is to speak
         self._ear, self._waiting, self._count = threading.Lock(), 0, 0
         self._sock, theirs = socket.socketpair()
         self._claims, self._claim = os.pipe()
@@ -154,17 +154,12 @@ class Keeper:
         return Placement(os.uname().nodename, self._process.pid, machine(), facts)
 
     def say(self,
-        call: bytes # Its number, the tag of the job that is given or 0, and encoded frames: one argument, since each costs Ray some time
+        call: bytes # Its number, the tag of the job that is given or 0, and encoded frames, or none, and then the number does not count; one argument, since each costs Ray some time
     ) -> bytes: # What the worker says next, to this or a later call; empty when enough calls wait already
         "Say something to the worker, in the order of the numbers, and wait for what it says."
         number, tag = _CALL.unpack_from(call)
+        if len(call) > _CALL.size: self._take_turn(number, tag, call[_CALL.size:])
         with self._turn:
-            while self._next != number: self._turn.wait()
-            try: self._pass_on(tag, call[_CALL.size:])
-            except OSError: pass # it is dying, and its end is told soon
-            finally:
-                self._next += 1
-                self._turn.notify_all()
             if self._waiting >= self.HELD: return b""
             self._waiting += 1
         try:
@@ -172,13 +167,24 @@ class Keeper:
         finally:
             with self._turn: self._waiting -= 1
 
+    def _take_turn(self, number: int, tag: int, data: bytes) -> None:
+        "Pass on what the manager says when all before it was. The worker may have to be heard first, so that nothing is locked meanwhile."
+        with self._turn:
+            while self._next != number: self._turn.wait()
+        try: self._pass_on(tag, data)
+        except OSError: pass # it is dying, and its end is told soon
+        finally:
+            with self._turn:
+                self._next += 1
+                self._turn.notify_all()
+
     def _pass_on(self, tag: int, data: bytes) -> None:
         if self._ended.is_set(): return
         if data[:1] == bytes([Kind.INIT]):
             path, source, level = pickle.loads(data[HEADER.size:])
             data = encode(Kind.INIT, 0, (_here(path), source, level))
         if tag: os.write(self._claim, tag.to_bytes(8, "big"))
-        if data: self._sock.sendall(data)
+        self._sock.sendall(data)
 
     def _hear(self) -> bytes:
         "With the ear: wait for what comes first, frames, output, or the end."
@@ -339,7 +345,7 @@ class RayWorker:
         if not self.pid: return self._unsent.append((tag, data))
         self._open += 1
         self._call("say", self._replied, _CALL.pack(self._number, tag) + data)
-        self._number += 1
+        if data: self._number += 1
 
     def withdraw(self) -> frozenset[int]:
         tags = frozenset(tag for tag, _ in self._ahead)
