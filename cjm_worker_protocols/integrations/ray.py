@@ -263,7 +263,7 @@ class RayWorker:
     AGAIN = 2.0  # Seconds after which the reason for waiting is looked up again
 
     def __init__(self,
-        engine: RayEngine, # Knows Ray
+        engine: Any, # The `RayEngine`, which knows Ray
         config: WorkerConfig, # Interpreter and environment
         events: WorkerEvents, # Told of everything
         needs: Hashable # What the worker takes of its node
