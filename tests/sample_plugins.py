@@ -900,7 +900,7 @@ def endless() -> "Iterator[int]":
         time.sleep(0.01)
 
 
-def flood(path: str, size: int = 100_000) -> "Iterator[bytes]":
+def flood_of_chunks(path: str, size: int = 100_000) -> "Iterator[bytes]":
     """Stream for ever, and keep a count of what was yielded."""
     count = 0
     while True:

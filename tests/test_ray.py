@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -233,8 +234,8 @@ def test_a_reader_that_stays_away_holds_up_the_plugin(tmp_path: Path) -> None:
     path = tmp_path / "count"
 
     async def scenario() -> None:
-        async with on_ray("flood", stream_buffer=10, stall_timeout=60) as m:
-            job = await m.start_job("flood", path=str(path))
+        async with on_ray("flood_of_chunks", stream_buffer=10, stall_timeout=60) as m:
+            job = await m.start_job("flood_of_chunks", path=str(path))
             stream = job.stream()
             await stream.__anext__()
             before, deadline = -1, time.monotonic() + 20
@@ -250,6 +251,20 @@ def test_a_reader_that_stays_away_holds_up_the_plugin(tmp_path: Path) -> None:
             await m.cancel_job(job.id)
 
     run(scenario(), limit=60)
+
+
+def test_a_large_command_amid_a_stream_holds_up_neither() -> None:
+    """While a worker cannot be told more because it wants to say something, it is heard."""
+
+    async def scenario() -> None:
+        async with on_ray("count", "echo", stream_buffer=5000) as m:
+            job = await m.start_job("count", n=2000, size=10_000)
+            await first_chunk(job)
+            reload = asyncio.ensure_future(m.reload_plugin("count", {"much": bytes(5_000_000)}))
+            assert len([chunk async for chunk in job.stream()]) == 2000
+            assert await reload
+
+    run(scenario())
 
 
 # Hosts
@@ -336,6 +351,38 @@ asyncio.run(main())
         status, category, message = said_json(process, 60)
     assert (status, category) == ("failed", "start") and "RayVersionError" in message
     assert "1.2.3" in message and ray.__version__ in message
+
+
+def test_a_cluster_is_reached_through_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ray://` works from a process that is on no node: jobs, streams and cancelling."""
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    source = """
+import asyncio, json, sys
+import sample_plugins
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.integrations.ray import RayEngine
+
+async def main():
+    plugins = {"count": sample_plugins.count, "stuck": sample_plugins.stuck}
+    async with JobManager("t", "t", plugins=plugins, engine=RayEngine(sys.argv[1])) as m:
+        job = await m.start_job("count", n=3)
+        chunks = [chunk async for chunk in job.stream()]
+        stuck = await m.start_job("stuck")
+        async for chunk in stuck.stream(): break
+        print(json.dumps([job.status, len(chunks), await m.cancel_job(stuck.id)]), flush=True)
+
+asyncio.run(main())
+"""
+    command = [sys.executable, "-m", "ray.util.client.server", "--mode", "specific-server", "--address", address()]
+    with subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stderr=subprocess.DEVNULL) as server:
+        try:
+            with script(tmp_path / "main.py", source, f"ray://127.0.0.1:{port}") as process:
+                assert said_json(process, 90) == ["completed", 3, True]
+        finally:
+            server.kill()
 
 
 def test_a_cluster_that_is_lost_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

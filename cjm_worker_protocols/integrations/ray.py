@@ -102,7 +102,7 @@ class Keeper:
         config: WorkerConfig # Interpreter and environment
     ):
         "Raises `OSError` when the process cannot be started."
-        self._turn, self._next = threading.Condition(), 0
+        self._turn, self._next = threading.Condition(), 0  # Whose turn it is to speak
         self._mark = os.urandom(8).hex()
         self._ear, self._waiting, self._count = threading.Lock(), 0, 0
         self._sock, theirs = socket.socketpair()
@@ -155,17 +155,12 @@ class Keeper:
         return Placement(os.uname().nodename, self._process.pid, machine(), facts)
 
     def say(self,
-        call: bytes # Its number, the tag of the job that is given or 0, and encoded frames: one argument, since each costs Ray some time
+        call: bytes # Its number, the tag of the job that is given or 0, and encoded frames, or none, and then the number does not count; one argument, since each costs Ray some time
     ) -> bytes: # What the worker says next, to this or a later call; empty when enough calls wait already
         "Say something to the worker, in the order of the numbers, and wait for what it says."
         number, tag = _CALL.unpack_from(call)
+        if len(call) > _CALL.size: self._take_turn(number, tag, call[_CALL.size:])
         with self._turn:
-            while self._next != number: self._turn.wait()
-            try: self._pass_on(tag, call[_CALL.size:])
-            except OSError: pass # it is dying, and its end is told soon
-            finally:
-                self._next += 1
-                self._turn.notify_all()
             if self._waiting >= self.HELD: return b""
             self._waiting += 1
         try:
@@ -173,13 +168,24 @@ class Keeper:
         finally:
             with self._turn: self._waiting -= 1
 
+    def _take_turn(self, number: int, tag: int, data: bytes) -> None:
+        "Pass on what the manager says when all before it was. The worker may have to be heard first, so that nothing is locked meanwhile."
+        with self._turn:
+            while self._next != number: self._turn.wait()
+        try: self._pass_on(tag, data)
+        except OSError: pass # it is dying, and its end is told soon
+        finally:
+            with self._turn:
+                self._next += 1
+                self._turn.notify_all()
+
     def _pass_on(self, tag: int, data: bytes) -> None:
         if self._ended.is_set(): return
         if data[:1] == bytes([Kind.INIT]):
             path, source, level = pickle.loads(data[HEADER.size:])
             data = encode(Kind.INIT, 0, (_here(path), source, level))
         if tag: os.write(self._claim, tag.to_bytes(8, "big"))
-        if data: self._sock.sendall(data)
+        self._sock.sendall(data)
 
     def _hear(self) -> bytes:
         "With the ear: wait for what comes first, frames, output, or the end."
@@ -258,7 +264,7 @@ class RayWorker:
     AGAIN = 2.0  # Seconds after which the reason for waiting is looked up again
 
     def __init__(self,
-        engine: RayEngine, # Knows Ray
+        engine: Any, # The `RayEngine`, which knows Ray
         config: WorkerConfig, # Interpreter and environment
         events: WorkerEvents, # Told of everything
         needs: Hashable # What the worker takes of its node
@@ -294,16 +300,17 @@ class RayWorker:
         if isinstance(error, RayConnectionError): self._engine._fails(error)
         if error is not None: return self._lost(error)
         self._actor = actor
-        self._call(actor.place.options(concurrency_group="control").remote(), self._placed)
+        self._call("place", self._placed)
 
-    def _call(self, ref: Any, done: Callable[[Any], None]) -> None:
-        "Have the result of a call taken on the loop; an error is the end of this worker."
+    def _call(self, method: str, done: Callable[[Any], None], *arguments: Any) -> None:
+        "Call the keeper, and have the result taken on the loop; an error is the end of this worker."
         def settle(value: Any, error: BaseException | None) -> None:
             if self._gone: return
             if error is not None: return self._lost(error)
             done(value)
 
-        self._engine._when_done(ref.future(), settle)
+        try: self._engine._when_done(getattr(self._actor, method).remote(*arguments).future(), settle)
+        except Exception as e: self._loop.call_soon(self._lost, e) # the program has left Ray
 
     def _wait_for_place(self) -> None:
         "It takes long: find out why, and tell."
@@ -322,7 +329,7 @@ class RayWorker:
         self._events.on_waiting("")
         unsent, self._unsent = self._unsent, []
         for tag, data in unsent: self._say(tag, data)
-        self._call(self._actor.watch.options(concurrency_group="control").remote(), self._ended)
+        self._call("watch", self._ended)
 
     def send(self, data: bytes) -> None: self._say(0, data)
 
@@ -337,10 +344,9 @@ class RayWorker:
     def _say(self, tag: int, data: bytes) -> None:
         if self._gone: return
         if not self.pid: return self._unsent.append((tag, data))
-        ref = self._actor.say.remote(_CALL.pack(self._number, tag) + data)
-        self._number += 1
         self._open += 1
-        self._call(ref, self._replied)
+        self._call("say", self._replied, _CALL.pack(self._number, tag) + data)
+        if data: self._number += 1
 
     def withdraw(self) -> frozenset[int]:
         tags = frozenset(tag for tag, _ in self._ahead)
@@ -414,7 +420,7 @@ class RayWorker:
         if self.pid and not self._gone: self._signal(signal.SIGTERM)
         else: self.kill()
 
-    def _signal(self, number: int) -> None: self._actor.signal.options(concurrency_group="control").remote(int(number))
+    def _signal(self, number: int) -> None: self._call("signal", lambda nothing: None, int(number))
 
     def kill(self) -> None:
         if self._gone: return
@@ -568,6 +574,7 @@ def start_ray(
 class RayEngine:
     "Workers as processes on the nodes of a Ray cluster."
     BEAT, LOST = 1.0, 15.0  # Seconds between two looks whether the cluster answers, and after which it is lost
+    CALLS = 16  # Calls of a keeper that may run at the same time: two that listen, one that watches, and what is being said
     AFRESH = 1.0  # Seconds for which a connection that failed is not tried again
     _numbers = count(NO_PID + 1)  # For workers of other hosts, in this process
 
@@ -635,12 +642,12 @@ class RayEngine:
 
     def _keeper(self, ray: Any, needs: Any) -> Any:
         "An actor class that takes this."
-        if self._class is None: self._class = ray.remote(concurrency_groups={"control": 3})(Keeper)
+        if self._class is None: self._class = ray.remote(Keeper)
         takes = dict(needs or ())
         known = {"num_cpus": takes.pop("CPU", 0), "num_gpus": takes.pop("GPU", 0)}
         if "memory" in takes: known["memory"] = int(takes.pop("memory"))
         if self._runtime_env: known["runtime_env"] = dict(self._runtime_env)
-        return self._class.options(**known, resources=takes or None, max_concurrency=8, max_restarts=0, max_task_retries=0)
+        return self._class.options(**known, resources=takes or None, max_concurrency=self.CALLS, max_restarts=0, max_task_retries=0)
 
     def _fails(self, error: RayConnectionError) -> None:
         "There is no connection: whoever wants a worker now is told so."
