@@ -144,7 +144,7 @@ async def ticking() -> "AsyncIterator[Stall]":
         task.cancel()
 
 
-def least_stall(scenario: "Callable[[], Coroutine[Any, Any, float]]", enough: float, attempts: int = 3) -> float:
+def least_stall(scenario: "Callable[[], Coroutine[Any, Any, float]]", enough: float, attempts: int = 5) -> float:
     """The smallest stall of a few attempts: a busy machine may hold up any one of them."""
     least = float("inf")
     for _ in range(attempts):
