@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import PurePath
 from typing import Any
 
 from .checks import LIMIT, Broken, NotObservable, ProbeError, Subject, advice, described, quiet, rule, shown, text_of
@@ -281,10 +280,14 @@ def opening() -> Iterator[list[str]]: # Fills with paths
     try: yield opened
     finally: del _listeners[id(opened)]
 
+def _parts(path: str) -> list[str]:
+    "The parts of a path; the first is its root, if it has one."
+    return ["/"] * path.startswith("/") + [part for part in path.split("/") if part not in ("", ".")]
+
 def _outside(path: str) -> bool:
     "Whether it is one to which a hostile id leads. One that has merely become the name of a file is none."
-    parts = PurePath(path).parts
-    return any(part.startswith("kit-outside") and before in ("..", PurePath(path).root) for before, part in zip(parts, parts[1:]))
+    parts = _parts(path)
+    return any(part.startswith("kit-outside") and before in ("..", "/") for before, part in zip(parts, parts[1:]))
 
 @rule("registry.hostile_ids", "get_plugin", "Ids come from URLs and forms. One that the registry does not know is no accident, and no way into the file system.",
       "Look ids up in what you know before you make a path, or a statement, of them; or give None for every id with a separator in it.", needs=("registry.unknown_id", "registry.unknown_config"))
@@ -297,7 +300,7 @@ def _(it: Subject) -> None:
                 with opening() as opened: answer = it.call(member, plugin_id)
             except Broken as e: raise Broken(e.actual, advice(e.__cause__) or f"Give {nothing} for an id that you cannot look up: one that is too long, that has a NUL in it, or that cannot be encoded.") from e.__cause__
             if answer != nothing: raise Broken(f"it gave {shown(answer)}")
-            if outside := [path for path in opened if _outside(path)]: raise Broken(f"it opened {'/'.join(PurePath(outside[0]).parts[-2:])!r}")
+            if outside := [path for path in opened if _outside(path)]: raise Broken(f"it opened {'/'.join(_parts(outside[0])[-2:])!r}")
     with suppress(NotObservable):
         for known in known_ids(it)[:20]:
             for spelling in (f"./{known}", f"{known}/.", f"{known}/../{known}"):
