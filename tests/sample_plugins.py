@@ -901,11 +901,11 @@ def endless() -> "Iterator[int]":
 
 
 def flood_of_chunks(path: str, size: int = 100_000) -> "Iterator[bytes]":
-    """Stream for ever, and keep a count of what was yielded."""
+    """Stream for ever, and keep a count of what is yielded."""
     count = 0
     while True:
-        yield b"x" * size
         count += 1
         with open(path + "~", "w") as file:
             file.write(str(count))
         os.replace(path + "~", path)
+        yield b"x" * size
