@@ -232,6 +232,13 @@ def stuck_quietly() -> None:
     time.sleep(FOREVER)
 
 
+def _stay(busy: bool) -> None:
+    """Never come back. It is a function of its own, since an exception at the end of a bare loop's round is not always the surrounding `try`'s."""
+    while busy:
+        pass
+    time.sleep(FOREVER)
+
+
 def deaf(busy: bool = False) -> None:
     """Report once, then never end, whatever it is asked."""
     told = False
@@ -240,9 +247,7 @@ def deaf(busy: bool = False) -> None:
             if not told:
                 told = True
                 report_progress(0.5, "deaf")
-            while busy:
-                pass
-            time.sleep(FOREVER)
+            _stay(busy)
         except BaseException:
             pass
 
@@ -508,7 +513,7 @@ class _Deleted:
 
 
 def loses_exceptions(path: str, where: str) -> "Iterator[int]":
-    """Be nearly always where an exception would be lost, and tell in a file when it is unwound."""
+    """Be where an exception would be lost, most of the time, and tell in a file when it is unwound."""
     if where == "fork hooks":
         os.register_at_fork(before=_busy, after_in_parent=_busy)
     try:
@@ -516,6 +521,7 @@ def loses_exceptions(path: str, where: str) -> "Iterator[int]":
         while True:
             if where == "__del__":
                 _Deleted()
+                _busy()
             else:
                 forks_and_waits()
     finally:
