@@ -20,7 +20,7 @@ from .jobs import Job, JobCancelled, JobError, signal_name
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Ticket', 'JobQueue', 'PoolOwner', 'PooledWorker', 'how_it_ended', 'WorkerPool']
+__all__ = ['Ticket', 'JobQueue', 'Tail', 'PoolOwner', 'PooledWorker', 'how_it_ended', 'Restarts', 'WorkerPool']
 
 # %% ../../nbs/core/pool.ipynb #cell-6
 class Ticket:
@@ -91,6 +91,24 @@ class JobQueue:
         "Move all tickets to another line."
         while len(self): other.push(self.pop())
 
+# %% ../../nbs/core/pool.ipynb #1efcef61
+class Tail:
+    "The last of a text that comes in lines."
+    def __init__(self,
+        limit: int # Characters to keep
+    ):
+        self._limit, self._lines, self._length = limit, deque[str](), 0
+
+    def add(self,
+        line: str # The next line, without its end
+    ) -> None:
+        "Take a line, and forget the oldest that are no longer needed."
+        self._lines.append(line)
+        self._length += len(line) + 1
+        while len(self._lines) > 1 and self._length - len(self._lines[0]) > self._limit: self._length -= len(self._lines.popleft()) + 1
+
+    def __str__(self) -> str: return "\n".join(self._lines)[-self._limit:] if self._limit else ""
+
 # %% ../../nbs/core/pool.ipynb #cell-11
 class PoolOwner(Protocol):
     "What a pool tells its manager, always on the loop."
@@ -132,39 +150,37 @@ class PoolOwner(Protocol):
     ) -> None:
         "No worker is left, and none will come for the jobs that wait now. Why, is their error."
 
-# %% ../../nbs/core/pool.ipynb #cell-12
+# %% ../../nbs/core/pool.ipynb #66032093
 class PooledWorker:
     "One worker process, as its pool sees it."
     def __init__(self,
         owner: PoolOwner, # Told of everything it says
+        config: WorkerConfig, # How long it may take to start and to stop, and how much of its stderr is kept
         on_exit: Callable[[PooledWorker, Exit], None], # Told of its end
-        standby: bool, # Whether it is a spare one
-        tail: int, # Characters of its stderr to keep
-        start_timeout: float = 30.0, # Seconds from when there is room for it to its first word
-        needs: Hashable = None, # What it takes of where it lives
-        on_late: Callable[[PooledWorker], None] = lambda worker: None # Told when that time is over
+        standby: bool = False, # Whether it is a spare one
+        needs: Hashable = None # What it takes of where it lives
     ):
-        self._owner, self._on_exit, self._on_late, self._tail, self._start_timeout, self.needs = owner, on_exit, on_late, tail, start_timeout, needs
+        self._owner, self._config, self._on_exit = owner, config, on_exit
+        self.handle: WorkerHandle | None = None
+        self.standby, self.needs = standby, needs
+        self.ready = self.gone = False
         self.waiting = ""  # What it waits for before it can be started
         self.in_the_way: Callable[[Any], bool] = lambda needs: False  # Whether a worker with such needs holds it
-        self._stderr: deque[str] = deque()
-        self._kept = 0
-        self.handle: WorkerHandle | None = None
-        self.standby, self.ready, self.gone = standby, False, False
         self.ticket: Ticket | None = None  # What it runs
         self.next: Ticket | None = None  # What it was given ahead, and has not begun as far as is known
         self.served = ""  # The plugin of the last job that it ended
         self.used = 0.0  # When it last ended a job, by the loop's clock
         self.held = False  # Whether it waits for the answer to a question about its next job
-        self.mute = True  # Whether no C code or child of it has written anything yet
         self.plugin: tuple[str, str] | None = None  # id and name of what it has loaded
         self.config: dict[str, Any] = {}  # The loaded plugin's
         self.cooperative = self.loading = False  # Whether its job asks if it is cancelled, and whether it is loading now
-        self.verdict: JobError | None = None  # Its job's error, if it was asked to end
+        self.commands: dict[int, asyncio.Future[Any]] = {}  # What it was told to load or unload, and has not answered
         self.stopping = ""  # Why it, or its job, was asked to stop: `job`, `shutdown`, `room` or `start`
+        self.verdict: JobError | None = None  # Its job's error, if it was asked to end
         self.terminated = False  # Whether it was asked from outside, so that it will end
+        self.stderr = Tail(config.stderr_tail)
+        self.mute = True  # Whether no C code or child of it has written anything yet
         self.level = 0  # The log level it was last told
-        self.commands: dict[int, asyncio.Future[Any]] = {}
         self.timer: asyncio.TimerHandle | None = None
 
     @property
@@ -185,22 +201,17 @@ class PooledWorker:
 
     def set_timer(self,
         delay: float | None, # Seconds from now; None for never
-        call: Callable[..., None], # What to call then
+        call: Callable[..., None] | None = None, # What to call then
         *args: Any # With what
     ) -> None:
         "A worker has one timer, for whatever it is expected to do next."
         if self.timer is not None: self.timer.cancel()
-        self.timer = None if delay is None else asyncio.get_running_loop().call_later(delay, call, *args)
+        self.timer = None if delay is None or call is None else asyncio.get_running_loop().call_later(delay, call, *args)
 
     def on_frame(self, frame: Frame) -> None:
         if self.gone: return
         try: self._owner.on_frame(self, frame)
         except Exception: _log.exception("handling a frame of worker %d failed", self.pid)
-
-    @property
-    def stderr_tail(self) -> str: # At most as long as `WorkerConfig.stderr_tail`
-        "The last it wrote to stderr."
-        return "\n".join(self._stderr)[-self._tail:] if self._tail else ""
 
     def on_output(self, stream: str, text: str) -> None:
         self.mute = False
@@ -211,10 +222,7 @@ class PooledWorker:
         text: str # A line
     ) -> None:
         "Keep the end of its stderr, and pass every line on."
-        if stream == "stderr":
-            self._stderr.append(text)
-            self._kept += len(text) + 1
-            while len(self._stderr) > 1 and self._kept - len(self._stderr[0]) > self._tail: self._kept -= len(self._stderr.popleft()) + 1
+        if stream == "stderr": self.stderr.add(text)
         try: self._owner.on_output(self, stream, text)
         except Exception: _log.exception("handling the output of worker %d failed", self.pid)
 
@@ -225,13 +233,59 @@ class PooledWorker:
         try: self._owner.on_waiting(self)
         except Exception: _log.exception("handling what worker %d waits for failed", self.pid)
 
-    def limit_start(self) -> None:
-        "Limit the time that it may take to start, unless it cannot be started yet."
-        self.set_timer(None if self.waiting else self._start_timeout, self._on_late, self)
-
     def on_exit(self, exit: Exit) -> None:
         try: self._on_exit(self, exit)
         except Exception: _log.exception("handling the end of worker %d failed", self.pid)
+
+    def limit_start(self) -> None:
+        "Limit the time that it may take to start, unless it cannot be started yet."
+        self.set_timer(None if self.waiting else self._config.start_timeout, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self.stopping = "start"
+        self._kill()
+
+    def stop(self,
+        verdict: JobError | None = None, # The error of its job; None when the worker itself is to end
+        why: str = "shutdown" # Why a worker is to end: `shutdown`, or `room` for one that another takes its place
+    ) -> None:
+        "End its job: by asking the job, if it is one that asks, else by ending the worker. A worker that has no job is asked to leave."
+        if self.stopping or self.gone or self.handle is None: return
+        self.stopping, self.verdict = "job" if verdict else why, verdict or JobCancelled("the manager was shut down")
+        self.handle.resume()
+        if self.ticket is not None and self.cooperative and verdict is not None: self._ask(Kind.CANCEL, self.ticket.number)
+        elif self.ticket is None and self.ready and not self.commands: self._ask(Kind.STOP, 0)
+        else: self._terminate()
+
+    def _ask(self, kind: Kind, tag: int) -> None:
+        "Ask first, and wait for a while."
+        assert self.handle is not None
+        self.handle.send(encode(kind, tag))
+        self.set_timer(self._config.grace_timeout, self._terminate)
+
+    def _terminate(self) -> None:
+        assert self.handle is not None
+        self.terminated = True
+        self.set_timer(self._config.grace_timeout, self._kill)
+        self.handle.terminate()
+
+    def _kill(self) -> None:
+        assert self.handle is not None
+        self.terminated = True
+        self.set_timer(max(1.0, self._config.grace_timeout), self._abandon)
+        self.handle.kill()
+
+    def _abandon(self) -> None:
+        _log.error("worker %d has not ended although it was killed; it is given up", self.pid)
+        self._on_exit(self, Exit())
+
+    def released(self) -> None:
+        "Its job has ended, and it has not: it is idle again."
+        self.ticket, self.used = None, asyncio.get_running_loop().time()
+        self.cooperative = self.loading = False
+        if self.terminated: return
+        self.stopping, self.verdict = "", None
+        if self.timer is not None: self.set_timer(None)
 
 # %% ../../nbs/core/pool.ipynb #cell-14
 def how_it_ended(
@@ -243,9 +297,43 @@ def how_it_ended(
     if exit.exit_code is not None: return f"exited with code {exit.exit_code}{where}"
     return f"was lost{where}" + (f" ({exit.reason})" if exit.reason else "")
 
-# %% ../../nbs/core/pool.ipynb #cell-16
+# %% ../../nbs/core/pool.ipynb #a8cbbbc9
+class Restarts:
+    "Whether and when a worker that has ended is replaced."
+    def __init__(self,
+        config: WorkerConfig # Its restart policy and its times
+    ):
+        self._config = config
+        self.crashes = 0  # In a row
+        self.not_before = 0.0  # No start before this time of the loop
+
+    def crashed(self,
+        now: float # The time of the loop
+    ) -> None:
+        "One more has ended without having been asked to."
+        self.crashes += 1
+        self.not_before = now + self._config.backoff(self.crashes)
+
+    def succeeded(self) -> None:
+        "A job was completed: the crashes before it count no longer."
+        self.crashes = 0
+
+    def replaces(self,
+        crashed: bool, # Whether the worker ended without having been asked to, or did not start in time
+        why: str # Why it was asked to: its `stopping`
+    ) -> bool: # Whether there may be another
+        "Whether the policy has another take the place of a worker that has ended."
+        policy = self._config.restart
+        return policy in (RestartPolicy.ALWAYS, RestartPolicy.BACKOFF) or (policy is RestartPolicy.ON_CANCELLATION and not crashed) or why == "room"
+
+    @property
+    def hopeless(self) -> bool: # Whether the jobs that wait should wait no longer
+        "Whether there were too many crashes in a row."
+        return self.crashes > self._config.max_restarts
+
+# %% ../../nbs/core/pool.ipynb #1f0c8a0b
 class WorkerPool:
-    "Starts, chooses, ends and replaces workers."
+    "Starts, chooses and replaces workers."
     STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that it is not in the way of what made it necessary
 
     def __init__(self,
@@ -258,9 +346,8 @@ class WorkerPool:
         self._loop = asyncio.get_running_loop()
         self.workers: list[PooledWorker] = []
         self.capacity = config.max_workers  # Less by every worker that is not to be replaced
-        self.crashes = 0  # In a row
+        self.restarts = Restarts(config)
         self._needs: Hashable = None  # What the last worker that was needed takes
-        self._wait_until = 0.0  # No start before this time of the loop
         self._retry: asyncio.TimerHandle | None = None
         self._spare: asyncio.TimerHandle | None = None
         self._closing = False
@@ -279,6 +366,15 @@ class WorkerPool:
             if rank == 1: break
         return best
 
+    def idle_loaded(self) -> list[PooledWorker]: # The least recently used first
+        "The workers that have a plugin loaded and nothing to do."
+        return sorted((w for w in self.workers if w.idle and w.plugin is not None), key=lambda w: w.used)
+
+    def idle_emptied(self) -> list[PooledWorker]: # None when workers are not replaced
+        "The workers that have had a plugin, have none now, and nothing to do."
+        if self._config.restart is RestartPolicy.NEVER: return []
+        return [w for w in self.workers if w.idle and w.plugin is None and w.served]
+
     def want(self,
         jobs: int, # How many wait and find no idle worker
         needs: Hashable = None # What the worker of the next one takes
@@ -290,7 +386,7 @@ class WorkerPool:
             if not coming: self._end_other(needs, serving)
             return False
         for _ in range(min(jobs - coming, self.capacity - len(serving))):
-            if self._loop.time() < self._wait_until or self.waiting_for(needs): break
+            if self._loop.time() < self.restarts.not_before or self.waiting_for(needs): break
             self._needs = needs
             spare = next((w for w in self.workers if w.standby and w.needs == needs and w.status in ("starting", "standby")), None)
             if spare is None:
@@ -312,18 +408,18 @@ class WorkerPool:
     ) -> None:
         "End the workers that hold what is needed for another, and have nothing to do."
         for worker in list(self.workers):
-            if (worker.standby or worker.idle) and worker is not waiting and waiting.in_the_way(worker.needs): self.stop(worker, why="room")
+            if (worker.standby or worker.idle) and worker is not waiting and waiting.in_the_way(worker.needs): worker.stop(why="room")
 
     def _end_other(self, needs: Hashable, serving: list[PooledWorker]) -> None:
         "All that may be there are, and none takes this: one that has nothing to do goes."
         if any(w.needs == needs or w.stopping == "room" for w in serving): return
         other = next((w for w in serving if w.idle), None)
-        if other is not None: self.stop(other, why="room")
+        if other is not None: other.stop(why="room")
 
     def _keep_spare(self) -> None:
         "Have a standby before long."
         if self._config.standby and self._config.restart is not RestartPolicy.NEVER and self._spare is None and not self._closing:
-            delay = max(self.STANDBY_DELAY, self._wait_until - self._loop.time())
+            delay = max(self.STANDBY_DELAY, self.restarts.not_before - self._loop.time())
             self._spare = self._loop.call_later(delay, self._start_spare)
 
     def _start_spare(self) -> None:
@@ -333,7 +429,7 @@ class WorkerPool:
     def _start(self, standby: bool, needs: Hashable) -> bool:
         "Start a worker; False when the engine cannot."
         if self._closing: return False
-        worker = PooledWorker(self._owner, self._exited, standby, self._config.stderr_tail, self._config.start_timeout, needs, self._too_slow)
+        worker = PooledWorker(self._owner, self._config, self._exited, standby, needs)
         try: worker.handle = self._engine.start_worker(self._config, worker, needs)
         except Exception as e:
             _log.error("a worker could not be started: %s", e)
@@ -346,81 +442,32 @@ class WorkerPool:
         if worker.pid: self._owner.on_started(worker)
         return True
 
-    def _too_slow(self, worker: PooledWorker) -> None:
-        worker.stopping = "start"
-        self._kill(worker)
-
     def became_ready(self,
         worker: PooledWorker # It has said so
     ) -> None:
         "A worker can take jobs from now on."
         worker.ready = True
-        if not worker.stopping: worker.set_timer(None, lambda: None)
+        if not worker.stopping: worker.set_timer(None)
         if not any(w.standby for w in self.workers): self._keep_spare()
-
-    def succeeded(self) -> None:
-        "A job was completed: the crashes before it count no longer."
-        self.crashes = 0
-
-    def stop(self,
-        worker: PooledWorker, # Which
-        verdict: JobError | None = None, # The error of its job; None when the worker itself is to end
-        why: str = "shutdown" # Why a worker is to end: `shutdown`, or `room` for one that another takes its place
-    ) -> None:
-        "End a worker's job: by asking the job, if it is one that asks, else by ending the worker. A worker that has no job is asked to leave."
-        if worker.stopping or worker.gone or worker.handle is None: return
-        worker.stopping, worker.verdict = "job" if verdict else why, verdict or JobCancelled("the manager was shut down")
-        worker.handle.resume()
-        if worker.ticket is not None and worker.cooperative and verdict is not None:
-            worker.handle.send(encode(Kind.CANCEL, worker.ticket.number))
-            worker.set_timer(self._config.grace_timeout, self._terminate, worker)
-        elif worker.ticket is None and worker.ready and not worker.commands:
-            worker.handle.send(encode(Kind.STOP, 0))
-            worker.set_timer(self._config.grace_timeout, self._terminate, worker)
-        else: self._terminate(worker)
-
-    def _terminate(self, worker: PooledWorker) -> None:
-        assert worker.handle is not None
-        worker.terminated = True
-        worker.set_timer(self._config.grace_timeout, self._kill, worker)
-        worker.handle.terminate()
-
-    def _kill(self, worker: PooledWorker) -> None:
-        assert worker.handle is not None
-        worker.terminated = True
-        worker.set_timer(max(1.0, self._config.grace_timeout), self._abandon, worker)
-        worker.handle.kill()
-
-    def _abandon(self, worker: PooledWorker) -> None:
-        _log.error("worker %d has not ended although it was killed; it is given up", worker.pid)
-        self._exited(worker, Exit())
 
     def released(self,
         worker: PooledWorker # Its job has ended, and it has not
     ) -> None:
         "A worker is idle again."
-        worker.ticket, worker.used = None, self._loop.time()
-        worker.cooperative = worker.loading = False
-        if not worker.terminated:
-            worker.stopping, worker.verdict = "", None
-            if worker.timer is not None: worker.set_timer(None, lambda: None)
-        if self._closing: self.stop(worker)
+        worker.released()
+        if self._closing: worker.stop()
 
     def _exited(self, worker: PooledWorker, exit: Exit) -> None:
         if worker.gone: return
         worker.gone = True
-        worker.set_timer(None, lambda: None)
+        worker.set_timer(None)
         self.workers.remove(worker)
         for reply in worker.commands.values():
             if not reply.done(): reply.set_result(None)
-        crashed = worker.stopping in ("", "start")
-        policy = self._config.restart
-        replaced = policy in (RestartPolicy.ALWAYS, RestartPolicy.BACKOFF) or (policy is RestartPolicy.ON_CANCELLATION and not crashed) or worker.stopping == "room"
-        if crashed:
-            self.crashes += 1
-            self._wait_until = self._loop.time() + self._config.backoff(self.crashes)
+        if crashed := worker.stopping in ("", "start"):
+            self.restarts.crashed(self._loop.time())
             (_log.debug if self._closing else _log.warning)("worker %d %s", worker.pid, how_it_ended(exit))
-        if not replaced and not worker.standby: self.capacity -= 1
+        if not worker.standby and not self.restarts.replaces(crashed, worker.stopping): self.capacity -= 1
         try: self._owner.on_exit(worker, exit, crashed)
         finally:
             if not self.workers: self._empty.set()
@@ -429,11 +476,11 @@ class WorkerPool:
     def _replace(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
         "Go on, after a delay if there is to be one, or say that there will be no worker."
         serving = any(not w.standby for w in self.workers)
-        if not serving and (self.capacity <= 0 or crashed and self.crashes > self._config.max_restarts):
-            row = f"{self.crashes} workers crashed in a row; " if self.crashes > 1 else ""
+        if not serving and (self.capacity <= 0 or crashed and self.restarts.hopeless):
+            row = f"{self.restarts.crashes} workers crashed in a row; " if self.restarts.crashes > 1 else ""
             reason = f"{row}the last worker {how_it_ended(exit)}"
-            self._owner.on_unavailable(JobError("start", reason, None, exit.exit_code, exit.signal, worker.stderr_tail))
-        delay = self._wait_until - self._loop.time()
+            self._owner.on_unavailable(JobError("start", reason, None, exit.exit_code, exit.signal, str(worker.stderr)))
+        delay = self.restarts.not_before - self._loop.time()
         if delay > 0:
             if self._retry is not None: self._retry.cancel()
             self._retry = self._loop.call_later(delay + 0.001, self._owner.on_capacity)
@@ -445,5 +492,5 @@ class WorkerPool:
         self._closing = True
         for timer in (self._retry, self._spare):
             if timer is not None: timer.cancel()
-        for worker in list(self.workers): self.stop(worker)
+        for worker in list(self.workers): worker.stop()
         if self.workers: await self._empty.wait()

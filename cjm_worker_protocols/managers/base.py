@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import html
 import inspect
-import logging
 import sys
 import warnings
 from collections import Counter
@@ -28,8 +27,6 @@ from ..core.pool import PooledWorker, Ticket
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 from .injection import Injected
 from .runner import Hooks, JobBook, JobRunner
-
-_log = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['Manager', 'WorkerView', 'BaseJobManager', 'JobManager']
@@ -156,7 +153,7 @@ class BaseJobManager(Hooks):
         if job.id in self.jobs: raise DuplicateJobError(job.id)
         if job._loop is not None: raise NotANewJobError(job) # another manager has it
         job.priority, job.timeout, job.retries = priority, timeout, retries
-        number = runner.number()
+        number = next(runner.numbers)
         request = self._request(job, number, name, config)
         runner.accept(Ticket(job, number, name, config, request, needs))
         return job
@@ -238,7 +235,7 @@ class BaseJobManager(Hooks):
     ) -> bool: # Whether any worker had it loaded, and has no longer
         "Unload a plugin wherever it is loaded, after the jobs that run now. Raises `ManagerClosedError` and `WrongLoopError`."
         runner = self._bind("unload_plugin")
-        return any(await self._command(runner, Kind.UNLOAD, (plugin_name,), self._workers()))
+        return any(await runner.commands.tell_all(self._workers(), Kind.UNLOAD, (plugin_name,)))
 
     async def reload_plugin(self,
         plugin_name: str, # Its name, or its id
@@ -260,19 +257,8 @@ class BaseJobManager(Hooks):
         needs = self._engine.needs(self.worker_config, config)
         holders = [w for w in self._workers() if w.plugin is not None and w.plugin[0] == plugin_id]
         request = (plugin_id, plugin_name, config, self.supports_streaming)
-        done = await self._command(runner, Kind.RELOAD, request, holders or [w for w in self._workers() if w.idle and w.needs == needs][:1])
+        done = await runner.commands.tell_all(holders or [w for w in self._workers() if w.idle and w.needs == needs][:1], Kind.RELOAD, request)
         return bool(done) and all(done)
-
-    async def _command(self, runner: JobRunner, kind: Kind, request: tuple[Any, ...], workers: list[PooledWorker]) -> list[bool]:
-        "Send a command to workers, and wait until each has replied or is gone."
-        replies: list[asyncio.Future[Any]] = []
-        for worker in workers:
-            if not worker.ready or worker.standby or worker.stopping: continue
-            replies.append(runner.command(worker, kind, runner.number(), request))
-        outcomes = [outcome or (False, "the worker ended") for outcome in await asyncio.gather(*replies)]
-        for _, reason in outcomes:
-            if reason: _log.warning("%s of plugin %r failed: %s", kind.name.lower(), request[0], reason)
-        return [done for done, _ in outcomes]
 
     def events(self) -> EventStream: # An async iterator of `Event`
         "Everything that happens from now on. It ends when the manager is shut down."
