@@ -2,8 +2,7 @@
 
 __version__ = "0.0.1"
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # as type checkers read it, it is true; nothing is imported here, not even typing
 if TYPE_CHECKING:
     from .core.config import RestartPolicy as RestartPolicy, WorkerConfig as WorkerConfig
     from .core.context import check_cancel as check_cancel, report_progress as report_progress

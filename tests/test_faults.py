@@ -1626,6 +1626,20 @@ asyncio.run(main())
         assert finish(process) == (0, "HI\n", "")
 
 
+def test_a_worker_runs_the_managers_own_copy_of_the_package(tmp_path: Path) -> None:
+    """Another one comes first on its path; what a plugin imports from there is found all the same."""
+    (tmp_path / "cjm_worker_protocols").mkdir()
+    (tmp_path / "cjm_worker_protocols" / "__init__.py").write_text("raise SystemExit('another copy was imported')")
+    (tmp_path / "beside.py").write_text("def where(): return __file__")
+
+    async def scenario() -> None:
+        config = WorkerConfig(standby=False, python=sys.executable, env={"PYTHONPATH": str(tmp_path)})
+        async with JobManager("test", "tests", worker_config=config, plugins={"where": "beside:where"}) as m:
+            assert await (await m.start_job("where")) == str(tmp_path / "beside.py")
+
+    run(scenario())
+
+
 # Child processes
 
 

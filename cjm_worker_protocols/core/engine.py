@@ -29,7 +29,7 @@ _CORE = Path(guardian.__file__).resolve().parent  # where the worker's and the g
 
 # %% auto #0
 __all__ = ['HANG_UP', 'Exit', 'WorkerEvents', 'WorkerHandle', 'Engine', 'on_process_end', 'Lines', 'Pipe', 'Guardian',
-           'worker_command', 'worker_environment', 'LocalWorker', 'LocalEngine']
+           'worker_command', 'worker_environment', 'Claims', 'Connection', 'LocalWorker', 'LocalEngine']
 
 # %% ../../nbs/core/engine.ipynb #cell-6
 class Exit(NamedTuple):
@@ -268,14 +268,14 @@ class Guardian:
             await self._gone.wait()
         self._process = self._gone = None
 
-# %% ../../nbs/core/engine.ipynb #cell-17
+# %% ../../nbs/core/engine.ipynb #f8a80b42
 _START = """import sys
-path, sys.path[:] = sys.path[:], [p for p in sys.path if p]
-sys.path.insert(next((i for i, p in enumerate(sys.path) if p.endswith("-packages")), len(sys.path)), sys.argv[1])
+path, sys.path[:] = sys.path[:], sys.argv[1:2]
+import cjm_worker_protocols
+sys.path[:] = [p for p in path if p]
 from cjm_worker_protocols.core.worker import main
 sys.path[:] = path
 main(*map(int, sys.argv[2:]))"""
-HANG_UP = 1.0  # Seconds that a worker has to end after it has closed its socket
 
 def worker_command(
     config: WorkerConfig, # Says which interpreter
@@ -292,57 +292,50 @@ def worker_environment(
     "The environment of a worker process."
     return {**os.environ, **(config.env or {}), guardian.MARK: f"{os.environ.get(guardian.MARK, '')} {mark}".strip()}
 
-class LocalWorker:
-    "A worker process on this machine: the manager's end of its socket, its pipes and its process handle."
-    host = os.uname().nodename
-    facts: Mapping[str, Any] = {}
+# %% ../../nbs/core/engine.ipynb #245d2a76
+class Claims:
+    "The claims to the jobs that a worker was given and has not begun."
+    def __init__(self) -> None:
+        self.read_end, self._write_end = os.pipe()
+        os.set_blocking(self.read_end, False)
 
+    def put(self,
+        tag: int # A job's number
+    ) -> None:
+        "Let the worker have a job."
+        os.write(self._write_end, tag.to_bytes(8, "big"))
+
+    def withdraw(self) -> frozenset[int]: # Their tags
+        "Take back all claims that the worker has not taken."
+        try: claims = os.read(self.read_end, 1 << 12)
+        except BlockingIOError: return frozenset()
+        return frozenset(int.from_bytes(claims[i:i + 8], "big") for i in range(0, len(claims), 8))
+
+    def close(self) -> None:
+        "Close both ends."
+        for fd in (self.read_end, self._write_end): os.close(fd)
+
+# %% ../../nbs/core/engine.ipynb #17be3e9b
+class Connection:
+    "The manager's end of a worker's socket."
     def __init__(self,
-        config: WorkerConfig, # Interpreter and environment
-        events: WorkerEvents, # Told of everything
-        guards: Guardian # Told that there is one more
+        loop: asyncio.AbstractEventLoop, # The manager's
+        sock: socket.socket, # Its end of a socketpair
+        on_frame: Callable[[Frame], None], # Takes each frame
+        on_hung_up: Callable[[Exception | None], None], # Told that no more will come, and why if it was no plain end
+        first: Callable[[], None] = lambda: None # Called before frames that have just come are handed over
     ):
-        "Start the process. Raises `OSError` when that fails, and leaves nothing open."
-        self._loop, self._events, self._guardian = asyncio.get_running_loop(), events, guards
+        self._loop, self._sock, self._on_frame, self._on_hung_up, self._first = loop, sock, on_frame, on_hung_up, first
         self._reader, self._frames, self._unsent = FrameReader(), deque[Frame](), deque[memoryview]()
-        self._paused = self._gone = self._hung_up = False
-        self._last_call: asyncio.TimerHandle | None = None
-        mark = os.urandom(8).hex()
-        with ExitStack() as opened, ExitStack() as theirs:
-            self._sock, sock = socket.socketpair()
-            opened.callback(self._sock.close)
-            theirs.callback(sock.close)
-            self._claims, self._claim = self._pipe(opened, opened)
-            out, out_write = self._pipe(opened, theirs)
-            err, err_write = self._pipe(opened, theirs)
-            os.set_blocking(self._claims, False)
-            self._process = subprocess.Popen(worker_command(config, sock.fileno(), self._claims),
-                stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write, pass_fds=[sock.fileno(), self._claims], start_new_session=True,
-                env=worker_environment(config, mark))
-            opened.callback(self._process.wait)
-            opened.callback(self._process.kill)
-            self.pid = self._process.pid
-            guards.add(self.pid, mark)
-            opened.callback(guards.remove, self.pid)
-            on_process_end(self.pid, self._loop, self._ended)
-            opened.pop_all() # nothing can fail any more
-        self._printed = select.poll()
-        for fd in (out, err): self._printed.register(fd, select.POLLIN)
-        self._out = Pipe(self._loop, out, lambda line: events.on_output("stdout", line))
-        self._err = Pipe(self._loop, err, lambda line: events.on_output("stderr", line))
-        self._sock.setblocking(False)
-        self._loop.add_reader(self._sock, self._receive)
+        self._paused = self._hung_up = self._closed = False
+        sock.setblocking(False)
+        loop.add_reader(sock, self.receive)
 
-    @staticmethod
-    def _pipe(readers: ExitStack, writers: ExitStack) -> tuple[int, int]:
-        "A pipe whose ends are closed with those stacks."
-        read, write = os.pipe()
-        readers.callback(os.close, read)
-        writers.callback(os.close, write)
-        return read, write
-
-    def send(self, data: bytes) -> None:
-        if self._gone: return
+    def send(self,
+        data: bytes # One frame or several, encoded
+    ) -> None:
+        "Send now what can be sent now, and the rest when there is room."
+        if self._closed: return
         if not self._unsent:
             try:
                 sent = self._sock.send(data)
@@ -352,21 +345,6 @@ class LocalWorker:
             self._unsent.append(memoryview(data)[sent:])
             self._loop.add_writer(self._sock, self._send_rest)
         else: self._unsent.append(memoryview(data))
-
-    def give(self, tag: int, data: bytes) -> None:
-        if self._gone: return
-        os.write(self._claim, tag.to_bytes(8, "big"))
-        self.send(data)
-
-    def withdraw(self) -> frozenset[int]:
-        if self._gone: return frozenset()
-        try: claims = os.read(self._claims, 1 << 12)
-        except BlockingIOError: return frozenset()
-        return frozenset(int.from_bytes(claims[i:i + 8], "big") for i in range(0, len(claims), 8))
-
-    def drain(self) -> None:
-        while self._receive(): pass
-        self._hand_over(all=True)
 
     def _send_rest(self) -> None:
         try:
@@ -379,48 +357,134 @@ class LocalWorker:
         self._loop.remove_writer(self._sock)
 
     def pause(self) -> None:
-        if self._paused or self._gone: return
+        "Hand over no more, and take no more from the socket."
+        if self._paused or self._closed: return
         self._paused = True
         if not self._hung_up: self._loop.remove_reader(self._sock)
 
     def resume(self) -> None:
-        if not self._paused or self._gone: return
+        "Hand over again."
+        if not self._paused or self._closed: return
         self._paused = False
-        if not self._hung_up: self._loop.add_reader(self._sock, self._receive)
+        if not self._hung_up: self._loop.add_reader(self._sock, self.receive)
         self._loop.call_soon(self._hand_over)
 
-    def _receive(self) -> bool:
-        "Receive once; False when there is nothing to receive."
+    def receive(self) -> bool: # False when there is nothing
+        "Receive once, and hand over what is complete."
         if self._hung_up: return False
         try: count = self._sock.recv_into(self._reader.space())
         except BlockingIOError: return False
         except OSError: count = 0
-        if not count: # it hung up; its process handle tells when it has ended
-            self._hung_up = True
-            self._loop.remove_reader(self._sock)
-            self._last_call = self._loop.call_later(HANG_UP, self._lives_on)
-            return False
+        if not count: return self._hang_up(None)
         try: frames = self._reader.received(count)
-        except (ValueError, MemoryError, OverflowError) as e:
-            _log.error("worker %d says what no worker says (%s: %s); it is ended", self.pid, type(e).__name__, e)
-            self._hung_up = True
-            self._loop.remove_reader(self._sock)
-            self.kill()
-            return False
-        if frames and self._printed.poll(0): # what it printed before it said this comes first
-            self._out.read()
-            self._err.read()
-        self._frames.extend(frames)
+        except (ValueError, MemoryError, OverflowError) as e: return self._hang_up(e)
+        if frames:
+            self._first()
+            self._frames.extend(frames)
         self._hand_over()
         return True
+
+    def _hang_up(self, error: Exception | None) -> bool:
+        self._hung_up = True
+        self._loop.remove_reader(self._sock)
+        self._on_hung_up(error)
+        return False
+
+    def _hand_over(self, all: bool = False) -> None:
+        "Hand over what was received, for as long as it is wanted."
+        while self._frames and (all or not self._paused): self._on_frame(self._frames.popleft())
+
+    def drain(self) -> None:
+        "Hand over at once everything that has come, wanted or not."
+        while self.receive(): pass
+        self._hand_over(all=True)
+
+    def close(self) -> None:
+        "Let go of the socket; frames that have come can still be handed over."
+        if self._closed: return
+        self._closed = True
+        if not self._hung_up: self._loop.remove_reader(self._sock)
+        if self._unsent: self._loop.remove_writer(self._sock)
+        self._sock.close()
+
+# %% ../../nbs/core/engine.ipynb #e6252812
+HANG_UP = 1.0  # Seconds that a worker has to end after it has closed its socket
+
+class LocalWorker:
+    "A worker process on this machine: its connection, its output pipes, and its process handle."
+    host = os.uname().nodename
+    facts: Mapping[str, Any] = {}
+
+    def __init__(self,
+        config: WorkerConfig, # Interpreter and environment
+        events: WorkerEvents, # Told of everything
+        guards: Guardian # Told that there is one more
+    ):
+        "Start the process. Raises `OSError` when that fails, and leaves nothing open."
+        self._loop, self._events, self._guardian = asyncio.get_running_loop(), events, guards
+        self._gone = False
+        self._last_call: asyncio.TimerHandle | None = None
+        mark = os.urandom(8).hex()
+        with ExitStack() as opened, ExitStack() as theirs:
+            ours, sock = socket.socketpair()
+            opened.callback(ours.close)
+            theirs.callback(sock.close)
+            self._claims = Claims()
+            opened.callback(self._claims.close)
+            out, out_write = self._pipe(opened, theirs)
+            err, err_write = self._pipe(opened, theirs)
+            self._process = subprocess.Popen(worker_command(config, sock.fileno(), self._claims.read_end),
+                stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write, pass_fds=[sock.fileno(), self._claims.read_end], start_new_session=True,
+                env=worker_environment(config, mark))
+            opened.callback(self._process.wait)
+            opened.callback(self._process.kill)
+            self.pid = self._process.pid
+            guards.add(self.pid, mark)
+            opened.callback(guards.remove, self.pid)
+            on_process_end(self.pid, self._loop, self._ended)
+            opened.pop_all() # nothing can fail any more
+        self._printed = select.poll()
+        for fd in (out, err): self._printed.register(fd, select.POLLIN)
+        self._out = Pipe(self._loop, out, lambda line: events.on_output("stdout", line))
+        self._err = Pipe(self._loop, err, lambda line: events.on_output("stderr", line))
+        self._connection = Connection(self._loop, ours, events.on_frame, self._on_hung_up, self._read_printed)
+
+    @staticmethod
+    def _pipe(readers: ExitStack, writers: ExitStack) -> tuple[int, int]:
+        "A pipe whose ends are closed with those stacks."
+        read, write = os.pipe()
+        readers.callback(os.close, read)
+        writers.callback(os.close, write)
+        return read, write
+
+    def send(self, data: bytes) -> None: self._connection.send(data)
+    def pause(self) -> None: self._connection.pause()
+    def resume(self) -> None: self._connection.resume()
+    def drain(self) -> None: self._connection.drain()
+
+    def give(self, tag: int, data: bytes) -> None:
+        if self._gone: return
+        self._claims.put(tag)
+        self._connection.send(data)
+
+    def withdraw(self) -> frozenset[int]: return frozenset() if self._gone else self._claims.withdraw()
+
+    def _read_printed(self) -> None:
+        "What it printed before it said something comes first."
+        if self._printed.poll(0):
+            self._out.read()
+            self._err.read()
+
+    def _on_hung_up(self, error: Exception | None) -> None:
+        "Its process handle tells when it has ended; until then it has a little time."
+        if error is None: self._last_call = self._loop.call_later(HANG_UP, self._lives_on)
+        else:
+            _log.error("worker %d says what no worker says (%s: %s); it is ended", self.pid, type(error).__name__, error)
+            self.kill()
 
     def _lives_on(self) -> None:
         _log.error("worker %d has closed its connection and has not ended; it is killed", self.pid)
         self.kill()
-
-    def _hand_over(self, all: bool = False) -> None:
-        "Hand over what was received, for as long as it is wanted."
-        while self._frames and (all or not self._paused): self._events.on_frame(self._frames.popleft())
 
     def terminate(self) -> None: self._signal(signal.SIGTERM)
 
@@ -439,17 +503,15 @@ class LocalWorker:
         "Hand over what it still said, end its children, reap it, and tell."
         try: self.drain()
         finally:
-            self._signal(signal.SIGKILL)
-            if not self._hung_up: self._loop.remove_reader(self._sock)
-            if self._unsent: self._loop.remove_writer(self._sock)
+            self.kill()
             if self._last_call is not None: self._last_call.cancel()
             never_begun = self.withdraw()
             self._gone = True
             for pipe in (self._out, self._err):
                 pipe.read()
                 pipe.close()
-            self._sock.close()
-            for fd in (self._claims, self._claim): os.close(fd)
+            self._connection.close()
+            self._claims.close()
             self._guardian.remove(self.pid)
             code = self._process.wait()
             self._events.on_exit(Exit(code if code >= 0 else None, -code if code < 0 else None, never_begun))
