@@ -29,11 +29,13 @@ __all__ = ['TornFrameError', 'Line', 'RunningJob', 'FrameHandler', 'FrameFile', 
 
 # %% ../../nbs/core/worker.ipynb #cell-6
 class TornFrameError(BrokenPipeError):
-    "Something raised while a frame was being sent, and nothing can be sent any more."
+    "Something was raised in the middle of a frame, and nothing more can be sent, or received."
     def __init__(self,
-        cause: BaseException | None # What it was
+        cause: BaseException | None, # What it was; None when nobody knows
+        doing: str = "sent" # What was done to the frame: `sent` or `received`
     ):
-        super().__init__(f"{type(cause).__name__} was raised while a frame was being sent, after which nothing more can be sent: {cause}")
+        what = "something" if cause is None else type(cause).__name__
+        super().__init__(f"{what} was raised while a frame was being {doing}, after which nothing more can be {doing}" + ("" if cause is None else f": {cause}"))
 
 class Line:
     "Both directions of a worker's socket."
@@ -48,6 +50,7 @@ class Line:
         self._reader, self._frames = FrameReader(), list[Frame]()
         self.lock, self._torn, self._deaf = threading.RLock(), False, False
         self._torn_by: BaseException | None = None
+        self._deafened_by: BaseException | None = None
         self._later = list[tuple[Kind, int, list[bytes]]]()  # What a plugin's signal handler said while a frame was being sent
         self._chunks, self._size, self._tag, self._flushed = list[Any](), 0, 0, 0.0
         self._waiting: threading.Event | None = None
@@ -138,15 +141,20 @@ class Line:
     def _fill(self) -> bool:
         "Receive once; False when the manager has hung up."
         self._deaf = True # until what was received is kept; a plugin's signal handler may raise before
-        count = self._sock.recv_into(self._reader.space())
-        self._frames += self._reader.received(count)
-        self._deaf = False
+        try:
+            count = self._sock.recv_into(self._reader.space())
+            self._frames += self._reader.received(count)
+            self._deaf = False
+        except BaseException as e:
+            self._deafened_by = e
+            raise
         return bool(count)
 
     def receive(self) -> Frame | None: # None when the manager has hung up
         "Wait for the next frame. The child that a plugin forked ends here, rather than do its parent's work. Raises `TornFrameError`."
         if not self.ours: os._exit(0)
-        if self._torn or self._deaf: raise TornFrameError(self._torn_by) from self._torn_by
+        if self._torn: raise TornFrameError(self._torn_by) from self._torn_by
+        if self._deaf: raise TornFrameError(self._deafened_by, "received") from self._deafened_by
         while not self._frames:
             if not self._fill(): return None
         return self._frames.pop(0)
