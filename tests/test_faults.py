@@ -1640,6 +1640,30 @@ def test_a_worker_runs_the_managers_own_copy_of_the_package(tmp_path: Path) -> N
     run(scenario())
 
 
+def test_a_manager_that_was_never_shut_down_leaves_nothing_when_it_is_forgotten(tmp_path: Path) -> None:
+    """Its loop has ended: its workers and their guardian end too, and no descriptor stays open."""
+    source = """
+import asyncio, gc, os, warnings
+import psutil
+from cjm_worker_protocols import JobManager
+
+def shout(text): return text.upper()
+
+async def once():
+    manager = JobManager("t", "c", plugins={"shout": shout})
+    return await (await manager.start_job("shout", text="hi"))
+
+warnings.simplefilter("ignore", ResourceWarning)
+before = len(os.listdir("/proc/self/fd"))
+for _ in range(3): asyncio.run(once())
+gc.collect()
+left = psutil.wait_procs(psutil.Process().children(recursive=True), 20)[1]
+print(len(os.listdir("/proc/self/fd")) - before, left)
+"""
+    with script(tmp_path / "app.py", source) as process:
+        assert finish(process) == (0, "0 []\n", "")
+
+
 # Child processes
 
 

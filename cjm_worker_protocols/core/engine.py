@@ -136,11 +136,12 @@ def on_process_end(
         try: fd = os.pidfd_open(pid)
         except OSError: fd = -1 # a kernel before 5.3
         if fd >= 0:
+            file = open(fd, "rb", buffering=0)
             def ended() -> None:
-                loop.remove_reader(fd)
-                os.close(fd)
+                loop.remove_reader(file)
+                file.close()
                 call()
-            loop.add_reader(fd, ended)
+            loop.add_reader(file, ended)
             return
 
     def wait() -> None:
@@ -186,25 +187,25 @@ class Pipe:
         fd: int, # The end to read
         on_line: Callable[[str], None] # Takes each line, without its end
     ):
-        self._loop, self._fd, self._lines = loop, fd, Lines(on_line)
+        self._loop, self._lines = loop, Lines(on_line)
+        self._file = open(fd, "rb", buffering=0)
         os.set_blocking(fd, False)
         loop.add_reader(fd, self.read)
 
     def read(self) -> None:
         "Read what is there, without waiting."
-        for _ in range(2 if self._fd >= 0 else 0): # a pipe holds less than this, and a flood must not hold up the loop
-            try: data = os.read(self._fd, 1 << 16)
-            except BlockingIOError: return
+        for _ in range(0 if self._file.closed else 2): # a pipe holds less than this, and a flood must not hold up the loop
+            data = self._file.read(1 << 16)
+            if data is None: return
             if not data: return self.close()
             self._lines.feed(data)
             if len(data) < 1 << 12: return
 
     def close(self) -> None:
         "Take the last, unfinished line too, and stop."
-        if self._fd < 0: return
-        self._loop.remove_reader(self._fd)
-        os.close(self._fd)
-        self._fd = -1
+        if self._file.closed: return
+        self._loop.remove_reader(self._file)
+        self._file.close()
         self._lines.close()
 
 # %% ../../nbs/core/engine.ipynb #cell-15
@@ -296,8 +297,10 @@ def worker_environment(
 class Claims:
     "The claims to the jobs that a worker was given and has not begun."
     def __init__(self) -> None:
-        self.read_end, self._write_end = os.pipe()
-        os.set_blocking(self.read_end, False)
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        self._ends = open(read, "rb", buffering=0), open(write, "wb", buffering=0)  # closed with this object, if nobody else does so
+        self.read_end, self._write_end = read, write
 
     def put(self,
         tag: int # A job's number
@@ -313,7 +316,7 @@ class Claims:
 
     def close(self) -> None:
         "Close both ends."
-        for fd in (self.read_end, self._write_end): os.close(fd)
+        for end in self._ends: end.close()
 
 # %% ../../nbs/core/engine.ipynb #17be3e9b
 class Connection:
