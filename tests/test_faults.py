@@ -4,15 +4,17 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+import zipfile
 from collections import Counter
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, AsyncIterator
+from typing import Any, AsyncIterator, Callable
 
 import psutil
 import pytest
@@ -40,6 +42,7 @@ from harness import (  # noqa: F401
     ticking,
     under_way,
 )
+from repo import LIB, PACKAGE, ROOT
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, RestartPolicy, WorkerConfig
 from cjm_worker_protocols.core import errors
@@ -1638,6 +1641,61 @@ def test_a_worker_runs_the_managers_own_copy_of_the_package(tmp_path: Path) -> N
             assert await (await m.start_job("where")) == str(tmp_path / "beside.py")
 
     run(scenario())
+
+
+def _zipped(to: Path) -> Path:
+    """The package in a compressed archive."""
+    with zipfile.ZipFile(to / "app.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in LIB.rglob("*.py"):
+            archive.write(path, path.relative_to(ROOT))
+    return to / "app.zip"
+
+
+def _linked(to: Path) -> Path:
+    """A link, to a folder of another name."""
+    shutil.copytree(LIB, to / "store" / "version-1")
+    (to / "site").mkdir()
+    (to / "site" / PACKAGE).symlink_to(to / "store" / "version-1")
+    return to / "site"
+
+
+def _links(to: Path) -> Path:
+    """A link for each file, to wherever it is kept."""
+    (to / "store").mkdir()
+    for number, path in enumerate(LIB.rglob("*.py")):
+        shutil.copy(path, to / "store" / str(number))
+        link = to / "site" / path.relative_to(ROOT)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(to / "store" / str(number))
+    return to / "site"
+
+
+@pytest.mark.parametrize("installed", [_zipped, _linked, _links])
+def test_the_package_may_lie_anywhere(tmp_path: Path, installed: "Callable[[Path], Path]") -> None:
+    """In an archive, behind a link, or made of links: its workers and their guardian find it."""
+    source = """
+import asyncio, sys
+sys.path[:] = [sys.argv[1], *(p for p in sys.path if p != sys.argv[2])]
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in f.__module__]
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.core import engine
+
+def where():
+    import cjm_worker_protocols
+    return cjm_worker_protocols.__file__
+
+async def main():
+    local = engine.LocalEngine()
+    async with JobManager("t", "c", plugins={"where": where}, engine=local) as manager:
+        print(await (await manager.start_job("where")))
+        await asyncio.sleep(0.3)
+        print(local._guardian._process.poll())
+
+asyncio.run(main())
+"""
+    where = installed(tmp_path)
+    with script(tmp_path / "app.py", source, str(where), str(ROOT)) as process:
+        assert finish(process) == (0, f"{where / PACKAGE / '__init__.py'}\nNone\n", "")
 
 
 def test_a_manager_that_was_never_shut_down_leaves_nothing_when_it_is_forgotten(tmp_path: Path) -> None:

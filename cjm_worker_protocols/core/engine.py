@@ -25,7 +25,7 @@ from .config import WorkerConfig
 from .frames import Frame, FrameReader
 
 _log = logging.getLogger(__name__)
-_CORE = Path(guardian.__file__).resolve().parent  # where the worker's and the guardian's code lies
+_CORE = Path(os.path.abspath(guardian.__file__)).parent  # where the worker's and the guardian's code lies
 
 # %% auto #0
 __all__ = ['HANG_UP', 'Exit', 'WorkerEvents', 'WorkerHandle', 'Engine', 'on_process_end', 'Lines', 'Pipe', 'Guardian',
@@ -271,7 +271,8 @@ class Guardian:
 
 # %% ../../nbs/core/engine.ipynb #f8a80b42
 _START = """import sys
-path, sys.path[:] = sys.path[:], sys.argv[1:2]
+path = sys.path[:]
+sys.path[:0] = sys.argv[1:2]
 import cjm_worker_protocols
 sys.path[:] = [p for p in path if p]
 from cjm_worker_protocols.core.worker import main
@@ -326,9 +327,9 @@ class Connection:
         sock: socket.socket, # Its end of a socketpair
         on_frame: Callable[[Frame], None], # Takes each frame
         on_hung_up: Callable[[Exception | None], None], # Told that no more will come, and why if it was no plain end
-        first: Callable[[], None] = lambda: None # Called before frames that have just come are handed over
+        before_frames: Callable[[], None] = lambda: None # Called before frames that have just come are handed over
     ):
-        self._loop, self._sock, self._on_frame, self._on_hung_up, self._first = loop, sock, on_frame, on_hung_up, first
+        self._loop, self._sock, self._on_frame, self._on_hung_up, self._before_frames = loop, sock, on_frame, on_hung_up, before_frames
         self._reader, self._frames, self._unsent = FrameReader(), deque[Frame](), deque[memoryview]()
         self._paused = self._hung_up = self._closed = False
         sock.setblocking(False)
@@ -374,7 +375,7 @@ class Connection:
 
     def receive(self) -> bool: # False when there is nothing
         "Receive once, and hand over what is complete."
-        if self._hung_up: return False
+        if self._hung_up or self._closed: return False
         try: count = self._sock.recv_into(self._reader.space())
         except BlockingIOError: return False
         except OSError: count = 0
@@ -382,7 +383,7 @@ class Connection:
         try: frames = self._reader.received(count)
         except (ValueError, MemoryError, OverflowError) as e: return self._hang_up(e)
         if frames:
-            self._first()
+            self._before_frames()
             self._frames.extend(frames)
         self._hand_over()
         return True

@@ -150,9 +150,9 @@ class PoolOwner(Protocol):
     ) -> None:
         "No worker is left, and none will come for the jobs that wait now. Why, is their error."
 
-# %% ../../nbs/core/pool.ipynb #66032093
+# %% ../../nbs/core/pool.ipynb #3e61f951
 class PooledWorker:
-    "One worker process, as its pool sees it."
+    "One worker process, as its pool sees it, and the way to its end."
     def __init__(self,
         owner: PoolOwner, # Told of everything it says
         config: WorkerConfig, # How long it may take to start and to stop, and how much of its stderr is kept
@@ -178,7 +178,7 @@ class PooledWorker:
         self.stopping = ""  # Why it, or its job, was asked to stop: `job`, `shutdown`, `room` or `start`
         self.verdict: JobError | None = None  # Its job's error, if it was asked to end
         self.terminated = False  # Whether it was asked from outside, so that it will end
-        self.stderr = Tail(config.stderr_tail)
+        self.stderr_tail = Tail(config.stderr_tail)
         self.mute = True  # Whether no C code or child of it has written anything yet
         self.level = 0  # The log level it was last told
         self.timer: asyncio.TimerHandle | None = None
@@ -222,7 +222,7 @@ class PooledWorker:
         text: str # A line
     ) -> None:
         "Keep the end of its stderr, and pass every line on."
-        if stream == "stderr": self.stderr.add(text)
+        if stream == "stderr": self.stderr_tail.add(text)
         try: self._owner.on_output(self, stream, text)
         except Exception: _log.exception("handling the output of worker %d failed", self.pid)
 
@@ -331,7 +331,7 @@ class Restarts:
         "Whether there were too many crashes in a row."
         return self.crashes > self._config.max_restarts
 
-# %% ../../nbs/core/pool.ipynb #1f0c8a0b
+# %% ../../nbs/core/pool.ipynb #50af9d26
 class WorkerPool:
     "Starts, chooses and replaces workers."
     STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that it is not in the way of what made it necessary
@@ -479,7 +479,7 @@ class WorkerPool:
         if not serving and (self.capacity <= 0 or crashed and self.restarts.hopeless):
             row = f"{self.restarts.crashes} workers crashed in a row; " if self.restarts.crashes > 1 else ""
             reason = f"{row}the last worker {how_it_ended(exit)}"
-            self._owner.on_unavailable(JobError("start", reason, None, exit.exit_code, exit.signal, str(worker.stderr)))
+            self._owner.on_unavailable(JobError("start", reason, None, exit.exit_code, exit.signal, str(worker.stderr_tail)))
         delay = self.restarts.not_before - self._loop.time()
         if delay > 0:
             if self._retry is not None: self._retry.cancel()

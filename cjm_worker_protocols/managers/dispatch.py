@@ -14,17 +14,17 @@ from ..core.pool import JobQueue, PooledWorker, Ticket, WorkerPool
 # %% auto #0
 __all__ = ['Dispatcher']
 
-# %% ../../nbs/managers/dispatch.ipynb #9064222b
+# %% ../../nbs/managers/dispatch.ipynb #9f89b0a1
 class Dispatcher:
     "Hands the jobs that wait to the workers of a pool."
     def __init__(self,
         config: WorkerConfig, # How many workers there may be
         pool: WorkerPool, # The workers
         start: Callable[[PooledWorker, Ticket], None], # Starts a job on an idle worker
-        waits: Callable[[Job], None], # Told that a job's `waiting_for` has changed
-        eager: Callable[[Ticket, Ticket], bool] = lambda running, following: True # Whether a job may be given to a worker that is at another one
+        on_waiting_for: Callable[[Job], None], # Told that a job's `waiting_for` has changed
+        may_give_ahead: Callable[[Ticket, Ticket], bool] = lambda running, following: True # Whether a job may be given to a worker that is at another one
     ):
-        self._config, self._pool, self._start, self._waits, self._eager = config, pool, start, waits, eager
+        self._config, self._pool, self._start, self._on_waiting_for, self._may_give_ahead = config, pool, start, on_waiting_for, may_give_ahead
         self.queue = JobQueue()
         self.aside = JobQueue()  # Those for whose worker there is no room where it is to live
 
@@ -75,7 +75,7 @@ class Dispatcher:
         self.aside.push(ticket)
         if ticket.job.waiting_for == reason: return
         ticket.job.waiting_for = reason
-        self._waits(ticket.job)
+        self._on_waiting_for(ticket.job)
 
     def _give_ahead(self) -> None:
         "Give the next job to a worker that is busy with the same plugin, so that it need not wait for us in between."
@@ -86,7 +86,7 @@ class Dispatcher:
             if worker.next is not None and not (self.queue.before(worker.next) and self.take_back(worker)): continue
             if not len(self.queue): return
             following = self.queue.peek()
-            if following.job.plugin_id != running.job.plugin_id or following.needs != worker.needs or not self._eager(running, following): continue
+            if following.job.plugin_id != running.job.plugin_id or following.needs != worker.needs or not self._may_give_ahead(running, following): continue
             worker.next = self.queue.pop()
             handle.give(following.number, following.frame)
 

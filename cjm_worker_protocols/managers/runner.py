@@ -199,7 +199,7 @@ def hold_up(
     chunks.on_room = go_on
     handle.pause()
 
-# %% ../../nbs/managers/runner.ipynb #2de9220e
+# %% ../../nbs/managers/runner.ipynb #8d65f467
 _OF_WORKERS = frozenset({Kind.READY, Kind.LOG, Kind.OUTPUT, Kind.REPLY})  # What a worker says of itself, or in whichever job's name
 _ENDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})  # What it says last of a job
 
@@ -223,7 +223,7 @@ class JobRunner:
         self.endings = Endings(book, injected, hooks, self._forget)
         self.pool = WorkerPool(config, engine, self._hello, self)
         self.commands = Commands(config, self.numbers)
-        self.line = Dispatcher(config, self.pool, self._start, self.on_waiting_for, self._eager)
+        self.dispatcher = Dispatcher(config, self.pool, self._start, self.on_waiting_for, self._may_give_ahead)
         resources = injected.resources
         self.door = Door(resources, self._estimate, config.integration_timeout, self.pool, self.commands, self) if resources is not None and resources.admits else None
 
@@ -238,7 +238,7 @@ class JobRunner:
     @property
     def pending(self) -> int: # How many
         "Jobs that no worker has begun."
-        return len(self.line) + (len(self.door.waiting) if self.door else 0)
+        return len(self.dispatcher) + (len(self.door.waiting) if self.door else 0)
 
     def accept(self,
         ticket: Ticket # A new job
@@ -248,26 +248,26 @@ class JobRunner:
         job._loop, job._stream_buffer = self.loop, self._config.stream_buffer
         self._book.add(job)
         self._injected.emit_job("job:queued", job)
-        self.line.add(ticket)
+        self.dispatcher.add(ticket)
 
     def cancel(self,
         job: Job # A job that has not ended
     ) -> None:
         "See to it that a job ends: at once if it waits, before long if it runs."
         for worker in self.pool.workers:
-            if worker.next is not None and worker.next.job is job: self.line.settle_ahead(worker)
+            if worker.next is not None and worker.next.job is job: self.dispatcher.settle_ahead(worker)
         if job.id in self.running: self._stop(self.running[job.id], JobCancelled("the job was cancelled"))
         else: self.endings.fail(job, JobCancelled("the job was cancelled"))
 
     def _stop(self, worker: PooledWorker, verdict: JobError) -> None:
         "End the job that a worker runs, and no other."
         ticket = worker.ticket
-        self.line.settle_ahead(worker)
+        self.dispatcher.settle_ahead(worker)
         if worker.ticket is ticket: worker.stop(verdict)
 
     async def close(self) -> None:
         "End all jobs and all workers."
-        for worker in list(self.pool.workers): self.line.settle_ahead(worker)
+        for worker in list(self.pool.workers): self.dispatcher.settle_ahead(worker)
         self._cancel_waiting()
         if self.door is not None: self.door.close()
         await self.pool.close()
@@ -278,22 +278,23 @@ class JobRunner:
 
     def _not_begun(self) -> list[Job]:
         at_the_door = [visit.ticket.job for visit in self.door.waiting.values()] if self.door else []
-        return self.line.queue.jobs() + self.line.aside.jobs() + at_the_door
+        return self.dispatcher.queue.jobs() + self.dispatcher.aside.jobs() + at_the_door
 
     def _forget(self, job: Job) -> None:
-        self.line.discard(job.id)
+        self.dispatcher.discard(job.id)
         if self.door is not None: self.door.forget(job.id)
 
-    def _eager(self, running: Ticket, following: Ticket) -> bool:
+    def _may_give_ahead(self, running: Ticket, following: Ticket) -> bool:
         "With a door, a job whose plugin would be loaded anew must not get past it."
         return self.door is None or following.config == running.config
 
     def _start(self, worker: PooledWorker, ticket: Ticket) -> None:
-        "Give a job to an idle worker, after asking whether there is room if there is somebody to be asked."
+        "Ask whether there is room for a job first, if there is somebody to be asked."
         if self.door is None or self.door.open_for(worker, ticket): self.on_admitted(worker, ticket)
         else: self.door.knock(worker, ticket)
 
     def on_admitted(self, worker: PooledWorker, ticket: Ticket) -> None:
+        "Give a job to an idle worker."
         assert worker.handle is not None
         level = _worker_log.getEffectiveLevel()
         if level != worker.level:
@@ -303,8 +304,8 @@ class JobRunner:
         self._begun(worker, ticket)
 
     def on_retry(self, ticket: Ticket) -> None:
-        self.line.queue.push(ticket)
-        self.line.dispatch()
+        self.dispatcher.queue.push(ticket)
+        self.dispatcher.dispatch()
 
     def on_waiting_for(self, job: Job) -> None: self._injected.emit_job("job:queued", job, waiting_for=job.waiting_for)
 
@@ -335,7 +336,7 @@ class JobRunner:
 
     def on_started(self, worker: PooledWorker) -> None: self._injected.emit("worker:started", pid=worker.pid)
 
-    def on_capacity(self) -> None: self.line.recall()
+    def on_capacity(self) -> None: self.dispatcher.recall()
 
     def on_waiting(self, worker: PooledWorker) -> None:
         if not worker.waiting: self.on_started(worker)
@@ -367,7 +368,7 @@ class JobRunner:
             self.commands.replied(worker, frame)
             if worker.ticket is not None or worker.stopping: return
             self._report(worker)
-            self.line.dispatch()
+            self.dispatcher.dispatch()
 
     def _on_job_frame(self, worker: PooledWorker, ticket: Ticket, frame: Frame) -> None:
         kind = frame.kind
@@ -425,11 +426,11 @@ class JobRunner:
         try:
             if ahead is not None: self._begun(worker, ahead)
             elif worker.commands: self.commands.limit(worker)
-            if len(self.line.queue) or self._config.max_workers > 1: self.line.dispatch()
+            if len(self.dispatcher.queue) or self._config.max_workers > 1: self.dispatcher.dispatch()
         finally:
             if verdict is not None: self.endings.fail(job, verdict)
             else: self.endings.settle(job, frame)
-        if job.status == "completed": self.pool.restarts.succeeded()
+            if job.status == "completed": self.pool.restarts.succeeded()
         if worker.ticket is None: self._report(worker)
         if self.door is not None: self.door.nudge()
 
@@ -438,7 +439,7 @@ class JobRunner:
         if worker.ready and self._injected.resources: self._injected.resources.unregister(worker.pid)
         if worker.pid: self._injected.emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
         ticket, ahead, worker.ticket, worker.next = worker.ticket, worker.next, None, None
-        if ahead is not None: self.line.queue.push(ahead)
+        if ahead is not None: self.dispatcher.queue.push(ahead)
         if self.door is not None: self.loop.call_soon(self.door.nudge)
         if ticket is None: return
         job = ticket.job
@@ -448,12 +449,12 @@ class JobRunner:
         elif ticket.number in exit.never_begun or job.attempts <= job.retries: self._run_again(ticket, begun=ticket.number not in exit.never_begun)
         else:
             doing = "loading the plugin" if worker.loading else "running the job"
-            self.endings.fail(job, JobError("crash", f"the worker {how_it_ended(exit)} while {doing}", None, exit.exit_code, exit.signal, str(worker.stderr)))
+            self.endings.fail(job, JobError("crash", f"the worker {how_it_ended(exit)} while {doing}", None, exit.exit_code, exit.signal, str(worker.stderr_tail)))
 
     def _run_again(self, ticket: Ticket, begun: bool) -> None:
         "A job whose worker is gone waits for another; if it was not begun there, that was no attempt."
         job = ticket.job
         if not begun: job.attempts -= 1
         job.status, job.worker_pid, job.started_at, job.progress, job.message = "pending", None, None, 0.0, ""
-        self.line.queue.push(ticket)
+        self.dispatcher.queue.push(ticket)
         self._injected.emit_job("job:queued", job, attempt=job.attempts + 1)
