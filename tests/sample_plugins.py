@@ -777,6 +777,21 @@ def forks_and_returns(how: str = "return") -> int:
     return child
 
 
+def ends_what_it_forks(times: int) -> "list[int]":
+    """Fork children and send each SIGTERM at once: how many it ended, and how many of them lived on."""
+    counts = [0, 0]
+    for _ in range(times):
+        child = os.fork()
+        if not child:
+            time.sleep(10)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        counts[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGTERM] += 1
+        if counts[1]:
+            break
+    return counts
+
+
 def multiprocesses() -> int:
     """Use multiprocessing as a library would."""
     import multiprocessing

@@ -2518,6 +2518,17 @@ def test_a_forked_child_that_comes_back_is_no_second_worker(how: str) -> None:
     run(scenario())
 
 
+def test_a_child_can_be_ended_as_soon_as_it_is_there() -> None:
+    """The worker's own handler for SIGTERM takes no signal away from a process that was forked just now."""
+
+    async def scenario() -> None:
+        async with manager("ends_what_it_forks", "echo") as m:
+            assert (await end(await m.start_job("ends_what_it_forks", times=300))).result == [300, 0]
+            await works(m)
+
+    run(scenario())
+
+
 def test_a_plugin_that_uses_multiprocessing() -> None:
     """A pool of processes inside a plugin works, and ends when it is told to."""
 

@@ -388,7 +388,8 @@ class Worker:
 # %% ../../nbs/core/worker.ipynb #cell-29
 def _handle_sigterm() -> None:
     """Unwind the plugin on SIGTERM, but simply end a process that it forked. Where an exception would be lost, as it is in a `__del__` or a module's
-    fork hook, the signal is sent once more, a moment later."""
+    fork hook, the signal is sent once more, a moment later. A child that is sent one as soon as it is there gets it when it has let go of this handler: Python
+    forgets, in a child, the signals that it has noted and not yet handled."""
     def again() -> None:
         time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -396,7 +397,7 @@ def _handle_sigterm() -> None:
     def terminated(signum: int, frame: FrameType | None) -> None:
         raise stop
 
-    worker, shown, stop = os.getpid(), sys.unraisablehook, SystemExit(128 + signal.SIGTERM)
+    worker, shown, stop, held = os.getpid(), sys.unraisablehook, SystemExit(128 + signal.SIGTERM), threading.local()
 
     def lost(unraisable: Any) -> None:
         if unraisable.exc_value is stop:
@@ -404,9 +405,21 @@ def _handle_sigterm() -> None:
             else: os._exit(128 + signal.SIGTERM)
         else: shown(unraisable)
 
+    def hold() -> None:
+        held.mask = None
+        held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def let_go() -> None:
+        if held.mask is None: signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        else: signal.pthread_sigmask(signal.SIG_SETMASK, held.mask)
+
+    def begin() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        let_go()
+
     sys.unraisablehook = lost
     signal.signal(signal.SIGTERM, terminated)
-    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    os.register_at_fork(before=hold, after_in_parent=let_go, after_in_child=begin)
 
 def _leave(code: int) -> None:
     "End the process with `code`: exit handlers run, for 5 s at most; threads that a plugin left behind are not waited for."
