@@ -33,8 +33,8 @@ _log = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['GROUP', 'InstalledPlugin', 'check_id', 'file_name', 'variable_name', 'DuplicatePluginError', 'PluginIdError',
-           'PluginConfigError', 'ConfigFileError', 'NoConfigFolderError', 'ConfigFolderError', 'PluginSchemaError',
-           'RegistryExtraError', 'RegistryLoader', 'EntryPointRegistry']
+           'NoConfigFolderError', 'ConfigFolderError', 'RegistryExtraError', 'PluginConfigError', 'ConfigFileError',
+           'PluginSchemaError', 'RegistryLoader', 'EntryPointRegistry']
 
 # %% ../../nbs/integrations/registry.ipynb #59accdd1
 GROUP = "cjm_worker_protocols.plugins"  # The entry point group of plugins
@@ -95,7 +95,7 @@ def variable_name(
     "An id as a part of the name of an environment variable."
     return re.sub(r"[^A-Z0-9]+", "_", plugin_id.upper()).strip("_")
 
-# %% ../../nbs/integrations/registry.ipynb #b800b8ee
+# %% ../../nbs/integrations/registry.ipynb #a9b118ac
 class DuplicatePluginError(ValueError):
     "Two plugins were registered in code under one id."
     def __init__(self,
@@ -118,6 +118,44 @@ class PluginIdError(ValueError):
 
     def __str__(self) -> str: return check_id(self.plugin_id)
 
+class NoConfigFolderError(RuntimeError):
+    "A config was to be saved by a registry that has no folder for it."
+    def __init__(self,
+        plugin_id: str # The plugin
+    ):
+        super().__init__(plugin_id)
+        self.plugin_id = plugin_id
+
+    def __str__(self) -> str: return f"the config of plugin {self.plugin_id!r} cannot be saved: give the registry a folder, EntryPointRegistry(config_dir=...)"
+
+class ConfigFolderError(RuntimeError):
+    "Nothing can be written in the folder of configs. What is there stays as it is."
+    def __init__(self,
+        folder: str, # The folder
+        reason: str # Why
+    ):
+        super().__init__(folder, reason)
+        self.folder, self.reason = folder, reason
+
+    def __str__(self) -> str: return f"{self.folder}: expected a folder that configs can be written in (got {self.reason}): make it one, or give the registry another, EntryPointRegistry(config_dir=...)"
+
+class RegistryExtraError(ImportError):
+    "The extra `registry` is missing, and something needs it."
+    def __init__(self,
+        package: str, # The package that cannot be imported
+        why: str # What needs it
+    ):
+        super().__init__(package, why)
+        self.package, self.why = package, why
+
+    def __str__(self) -> str: return f"{self.why} needs the package {self.package!r}: run pip install 'cjm-worker-protocols[registry]'"
+
+def _need(package: str, why: str) -> Any:
+    "Import a package of the extra `registry`."
+    try: return import_module(package)
+    except ImportError as e: raise RegistryExtraError(package, why) from e
+
+# %% ../../nbs/integrations/registry.ipynb #3ce993d8
 class PluginConfigError(ValueError):
     "A setting of a plugin is not what the plugin's schema asks for. A secret is not shown."
     def __init__(self,
@@ -146,27 +184,6 @@ class ConfigFileError(ValueError):
 
     def __str__(self) -> str: return f"{self.path}: expected a JSON object (got {self.got}): {self.remedy}"
 
-class NoConfigFolderError(RuntimeError):
-    "A config was to be saved by a registry that has no folder for it."
-    def __init__(self,
-        plugin_id: str # The plugin
-    ):
-        super().__init__(plugin_id)
-        self.plugin_id = plugin_id
-
-    def __str__(self) -> str: return f"the config of plugin {self.plugin_id!r} cannot be saved: give the registry a folder, EntryPointRegistry(config_dir=...)"
-
-class ConfigFolderError(RuntimeError):
-    "Nothing can be written in the folder of configs. What is there stays as it is."
-    def __init__(self,
-        folder: str, # The folder
-        reason: str # Why
-    ):
-        super().__init__(folder, reason)
-        self.folder, self.reason = folder, reason
-
-    def __str__(self) -> str: return f"{self.folder}: expected a folder that configs can be written in (got {self.reason}): make it one, or give the registry another, EntryPointRegistry(config_dir=...)"
-
 class PluginSchemaError(ValueError):
     "A plugin's schema is none."
     def __init__(self,
@@ -179,23 +196,7 @@ class PluginSchemaError(ValueError):
 
     def __str__(self) -> str: return f"plugin {self.plugin_id!r}: expected a JSON Schema in {self.schema} (got {self.reason})"
 
-class RegistryExtraError(ImportError):
-    "The extra `registry` is missing, and something needs it."
-    def __init__(self,
-        package: str, # The package that cannot be imported
-        why: str # What needs it
-    ):
-        super().__init__(package, why)
-        self.package, self.why = package, why
-
-    def __str__(self) -> str: return f"{self.why} needs the package {self.package!r}: run pip install 'cjm-worker-protocols[registry]'"
-
-def _need(package: str, why: str) -> Any:
-    "Import a package of the extra `registry`."
-    try: return import_module(package)
-    except ImportError as e: raise RegistryExtraError(package, why) from e
-
-# %% ../../nbs/integrations/registry.ipynb #3a0e6a0a
+# %% ../../nbs/integrations/registry.ipynb #67b6d0bb
 _RACY = 50_000_000  # Nanoseconds in which a file may change twice without its time of change telling
 _LATE = 5_000_000_000  # And those in which it may change while it is read; a time further ahead is some clock's mistake
 
@@ -224,13 +225,32 @@ def _times(folder: str, names: Iterable[str]) -> list[int] | None:
     except OSError: return None
     finally: os.close(there)
 
+# %% ../../nbs/integrations/registry.ipynb #1d950bba
 class _Metadata(Distribution):
     "Has the standard library parse a text."
     def __init__(self, text: str): self._text = text
     def read_text(self, filename: str) -> str | None: return self._text
     def locate_file(self, path: Any) -> Any: raise FileNotFoundError(path)
 
-# %% ../../nbs/integrations/registry.ipynb #26963cb5
+def _plugins_of(name: str, version: str, data: bytes, groups: Mapping[str, Any]) -> Iterator[InstalledPlugin]:
+    "The plugins that a package offers. One whose entry points cannot be parsed is a plugin with a problem."
+    try: points = [point for point in _Metadata(data.decode()).entry_points if point.group in groups]
+    except Exception as e:
+        problem = f"its entry_points.txt cannot be read: {type(e).__name__}: {e}"
+        yield InstalledPlugin("", "", name, problem, category=next(groups[g] for g in groups if g.encode() in data), version=version)
+        return
+    for point in points:
+        target = re.sub(r"\s|\[.*", "", point.value)
+        yield InstalledPlugin(point.name, target, name, _problem_of(point.name, target), category=groups[point.group], version=version)
+
+def _problem_of(plugin_id: str, target: str) -> str:
+    "What is wrong with an id or a target; empty when nothing is."
+    if problem := check_id(plugin_id): return problem
+    try: check_plugin(plugin_id, target)
+    except PluginTypeError as e: return str(e)
+    return ""
+
+# %% ../../nbs/integrations/registry.ipynb #8bd417a2
 def _read_installed(groups: Mapping[str, Any]) -> _Snapshot:
     "The plugins of all packages on the import path. A package that stands twice on it counts where it would be imported from."
     snapshot, seen = _Snapshot(), set[str]()
@@ -264,15 +284,6 @@ def _read_installed(groups: Mapping[str, Any]) -> _Snapshot:
         snapshot.watch(folder, names, times)
     return snapshot
 
-def _zipped(file: str, groups: Mapping[str, Any], seen: set[str]) -> Iterator[InstalledPlugin]:
-    "The plugins of the packages in a zip file, of which there are few."
-    with suppress(Exception):
-        for dist in distributions(path=[file]):
-            name, data = str(dist.metadata["Name"]), (dist.read_text("entry_points.txt") or "").encode()
-            if (normal := re.sub(r"[-_.]+", "-", name).lower()) in seen: continue
-            seen.add(normal)
-            if any(group.encode() in data for group in groups): yield from _plugins_of(name, dist.version, data, groups)
-
 def _entry_points_of(child: str, folder: int) -> tuple[str, int, bytes]:
     "Of one package: what to watch, when that was changed, and its entry points, if it has any."
     name = f"{child}/entry_points.txt"
@@ -284,6 +295,16 @@ def _entry_points_of(child: str, folder: int) -> tuple[str, int, bytes]:
         return name, status.st_mtime_ns, os.read(file, status.st_size)
     finally: os.close(file)
 
+# %% ../../nbs/integrations/registry.ipynb #926f48a8
+def _zipped(file: str, groups: Mapping[str, Any], seen: set[str]) -> Iterator[InstalledPlugin]:
+    "The plugins of the packages in a zip file, of which there are few."
+    with suppress(Exception):
+        for dist in distributions(path=[file]):
+            name, data = str(dist.metadata["Name"]), (dist.read_text("entry_points.txt") or "").encode()
+            if (normal := re.sub(r"[-_.]+", "-", name).lower()) in seen: continue
+            seen.add(normal)
+            if any(group.encode() in data for group in groups): yield from _plugins_of(name, dist.version, data, groups)
+
 def _version_of(folder: str) -> str:
     "From the metadata, for a folder whose name does not tell."
     with suppress(Exception):
@@ -291,27 +312,44 @@ def _version_of(folder: str) -> str:
         if "Version" in metadata: return str(metadata["Version"])
     return ""
 
-def _plugins_of(name: str, version: str, data: bytes, groups: Mapping[str, Any]) -> Iterator[InstalledPlugin]:
-    "The plugins that a package offers. One whose entry points cannot be parsed is a plugin with a problem."
-    try: points = [point for point in _Metadata(data.decode()).entry_points if point.group in groups]
-    except Exception as e:
-        problem = f"its entry_points.txt cannot be read: {type(e).__name__}: {e}"
-        yield InstalledPlugin("", "", name, problem, category=next(groups[g] for g in groups if g.encode() in data), version=version)
-        return
-    for point in points:
-        target = re.sub(r"\s|\[.*", "", point.value)
-        yield InstalledPlugin(point.name, target, name, _problem_of(point.name, target), category=groups[point.group], version=version)
+# %% ../../nbs/integrations/registry.ipynb #9a19f754
+_MANIFEST, _JSON = 1 << 16, 1 << 24  # The most bytes of a manifest, and of a schema or a config
 
-def _problem_of(plugin_id: str, target: str) -> str:
-    "What is wrong with an id or a target; empty when nothing is."
-    if problem := check_id(plugin_id): return problem
-    try: check_plugin(plugin_id, target)
-    except PluginTypeError as e: return str(e)
-    return ""
+def _content(path: str, limit: int) -> tuple[str, int]:
+    """The text of a file, and its mode. No more bytes than anybody would write by hand, and no pipe or device, which may have no end. Raises `OSError`
+    or `UnicodeDecodeError`."""
+    there = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(there)
+        if stat.S_ISDIR(status.st_mode): raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(status.st_mode): raise OSError(errno.EINVAL, "It is no file", path)
+        data = os.read(there, limit + 1)
+        if len(data) > limit: raise OSError(errno.EFBIG, f"It has more than {limit:,} bytes", path)
+        return data.decode(), status.st_mode
+    finally: os.close(there)
 
-# %% ../../nbs/integrations/registry.ipynb #8205bf6f
+# %% ../../nbs/integrations/registry.ipynb #c1bdee91
 _KEYS = ("id", "name", "category", "target", "description", "schema", "path")
 
+class _ManifestError(ValueError): pass
+
+def _described(folder: str, name: str, groups: Mapping[str, Any]) -> InstalledPlugin:
+    "What a manifest says. Raises whatever is wrong with it."
+    toml = import_module("tomllib") if sys.version_info >= (3, 11) else _need("tomli", "reading a manifest")
+    table = toml.loads(_content(os.path.join(folder, name), _MANIFEST)[0]).get("plugin")
+    if not isinstance(table, dict): raise _ManifestError("expected a table [plugin] (got none)")
+    if odd := [key for key in table if key not in _KEYS]: raise _ManifestError(f"expected the keys {', '.join(_KEYS)} (got {odd[0]!r})")
+    if odd := [key for key, value in table.items() if not isinstance(value, str)]: raise _ManifestError(f"{odd[0]}: expected a string (got {table[odd[0]]!r})")
+    if "target" not in table: raise _ManifestError("expected the key target, 'package.module:name' (got none)")
+    categories = {str(known): category for group, category in groups.items() for known in (group, category)}
+    if "category" not in table and len(groups) > 1: raise _ManifestError(f"expected a category, one of {', '.join(categories)} (got none)")
+    if (category := table.get("category", next(iter(categories)))) not in categories:
+        raise _ManifestError(f"expected a category, one of {', '.join(categories)} (got {category!r})")
+    plugin_id, target, schema, path = table.get("id", name.removesuffix(".toml")), table["target"], table.get("schema"), table.get("path")
+    return InstalledPlugin(plugin_id, target, name, _problem_of(plugin_id, target), table.get("name", ""), categories[category], "", table.get("description", ""),
+                           path="" if path is None else os.path.normpath(os.path.join(folder, path)), schema=None if schema is None else os.path.join(folder, schema))
+
+# %% ../../nbs/integrations/registry.ipynb #16e9814b
 def _read_manifests(folder: str, groups: Mapping[str, Any]) -> _Snapshot:
     "The plugins that a folder of TOML files describes. What is wrong with a file is the problem of its plugin."
     snapshot, names = _Snapshot(), list[str]()
@@ -330,39 +368,6 @@ def _read_manifests(folder: str, groups: Mapping[str, Any]) -> _Snapshot:
 def _told(error: BaseException) -> str:
     "An error in a line; what is our own, or the operating system's, needs no name."
     return str(error) if isinstance(error, (_ManifestError, ImportError, OSError)) else f"{type(error).__name__}: {error}"
-
-class _ManifestError(ValueError): pass
-
-def _content(path: str, limit: int) -> tuple[str, int]:
-    """The text of a file, and its mode. No more bytes than anybody would write by hand, and no pipe or device, which may have no end. Raises `OSError`
-    or `UnicodeDecodeError`."""
-    there = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        status = os.fstat(there)
-        if stat.S_ISDIR(status.st_mode): raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not stat.S_ISREG(status.st_mode): raise OSError(errno.EINVAL, "It is no file", path)
-        data = os.read(there, limit + 1)
-        if len(data) > limit: raise OSError(errno.EFBIG, f"It has more than {limit:,} bytes", path)
-        return data.decode(), status.st_mode
-    finally: os.close(there)
-
-_MANIFEST, _JSON = 1 << 16, 1 << 24  # The most bytes of a manifest, and of a schema or a config
-
-def _described(folder: str, name: str, groups: Mapping[str, Any]) -> InstalledPlugin:
-    "What a manifest says. Raises whatever is wrong with it."
-    toml = import_module("tomllib") if sys.version_info >= (3, 11) else _need("tomli", "reading a manifest")
-    table = toml.loads(_content(os.path.join(folder, name), _MANIFEST)[0]).get("plugin")
-    if not isinstance(table, dict): raise _ManifestError("expected a table [plugin] (got none)")
-    if odd := [key for key in table if key not in _KEYS]: raise _ManifestError(f"expected the keys {', '.join(_KEYS)} (got {odd[0]!r})")
-    if odd := [key for key, value in table.items() if not isinstance(value, str)]: raise _ManifestError(f"{odd[0]}: expected a string (got {table[odd[0]]!r})")
-    if "target" not in table: raise _ManifestError("expected the key target, 'package.module:name' (got none)")
-    categories = {str(known): category for group, category in groups.items() for known in (group, category)}
-    if "category" not in table and len(groups) > 1: raise _ManifestError(f"expected a category, one of {', '.join(categories)} (got none)")
-    if (category := table.get("category", next(iter(categories)))) not in categories:
-        raise _ManifestError(f"expected a category, one of {', '.join(categories)} (got {category!r})")
-    plugin_id, target, schema, path = table.get("id", name.removesuffix(".toml")), table["target"], table.get("schema"), table.get("path")
-    return InstalledPlugin(plugin_id, target, name, _problem_of(plugin_id, target), table.get("name", ""), categories[category], "", table.get("description", ""),
-                           path="" if path is None else os.path.normpath(os.path.join(folder, path)), schema=None if schema is None else os.path.join(folder, schema))
 
 # %% ../../nbs/integrations/registry.ipynb #c5edc304
 def _settled(claims: Iterable[InstalledPlugin]) -> list[InstalledPlugin]:
@@ -400,27 +405,163 @@ def _apart(rivals: list[InstalledPlugin], settled: dict[str, InstalledPlugin]) -
     settled.update(known)
     return list(known)
 
-# %% ../../nbs/integrations/registry.ipynb #45563003
-def _schema_file(target: str) -> str | None:
-    "`<name>.schema.json` in the folder of the package that a target lies in, if there is one. Nothing is imported, since only the topmost package is looked for."
-    module, _, name = target.partition(":")
-    top, *below = module.split(".")
-    try: spec = find_spec(top)
-    except (ImportError, ValueError): return None
-    for folder in spec.submodule_search_locations or () if spec else ():
-        inside = os.path.join(folder, *below)
-        path = os.path.join(inside if os.path.isdir(inside) else os.path.dirname(inside), f"{name}.schema.json")
-        if os.path.isfile(path): return path
-    return None
+# %% ../../nbs/integrations/registry.ipynb #4e8db2ba
+@contextmanager
+def _writing(folder: str) -> Iterator[None]:
+    "While something is written in a folder, which is made if it is not there. Raises `ConfigFolderError`."
+    try:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        yield
+    except OSError as e: raise ConfigFolderError(folder, e.strerror or str(e)) from e
 
-def _defaults(schema: Any) -> dict[str, Any]:
-    "The defaults that a schema declares for its properties, and for those of its objects."
-    found, properties = dict[str, Any](), schema.get("properties") if isinstance(schema, dict) else None
-    for key, below in properties.items() if isinstance(properties, dict) else ():
-        if isinstance(below, dict) and "default" in below: found[key] = _copied(below["default"])
-        elif inner := _defaults(below): found[key] = inner
+class _Switches:
+    "Which plugins are disabled."
+    def __init__(self, folder: str | None): self._folder, self._off = folder, set[str]()
+
+    def turn(self, plugin_id: str, on: bool) -> None:
+        "Enable or disable a plugin. Raises `ConfigFolderError`."
+        name = file_name(plugin_id)
+        if self._folder is None: return self._off.discard(name) if on else self._off.add(name)
+        path = os.path.join(self._folder, f"{name}.disabled")
+        with _writing(self._folder):
+            if on:
+                with suppress(FileNotFoundError): os.unlink(path)
+            else: os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+
+    def read(self) -> _Snapshot:
+        "Those that are disabled, as file names."
+        snapshot = _Snapshot()
+        if self._folder is None: snapshot.found = [*self._off]
+        else:
+            times = _times(self._folder, [])
+            try: snapshot.found = [name.removesuffix(".disabled") for name in os.listdir(self._folder) if name.endswith(".disabled")]
+            except FileNotFoundError: pass
+            except OSError as e: _log.warning("nobody can say which plugins are disabled: %s", e)
+            snapshot.watch(self._folder, [], times)
+        return snapshot
+
+# %% ../../nbs/integrations/registry.ipynb #dbbca2d1
+@dataclass(frozen=True)
+class _Listing:
+    "All that is known at one time, and how to know whether it still holds."
+    changes: int
+    path: list[str]
+    cwd: str
+    installed: _Snapshot
+    watched: list[_Snapshot]
+    plugins: dict[str, InstalledPlugin]
+    by_category: dict[Any, list[InstalledPlugin]]
+
+def _cwd() -> str:
+    "Where relative parts of the import path begin, if it has any."
+    if all(map(os.path.isabs, sys.path)): return ""
+    try: return os.getcwd()
+    except OSError: return ""
+
+def _by_category(plugins: Mapping[str, InstalledPlugin]) -> dict[Any, list[InstalledPlugin]]:
+    "The same plugins, for those who ask for one kind of them."
+    found: dict[Any, list[InstalledPlugin]] = {}
+    for plugin in plugins.values(): found.setdefault(plugin.category, []).append(plugin)
     return found
 
+# %% ../../nbs/integrations/registry.ipynb #11884c80
+class _Catalogue:
+    "All plugins, wherever they come from, as they are now."
+    def __init__(self, groups: Mapping[Any, str], manifests: str | None = None, switches: _Switches | None = None, coded: Iterable[InstalledPlugin] = ()):
+        self._by_group = {group: category for category, group in groups.items()}
+        self._manifests, self._switches = manifests, switches or _Switches(None)
+        self._coded, self._problems = {plugin.id: plugin for plugin in coded}, dict[str, str]()
+        self._changes, self._lock = 0, threading.Lock()
+        self._kept: _Listing | None = None
+
+    def add(self, plugin: InstalledPlugin) -> None:
+        "Take one that is registered in code. Raises `PluginTypeError`, `PluginIdError`, `PluginSchemaError` or `DuplicatePluginError`."
+        schema = plugin.schema
+        if not isinstance(plugin.target, str): raise PluginTypeError(plugin.id, plugin.target)
+        check_plugin(plugin.id, plugin.target)
+        if check_id(plugin.id): raise PluginIdError(plugin.id)
+        if schema is not None and not isinstance(schema, (Mapping, str)): raise PluginSchemaError(plugin.id, "the code", f"a {type(schema).__name__}")
+        with self._lock:
+            if plugin.id in self._coded: raise DuplicatePluginError(plugin.id, self._coded[plugin.id].target, plugin.target)
+            self._coded = {**self._coded, plugin.id: plugin}
+            self._changes += 1
+
+    @property
+    def coded(self) -> tuple[InstalledPlugin, ...]:
+        "Those registered in code."
+        return tuple(self._coded.values())
+
+    def known(self, plugin_id: str) -> InstalledPlugin:
+        "A plugin. Raises `UnknownPluginError`."
+        plugins = self.current().plugins
+        if (plugin := plugins.get(plugin_id)) is None: raise UnknownPluginError(plugin_id, "the registry", plugins)
+        return plugin
+
+    def report(self, plugin_id: str, reason: str) -> None:
+        "Note a problem, until what is installed changes. Raises `UnknownPluginError`."
+        self.known(plugin_id)
+        with self._lock:
+            self._problems = {**self._problems, plugin_id: reason}
+            self._changes += 1
+
+    def switch(self, plugin_id: str, on: bool) -> None:
+        "Enable or disable a plugin. Raises `UnknownPluginError` or `ConfigFolderError`."
+        self.known(plugin_id)
+        self._switches.turn(plugin_id, on)
+        with self._lock: self._changes += 1
+
+    def current(self) -> _Listing:
+        "The listing, read anew if anything has changed."
+        if (kept := self._kept) is not None and self._holds(kept): return kept
+        with self._lock:
+            if (kept := self._kept) is not None and self._holds(kept): return kept
+            self._kept = made = self._read(kept)
+            return made
+
+    def _holds(self, kept: _Listing) -> bool:
+        if kept.changes != self._changes or kept.path != sys.path or kept.cwd != _cwd(): return False
+        return all(part.fresh() for part in kept.watched)
+
+    def _read(self, kept: _Listing | None) -> _Listing:
+        changes, path, cwd = self._changes, list(sys.path), _cwd()
+        if kept and (kept.path, kept.cwd) == (path, cwd) and kept.installed.fresh(): installed = kept.installed
+        else:
+            if kept: invalidate_caches()
+            installed = _read_installed(self._by_group)
+            if kept and installed.seen != kept.installed.seen: self._problems = {}
+        manifests = _Snapshot() if self._manifests is None else _read_manifests(self._manifests, self._by_group)
+        switches = self._switches.read()
+        off, plugins = set(switches.found), dict[str, InstalledPlugin]()
+        for plugin in _settled([*self._coded.values(), *installed.found, *manifests.found]):
+            if file_name(plugin.id) in off: plugin = replace(plugin, enabled=False)
+            if plugin.id in self._problems and not plugin.problem: plugin = replace(plugin, problem=self._problems[plugin.id])
+            plugins[plugin.id] = plugin
+        watched = [part for part in (installed, manifests, switches) if part.seen]
+        return _Listing(changes, path, cwd, installed, watched, plugins, _by_category(plugins))
+
+# %% ../../nbs/integrations/registry.ipynb #3d8ce500
+class _Targets:
+    "In a worker: the import strings of all plugins, as they are installed when one is asked for."
+    def __init__(self, catalogue: _Catalogue): self._catalogue = catalogue
+    def __contains__(self, plugin_id: object) -> bool: return plugin_id in self.keys()
+    def keys(self) -> list[str]: return [plugin.id for plugin in self._catalogue.current().plugins.values() if not plugin.problem]
+    def __getitem__(self, plugin_id: str) -> str:
+        plugin = self._catalogue.current().plugins[plugin_id]
+        if plugin.path and plugin.path not in sys.path: sys.path.insert(0, plugin.path)
+        return plugin.target
+
+@dataclass(frozen=True)
+class RegistryLoader:
+    "A plugin loader for a manager: in the worker, it gives whatever plugins the registry knows there."
+    plugins: tuple[InstalledPlugin, ...]  # Those registered in code
+    groups: Mapping[Any, str]  # The entry point group of each category
+    manifests: str | None  # The folder of manifests
+
+    def __call__(self) -> _Targets: # Import strings by id
+        "Read what is installed where the worker lives."
+        return _Targets(_Catalogue(self.groups, self.manifests, coded=self.plugins))
+
+# %% ../../nbs/integrations/registry.ipynb #e99df761
 def _copied(value: Any) -> Any:
     "A copy of plain data, secrets and all."
     if isinstance(value, Mapping): return {key: _copied(item) for key, item in value.items()}
@@ -430,6 +571,15 @@ def _merged(low: dict[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     "Both; what `high` says counts."
     return {**low, **{key: _merged(low[key], value) if isinstance(value, Mapping) and isinstance(low.get(key), dict) else _copied(value) for key, value in high.items()}}
 
+def _layered(defaults: dict[str, Any], layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    "What the layers give, each of them with where it comes from, and from which of them each key comes."
+    config, origins = defaults, dict[str, str]()
+    for origin, layer in layers:
+        config = _merged(config, layer)
+        origins.update(dict.fromkeys(layer, origin))
+    return config, origins
+
+# %% ../../nbs/integrations/registry.ipynb #eb25463d
 def _parsed(text: str, types: Any) -> Any:
     "What a text says, when its schema asks for these types; without any, JSON if it is JSON, and else text."
     types = [types] if isinstance(types, str) else types or []
@@ -438,7 +588,9 @@ def _parsed(text: str, types: Any) -> Any:
     except ValueError: return text
     return text if isinstance(value, str) and types and "string" not in types else value
 
-# %% ../../nbs/integrations/registry.ipynb #b87826fa
+# %% ../../nbs/integrations/registry.ipynb #0f494e77
+_REFS = ("$ref", "$dynamicRef", "$recursiveRef")
+
 def _applying(schema: Any, root: Any) -> list[dict[str, Any]]:
     "A schema, and all that may apply to the same value beside it, each once."
     ahead, found = [schema], dict[int, dict[str, Any]]()
@@ -449,8 +601,6 @@ def _applying(schema: Any, root: Any) -> list[dict[str, Any]]:
         ahead += [other for key in ("allOf", "anyOf", "oneOf") for other in one.get(key) or ()]
         ahead += [*(one.get(key) for key in ("if", "then", "else")), *(one.get("dependentSchemas") or {}).values()]
     return [*found.values()]
-
-_REFS = ("$ref", "$dynamicRef", "$recursiveRef")
 
 def _referred(ref: str, root: Any) -> Any:
     "What a reference leads to, by a path or by a name, in the same schema; None when there is nothing."
@@ -474,15 +624,9 @@ def _parts(schema: Any) -> Iterator[dict[str, Any]]:
             ahead += [value for key, value in one.items() if key not in ("const", "default", "enum", "examples")]
         elif isinstance(one, list): ahead += one
 
-def _hidden(value: Any, schemas: Iterable[Any], root: Any, secret: bool = False) -> Any:
-    "A config with its secrets hidden."
-    schemas = [one for schema in schemas for one in _applying(schema, root)]
-    secret = secret or any(one.get("writeOnly") is True or one.get("format") == "password" for one in schemas)
-    if isinstance(value, str): return Secret(value) if secret else value
-    if isinstance(value, dict): return {key: _hidden(item, _below(schemas, key), root, secret) for key, item in value.items()}
-    if isinstance(value, list): return [_hidden(item, _inside(schemas, i), root, secret) for i, item in enumerate(value)]
-    return Secret(json.dumps(value)) if secret and isinstance(value, (int, float)) and not isinstance(value, bool) else value
+def _at(items: Any, index: int) -> Any: return items[index] if isinstance(items, list) and index < len(items) else None
 
+# %% ../../nbs/integrations/registry.ipynb #f16d5595
 def _below(schemas: list[Any], key: str) -> list[Any]:
     "What applies to a property."
     found = list[Any]()
@@ -496,7 +640,27 @@ def _inside(schemas: list[Any], index: int) -> list[Any]:
     kinds = ("items", "additionalItems", "unevaluatedItems", "contains")
     return [one for schema in schemas for one in (*map(schema.get, kinds), _at(schema.get("prefixItems"), index), _at(schema.get("items"), index))]
 
-def _at(items: Any, index: int) -> Any: return items[index] if isinstance(items, list) and index < len(items) else None
+def _types(schema: Any, key: str) -> Any:
+    "The types that a schema asks for at a key."
+    return next((one["type"] for below in _below([*_applying(schema, schema)], key) for one in _applying(below, schema) if "type" in one), None)
+
+def _defaults(schema: Any) -> dict[str, Any]:
+    "The defaults that a schema declares for its properties, and for those of its objects."
+    found, properties = dict[str, Any](), schema.get("properties") if isinstance(schema, dict) else None
+    for key, below in properties.items() if isinstance(properties, dict) else ():
+        if isinstance(below, dict) and "default" in below: found[key] = _copied(below["default"])
+        elif inner := _defaults(below): found[key] = inner
+    return found
+
+# %% ../../nbs/integrations/registry.ipynb #d04ed9ab
+def _hidden(value: Any, schemas: Iterable[Any], root: Any, secret: bool = False) -> Any:
+    "A config with its secrets hidden."
+    schemas = [one for schema in schemas for one in _applying(schema, root)]
+    secret = secret or any(one.get("writeOnly") is True or one.get("format") == "password" for one in schemas)
+    if isinstance(value, str): return Secret(value) if secret else value
+    if isinstance(value, dict): return {key: _hidden(item, _below(schemas, key), root, secret) for key, item in value.items()}
+    if isinstance(value, list): return [_hidden(item, _inside(schemas, i), root, secret) for i, item in enumerate(value)]
+    return Secret(json.dumps(value)) if secret and isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 def _revealed(value: Any) -> Any:
     "A config with its secrets in the open: to be validated, or saved."
@@ -504,7 +668,18 @@ def _revealed(value: Any) -> Any:
     if isinstance(value, Mapping): return {key: _revealed(item) for key, item in value.items()}
     return [_revealed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-# %% ../../nbs/integrations/registry.ipynb #b9698646
+def _has_secret(value: Any) -> bool:
+    "Whether there is a secret anywhere in a config."
+    if isinstance(value, (dict, list)): return any(map(_has_secret, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Secret)
+
+def _numbers_hidden(plain: Any, hidden: Any) -> bool:
+    "Whether anything but a string was hidden, which a plugin would get as a string."
+    if isinstance(hidden, Secret): return not isinstance(plain, str)
+    if isinstance(hidden, dict): return any(_numbers_hidden(plain[key], item) for key, item in hidden.items())
+    return isinstance(hidden, list) and any(map(_numbers_hidden, plain, hidden))
+
+# %% ../../nbs/integrations/registry.ipynb #1568615a
 def _usable(plugin_id: str, schema: Any, path: str) -> None:
     "Raises `PluginSchemaError` for what is no schema, or one that leads out of its file, since nothing is fetched from anywhere; or `RegistryExtraError`."
     jsonschema = _need("jsonschema", f"the schema of plugin {plugin_id!r}")
@@ -518,6 +693,7 @@ def _validator(plugin_id: str, schema: Any) -> Any:
     jsonschema, referencing = (_need(package, f"the schema of plugin {plugin_id!r}") for package in ("jsonschema", "referencing"))
     return jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)(schema, registry=referencing.Registry())  # which fetches nothing
 
+# %% ../../nbs/integrations/registry.ipynb #a7047bca
 def _first_wrong(validator: Any, config: Any, partly: bool) -> Any:
     "What is wrong with a config, most of all; None when nothing is. A part of a config need not have all that is required."
     best_match = import_module("jsonschema.exceptions").best_match
@@ -546,335 +722,18 @@ def _said(value: Any) -> str:
     if isinstance(value, dict): return f"an object with {', '.join(map(repr, value)) or 'no key'}"[:200]
     return f"an array of {len(value)}" if isinstance(value, list) else f"{value!r}"[:200]
 
-# %% ../../nbs/integrations/registry.ipynb #51395330
-@dataclass(frozen=True)
-class _Catalogue:
-    "All that the registry knows at one time, and how to know whether it still holds."
-    edition: int
-    path: list[str]
-    cwd: str
-    installed: _Snapshot
-    manifests: _Snapshot | None
-    switches: _Snapshot | None
-    plugins: dict[str, InstalledPlugin]
-    by_category: dict[Any, list[InstalledPlugin]]
-
-@dataclass(frozen=True)
-class RegistryLoader:
-    "A plugin loader for a manager: in the worker, it gives whatever plugins the registry knows there."
-    plugins: tuple[InstalledPlugin, ...]  # Those registered in code
-    groups: Mapping[Any, str]  # The entry point group of each category
-    manifests: str | None  # The folder of manifests
-
-    def __call__(self) -> _Targets: # Import strings by id
-        "Read what is installed where the worker lives."
-        registry = EntryPointRegistry(groups=self.groups, manifests=self.manifests)
-        registry._coded = {plugin.id: plugin for plugin in self.plugins}
-        return _Targets(registry)
-
-class _Targets:
-    "In a worker: the import strings of all plugins, as they are installed when one is asked for."
-    def __init__(self, registry: EntryPointRegistry): self._registry = registry
-    def __contains__(self, plugin_id: object) -> bool: return plugin_id in self.keys()
-    def keys(self) -> list[str]: return [plugin.id for plugin in self._registry.plugins.values() if not plugin.problem]
-    def __getitem__(self, plugin_id: str) -> str:
-        plugin = self._registry.plugins[plugin_id]
-        if plugin.path and plugin.path not in sys.path: sys.path.insert(0, plugin.path)
-        return plugin.target
-
-class EntryPointRegistry:
-    "The plugins of all installed packages, of a folder of manifests, and those it is given; and their configs."
-    def __init__(self,
-        plugins: Mapping[str, str] | None = None, # Import strings of further plugins, by id
-        config: Mapping[str, Mapping[str, Any]] | None = None, # What plugins are loaded with, by id; this counts more than files and variables
-        groups: str | Mapping[Any, str] = GROUP, # The entry point group of each category; a group alone is its own category
-        manifests: str | os.PathLike[str] | None = None, # A folder with a TOML file for each plugin that is not an installed package
-        config_dir: str | os.PathLike[str] | None = None # A folder that configs are kept in; None to keep none
-    ):
-        "Raises `PluginTypeError` or `PluginIdError`."
-        self.groups: Mapping[Any, str] = {groups: groups} if isinstance(groups, str) else dict(groups)
-        self._by_group = {group: category for category, group in self.groups.items()}
-        self._manifests = None if manifests is None else os.path.abspath(manifests)
-        self._config_dir = None if config_dir is None else os.path.abspath(config_dir)
-        self._overrides = {plugin_id: _copied(values) for plugin_id, values in (config or {}).items()}
-        self._coded, self._off, self._problems = dict[str, InstalledPlugin](), set[str](), dict[str, str]()
-        self._edition, self._lock = 0, threading.Lock()
-        self._catalogue: _Catalogue | None = None
-        self._usable: set[str] = set()  # Schemas that are known to be in order
-        for plugin_id, target in (plugins or {}).items(): self.register(plugin_id, target)
-
-    def register(self,
-        plugin_id: str, # Its id
-        target: str, # Where it is, as `package.module:name`
-        *,
-        name: str = "", # What people call it
-        category: Any = None, # What kind of plugin it is; None for the registry's first category
-        description: str = "", # What it is for
-        schema: Mapping[str, Any] | str | os.PathLike[str] | None = None # The JSON Schema of its config, or its file; None to look beside its module
-    ) -> InstalledPlugin: # Its record
-        "Add a plugin. It has its id even if a package claims it too. Raises `PluginTypeError`, `PluginIdError`, `DuplicatePluginError` or `PluginSchemaError`."
-        if not isinstance(target, str): raise PluginTypeError(plugin_id, target)
-        check_plugin(plugin_id, target)
-        if check_id(plugin_id): raise PluginIdError(plugin_id)
-        if schema is not None and not isinstance(schema, (Mapping, str, os.PathLike)): raise PluginSchemaError(plugin_id, "the code", f"a {type(schema).__name__}")
-        category = next(iter(self.groups)) if category is None else category
-        plugin = InstalledPlugin(plugin_id, target, name=name, category=category, description=description, schema=os.fspath(schema) if isinstance(schema, os.PathLike) else schema)
-        with self._lock:
-            if plugin_id in self._coded: raise DuplicatePluginError(plugin_id, self._coded[plugin_id].target, target)
-            self._coded = {**self._coded, plugin_id: plugin}
-            self._edition += 1
-        return plugin
-
-    @property
-    def plugins(self) -> dict[str, InstalledPlugin]: # By id; the caller's own
-        "All plugins, also those with a problem."
-        return dict(self._current().plugins)
-
-    def get_plugins_by_category(self, category: Any) -> list[InstalledPlugin]: return list(self._current().by_category.get(category, ()))
-    def get_plugin(self, plugin_id: str) -> InstalledPlugin | None: return self._current().plugins.get(plugin_id)
-
-    def search(self,
-        text: str # Part of an id, a name, a description, or a package's name; case does not count
-    ) -> list[InstalledPlugin]: # Those that have it
-        "Find plugins by what is said of them."
-        return [p for p in self._current().plugins.values() if any(text.lower() in said.lower() for said in (p.id, p.name, p.description, p.distribution))]
-
-    def targets(self) -> dict[str, str]: # Import strings by id
-        "What `JobManager(plugins=...)` takes: every plugin without a problem that needs no folder of its own."
-        return {p.id: p.target for p in self._current().plugins.values() if not p.problem and not p.path}
-
-    def loader(self) -> RegistryLoader: # Can be sent to a worker
-        "What a manager's `get_plugin_loader` may return: every plugin, also those that are installed later."
-        return RegistryLoader(tuple(self._coded.values()), self.groups, self._manifests)
-
-    def report_problem(self,
-        plugin_id: str, # A plugin that could not be imported
-        reason: str # Why
-    ) -> None:
-        "Remember what a worker found out, until what is installed changes. Raises `UnknownPluginError`."
-        self._known(plugin_id)
-        with self._lock:
-            self._problems = {**self._problems, plugin_id: reason}
-            self._edition += 1
-
-    def _known(self, plugin_id: str) -> InstalledPlugin:
-        if (plugin := self.get_plugin(plugin_id)) is None: raise UnknownPluginError(plugin_id, "the registry", self._current().plugins)
-        return plugin
-
-    def _current(self) -> _Catalogue:
-        "The catalogue, read anew if anything has changed."
-        if (kept := self._catalogue) is not None and self._holds(kept): return kept
-        with self._lock:
-            if (kept := self._catalogue) is not None and self._holds(kept): return kept
-            self._catalogue = made = self._read(kept)
-            return made
-
-    def _holds(self, kept: _Catalogue) -> bool:
-        if kept.edition != self._edition or kept.path != sys.path or kept.cwd != _cwd(): return False
-        return all(part is None or part.fresh() for part in (kept.installed, kept.manifests, kept.switches))
-
-    def _read(self, kept: _Catalogue | None) -> _Catalogue:
-        edition, path, cwd = self._edition, list(sys.path), _cwd()
-        if kept and (kept.path, kept.cwd) == (path, cwd) and kept.installed.fresh(): installed = kept.installed
-        else:
-            if kept: invalidate_caches()
-            installed = _read_installed(self._by_group)
-            if kept and installed.seen != kept.installed.seen: self._problems = {}
-        manifests = None if self._manifests is None else _read_manifests(self._manifests, self._by_group)
-        switches = None if self._config_dir is None else _read_switches(self._config_dir)
-        off = {*self._off, *(switches.found if switches else ())}
-        plugins = {}
-        for plugin in _settled([*self._coded.values(), *installed.found, *(manifests.found if manifests else ())]):
-            if file_name(plugin.id) in off: plugin = replace(plugin, enabled=False)
-            if plugin.id in self._problems and not plugin.problem: plugin = replace(plugin, problem=self._problems[plugin.id])
-            plugins[plugin.id] = plugin
-        by_category: dict[Any, list[InstalledPlugin]] = {}
-        for plugin in plugins.values(): by_category.setdefault(plugin.category, []).append(plugin)
-        return _Catalogue(edition, path, cwd, installed, manifests, switches, plugins, by_category)
-
-    def enable(self,
-        plugin_id: str # A plugin
-    ) -> None:
-        "Let a plugin run again. Raises `UnknownPluginError` or `ConfigFolderError`."
-        self._switch(plugin_id, True)
-
-    def disable(self,
-        plugin_id: str # A plugin
-    ) -> None:
-        "Have the manager refuse a plugin's jobs, from now on and, with a `config_dir`, in every process. Raises `UnknownPluginError` or `ConfigFolderError`."
-        self._switch(plugin_id, False)
-
-    def _switch(self, plugin_id: str, on: bool) -> None:
-        self._known(plugin_id)
-        name = file_name(plugin_id)
-        if self._config_dir is not None:
-            path = os.path.join(self._config_dir, f"{name}.disabled")
-            with _writing(self._config_dir):
-                if on:
-                    with suppress(FileNotFoundError): os.unlink(path)
-                else: os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
-        with self._lock:
-            self._off = self._off - {name} if on or self._config_dir is not None else self._off | {name}
-            self._edition += 1
-
-    def config_file(self,
-        plugin_id: str # Its id
-    ) -> str: # A path
-        "Where a plugin's config is kept. Raises `NoConfigFolderError`."
-        if self._config_dir is None: raise NoConfigFolderError(plugin_id)
-        return os.path.join(self._config_dir, f"{file_name(plugin_id)}.json")
-
-    def load_plugin_config(self, plugin_id: str) -> dict[str, Any]:
-        """Defaults, file, environment and code, merged in this order and validated. Raises `PluginConfigError`, `ConfigFileError`, `PluginSchemaError` or
-        `RegistryExtraError`."""
-        plugin = self.get_plugin(plugin_id)
-        if plugin is None or not plugin.target: return {}
-        schema, where = self._schema(plugin)
-        stored, private = self._stored(plugin_id)
-        said, file = self._overrides.get(plugin_id, {}), self.config_file(plugin_id) if stored else ""
-        variables = self._variables(plugin, schema, {**((schema or {}).get("properties") or {}), **stored, **said})
-        config, origins = _defaults(schema), dict[str, str]()
-        for layer, origin in ((stored, file), *(({key: value}, name) for name, key, value in variables), (said, "the code")):
-            config = _merged(config, layer)
-            origins.update(dict.fromkeys(layer, origin))
-        config = self._checked(plugin, schema, where, config, origins)
-        if not private and schema is not None and _has_secret(_hidden(stored, [schema], schema)):
-            raise ConfigFileError(file, "one with a secret in it that others may read", f"run chmod 600 {file}")
-        return config
-
-    def stored_plugin_config(self,
-        plugin_id: str # A plugin
-    ) -> dict[str, Any]: # With its secrets hidden; the caller's own
-        "What a plugin's file says. Raises `ConfigFileError` or `PluginSchemaError`."
-        stored, _ = self._stored(plugin_id)
-        plugin = self.get_plugin(plugin_id)
-        schema = self._schema(plugin)[0] if plugin and stored else None
-        found: dict[str, Any] = stored if schema is None else _hidden(stored, [schema], schema)
-        return found
-
-    def save_plugin_config(self,
-        plugin_id: str, # A plugin
-        config: Mapping[str, Any] # What its file is to say; what the schema requires may still come from elsewhere
-    ) -> None:
-        """Replace the file, all of it or nothing. Raises `UnknownPluginError`, `NoConfigFolderError`, `ConfigFolderError`, `PluginConfigError`,
-        `PluginSchemaError`, `RegistryExtraError`, or `ConfigFileError` for a file that is there and cannot be read, which stays as it is."""
-        self._change(plugin_id, lambda stored: _revealed(config))
-
-    def set_plugin_option(self,
-        plugin_id: str, # A plugin
-        key: str, # One of its settings
-        text: str # Its value, as on a command line: JSON, or simply text, whichever the schema asks for
-    ) -> None:
-        "Change one setting in the file. Raises what `save_plugin_config` raises."
-        schema, _ = self._schema(self._known(plugin_id))
-        self._change(plugin_id, lambda stored: {**stored, key: _parsed(text, _types(schema, key))}, key)
-
-    def unset_plugin_option(self,
-        plugin_id: str, # A plugin
-        key: str # One of its settings; empty for all of them
-    ) -> bool: # Whether it was in the file
-        "Take one setting, or all, out of the file. Raises what `save_plugin_config` raises."
-        was = list[bool]()
-        def change(stored: dict[str, Any]) -> dict[str, Any]:
-            was.append(key in stored if key else bool(stored))
-            return {name: value for name, value in stored.items() if key and name != key}
-        self._known(plugin_id)
-        self._change(plugin_id, change)
-        return was[0]
-
-    def _change(self, plugin_id: str, change: Callable[[dict[str, Any]], dict[str, Any]], key: str = "") -> None:
-        "Read, change, check and replace a file, while no other process does so."
-        plugin, path = self._known(plugin_id), self.config_file(plugin_id)
-        schema, where = self._schema(plugin)
-        with _alone(os.path.dirname(path)):
-            config = change(self._stored(plugin_id)[0])
-            try: text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
-            except (TypeError, ValueError) as e: raise PluginConfigError(plugin_id, key, "plain data, as JSON has it", str(e)) from None
-            self._checked(plugin, schema, where, json.loads(text), {}, partly=True)
-            _replace(path, text + "\n")
-
-    def _stored(self, plugin_id: str) -> tuple[dict[str, Any], bool]:
-        "What a plugin's file says, and whether nobody else can read it."
-        if self._config_dir is None: return {}, True
-        path, remedy = self.config_file(plugin_id), "mend it, or move it away"
-        try:
-            text, mode = _content(path, _JSON)
-            config = json.loads(text)
-        except FileNotFoundError: return {}, True
-        except OSError as e: raise ConfigFileError(path, f"one that cannot be read: {e.strerror}", remedy) from e
-        except (ValueError, RecursionError) as e: raise ConfigFileError(path, f"no JSON: {e}" if isinstance(e, json.JSONDecodeError) else f"{type(e).__name__}: {e}", remedy) from None
-        if not isinstance(config, dict): raise ConfigFileError(path, f"a JSON {type(config).__name__}", remedy)
-        return config, not mode & 0o077
-
-    def _variables(self, plugin: InstalledPlugin, schema: Any, keys: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-        "The plugin's environment variables: name, key and value."
-        own = variable_name(plugin.id)
-        prefix = f"CJM_WORKERS__{own}__"
-        for name in sorted(name for name in list(os.environ) if name.startswith(prefix)):
-            if others := [i for i in self._current().plugins if i != plugin.id and variable_name(i) == own]:
-                raise PluginConfigError(plugin.id, name, "a variable that belongs to one plugin", f"one that may as well be meant for {others[0]!r}: use the file instead")
-            said = name[len(prefix):]
-            meant = [key for key in keys if re.sub(r"[^A-Z0-9]", "_", key.upper()) == said]
-            if len(meant) > 1: raise PluginConfigError(plugin.id, name, "a variable that belongs to one key", f"one for {' and '.join(map(repr, meant))}: use the file instead")
-            key = meant[0] if meant else said.lower()
-            yield f"the environment variable {name}", key, _parsed(os.environ.get(name, ""), _types(schema, key))
-
-    def _schema(self, plugin: InstalledPlugin) -> tuple[Any, str]:
-        "A plugin's schema, None without one, and where it is. Raises `PluginSchemaError` or `RegistryExtraError`."
-        schema, path = self._schema_text(plugin)
-        if schema is None: return None, path
-        try: text = json.dumps(schema)
-        except (TypeError, ValueError, RecursionError) as e: raise PluginSchemaError(plugin.id, path, f"{type(e).__name__}: {e}") from None
-        if text not in self._usable:  # to look at a schema takes longer than to validate a config
-            _usable(plugin.id, schema, path)
-            self._usable = {text, *self._usable} if len(self._usable) < 1000 else {text}
-        return schema, path
-
-    def _schema_text(self, plugin: InstalledPlugin) -> tuple[Any, str]:
-        "The schema as it is written."
-        if isinstance(plugin.schema, Mapping): return _copied(plugin.schema), "the code"
-        if plugin.problem and not plugin.target: return None, ""
-        if plugin.schema is None and not plugin.path: path = _schema_file(plugin.target)
-        elif plugin.schema is None: path = next((p for p in _beside(plugin) if os.path.isfile(p)), None)
-        else: path = plugin.schema
-        if path is None: return None, ""
-        try: schema = json.loads(_content(path, _JSON)[0])
-        except (OSError, ValueError, RecursionError) as e: raise PluginSchemaError(plugin.id, path, f"{type(e).__name__}: {e}") from None
-        if not isinstance(schema, dict): raise PluginSchemaError(plugin.id, path, f"a JSON {type(schema).__name__}")
-        return schema, path
-
-    def _checked(self, plugin: InstalledPlugin, schema: Any, where: str, config: Any, origins: Mapping[str, str], partly: bool = False) -> dict[str, Any]:
-        "A config that is what the schema asks for, its secrets hidden."
-        if schema is None: return dict(config)
-        validator, plain = _validator(plugin.id, schema), _revealed(config)
-        try:
-            hidden: dict[str, Any] = _hidden(plain, [schema], schema)
-            error = _first_wrong(validator, plain, partly)
-        except Exception as e: raise PluginSchemaError(plugin.id, where, f"{type(e).__name__}: {e}") from None
-        if error is not None: raise _wrong(plugin.id, error, hidden, origins) from None
-        if _numbers_hidden(plain, hidden): raise PluginSchemaError(plugin.id, where, "a secret that is no string")
-        return hidden
-
-# %% ../../nbs/integrations/registry.ipynb #fbb1736f
-def _cwd() -> str:
-    "Where relative parts of the import path begin, if it has any."
-    if all(map(os.path.isabs, sys.path)): return ""
-    try: return os.getcwd()
-    except OSError: return ""
-
-def _read_switches(folder: str) -> _Snapshot:
-    "The plugins that are disabled, as file names."
-    snapshot = _Snapshot()
-    times = _times(folder, [])
-    try: snapshot.found = [name.removesuffix(".disabled") for name in os.listdir(folder) if name.endswith(".disabled")]
-    except FileNotFoundError: pass
-    except OSError as e: _log.warning("nobody can say which plugins are disabled: %s", e)
-    snapshot.watch(folder, [], times)
-    return snapshot
-
-def _types(schema: Any, key: str) -> Any:
-    "The types that a schema asks for at a key."
-    return next((one["type"] for below in _below([*_applying(schema, schema)], key) for one in _applying(below, schema) if "type" in one), None)
+# %% ../../nbs/integrations/registry.ipynb #89cf74ec
+def _schema_file(target: str) -> str | None:
+    "`<name>.schema.json` in the folder of the package that a target lies in, if there is one. Nothing is imported, since only the topmost package is looked for."
+    module, _, name = target.partition(":")
+    top, *below = module.split(".")
+    try: spec = find_spec(top)
+    except (ImportError, ValueError): return None
+    for folder in spec.submodule_search_locations or () if spec else ():
+        inside = os.path.join(folder, *below)
+        path = os.path.join(inside if os.path.isdir(inside) else os.path.dirname(inside), f"{name}.schema.json")
+        if os.path.isfile(path): return path
+    return None
 
 def _beside(plugin: InstalledPlugin) -> Iterator[str]:
     "Where the schema of a plugin with a folder of its own may be."
@@ -882,25 +741,66 @@ def _beside(plugin: InstalledPlugin) -> Iterator[str]:
     inside = os.path.join(plugin.path, *module.split("."))
     for folder in (inside, os.path.dirname(inside)): yield os.path.join(folder, f"{name}.schema.json")
 
-def _has_secret(value: Any) -> bool:
-    "Whether there is a secret anywhere in a config."
-    if isinstance(value, (dict, list)): return any(map(_has_secret, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, Secret)
+# %% ../../nbs/integrations/registry.ipynb #74191fa0
+@dataclass(frozen=True)
+class _Schema:
+    "What a plugin's config may be."
+    plugin_id: str
+    written: Any = None  # The JSON Schema; None without one
+    where: str = ""
 
-def _numbers_hidden(plain: Any, hidden: Any) -> bool:
-    "Whether anything but a string was hidden, which a plugin would get as a string."
-    if isinstance(hidden, Secret): return not isinstance(plain, str)
-    if isinstance(hidden, dict): return any(_numbers_hidden(plain[key], item) for key, item in hidden.items())
-    return isinstance(hidden, list) and any(map(_numbers_hidden, plain, hidden))
+    @property
+    def properties(self) -> Mapping[str, Any]: return (self.written or {}).get("properties") or {}
+    def defaults(self) -> dict[str, Any]: return _defaults(self.written)
+    def types(self, key: str) -> Any: return _types(self.written, key)
 
-@contextmanager
-def _writing(folder: str) -> Iterator[None]:
-    "While something is written in a folder, which is made if it is not there. Raises `ConfigFolderError`."
-    try:
-        os.makedirs(folder, 0o700, exist_ok=True)
-        yield
-    except OSError as e: raise ConfigFolderError(folder, e.strerror or str(e)) from e
+    def hide(self, config: dict[str, Any]) -> dict[str, Any]:
+        "A config with its secrets hidden."
+        hidden: dict[str, Any] = config if self.written is None else _hidden(config, [self.written], self.written)
+        return hidden
 
+    def checked(self, config: Any, origins: Mapping[str, str], partly: bool = False) -> dict[str, Any]:
+        "A config that is what the schema asks for, its secrets hidden. Raises `PluginConfigError`, `PluginSchemaError` or `RegistryExtraError`."
+        if self.written is None: return dict(config)
+        validator, plain = _validator(self.plugin_id, self.written), _revealed(config)
+        try:
+            hidden = self.hide(plain)
+            error = _first_wrong(validator, plain, partly)
+        except Exception as e: raise PluginSchemaError(self.plugin_id, self.where, f"{type(e).__name__}: {e}") from None
+        if error is not None: raise _wrong(self.plugin_id, error, hidden, origins) from None
+        if _numbers_hidden(plain, hidden): raise PluginSchemaError(self.plugin_id, self.where, "a secret that is no string")
+        return hidden
+
+# %% ../../nbs/integrations/registry.ipynb #78c7df38
+class _Schemas:
+    "Finds the schemas of plugins, and sees to it that they are in order."
+    def __init__(self) -> None: self._usable: set[str] = set()
+
+    def of(self, plugin: InstalledPlugin) -> _Schema:
+        "A plugin's schema. Raises `PluginSchemaError` or `RegistryExtraError`."
+        schema = self._written(plugin)
+        if schema.written is None: return schema
+        try: text = json.dumps(schema.written)
+        except (TypeError, ValueError, RecursionError) as e: raise PluginSchemaError(plugin.id, schema.where, f"{type(e).__name__}: {e}") from None
+        if text not in self._usable:
+            _usable(plugin.id, schema.written, schema.where)
+            self._usable = {text, *self._usable} if len(self._usable) < 1000 else {text}
+        return schema
+
+    def _written(self, plugin: InstalledPlugin) -> _Schema:
+        "The schema as it is written."
+        if isinstance(plugin.schema, Mapping): return _Schema(plugin.id, _copied(plugin.schema), "the code")
+        if plugin.problem and not plugin.target: return _Schema(plugin.id)
+        if plugin.schema is None and not plugin.path: path = _schema_file(plugin.target)
+        elif plugin.schema is None: path = next((p for p in _beside(plugin) if os.path.isfile(p)), None)
+        else: path = plugin.schema
+        if path is None: return _Schema(plugin.id)
+        try: written = json.loads(_content(path, _JSON)[0])
+        except (OSError, ValueError, RecursionError) as e: raise PluginSchemaError(plugin.id, path, f"{type(e).__name__}: {e}") from None
+        if not isinstance(written, dict): raise PluginSchemaError(plugin.id, path, f"a JSON {type(written).__name__}")
+        return _Schema(plugin.id, written, path)
+
+# %% ../../nbs/integrations/registry.ipynb #5d218f50
 @contextmanager
 def _alone(folder: str) -> Iterator[None]:
     "While no other process or thread changes what is in a folder."
@@ -924,3 +824,209 @@ def _replace(path: str, text: str) -> None:
     folder = os.open(os.path.dirname(path), os.O_RDONLY)
     try: os.fsync(folder)
     finally: os.close(folder)
+
+# %% ../../nbs/integrations/registry.ipynb #4efbbc35
+class _ConfigFiles:
+    "What people have saved: a JSON file for each plugin, in one folder. Without a folder there is none."
+    def __init__(self, folder: str | None): self._folder = folder
+
+    def path(self, plugin_id: str) -> str:
+        "Where a plugin's config is kept. Raises `NoConfigFolderError`."
+        if self._folder is None: raise NoConfigFolderError(plugin_id)
+        return os.path.join(self._folder, f"{file_name(plugin_id)}.json")
+
+    def read(self, plugin_id: str) -> tuple[dict[str, Any], bool]:
+        "What a plugin's file says, and whether nobody else can read it. Raises `ConfigFileError`."
+        if self._folder is None: return {}, True
+        path, remedy = self.path(plugin_id), "mend it, or move it away"
+        try:
+            text, mode = _content(path, _JSON)
+            config = json.loads(text)
+        except FileNotFoundError: return {}, True
+        except OSError as e: raise ConfigFileError(path, f"one that cannot be read: {e.strerror}", remedy) from e
+        except (ValueError, RecursionError) as e: raise ConfigFileError(path, f"no JSON: {e}" if isinstance(e, json.JSONDecodeError) else f"{type(e).__name__}: {e}", remedy) from None
+        if not isinstance(config, dict): raise ConfigFileError(path, f"a JSON {type(config).__name__}", remedy)
+        return config, not mode & 0o077
+
+    def change(self, plugin_id: str, change: Callable[[dict[str, Any]], dict[str, Any]], check: Callable[[dict[str, Any]], object], key: str = "") -> None:
+        "Read, change, check and replace a file, while no other process does so. Raises `ConfigFileError`, `ConfigFolderError`, `PluginConfigError`, and what `check` raises."
+        path = self.path(plugin_id)
+        with _alone(os.path.dirname(path)):
+            config = change(self.read(plugin_id)[0])
+            try: text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
+            except (TypeError, ValueError) as e: raise PluginConfigError(plugin_id, key, "plain data, as JSON has it", str(e)) from None
+            check(json.loads(text))
+            _replace(path, text + "\n")
+
+# %% ../../nbs/integrations/registry.ipynb #503482de
+def _variables(plugin_id: str, known: Iterable[str], schema: _Schema, keys: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    "What a plugin's environment variables say: which it is, and a config with its one key. Raises `PluginConfigError`."
+    own = variable_name(plugin_id)
+    prefix = f"CJM_WORKERS__{own}__"
+    for name in sorted(name for name in list(os.environ) if name.startswith(prefix)):
+        if others := [i for i in known if i != plugin_id and variable_name(i) == own]:
+            raise PluginConfigError(plugin_id, name, "a variable that belongs to one plugin", f"one that may as well be meant for {others[0]!r}: use the file instead")
+        said = name[len(prefix):]
+        meant = [key for key in keys if re.sub(r"[^A-Z0-9]", "_", key.upper()) == said]
+        if len(meant) > 1: raise PluginConfigError(plugin_id, name, "a variable that belongs to one key", f"one for {' and '.join(map(repr, meant))}: use the file instead")
+        key = meant[0] if meant else said.lower()
+        yield f"the environment variable {name}", {key: _parsed(os.environ.get(name, ""), schema.types(key))}
+
+# %% ../../nbs/integrations/registry.ipynb #0b9106f4
+class _Configs:
+    "The configs of plugins, in layers."
+    def __init__(self, folder: str | None, overrides: Mapping[str, Mapping[str, Any]]):
+        self._overrides = {plugin_id: _copied(values) for plugin_id, values in overrides.items()}
+        self.files, self.schemas = _ConfigFiles(folder), _Schemas()
+
+    def load(self, plugin: InstalledPlugin, known: Iterable[str]) -> dict[str, Any]:
+        "All layers, merged and validated."
+        schema, (stored, private) = self.schemas.of(plugin), self.files.read(plugin.id)
+        said, file = self._overrides.get(plugin.id, {}), self.files.path(plugin.id) if stored else ""
+        variables = _variables(plugin.id, known, schema, {**schema.properties, **stored, **said})
+        config, origins = _layered(schema.defaults(), ((file, stored), *variables, ("the code", said)))
+        config = schema.checked(config, origins)
+        if not private and schema.written is not None and _has_secret(schema.hide(stored)):
+            raise ConfigFileError(file, "one with a secret in it that others may read", f"run chmod 600 {file}")
+        return config
+
+    def stored(self, plugin_id: str, plugin: InstalledPlugin | None) -> dict[str, Any]:
+        "What the file says; of one that nobody offers any more, too."
+        stored, _ = self.files.read(plugin_id)
+        return self.schemas.of(plugin).hide(stored) if plugin and stored else stored
+
+    def change(self, plugin: InstalledPlugin, change: Callable[[dict[str, Any]], dict[str, Any]], key: str = "") -> None:
+        "Replace the file, unless the plugin could not be loaded with it."
+        self.files.path(plugin.id)  # that there is none is said first
+        schema = self.schemas.of(plugin)
+        self.files.change(plugin.id, change, lambda config: schema.checked(config, {}, partly=True), key)
+
+    def set(self, plugin: InstalledPlugin, key: str, text: str) -> None:
+        "Change one key, to what a text says."
+        schema = self.schemas.of(plugin)
+        self.change(plugin, lambda stored: {**stored, key: _parsed(text, schema.types(key))}, key)
+
+    def unset(self, plugin: InstalledPlugin, key: str) -> bool:
+        "Take one key, or all, out of the file; and say whether it was there."
+        was = list[bool]()
+        def change(stored: dict[str, Any]) -> dict[str, Any]:
+            was.append(key in stored if key else bool(stored))
+            return {name: value for name, value in stored.items() if key and name != key}
+        self.change(plugin, change)
+        return was[0]
+
+# %% ../../nbs/integrations/registry.ipynb #97187f64
+class EntryPointRegistry:
+    "The plugins of all installed packages, of a folder of manifests, and those it is given; and their configs."
+    def __init__(self,
+        plugins: Mapping[str, str] | None = None, # Import strings of further plugins, by id
+        config: Mapping[str, Mapping[str, Any]] | None = None, # What plugins are loaded with, by id; this counts more than files and variables
+        groups: str | Mapping[Any, str] = GROUP, # The entry point group of each category; a group alone is its own category
+        manifests: str | os.PathLike[str] | None = None, # A folder with a TOML file for each plugin that is not an installed package
+        config_dir: str | os.PathLike[str] | None = None # A folder that configs are kept in; None to keep none
+    ):
+        "Raises `PluginTypeError` or `PluginIdError`."
+        self.groups: Mapping[Any, str] = {groups: groups} if isinstance(groups, str) else dict(groups)
+        self._manifests = None if manifests is None else os.path.abspath(manifests)
+        folder = None if config_dir is None else os.path.abspath(config_dir)
+        self._catalogue = _Catalogue(self.groups, self._manifests, _Switches(folder))
+        self._configs = _Configs(folder, config or {})
+        for plugin_id, target in (plugins or {}).items(): self.register(plugin_id, target)
+
+    def register(self,
+        plugin_id: str, # Its id
+        target: str, # Where it is, as `package.module:name`
+        *,
+        name: str = "", # What people call it
+        category: Any = None, # What kind of plugin it is; None for the registry's first category
+        description: str = "", # What it is for
+        schema: Mapping[str, Any] | str | os.PathLike[str] | None = None # The JSON Schema of its config, or its file; None to look beside its module
+    ) -> InstalledPlugin: # Its record
+        "Add a plugin. It has its id even if a package claims it too. Raises `PluginTypeError`, `PluginIdError`, `DuplicatePluginError` or `PluginSchemaError`."
+        category = next(iter(self.groups)) if category is None else category
+        plugin = InstalledPlugin(plugin_id, target, name=name, category=category, description=description, schema=os.fspath(schema) if isinstance(schema, os.PathLike) else schema)
+        self._catalogue.add(plugin)
+        return plugin
+
+    @property
+    def plugins(self) -> dict[str, InstalledPlugin]: # By id; the caller's own
+        "All plugins, also those with a problem."
+        return dict(self._catalogue.current().plugins)
+
+    def get_plugins_by_category(self, category: Any) -> list[InstalledPlugin]: return list(self._catalogue.current().by_category.get(category, ()))
+    def get_plugin(self, plugin_id: str) -> InstalledPlugin | None: return self._catalogue.current().plugins.get(plugin_id)
+
+    def search(self,
+        text: str # Part of an id, a name, a description, or a package's name; case does not count
+    ) -> list[InstalledPlugin]: # Those that have it
+        "Find plugins by what is said of them."
+        return [p for p in self._catalogue.current().plugins.values() if any(text.lower() in said.lower() for said in (p.id, p.name, p.description, p.distribution))]
+
+    def targets(self) -> dict[str, str]: # Import strings by id
+        "What `JobManager(plugins=...)` takes: every plugin without a problem that needs no folder of its own."
+        return {p.id: p.target for p in self._catalogue.current().plugins.values() if not p.problem and not p.path}
+
+    def loader(self) -> RegistryLoader: # Can be sent to a worker
+        "What a manager's `get_plugin_loader` may return: every plugin, also those that are installed later."
+        return RegistryLoader(self._catalogue.coded, self.groups, self._manifests)
+
+    def report_problem(self,
+        plugin_id: str, # A plugin that could not be imported
+        reason: str # Why
+    ) -> None:
+        "Remember what a worker found out, until what is installed changes. Raises `UnknownPluginError`."
+        self._catalogue.report(plugin_id, reason)
+
+    def enable(self,
+        plugin_id: str # A plugin
+    ) -> None:
+        "Let a plugin run again. Raises `UnknownPluginError` or `ConfigFolderError`."
+        self._catalogue.switch(plugin_id, on=True)
+
+    def disable(self,
+        plugin_id: str # A plugin
+    ) -> None:
+        "Have the manager refuse a plugin's jobs, from now on and, with a `config_dir`, in every process. Raises `UnknownPluginError` or `ConfigFolderError`."
+        self._catalogue.switch(plugin_id, on=False)
+
+    def config_file(self,
+        plugin_id: str # Its id
+    ) -> str: # A path
+        "Where a plugin's config is kept. Raises `NoConfigFolderError`."
+        return self._configs.files.path(plugin_id)
+
+    def load_plugin_config(self, plugin_id: str) -> dict[str, Any]:
+        """Defaults, file, environment and code, merged in this order and validated. Raises `PluginConfigError`, `ConfigFileError`, `PluginSchemaError` or
+        `RegistryExtraError`."""
+        plugins = self._catalogue.current().plugins
+        plugin = plugins.get(plugin_id)
+        return {} if plugin is None or not plugin.target else self._configs.load(plugin, plugins)
+
+    def stored_plugin_config(self,
+        plugin_id: str # A plugin
+    ) -> dict[str, Any]: # With its secrets hidden; the caller's own
+        "What a plugin's file says. Raises `ConfigFileError` or `PluginSchemaError`."
+        return self._configs.stored(plugin_id, self.get_plugin(plugin_id))
+
+    def save_plugin_config(self,
+        plugin_id: str, # A plugin
+        config: Mapping[str, Any] # What its file is to say; what the schema requires may still come from elsewhere
+    ) -> None:
+        """Replace the file, all of it or nothing. Raises `UnknownPluginError`, `NoConfigFolderError`, `ConfigFolderError`, `PluginConfigError`,
+        `PluginSchemaError`, `RegistryExtraError`, or `ConfigFileError` for a file that is there and cannot be read, which stays as it is."""
+        self._configs.change(self._catalogue.known(plugin_id), lambda stored: _revealed(config))
+
+    def set_plugin_option(self,
+        plugin_id: str, # A plugin
+        key: str, # One of its settings
+        text: str # Its value, as on a command line: JSON, or simply text, whichever the schema asks for
+    ) -> None:
+        "Change one setting in the file. Raises what `save_plugin_config` raises."
+        self._configs.set(self._catalogue.known(plugin_id), key, text)
+
+    def unset_plugin_option(self,
+        plugin_id: str, # A plugin
+        key: str # One of its settings; empty for all of them
+    ) -> bool: # Whether it was in the file
+        "Take one setting, or all, out of the file. Raises what `save_plugin_config` raises."
+        return self._configs.unset(self._catalogue.known(plugin_id), key)
