@@ -24,7 +24,9 @@ from cjm_worker_protocols.extensions.hosts import NO_PID
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'cjm-worker-protocols[ray]'")
 
 from cjm_worker_protocols.integrations.ray import (  # noqa: E402
+    EngineLoopError,
     RayConnectionError,
+    RayElsewhereError,
     RayEngine,
     RayLostError,
     RayMissingError,
@@ -253,16 +255,24 @@ def test_a_reader_that_stays_away_holds_up_the_plugin(tmp_path: Path) -> None:
     run(scenario(), limit=60)
 
 
-def test_a_large_command_amid_a_stream_holds_up_neither() -> None:
-    """While a worker cannot be told more because it wants to say something, it is heard."""
+@pytest.mark.parametrize("slow", [0, 100])
+def test_a_large_command_amid_a_stream_holds_up_neither(slow: int) -> None:
+    """While a worker cannot be told more because it wants to say something, it is heard, also when what it said last was little."""
+
+    def first_slow_then_fast(slow: int, fast: int) -> "Iterator[bytes]":
+        for _ in range(slow):
+            yield b"little"
+            time.sleep(0.01)
+        for _ in range(fast):
+            yield bytes(10_000)
 
     async def scenario() -> None:
-        async with on_ray("count", "echo", stream_buffer=5000) as m:
-            job = await m.start_job("count", n=2000, size=10_000)
+        async with on_ray(first_slow_then_fast, stream_buffer=5000) as m:
+            job = await m.start_job("first_slow_then_fast", slow=slow, fast=2000)
             await first_chunk(job)
-            reload = asyncio.ensure_future(m.reload_plugin("count", {"much": bytes(5_000_000)}))
-            assert len([chunk async for chunk in job.stream()]) == 2000
-            assert await reload
+            reloads = [asyncio.ensure_future(m.reload_plugin("first_slow_then_fast", {"much": bytes(size)})) for size in (5_000_000, 5)]
+            assert len([chunk async for chunk in job.stream()]) == slow + 2000
+            assert all(await asyncio.gather(*reloads))
 
     run(scenario())
 
@@ -411,6 +421,47 @@ def test_a_cluster_that_is_lost_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -
     run(scenario())
 
 
+def test_another_cluster_is_refused() -> None:
+    """A process has one connection: an engine with another address says so, and one with the same, under another name or `auto`, uses it."""
+
+    async def scenario() -> None:
+        async with on_ray("pid", engine=RayEngine("127.0.0.1:1")) as m:
+            job = await end(await m.start_job("pid"))
+            assert job.error.category == "start" and "RayElsewhereError" in job.error.message, job.error
+            assert "'127.0.0.1:1'" in job.error.message and address() in job.error.message
+        async with on_ray("pid", engine=RayEngine(address().replace("127.0.0.1", "localhost"))) as m:
+            assert await (await m.start_job("pid")) > 0
+
+    run(scenario())
+    assert issubclass(RayElsewhereError, RayConnectionError)
+
+
+def test_an_engine_works_on_one_loop_at_a_time() -> None:
+    """A manager on another loop is told so; when the first has ended, also without a shutdown, the engine works on the next."""
+    engine = RayEngine()
+    left = []
+
+    async def on_another() -> str:
+        async with on_ray("pid", engine=engine) as m:
+            return str((await end(await m.start_job("pid"))).error)
+
+    async def first() -> None:
+        async with on_ray("pid", engine=engine) as m:
+            assert await (await m.start_job("pid")) > 0
+            told = await asyncio.get_running_loop().run_in_executor(None, run, on_another())
+            assert EngineLoopError.__name__ in told
+        m = on_ray("with_children", engine=engine)  # and never shut down
+        left.extend(await first_chunk(await m.start_job("with_children")))
+
+    async def second() -> None:
+        async with on_ray("pid", engine=engine) as m:
+            assert await (await m.start_job("pid")) > 0
+            assert await gone_soon(left, 10)
+
+    run(first())
+    run(second())
+
+
 def listeners(process: psutil.Process) -> "set[str]":
     """The addresses on which a process and those below it listen."""
     found = set()
@@ -460,6 +511,9 @@ def test_a_ray_of_our_own_ends_with_its_engine() -> None:
             for job in jobs:
                 assert await job == job.worker_pid
             rays = [p.pid for p in me.children(recursive=True) if p.name() in ("raylet", "gcs_server") and p.pid not in before]
+            async with on_ray("pid", engine=RayEngine("127.0.0.1:1")) as third:
+                job = await end(await third.start_job("pid"))
+                assert "RayElsewhereError" in job.error.message, job.error
             await m.shutdown()
             assert await (await other.start_job("pid")) == jobs[1].worker_pid
         assert rays and not ray.is_initialized()
