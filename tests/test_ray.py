@@ -3,19 +3,22 @@
 import asyncio
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import engines
 import psutil
 import pytest
-from harness import TESTS, Seen, alive, end, finish, first_chunk, gone, gone_soon, manager, nothing_left, run, said_json, script  # noqa: F401
+from harness import TESTS, Gate, Seen, alive, end, finish, first_chunk, gate, gone, gone_soon, manager, nothing_left, run, said_json, script  # noqa: F401
 from repo import ROOT
 
 from cjm_worker_protocols import JobError, WorkerConfig
@@ -228,6 +231,33 @@ def test_a_node_that_dies_amid_a_stream(tmp_path: Path, monkeypatch: pytest.Monk
         run(scenario(said_json(process, 60)), limit=90)
 
 
+def test_a_keeper_that_rays_memory_monitor_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a node that has too little memory, as its monitor is told, the job fails as a crash that names the node and the reason; what runs elsewhere goes on."""
+    for name, value in {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_memory_usage_threshold": "0.001",
+        "RAY_memory_monitor_refresh_ms": "4000",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    async def scenario(second: Any) -> None:
+        async with on_ray("with_children", "pid", backoff_base=0.01, max_restarts=20, max_workers=2) as m:
+            before = await (await m.start_job("pid"))
+            await m.reload_plugin("with_children", {"worker_resources": {"second": 1}})
+            job = await m.start_job("with_children")
+            pids: "list[int]" = []
+            with pytest.raises(JobError):
+                async for pids in job.stream():
+                    pass
+            assert job.error.category == "crash" and second["node"][:8] in job.error.message and "memory" in job.error.message, job.error
+            assert await gone_soon(pids, 5)
+            assert await (await m.start_job("pid")) == before
+
+    with script(tmp_path / "node.py", SECOND_NODE, address()) as process:
+        run(scenario(said_json(process, 60)), limit=90)
+
+
 # Backpressure
 
 
@@ -338,6 +368,77 @@ def test_the_resource_manager_of_this_package_shows_workers_of_other_hosts(monke
     assert resources.snapshot().workers == ()
 
 
+# What differs from workers on this machine
+
+
+def test_the_docs_list_what_differs() -> None:
+    """The page "Where workers live" has just the differences of `engines.DIFFERENT`, and each has its test here."""
+    page = json.loads((ROOT / "nbs/explanations/where_workers_live.ipynb").read_text(encoding="utf-8"))
+    [section] = [text for cell in page["cells"] if (text := "".join(cell["source"])).startswith("## What differs on Ray")]
+    listed = re.findall(r"^- (?:\*\*(.+?)\.\*\* )?", section, re.M)
+    assert listed == list(engines.DIFFERENT)
+    assert not [test for test in engines.DIFFERENT.values() if test not in globals()]
+
+
+def test_the_environment_is_that_of_the_node() -> None:
+    """Variables are laid over those of Ray's own processes, which say how many threads numeric libraries may use."""
+
+    def variables() -> "dict[str, str]":
+        return dict(os.environ)
+
+    async def scenario() -> None:
+        for cpus, threads in ((None, "1"), (2, "2")):
+            async with on_ray(variables, engine=RayEngine(num_cpus=cpus), env={"OURS": "1"}) as m:
+                told = await (await m.start_job("variables"))
+                assert (told["OURS"], told["OMP_NUM_THREADS"]) == ("1", threads) and "RAY_JOB_ID" in told
+
+    run(scenario(), limit=60)
+
+
+def test_an_interpreter_that_is_not_there_is_noticed_on_the_node() -> None:
+    """The job fails as a start that names it, after as many tries as are allowed."""
+
+    async def scenario() -> None:
+        async with on_ray("pid", python="/no/such/python", max_restarts=1, backoff_base=0.01) as m:
+            job = await end(await m.start_job("pid"), 60)
+            assert job.error.category == "start" and "2 workers crashed" in job.error.message and "/no/such/python" in job.error.message, job.error
+
+    run(scenario(), limit=90)
+
+
+def test_the_import_path_is_the_managers_then_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the manager's path a worker gets what exists on its node, in order, and then the node's."""
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path, "/no/such/folder"])
+
+    def path() -> "list[str]":
+        return sys.path
+
+    async def scenario() -> None:
+        async with on_ray(path) as m:
+            told, ours = await (await m.start_job("path")), [p for p in sys.path if os.path.exists(p)]
+            assert "/no/such/folder" not in told and told[: len(ours)] == ours
+
+    run(scenario())
+
+
+def test_the_second_job_is_sent_when_the_first_has_ended(gate: Gate) -> None:
+    """A job that is next waits here, so which jobs were begun is always known."""
+
+    async def scenario() -> None:
+        async with on_ray("wait_at") as m:
+            gate.open()
+            await (await m.start_job("wait_at", gate=gate.path))
+            jobs = [await m.start_job("wait_at", gate=gate.path) for _ in range(2)]
+            [worker] = m._workers()
+            assert worker.next is not None and worker.handle.withdraw() == {worker.next.number}
+            worker.handle.give(worker.next.number, worker.next.frame)
+            gate.open(2)
+            for job in jobs:
+                await job
+
+    run(scenario())
+
+
 # Connections
 
 
@@ -363,12 +464,73 @@ asyncio.run(main())
     assert "1.2.3" in message and ray.__version__ in message
 
 
-def test_a_cluster_is_reached_through_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ray://` works from a process that is on no node: jobs, streams and cancelling."""
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+def free_port() -> int:
+    """One that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+class Head(NamedTuple):
+    """A cluster that was started as people start one."""
+
+    address: str
+    client: str  # Its address for `ray://`
+    processes: "list[psutil.Process]"
+
+    def kill(self, *names: str) -> None:
+        """End its processes of these names, or all, and wait until they are gone."""
+        victims = [p for p in self.processes if not names or p.name() in names]
+        assert victims
+        for victim in victims:
+            victim.kill()
+        psutil.wait_procs(victims, timeout=10)
+
+
+@pytest.fixture(scope="module")
+def head() -> "Iterator[Head]":
+    """`ray start --head`, with a port for clients; it stays on this machine."""
+    folder = tempfile.mkdtemp(prefix="ray")  # the paths of sockets must be short
+    port, client = free_port(), free_port()
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": port,
+        "ray-client-server-port": client,
+        "include-dashboard": "false",
+        "num-cpus": 2,
+        "object-store-memory": 100_000_000,
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "temp-dir": folder,
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats", *(f"--{k}={v}" for k, v in options.items())]
+    env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_raylet_start_wait_time_s": "120"}
+    started = Head(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", [])
+    try:
+        with open(os.path.join(folder, "said"), "w+") as said:
+            status = subprocess.call(command, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=150)
+            said.seek(0)
+            assert status == 0, said.read()
+        started.processes.extend(p for p in psutil.process_iter() if folder in _command_line(p))
+        yield started
+    finally:
+        for process in [p for p in psutil.process_iter() if folder in _command_line(p)]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_a_cluster_is_reached_through_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Head) -> None:
+    """`ray://` works from a process that is on no node, through the proxy of `ray start`: jobs, streams, cancelling and leaving."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     source = """
 import asyncio, json, sys
 import sample_plugins
@@ -377,22 +539,107 @@ from cjm_worker_protocols.integrations.ray import RayEngine
 
 async def main():
     plugins = {"count": sample_plugins.count, "stuck": sample_plugins.stuck}
-    async with JobManager("t", "t", plugins=plugins, engine=RayEngine(sys.argv[1])) as m:
+    address, other = sys.argv[1:]
+    async with JobManager("t", "t", plugins=plugins, engine=RayEngine(address)) as m:
         job = await m.start_job("count", n=3)
         chunks = [chunk async for chunk in job.stream()]
         stuck = await m.start_job("stuck")
         async for chunk in stuck.stream(): break
-        print(json.dumps([job.status, len(chunks), await m.cancel_job(stuck.id)]), flush=True)
+        async with JobManager("t", "t", plugins=plugins, engine=RayEngine(other)) as refused:
+            no = await (await refused.start_job("count", n=3)).wait()
+        print(json.dumps([job.status, len(chunks), await m.cancel_job(stuck.id), no.error.message]), flush=True)
 
 asyncio.run(main())
 """
-    command = [sys.executable, "-m", "ray.util.client.server", "--mode", "specific-server", "--address", address()]
-    with subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stderr=subprocess.DEVNULL) as server:
-        try:
-            with script(tmp_path / "main.py", source, f"ray://127.0.0.1:{port}") as process:
-                assert said_json(process, 90) == ["completed", 3, True]
-        finally:
-            server.kill()
+    with script(tmp_path / "main.py", source, head.client, head.client + "0") as process:
+        status, chunks, cancelled, refused = said_json(process, 120)
+        assert (status, chunks, cancelled) == ("completed", 3, True)
+        assert "RayElsewhereError" in refused and head.client in refused
+        assert finish(process, 60)[0] == 0
+
+
+LOSES = """
+import asyncio, json, os, sys, time
+import psutil
+import sample_plugins
+from cjm_worker_protocols import JobManager, WorkerConfig
+from cjm_worker_protocols.integrations.ray import RayEngine
+
+def say(*facts): print(json.dumps(facts), flush=True)
+
+def ask(): return json.loads(sys.stdin.readline())
+
+def manager(engine):
+    engine.LOST = 2.0
+    plugins = {name: getattr(sample_plugins, name) for name in ("with_children", "pid")}
+    return JobManager("t", "t", plugins=plugins, engine=engine, worker_config=WorkerConfig(standby=False, backoff_base=0.01))
+
+async def lose(engine, lost):
+    m = manager(engine)
+    job = await m.start_job("with_children")
+    async for pids in job.stream(): break
+    waits = await m.start_job("pid")
+    lost(pids)
+    start = time.monotonic()
+    await job.wait()
+    await waits.wait()
+    ended = time.monotonic()
+    await m.shutdown()
+    say(ended - start, time.monotonic() - ended, *[fact for e in (job.error, waits.error) for fact in (e.category, e.message)])
+
+def by_the_test(pids):
+    say(*pids)
+    ask()
+
+def ours(pids):
+    say(*pids)
+    rays = [p for p in psutil.Process().children(recursive=True) if p.name() in ("gcs_server", "raylet")]
+    for p in rays: p.kill()
+    say(len(rays))
+
+async def main():
+    await lose(RayEngine(sys.argv[1]), by_the_test)
+    since = time.monotonic()
+    await lose(RayEngine(), ours)
+    async with manager(RayEngine()) as m: say(await (await m.start_job("pid")) > 0)
+    while time.monotonic() < since + 75: await asyncio.sleep(1)
+    say("alive")
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def loser(head: Head, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Any]":
+    """A process that loses one cluster after the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        with script(tmp_path_factory.mktemp("loser") / "main.py", LOSES, head.address) as process:
+            yield process
+
+
+def test_a_killed_gcs_ends_jobs(head: Head, loser: Any) -> None:
+    """kill -9 of it, while all else of the cluster lives: what runs and what waits ends with a clear error, the worker is gone, and the shutdown does not wait."""
+    pids = said_json(loser, 120)
+    assert alive(pids) == pids
+    head.kill("gcs_server")
+    loser.stdin.write("1\n")
+    loser.stdin.flush()
+    ended, shut, *told = said_json(loser, 60)
+    assert ended < 15 and shut < 8, (ended, shut)
+    assert (told[0], told[2]) == ("crash", "start") and head.address in told[1] and "was lost" in told[1] and "RayLostError" in told[3], told
+    assert gone(pids, 10)
+
+
+def test_a_killed_ray_ends_jobs_and_the_next_engine_starts_another(loser: Any) -> None:
+    """kill -9 of all that a Ray of our own is, in a process that has lost a cluster before: the same, and another engine works after that."""
+    pids = said_json(loser, 120)
+    assert said_json(loser) == [2]
+    ended, shut, *told = said_json(loser, 60)
+    assert ended < 30 and shut < 8, (ended, shut)
+    assert (told[0], told[2]) == ("crash", "start") and "node" in told[1], told
+    assert gone(pids, 10)
+    assert said_json(loser, 120) == [True]
 
 
 def test_a_cluster_that_is_lost_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -483,6 +730,12 @@ def test_a_ray_of_our_own_listens_on_loopback_only() -> None:
             assert found and found <= {"127.0.0.1", "::1"}
 
     run(scenario())
+
+
+def test_an_app_outlives_its_clusters(loser: Any) -> None:
+    """Ray ends a process that has lost its cluster for a minute; ours goes on. It was lost a few tests ago."""
+    assert said_json(loser, 120) == ["alive"]
+    assert finish(loser)[0] == 0
 
 
 # What a loss is called

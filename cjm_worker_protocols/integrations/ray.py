@@ -488,7 +488,8 @@ def describe_loss(
     cause = getattr(error, "cause", None)
     text = str(cause if isinstance(cause, BaseException) else error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if "death" in line.lower() or "died" in line.lower() or "killed" in line.lower() or "node" in line.lower()]
+    if lines and "creation task" in lines[0]: lines = told = lines[-1:] # a traceback
+    else: told = [line for line in lines if "death" in line.lower() or "died" in line.lower() or "killed" in line.lower() or "node" in line.lower()]
     return f"{name}: {' '.join((told or lines or ['no reason given'])[:2])[:400]}"
 
 # %% ../../nbs/integrations/ray.ipynb #5b920689
@@ -615,6 +616,7 @@ def start_ray(
 ) -> None:
     "Connect this process, to a Ray of its own without an address. Raises `RayConnectionError` or `RayVersionError`."
     from ray._private import ray_constants
+    from ray._raylet import Config
     settings: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {"address": address}
     given = {"RAY_gcs_rpc_server_reconnect_timeout_s": _YEAR}
     here = _stays_here(address)
@@ -624,6 +626,7 @@ def start_ray(
     talk.addFilter(_not_of_signals)
     try:
         os.environ.update(given)
+        Config.initialize("") # what Ray has read from the environment already
         if here: ray_constants.ENABLE_RAY_CLUSTER = False
         for attempt in range(1, 1 + (_TRIES if address is None else 1)):
             children = set(psutil.Process().children(recursive=True))
