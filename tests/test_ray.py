@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,13 +135,16 @@ def test_what_no_node_has_is_said() -> None:
 
 
 def test_why_a_worker_waits() -> None:
-    """Never, not now, or any moment."""
-    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
-    reason, lacks = why_waiting({"GPU": 1}, nodes, {"CPU": 2.0})
+    """Never, not now, or any moment; what is free on several nodes is no room together."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 2.0, "thing": 1.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
+    reason, lacks = why_waiting({"GPU": 1}, nodes, [{"CPU": 2.0}])
     assert "even when it is idle" in reason and not lacks
-    assert why_waiting({"CPU": 2}, nodes, {"CPU": 1.0}) == ("room in the cluster for CPU 2 (free now: CPU 1)", {"CPU"})
-    reason, lacks = why_waiting({"CPU": 2}, nodes, {"CPU": 2.0})
-    assert "to start" in reason and not lacks
+    assert why_waiting({"CPU": 2}, nodes, [{"CPU": 1.0}, {"CPU": 1.5}]) == ("room on a node for CPU 2 (free now: CPU 1.5)", {"CPU"})
+    assert why_waiting({"CPU": 2, "thing": 1}, nodes, [{"CPU": 2.0}, {"CPU": 1.0, "thing": 1.0}])[1] == {"CPU", "thing"}
+    for takes in ({"CPU": 2}, {}):
+        reason, lacks = why_waiting(takes, nodes, [{"CPU": 1.0}, {"CPU": 2.0}])
+        assert "to start" in reason and not lacks
+    assert why_waiting({}, nodes[2:], []) == ("a node: none of the cluster is alive", frozenset())
 
 
 # Deaths
@@ -207,24 +211,27 @@ time.sleep(600)
 
 
 def test_a_node_that_dies_amid_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job fails as a crash that names the node, what it streamed can be read, no process stays, and the next job runs elsewhere."""
+    """The jobs fail as crashes that name the node, what they streamed can be read, no process stays, children neither, and the next job runs elsewhere."""
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
 
     async def scenario(second: Any) -> None:
-        async with on_ray("endless", "pid", backoff_base=0.01, max_restarts=2) as m:
-            await m.reload_plugin("endless", {"worker_resources": {"second": 1}})
-            job = await m.start_job("endless")
+        async with on_ray("endless", "with_children", "pid", backoff_base=0.01, max_restarts=8, max_workers=2) as m:
+            for plugin in ("endless", "with_children"):
+                await m.reload_plugin(plugin, {"worker_resources": {"second": 1}})
+            job, other = await m.start_job("endless"), await m.start_job("with_children")
+            pids = await first_chunk(other)
+            assert [w.handle.facts["node"] for w in m._workers()] == 2 * [second["node"]] and alive(pids) == pids
             read = []
             with pytest.raises(JobError) as caught:
                 async for pid in job.stream():
                     read.append(pid)
                     if len(read) == 20:
-                        [worker] = m._workers()
-                        assert worker.handle.facts["node"] == second["node"]
                         os.kill(second["raylet"], signal.SIGKILL)
-            assert caught.value.category == "crash" and second["node"][:8] in caught.value.message, caught.value
-            assert await gone_soon(set(read), 5)
+            for error in (caught.value, (await end(other)).error):
+                assert error.category == "crash" and second["node"][:8] in error.message, error
+                assert (error.exit_code, error.signal, error.stderr_tail) == (None, None, "")
+            assert await gone_soon({*read, *pids}, 5)
             assert await (await m.start_job("pid")) not in read
 
     with script(tmp_path / "node.py", SECOND_NODE, address()) as process:
@@ -366,6 +373,34 @@ def test_the_resource_manager_of_this_package_shows_workers_of_other_hosts(monke
     resources.unregister_worker(NO_PID + 1)
     resources.unregister_worker(os.getpid())
     assert resources.snapshot().workers == ()
+
+
+# Runtime environments
+
+
+def test_a_runtime_environment_reaches_the_plugins(tmp_path: Path) -> None:
+    """Variables, and a package of files and modules, which Ray carries to the node; a folder of this machine is refused with Ray's reason."""
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as package:
+        package.writestr("carried.py", "def here(): return __file__\n")
+        package.writestr("words.txt", "carried along")
+
+    def look() -> "tuple[str, str, str | None]":
+        import carried
+
+        return carried.here(), open("words.txt").read(), os.environ.get("SAID")
+
+    def engine(folder: str) -> RayEngine:
+        return RayEngine(runtime_env={"env_vars": {"SAID": "so"}, "working_dir": folder})
+
+    async def scenario() -> None:
+        async with on_ray(look, engine=engine((tmp_path / "package.zip").as_uri())) as m:
+            file, words, said = await (await m.start_job("look"))
+            assert (words, said) == ("carried along", "so") and os.path.basename(file) == "carried.py"
+        async with on_ray(look, engine=engine(str(tmp_path)), max_restarts=0) as m:
+            job = await end(await m.start_job("look"))
+            assert job.error.category == "start" and str(tmp_path) in job.error.message and "ray.init" in job.error.message, job.error
+
+    run(scenario(), limit=90)
 
 
 # What differs from workers on this machine
@@ -707,6 +742,34 @@ def test_an_engine_works_on_one_loop_at_a_time() -> None:
 
     run(first())
     run(second())
+
+
+def test_a_worker_that_is_given_up_holds_no_engine() -> None:
+    """When neither the cluster nor a keeper answers a shutdown, the manager gives the worker up, and the engine leaves; it ends when they answer again."""
+
+    async def scenario() -> None:
+        engine = RayEngine()
+        engine.LOST = 3.0
+        m = on_ray("stuck", engine=engine, grace_timeout=0.2)
+        job = await m.start_job("stuck")
+        await first_chunk(job)
+        keeper = psutil.Process(job.worker_pid).parent()
+        assert keeper is not None
+        deaf = [keeper, next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")]
+        for process in deaf:
+            process.suspend()
+        try:
+            start = time.monotonic()
+            await m.shutdown()
+            assert time.monotonic() - start < 10 and job.status == "cancelled"
+        finally:
+            for process in deaf:
+                process.resume()
+        assert await gone_soon([job.worker_pid], 10)
+        async with on_ray("pid", engine=engine) as m:
+            assert await (await m.start_job("pid")) > 0
+
+    run(scenario(), limit=60)
 
 
 def listeners(process: psutil.Process) -> "set[str]":

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from itertools import count
 from pathlib import Path
@@ -616,7 +616,6 @@ def start_ray(
 ) -> None:
     "Connect this process, to a Ray of its own without an address. Raises `RayConnectionError` or `RayVersionError`."
     from ray._private import ray_constants
-    from ray._raylet import Config
     settings: dict[str, Any] = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address is None else {"address": address}
     given = {"RAY_gcs_rpc_server_reconnect_timeout_s": _YEAR}
     here = _stays_here(address)
@@ -626,7 +625,7 @@ def start_ray(
     talk.addFilter(_not_of_signals)
     try:
         os.environ.update(given)
-        Config.initialize("") # what Ray has read from the environment already
+        ray._raylet.Config.initialize("") # what Ray has read from the environment already
         if here: ray_constants.ENABLE_RAY_CLUSTER = False
         for attempt in range(1, 1 + (_TRIES if address is None else 1)):
             children = set(psutil.Process().children(recursive=True))
@@ -648,6 +647,12 @@ def start_ray(
             if value is None: os.environ.pop(name, None)
             else: os.environ[name] = value
 
+
+def _free(ray: Any) -> list[Mapping[str, float]]:
+    "What is free on each node; in all, where a client cannot know more."
+    try: return list(ray._private.state.available_resources_per_node().values())
+    except ray.exceptions.RaySystemError: return [ray.available_resources()]
+
 # %% ../../nbs/integrations/ray.ipynb #24934e83
 class RayEngine:
     "Workers as processes on the nodes of a Ray cluster."
@@ -662,7 +667,7 @@ class RayEngine:
         num_cpus: float | None = None, # CPUs that each worker takes, unless its plugin or `WorkerConfig.resources` says otherwise
         num_gpus: float | None = None, # GPUs, likewise
         resources: Mapping[str, float] | None = None, # Other resources of Ray, likewise
-        runtime_env: Mapping[str, Any] | None = None # Ray's runtime environment for the workers
+        runtime_env: Mapping[str, Any] | None = None # Ray's runtime environment for the workers; `working_dir` and `py_modules` as URIs, as Ray wants them for an actor
     ):
         "Raises `RayMissingError` without Ray, and `ConfigError`. The cluster is joined when the first worker is needed."
         self._ray, self.address, self._runtime_env = _import_ray(), address, runtime_env
@@ -734,7 +739,7 @@ class RayEngine:
     def _why(self, needs: Any, tell: Callable[..., None]) -> None:
         "Find out what a worker waits for."
         if not self._joined: return tell(f"the Ray cluster at {self.address!r} to answer" if self.address else "Ray to start")
-        self._do(lambda ray: why_waiting(dict(needs or ()), ray.nodes(), ray.available_resources()),
+        self._do(lambda ray: why_waiting(dict(needs or ()), ray.nodes(), _free(ray)),
                  lambda told, error: tell(f"an answer of Ray: {error}") if error else tell(*told))
 
     def _look(self) -> None:
@@ -782,12 +787,16 @@ class RayEngine:
 def why_waiting(
     takes: Mapping[str, float], # What a worker takes
     nodes: list[Mapping[str, Any]], # As `ray.nodes()` tells
-    free: Mapping[str, float] # As `ray.available_resources()` tells
+    free: Collection[Mapping[str, float]] # What is free on each node
 ) -> tuple[str, frozenset[str]]: # For `Job.waiting_for`; and which resources others would have to give back
     "Why a worker has no place yet."
+    def fit(rooms: Iterable[Mapping[str, float]]) -> bool: return any(all(room.get(name, 0) >= amount for name, amount in takes.items()) for room in rooms)
+
     wanted = ", ".join(f"{name} {amount:g}" for name, amount in takes.items() if amount)
-    if not any(all(node["Resources"].get(name, 0) >= amount for name, amount in takes.items()) for node in nodes if node["Alive"]):
-        return f"a node with {wanted}: no node of the cluster has that much, even when it is idle", frozenset()
-    lacks = frozenset(name for name, amount in takes.items() if free.get(name, 0) < amount)
-    if lacks: return f"room in the cluster for {wanted} (free now: {', '.join(f'{name} {free.get(name, 0):g}' for name in takes)})", lacks
-    return "a worker to start on a node of the cluster", frozenset()
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if not alive: return "a node: none of the cluster is alive", frozenset()
+    if not fit(alive): return f"a node with {wanted}: no node of the cluster has that much, even when it is idle", frozenset()
+    if fit(free): return "a worker to start on a node of the cluster", frozenset()
+    most = {name: max((room.get(name, 0) for room in free), default=0) for name in takes}
+    lacks = frozenset(name for name, amount in takes.items() if most[name] < amount) or frozenset(takes)
+    return f"room on a node for {wanted} (free now: {', '.join(f'{name} {amount:g}' for name, amount in most.items())})", lacks
