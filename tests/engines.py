@@ -1,4 +1,4 @@
-"""The tests of the worker system run once for each engine; where the engines truly differ, this table says why."""
+"""The tests of the worker system run once for each engine, all of them; what differs all the same is on a page of the docs and in a table here."""
 
 import importlib.util
 import os
@@ -8,8 +8,20 @@ from typing import Any
 
 MODULES = ("test_jobs", "test_faults", "test_exactly_once")
 
-DIFFERENT: "dict[str, str]" = {
-    "test_an_engine_that_recovers": "it brings an engine of its own",
+OWN = ("test_an_engine_that_recovers",)  # They bring an engine of their own
+
+DIFFERENT: "dict[str, str]" = {  # What the page "Where workers live" says that differs on Ray, and the test that proves it
+    "Process ids": "test_a_resource_manager_is_told_where_workers_live",
+    "Environment": "test_the_environment_is_that_of_the_node",
+    "No start": "test_an_interpreter_that_is_not_there_is_noticed_on_the_node",
+    "Import path": "test_the_import_path_is_the_managers_then_the_nodes",
+    "Lost nodes": "test_a_node_that_dies_amid_a_stream",
+    "Waiting for room": "test_a_job_waits_for_room_and_says_so",
+    "One job at a time": "test_the_second_job_is_sent_when_the_first_has_ended",
+    "Killed managers": "test_nothing_stays_when_the_managers_process_is_killed",
+    "Memory": "test_a_keeper_that_rays_memory_monitor_ends",
+    "One connection": "test_another_cluster_is_refused",
+    "One loop": "test_an_engine_works_on_one_loop_at_a_time",
 }
 
 make: "Callable[[], Any] | None" = None  # Makes the engine of a manager; None leaves a manager its own

@@ -3,19 +3,23 @@
 import asyncio
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import engines
 import psutil
 import pytest
-from harness import TESTS, Seen, alive, end, finish, first_chunk, gone, gone_soon, manager, nothing_left, run, said_json, script  # noqa: F401
+from harness import TESTS, Gate, Seen, alive, end, finish, first_chunk, gate, gone, gone_soon, manager, nothing_left, run, said_json, script  # noqa: F401
 from repo import ROOT
 
 from cjm_worker_protocols import JobError, WorkerConfig
@@ -24,7 +28,9 @@ from cjm_worker_protocols.extensions.hosts import NO_PID
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'cjm-worker-protocols[ray]'")
 
 from cjm_worker_protocols.integrations.ray import (  # noqa: E402
+    EngineLoopError,
     RayConnectionError,
+    RayElsewhereError,
     RayEngine,
     RayLostError,
     RayMissingError,
@@ -129,13 +135,16 @@ def test_what_no_node_has_is_said() -> None:
 
 
 def test_why_a_worker_waits() -> None:
-    """Never, not now, or any moment."""
-    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
-    reason, lacks = why_waiting({"GPU": 1}, nodes, {"CPU": 2.0})
+    """Never, not now, or any moment; what is free on several nodes is no room together."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 2.0, "thing": 1.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
+    reason, lacks = why_waiting({"GPU": 1}, nodes, [{"CPU": 2.0}])
     assert "even when it is idle" in reason and not lacks
-    assert why_waiting({"CPU": 2}, nodes, {"CPU": 1.0}) == ("room in the cluster for CPU 2 (free now: CPU 1)", {"CPU"})
-    reason, lacks = why_waiting({"CPU": 2}, nodes, {"CPU": 2.0})
-    assert "to start" in reason and not lacks
+    assert why_waiting({"CPU": 2}, nodes, [{"CPU": 1.0}, {"CPU": 1.5}]) == ("room on a node for CPU 2 (free now: CPU 1.5)", {"CPU"})
+    assert why_waiting({"CPU": 2, "thing": 1}, nodes, [{"CPU": 2.0}, {"CPU": 1.0, "thing": 1.0}])[1] == {"CPU", "thing"}
+    for takes in ({"CPU": 2}, {}):
+        reason, lacks = why_waiting(takes, nodes, [{"CPU": 1.0}, {"CPU": 2.0}])
+        assert "to start" in reason and not lacks
+    assert why_waiting({}, nodes[2:], []) == ("a node: none of the cluster is alive", frozenset())
 
 
 # Deaths
@@ -202,25 +211,55 @@ time.sleep(600)
 
 
 def test_a_node_that_dies_amid_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job fails as a crash that names the node, what it streamed can be read, no process stays, and the next job runs elsewhere."""
+    """The jobs fail as crashes that name the node, what they streamed can be read, no process stays, children neither, and the next job runs elsewhere."""
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
 
     async def scenario(second: Any) -> None:
-        async with on_ray("endless", "pid", backoff_base=0.01, max_restarts=2) as m:
-            await m.reload_plugin("endless", {"worker_resources": {"second": 1}})
-            job = await m.start_job("endless")
+        async with on_ray("endless", "with_children", "pid", backoff_base=0.01, max_restarts=8, max_workers=2) as m:
+            for plugin in ("endless", "with_children"):
+                await m.reload_plugin(plugin, {"worker_resources": {"second": 1}})
+            job, other = await m.start_job("endless"), await m.start_job("with_children")
+            pids = await first_chunk(other)
+            assert [w.handle.facts["node"] for w in m._workers()] == 2 * [second["node"]] and alive(pids) == pids
             read = []
             with pytest.raises(JobError) as caught:
                 async for pid in job.stream():
                     read.append(pid)
                     if len(read) == 20:
-                        [worker] = m._workers()
-                        assert worker.handle.facts["node"] == second["node"]
                         os.kill(second["raylet"], signal.SIGKILL)
-            assert caught.value.category == "crash" and second["node"][:8] in caught.value.message, caught.value
-            assert await gone_soon(set(read), 5)
+            for error in (caught.value, (await end(other)).error):
+                assert error.category == "crash" and second["node"][:8] in error.message, error
+                assert (error.exit_code, error.signal, error.stderr_tail) == (None, None, "")
+            assert await gone_soon({*read, *pids}, 5)
             assert await (await m.start_job("pid")) not in read
+
+    with script(tmp_path / "node.py", SECOND_NODE, address()) as process:
+        run(scenario(said_json(process, 60)), limit=90)
+
+
+def test_a_keeper_that_rays_memory_monitor_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a node that has too little memory, as its monitor is told, the job fails as a crash that names the node and the reason; what runs elsewhere goes on."""
+    for name, value in {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_memory_usage_threshold": "0.001",
+        "RAY_memory_monitor_refresh_ms": "4000",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    async def scenario(second: Any) -> None:
+        async with on_ray("with_children", "pid", backoff_base=0.01, max_restarts=20, max_workers=2) as m:
+            before = await (await m.start_job("pid"))
+            await m.reload_plugin("with_children", {"worker_resources": {"second": 1}})
+            job = await m.start_job("with_children")
+            pids: "list[int]" = []
+            with pytest.raises(JobError):
+                async for pids in job.stream():
+                    pass
+            assert job.error.category == "crash" and second["node"][:8] in job.error.message and "memory" in job.error.message, job.error
+            assert await gone_soon(pids, 5)
+            assert await (await m.start_job("pid")) == before
 
     with script(tmp_path / "node.py", SECOND_NODE, address()) as process:
         run(scenario(said_json(process, 60)), limit=90)
@@ -253,16 +292,24 @@ def test_a_reader_that_stays_away_holds_up_the_plugin(tmp_path: Path) -> None:
     run(scenario(), limit=60)
 
 
-def test_a_large_command_amid_a_stream_holds_up_neither() -> None:
-    """While a worker cannot be told more because it wants to say something, it is heard."""
+@pytest.mark.parametrize("slow", [0, 100])
+def test_a_large_command_amid_a_stream_holds_up_neither(slow: int) -> None:
+    """While a worker cannot be told more because it wants to say something, it is heard, also when what it said last was little."""
+
+    def first_slow_then_fast(slow: int, fast: int) -> "Iterator[bytes]":
+        for _ in range(slow):
+            yield b"little"
+            time.sleep(0.01)
+        for _ in range(fast):
+            yield bytes(10_000)
 
     async def scenario() -> None:
-        async with on_ray("count", "echo", stream_buffer=5000) as m:
-            job = await m.start_job("count", n=2000, size=10_000)
+        async with on_ray(first_slow_then_fast, stream_buffer=5000) as m:
+            job = await m.start_job("first_slow_then_fast", slow=slow, fast=2000)
             await first_chunk(job)
-            reload = asyncio.ensure_future(m.reload_plugin("count", {"much": bytes(5_000_000)}))
-            assert len([chunk async for chunk in job.stream()]) == 2000
-            assert await reload
+            reloads = [asyncio.ensure_future(m.reload_plugin("first_slow_then_fast", {"much": bytes(size)})) for size in (5_000_000, 5)]
+            assert len([chunk async for chunk in job.stream()]) == slow + 2000
+            assert all(await asyncio.gather(*reloads))
 
     run(scenario())
 
@@ -328,6 +375,105 @@ def test_the_resource_manager_of_this_package_shows_workers_of_other_hosts(monke
     assert resources.snapshot().workers == ()
 
 
+# Runtime environments
+
+
+def test_a_runtime_environment_reaches_the_plugins(tmp_path: Path) -> None:
+    """Variables, and a package of files and modules, which Ray carries to the node; a folder of this machine is refused with Ray's reason."""
+    with zipfile.ZipFile(tmp_path / "package.zip", "w") as package:
+        package.writestr("carried.py", "def here(): return __file__\n")
+        package.writestr("words.txt", "carried along")
+
+    def look() -> "tuple[str, str, str | None]":
+        import carried
+
+        return carried.here(), open("words.txt").read(), os.environ.get("SAID")
+
+    def engine(folder: str) -> RayEngine:
+        return RayEngine(runtime_env={"env_vars": {"SAID": "so"}, "working_dir": folder})
+
+    async def scenario() -> None:
+        async with on_ray(look, engine=engine((tmp_path / "package.zip").as_uri())) as m:
+            file, words, said = await (await m.start_job("look"))
+            assert (words, said) == ("carried along", "so") and os.path.basename(file) == "carried.py"
+        async with on_ray(look, engine=engine(str(tmp_path)), max_restarts=0) as m:
+            job = await end(await m.start_job("look"))
+            assert job.error.category == "start" and str(tmp_path) in job.error.message and "ray.init" in job.error.message, job.error
+
+    run(scenario(), limit=90)
+
+
+# What differs from workers on this machine
+
+
+def test_the_docs_list_what_differs() -> None:
+    """The page "Where workers live" has just the differences of `engines.DIFFERENT`, and each has its test here."""
+    page = json.loads((ROOT / "nbs/explanations/where_workers_live.ipynb").read_text(encoding="utf-8"))
+    [section] = [text for cell in page["cells"] if (text := "".join(cell["source"])).startswith("## What differs on Ray")]
+    listed = re.findall(r"^- (?:\*\*(.+?)\.\*\* )?", section, re.M)
+    assert listed == list(engines.DIFFERENT)
+    assert not [test for test in engines.DIFFERENT.values() if test not in globals()]
+
+
+def test_the_environment_is_that_of_the_node() -> None:
+    """Variables are laid over those of Ray's own processes, which say how many threads numeric libraries may use."""
+
+    def variables() -> "dict[str, str]":
+        return dict(os.environ)
+
+    async def scenario() -> None:
+        for cpus, threads in ((None, "1"), (2, "2")):
+            async with on_ray(variables, engine=RayEngine(num_cpus=cpus), env={"OURS": "1"}) as m:
+                told = await (await m.start_job("variables"))
+                assert (told["OURS"], told["OMP_NUM_THREADS"]) == ("1", threads) and "RAY_JOB_ID" in told
+
+    run(scenario(), limit=60)
+
+
+def test_an_interpreter_that_is_not_there_is_noticed_on_the_node() -> None:
+    """The job fails as a start that names it, after as many tries as are allowed."""
+
+    async def scenario() -> None:
+        async with on_ray("pid", python="/no/such/python", max_restarts=1, backoff_base=0.01) as m:
+            job = await end(await m.start_job("pid"), 60)
+            assert job.error.category == "start" and "2 workers crashed" in job.error.message and "/no/such/python" in job.error.message, job.error
+
+    run(scenario(), limit=90)
+
+
+def test_the_import_path_is_the_managers_then_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the manager's path a worker gets what exists on its node, in order, and then the node's."""
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path, "/no/such/folder"])
+
+    def path() -> "list[str]":
+        return sys.path
+
+    async def scenario() -> None:
+        async with on_ray(path) as m:
+            told, ours = await (await m.start_job("path")), [p for p in sys.path if os.path.exists(p)]
+            assert "/no/such/folder" not in told and told[: len(ours)] == ours
+
+    run(scenario())
+
+
+def test_the_second_job_is_sent_when_the_first_has_ended(gate: Gate) -> None:
+    """A job that is next waits here, so which jobs were begun is always known."""
+
+    async def scenario() -> None:
+        async with on_ray("wait_at") as m:
+            gate.open()
+            await (await m.start_job("wait_at", gate=gate.path))
+            jobs = [await m.start_job("wait_at", gate=gate.path) for _ in range(2)]
+            [worker] = m._workers()
+            assert worker.next is not None and worker.handle.withdraw() == {worker.next.number}
+            worker.handle.give(worker.next.number, worker.next.frame)
+            gate.open(2)
+            for job in jobs:
+                await job
+
+    run(scenario())
+
+
 # Connections
 
 
@@ -353,12 +499,73 @@ asyncio.run(main())
     assert "1.2.3" in message and ray.__version__ in message
 
 
-def test_a_cluster_is_reached_through_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ray://` works from a process that is on no node: jobs, streams and cancelling."""
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+def free_port() -> int:
+    """One that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+class Head(NamedTuple):
+    """A cluster that was started as people start one."""
+
+    address: str
+    client: str  # Its address for `ray://`
+    processes: "list[psutil.Process]"
+
+    def kill(self, *names: str) -> None:
+        """End its processes of these names, or all, and wait until they are gone."""
+        victims = [p for p in self.processes if not names or p.name() in names]
+        assert victims
+        for victim in victims:
+            victim.kill()
+        psutil.wait_procs(victims, timeout=10)
+
+
+@pytest.fixture(scope="module")
+def head() -> "Iterator[Head]":
+    """`ray start --head`, with a port for clients; it stays on this machine."""
+    folder = tempfile.mkdtemp(prefix="ray")  # the paths of sockets must be short
+    port, client = free_port(), free_port()
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": port,
+        "ray-client-server-port": client,
+        "include-dashboard": "false",
+        "num-cpus": 2,
+        "object-store-memory": 100_000_000,
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "temp-dir": folder,
+    }
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats", *(f"--{k}={v}" for k, v in options.items())]
+    env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_raylet_start_wait_time_s": "120"}
+    started = Head(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", [])
+    try:
+        with open(os.path.join(folder, "said"), "w+") as said:
+            status = subprocess.call(command, env=env, stdin=subprocess.DEVNULL, stdout=said, stderr=said, timeout=150)
+            said.seek(0)
+            assert status == 0, said.read()
+        started.processes.extend(p for p in psutil.process_iter() if folder in _command_line(p))
+        yield started
+    finally:
+        for process in [p for p in psutil.process_iter() if folder in _command_line(p)]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def test_a_cluster_is_reached_through_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Head) -> None:
+    """`ray://` works from a process that is on no node, through the proxy of `ray start`: jobs, streams, cancelling and leaving."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     source = """
 import asyncio, json, sys
 import sample_plugins
@@ -367,22 +574,107 @@ from cjm_worker_protocols.integrations.ray import RayEngine
 
 async def main():
     plugins = {"count": sample_plugins.count, "stuck": sample_plugins.stuck}
-    async with JobManager("t", "t", plugins=plugins, engine=RayEngine(sys.argv[1])) as m:
+    address, other = sys.argv[1:]
+    async with JobManager("t", "t", plugins=plugins, engine=RayEngine(address)) as m:
         job = await m.start_job("count", n=3)
         chunks = [chunk async for chunk in job.stream()]
         stuck = await m.start_job("stuck")
         async for chunk in stuck.stream(): break
-        print(json.dumps([job.status, len(chunks), await m.cancel_job(stuck.id)]), flush=True)
+        async with JobManager("t", "t", plugins=plugins, engine=RayEngine(other)) as refused:
+            no = await (await refused.start_job("count", n=3)).wait()
+        print(json.dumps([job.status, len(chunks), await m.cancel_job(stuck.id), no.error.message]), flush=True)
 
 asyncio.run(main())
 """
-    command = [sys.executable, "-m", "ray.util.client.server", "--mode", "specific-server", "--address", address()]
-    with subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)], stderr=subprocess.DEVNULL) as server:
-        try:
-            with script(tmp_path / "main.py", source, f"ray://127.0.0.1:{port}") as process:
-                assert said_json(process, 90) == ["completed", 3, True]
-        finally:
-            server.kill()
+    with script(tmp_path / "main.py", source, head.client, head.client + "0") as process:
+        status, chunks, cancelled, refused = said_json(process, 120)
+        assert (status, chunks, cancelled) == ("completed", 3, True)
+        assert "RayElsewhereError" in refused and head.client in refused
+        assert finish(process, 60)[0] == 0
+
+
+LOSES = """
+import asyncio, json, os, sys, time
+import psutil
+import sample_plugins
+from cjm_worker_protocols import JobManager, WorkerConfig
+from cjm_worker_protocols.integrations.ray import RayEngine
+
+def say(*facts): print(json.dumps(facts), flush=True)
+
+def ask(): return json.loads(sys.stdin.readline())
+
+def manager(engine):
+    engine.LOST = 2.0
+    plugins = {name: getattr(sample_plugins, name) for name in ("with_children", "pid")}
+    return JobManager("t", "t", plugins=plugins, engine=engine, worker_config=WorkerConfig(standby=False, backoff_base=0.01))
+
+async def lose(engine, lost):
+    m = manager(engine)
+    job = await m.start_job("with_children")
+    async for pids in job.stream(): break
+    waits = await m.start_job("pid")
+    lost(pids)
+    start = time.monotonic()
+    await job.wait()
+    await waits.wait()
+    ended = time.monotonic()
+    await m.shutdown()
+    say(ended - start, time.monotonic() - ended, *[fact for e in (job.error, waits.error) for fact in (e.category, e.message)])
+
+def by_the_test(pids):
+    say(*pids)
+    ask()
+
+def ours(pids):
+    say(*pids)
+    rays = [p for p in psutil.Process().children(recursive=True) if p.name() in ("gcs_server", "raylet")]
+    for p in rays: p.kill()
+    say(len(rays))
+
+async def main():
+    await lose(RayEngine(sys.argv[1]), by_the_test)
+    since = time.monotonic()
+    await lose(RayEngine(), ours)
+    async with manager(RayEngine()) as m: say(await (await m.start_job("pid")) > 0)
+    while time.monotonic() < since + 75: await asyncio.sleep(1)
+    say("alive")
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def loser(head: Head, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Any]":
+    """A process that loses one cluster after the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        with script(tmp_path_factory.mktemp("loser") / "main.py", LOSES, head.address) as process:
+            yield process
+
+
+def test_a_killed_gcs_ends_jobs(head: Head, loser: Any) -> None:
+    """kill -9 of it, while all else of the cluster lives: what runs and what waits ends with a clear error, the worker is gone, and the shutdown does not wait."""
+    pids = said_json(loser, 120)
+    assert alive(pids) == pids
+    head.kill("gcs_server")
+    loser.stdin.write("1\n")
+    loser.stdin.flush()
+    ended, shut, *told = said_json(loser, 60)
+    assert ended < 15 and shut < 8, (ended, shut)
+    assert (told[0], told[2]) == ("crash", "start") and head.address in told[1] and "was lost" in told[1] and "RayLostError" in told[3], told
+    assert gone(pids, 10)
+
+
+def test_a_killed_ray_ends_jobs_and_the_next_engine_starts_another(loser: Any) -> None:
+    """kill -9 of all that a Ray of our own is, in a process that has lost a cluster before: the same, and another engine works after that."""
+    pids = said_json(loser, 120)
+    assert said_json(loser) == [2]
+    ended, shut, *told = said_json(loser, 60)
+    assert ended < 30 and shut < 8, (ended, shut)
+    assert (told[0], told[2]) == ("crash", "start") and "node" in told[1], told
+    assert gone(pids, 10)
+    assert said_json(loser, 120) == [True]
 
 
 def test_a_cluster_that_is_lost_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,6 +703,75 @@ def test_a_cluster_that_is_lost_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -
     run(scenario())
 
 
+def test_another_cluster_is_refused() -> None:
+    """A process has one connection: an engine with another address says so, and one with the same, under another name or `auto`, uses it."""
+
+    async def scenario() -> None:
+        async with on_ray("pid", engine=RayEngine("127.0.0.1:1")) as m:
+            job = await end(await m.start_job("pid"))
+            assert job.error.category == "start" and "RayElsewhereError" in job.error.message, job.error
+            assert "'127.0.0.1:1'" in job.error.message and address() in job.error.message
+        async with on_ray("pid", engine=RayEngine(address().replace("127.0.0.1", "localhost"))) as m:
+            assert await (await m.start_job("pid")) > 0
+
+    run(scenario())
+    assert issubclass(RayElsewhereError, RayConnectionError)
+
+
+def test_an_engine_works_on_one_loop_at_a_time() -> None:
+    """A manager on another loop is told so; when the first has ended, also without a shutdown, the engine works on the next."""
+    engine = RayEngine()
+    left = []
+
+    async def on_another() -> str:
+        async with on_ray("pid", engine=engine) as m:
+            return str((await end(await m.start_job("pid"))).error)
+
+    async def first() -> None:
+        async with on_ray("pid", engine=engine) as m:
+            assert await (await m.start_job("pid")) > 0
+            told = await asyncio.get_running_loop().run_in_executor(None, run, on_another())
+            assert EngineLoopError.__name__ in told
+        m = on_ray("with_children", engine=engine)  # and never shut down
+        left.extend(await first_chunk(await m.start_job("with_children")))
+
+    async def second() -> None:
+        async with on_ray("pid", engine=engine) as m:
+            assert await (await m.start_job("pid")) > 0
+            assert await gone_soon(left, 10)
+
+    run(first())
+    run(second())
+
+
+def test_a_worker_that_is_given_up_holds_no_engine() -> None:
+    """When neither the cluster nor a keeper answers a shutdown, the manager gives the worker up, and the engine leaves; it ends when they answer again."""
+
+    async def scenario() -> None:
+        engine = RayEngine()
+        engine.LOST = 3.0
+        m = on_ray("stuck", engine=engine, grace_timeout=0.2)
+        job = await m.start_job("stuck")
+        await first_chunk(job)
+        keeper = psutil.Process(job.worker_pid).parent()
+        assert keeper is not None
+        deaf = [keeper, next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")]
+        for process in deaf:
+            process.suspend()
+        try:
+            start = time.monotonic()
+            await m.shutdown()
+            assert time.monotonic() - start < 10 and job.status == "cancelled"
+        finally:
+            for process in deaf:
+                process.resume()
+        assert await gone_soon([job.worker_pid], 10)
+        async with on_ray("pid", engine=engine) as m:
+            assert await (await m.start_job("pid")) > 0
+
+    run(scenario(), limit=60)
+
+
 def listeners(process: psutil.Process) -> "set[str]":
     """The addresses on which a process and those below it listen."""
     found = set()
@@ -432,6 +793,12 @@ def test_a_ray_of_our_own_listens_on_loopback_only() -> None:
             assert found and found <= {"127.0.0.1", "::1"}
 
     run(scenario())
+
+
+def test_an_app_outlives_its_clusters(loser: Any) -> None:
+    """Ray ends a process that has lost its cluster for a minute; ours goes on. It was lost a few tests ago."""
+    assert said_json(loser, 120) == ["alive"]
+    assert finish(loser)[0] == 0
 
 
 # What a loss is called
@@ -460,6 +827,9 @@ def test_a_ray_of_our_own_ends_with_its_engine() -> None:
             for job in jobs:
                 assert await job == job.worker_pid
             rays = [p.pid for p in me.children(recursive=True) if p.name() in ("raylet", "gcs_server") and p.pid not in before]
+            async with on_ray("pid", engine=RayEngine("127.0.0.1:1")) as third:
+                job = await end(await third.start_job("pid"))
+                assert "RayElsewhereError" in job.error.message, job.error
             await m.shutdown()
             assert await (await other.start_job("pid")) == jobs[1].worker_pid
         assert rays and not ray.is_initialized()

@@ -18,8 +18,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from concurrent.futures import Future, wait
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +33,8 @@ from ..core.frames import HEADER, Frame, FrameReader, Kind, encode
 from ..extensions.hosts import NO_PID
 
 # %% auto #0
-__all__ = ['RayMissingError', 'RayConnectionError', 'RayVersionError', 'RayLostError', 'Placement', 'machine', 'Keeper',
-           'RayWorker', 'describe_loss', 'start_ray', 'RayEngine', 'why_waiting']
+__all__ = ['RayMissingError', 'RayConnectionError', 'RayVersionError', 'RayLostError', 'RayElsewhereError', 'EngineLoopError',
+           'Placement', 'machine', 'Keeper', 'RayWorker', 'describe_loss', 'start_ray', 'RayEngine', 'why_waiting']
 
 # %% ../../nbs/integrations/ray.ipynb #c74c0bc2
 _log = logging.getLogger(__name__)
@@ -66,7 +66,23 @@ class RayLostError(RayConnectionError):
     def __init__(self,
         address: str | None # The cluster's
     ):
-        super().__init__(address, "the connection to it was lost; make a new manager when it is back")
+        super().__init__(address, "the connection to it was lost; shut down the managers that used it, and make new ones when it is back")
+
+class RayElsewhereError(RayConnectionError):
+    "This process is connected to another Ray than the one that is wanted."
+    def __init__(self,
+        address: str | None, # The one that is wanted
+        other: str # Where the connection leads
+    ):
+        super().__init__(address, f"this process is connected to {other}, and Ray has one connection for each process: "
+                                  "shut down the managers that use that one first, or work in another process")
+        self.other = other
+
+
+class EngineLoopError(RuntimeError):
+    "An engine is used from two event loops."
+    def __init__(self) -> None:
+        super().__init__("this RayEngine is used by a manager on another event loop: give the managers of each loop an engine of their own")
 
 # %% ../../nbs/integrations/ray.ipynb #f125d4ef
 class Placement(NamedTuple):
@@ -102,7 +118,8 @@ class Keeper:
         config: WorkerConfig # Interpreter and environment
     ):
         "Raises `OSError` when the process cannot be started."
-        self._turn, self._next = threading.Condition(), 0  # Whose turn it is to speak
+        self._turn, self._next = threading.Lock(), 0  # The number of what the worker is told next
+        self._early, self._unsent = dict[int, tuple[int, bytes]](), deque[bytes]()  # What came before its turn, and what the worker has had no room for
         self._mark = os.urandom(8).hex()
         self._ear, self._waiting, self._count = threading.Lock(), 0, 0
         self._sock, theirs = socket.socketpair()
@@ -159,8 +176,11 @@ class Keeper:
     ) -> bytes: # What the worker says next, to this or a later call; empty when enough calls wait already
         "Say something to the worker, in the order of the numbers, and wait for what it says."
         number, tag = _CALL.unpack_from(call)
-        if len(call) > _CALL.size: self._take_turn(number, tag, call[_CALL.size:])
         with self._turn:
+            if len(call) > _CALL.size: self._early[number] = tag, call[_CALL.size:]
+            while said := self._early.pop(self._next, None):
+                self._next += 1
+                self._pass_on(*said)
             if self._waiting >= self.HELD: return b""
             self._waiting += 1
         try:
@@ -168,24 +188,29 @@ class Keeper:
         finally:
             with self._turn: self._waiting -= 1
 
-    def _take_turn(self, number: int, tag: int, data: bytes) -> None:
-        "Pass on what the manager says when all before it was. The worker may have to be heard first, so that nothing is locked meanwhile."
-        with self._turn:
-            while self._next != number: self._turn.wait()
-        try: self._pass_on(tag, data)
-        except OSError: pass # it is dying, and its end is told soon
-        finally:
-            with self._turn:
-                self._next += 1
-                self._turn.notify_all()
-
     def _pass_on(self, tag: int, data: bytes) -> None:
+        "Tell the worker what it has room for now; it may have to be heard before it has more, so that nobody who could hear it waits for that."
         if self._ended.is_set(): return
         if data[:1] == bytes([Kind.INIT]):
             path, source, level = pickle.loads(data[HEADER.size:])
             data = encode(Kind.INIT, 0, (_here(path), source, level))
         if tag: os.write(self._claim, tag.to_bytes(8, "big"))
-        self._sock.sendall(data)
+        if self._unsent: return self._unsent.append(data)
+        try: sent = self._sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError: sent = 0
+        except OSError: return # it is dying, and its end is told soon
+        if sent == len(data): return
+        self._unsent.append(data[sent:])
+        threading.Thread(target=self._send_rest, name="rest", daemon=True).start()
+
+    def _send_rest(self) -> None:
+        "On a thread, while there is something: tell the worker the rest."
+        while True:
+            try: self._sock.sendall(self._unsent[0])
+            except OSError: pass # as above
+            with self._turn:
+                self._unsent.popleft()
+                if not self._unsent: return
 
     def _hear(self) -> bytes:
         "With the ear: wait for what comes first, frames, output, or the end."
@@ -279,6 +304,7 @@ class RayWorker:
         self._number = self._open = 0  # Calls made, and those that wait for their reply
         self._replies, self._expected = dict[int, bytes](), 1
         self._paused = self._gone = self._ending = False
+        self.killed = False  # Whether it was told to end for certain
         self._timer = self._loop.call_later(self.PATIENCE, self._wait_for_place)
         engine._workers.add(self)
         engine._do(lambda ray: self._create(ray, config), self._created)
@@ -424,6 +450,7 @@ class RayWorker:
 
     def kill(self) -> None:
         if self._gone: return
+        self.killed = True
         if not self.pid:
             self._loop.call_soon(self._finish, Exit())
             return
@@ -434,6 +461,9 @@ class RayWorker:
     def _lost(self, error: BaseException) -> None:
         "The keeper, its node, or the whole cluster is gone."
         self._hand_over(all=True)
+        if self.pid and not self._gone: # what has lost its cluster may be reached all the same
+            try: self._actor.signal.remote(int(signal.SIGKILL))
+            except Exception: pass
         self._finish(Exit(where=self.where, reason=describe_loss(error)))
 
     def _finish(self, exit: Exit) -> None:
@@ -458,17 +488,22 @@ def describe_loss(
     cause = getattr(error, "cause", None)
     text = str(cause if isinstance(cause, BaseException) else error).strip()
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if "death" in line.lower() or "died" in line.lower() or "killed" in line.lower() or "node" in line.lower()]
+    if lines and "creation task" in lines[0]: lines = told = lines[-1:] # a traceback
+    else: told = [line for line in lines if "death" in line.lower() or "died" in line.lower() or "killed" in line.lower() or "node" in line.lower()]
     return f"{name}: {' '.join((told or lines or ['no reason given'])[:2])[:400]}"
 
 # %% ../../nbs/integrations/ray.ipynb #5b920689
 class _Connection:
     "This process's connection to Ray, shared by all engines, and the thread that makes it."
+    PATIENCE = 30.0  # Seconds for the connection before to end
     lock = threading.Lock()
     current: _Connection | None = None
+    closing: Future[Any] | None = None  # The end of the last one
 
-    def __init__(self) -> None:
-        self.users, self.ours = 0, False  # Engines; and whether we made the connection
+    def __init__(self, before: Future[Any] | None = None) -> None:
+        self.users, self.ours, self.lost = 0, False, False  # Engines; whether we made the connection; and whether the cluster answers no more
+        self._address: str | None = None  # With which we made it
+        self._before = before  # The end of the connection before
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="ray", daemon=True).start()
 
@@ -485,11 +520,29 @@ class _Connection:
         self._calls.put((call, future))
         return future
 
+    def join(self,
+        ray: Any, # The module
+        address: str | None # As of `RayEngine`
+    ) -> None:
+        "On the thread: be connected to that, and to nothing else. Raises `RayConnectionError`."
+        if self._before is not None and not wait({self._before}, self.PATIENCE).done: raise RayConnectionError(address, "the connection before has not ended yet")
+        if not ray.is_initialized():
+            start_ray(ray, address)
+            self.ours, self._address = True, address
+        elif address is None:
+            if self.ours and self._address is not None: raise RayElsewhereError(address, f"the cluster at {self._address!r}")
+        elif not (self.ours and address == self._address):
+            here = _where(ray)
+            if not _same(_resolved(address), here): raise RayElsewhereError(address, f"a Ray at {here!r}")
+
     @classmethod
-    def use(cls) -> _Connection:
-        "One more engine needs it."
+    def use(cls,
+        address: str | None # As of `RayEngine`
+    ) -> _Connection:
+        "One more engine needs it. Raises `RayLostError` while engines hold one that was lost."
         with cls.lock:
-            if cls.current is None: cls.current = cls()
+            if cls.current is None: cls.current = cls(cls.closing)
+            if cls.current.lost: raise RayLostError(address)
             cls.current.users += 1
             return cls.current
 
@@ -498,10 +551,10 @@ class _Connection:
         with self.lock:
             self.users -= 1
             if self.users: return self.submit(lambda: None)
-            _Connection.current = None
-            future = self.submit(lambda: ray.shutdown() if self.ours else None)
-            self._calls.put(None)
-            return future
+            closer = _Connection() if self.lost else self # the thread of a connection that was lost may hang
+            _Connection.current, _Connection.closing = None, closer.submit(lambda: ray.shutdown() if self.ours else None)
+            for connection in {self, closer}: connection._calls.put(None)
+            return _Connection.closing
 
 # %% ../../nbs/integrations/ray.ipynb #52a9e7c2
 _YEAR = "31536000"
@@ -513,13 +566,36 @@ def _import_ray() -> Any:
     except ImportError as e: raise RayMissingError() from e
     return ray
 
+def _resolved(address: str) -> str:
+    "What `auto` means."
+    if address != "auto": return address
+    from ray._private.utils import read_ray_address
+    return os.environ.get("RAY_ADDRESS") or read_ray_address() or ""
+
+def _where(ray: Any) -> str:
+    "The address of the cluster that this process is connected to."
+    client = ray.util.client.ray.get_context().client_worker
+    return f"ray://{client._conn_str}" if client is not None else str(ray.get_runtime_context().gcs_address)
+
+def _same(one: str, other: str) -> bool:
+    "Whether two addresses are one, under whatever names."
+    if one == other: return True
+    (scheme, _, rest), (other_scheme, _, other_rest) = one.rpartition("://"), other.rpartition("://")
+    (host, _, port), (other_host, _, other_port) = rest.rpartition(":"), other_rest.rpartition(":")
+    try: return (scheme, port) == (other_scheme, other_port) and socket.gethostbyname(host) == socket.gethostbyname(other_host)
+    except OSError: return False
+
 def _stays_here(address: str | None) -> bool:
     "Whether a cluster is one of this machine alone: ours, or one that listens on the loopback address."
-    if address is None: return True
-    if address == "auto":
-        from ray._private.utils import read_ray_address
-        address = os.environ.get("RAY_ADDRESS") or read_ray_address() or ""
-    return address.startswith(("127.", "localhost:", "[::1]"))
+    return address is None or _resolved(address).startswith(("127.", "localhost:", "[::1]"))
+
+def _reason(error: BaseException) -> str:
+    "What Ray says, and below it the first cause."
+    first = error
+    while (cause := first.__cause__ or first.__context__) is not None: first = cause
+    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
+    told = " ".join(f"{type(error).__name__}: {error}".split())
+    return told if first is error or not lines else f"{told} ({lines[-1]})"
 
 def _clean_up(ray: Any, before: set[psutil.Process]) -> None:
     "End what is left of a Ray that was not started."
@@ -549,6 +625,7 @@ def start_ray(
     talk.addFilter(_not_of_signals)
     try:
         os.environ.update(given)
+        ray._raylet.Config.initialize("") # what Ray has read from the environment already
         if here: ray_constants.ENABLE_RAY_CLUSTER = False
         for attempt in range(1, 1 + (_TRIES if address is None else 1)):
             children = set(psutil.Process().children(recursive=True))
@@ -562,13 +639,19 @@ def start_ray(
                 if not ray.is_initialized(): _clean_up(ray, children)
     except Exception as e:
         kind = RayVersionError if "ersion mismatch" in str(e) or "versions" in str(e) else RayConnectionError
-        raise kind(address, " ".join(f"{type(e).__name__}: {e}".split())) from e
+        raise kind(address, _reason(e)) from e
     finally:
         talk.removeFilter(_not_of_signals)
         ray_constants.ENABLE_RAY_CLUSTER = cluster
         for name, value in before.items():
             if value is None: os.environ.pop(name, None)
             else: os.environ[name] = value
+
+
+def _free(ray: Any) -> list[Mapping[str, float]]:
+    "What is free on each node; in all, where a client cannot know more."
+    try: return list(ray._private.state.available_resources_per_node().values())
+    except ray.exceptions.RaySystemError: return [ray.available_resources()]
 
 # %% ../../nbs/integrations/ray.ipynb #24934e83
 class RayEngine:
@@ -584,7 +667,7 @@ class RayEngine:
         num_cpus: float | None = None, # CPUs that each worker takes, unless its plugin or `WorkerConfig.resources` says otherwise
         num_gpus: float | None = None, # GPUs, likewise
         resources: Mapping[str, float] | None = None, # Other resources of Ray, likewise
-        runtime_env: Mapping[str, Any] | None = None # Ray's runtime environment for the workers
+        runtime_env: Mapping[str, Any] | None = None # Ray's runtime environment for the workers; `working_dir` and `py_modules` as URIs, as Ray wants them for an actor
     ):
         "Raises `RayMissingError` without Ray, and `ConfigError`. The cluster is joined when the first worker is needed."
         self._ray, self.address, self._runtime_env = _import_ray(), address, runtime_env
@@ -609,24 +692,22 @@ class RayEngine:
         loop = asyncio.get_running_loop()
         if self._lost: raise RayLostError(self.address)
         if self._failed is not None and loop.time() - self._failed[0] < self.AFRESH: raise self._failed[1]
+        if self._loop is not None and self._loop.is_closed(): self._abandon()
         if self._loop is None:
-            self._loop = loop
-            self._connection = _Connection.use()
+            self._connection, self._loop = _Connection.use(self.address), loop
             self._look()
+        if self._loop is not loop: raise EngineLoopError()
         return RayWorker(self, config, events, needs)
 
     def _join(self) -> Any:
         "On the thread: be connected. Raises `RayConnectionError`."
-        ray = self._ray
-        if not ray.is_initialized():
-            start_ray(ray, self.address)
-            self._connection.ours = True
+        if not self._joined: self._connection.join(self._ray, self.address)
         self._joined = True
-        return ray
+        return self._ray
 
     def _do(self, call: Callable[[Any], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         "Make a call that may wait on the thread, and then call `done` on the loop."
-        if self._loop is None: return # the engine is closed, and nobody waits
+        if self._loop is None or self._connection.lost: return # nobody waits, or nobody answers
         self._when_done(self._connection.submit(lambda: call(self._join())), done)
 
     def _when_done(self, future: Future[Any], done: Callable[[Any, BaseException | None], None]) -> None:
@@ -658,7 +739,7 @@ class RayEngine:
     def _why(self, needs: Any, tell: Callable[..., None]) -> None:
         "Find out what a worker waits for."
         if not self._joined: return tell(f"the Ray cluster at {self.address!r} to answer" if self.address else "Ray to start")
-        self._do(lambda ray: why_waiting(dict(needs or ()), ray.nodes(), ray.available_resources()),
+        self._do(lambda ray: why_waiting(dict(needs or ()), ray.nodes(), _free(ray)),
                  lambda told, error: tell(f"an answer of Ray: {error}") if error else tell(*told))
 
     def _look(self) -> None:
@@ -676,30 +757,46 @@ class RayEngine:
 
     def _lose(self) -> None:
         "The cluster is gone, and all workers with it."
-        self._lost = True
+        self._lost = self._connection.lost = True
         _log.error("the connection to Ray was lost")
         for worker in list(self._workers): worker._lost(RayLostError(self.address))
 
     async def close(self) -> None:
         "Leave the cluster; a Ray that was started for this process ends with its last engine. Returns within `LOST` seconds, whatever Ray does."
-        if self._loop is None or self._workers: return
-        if self._beat is not None: self._beat.cancel()
-        left = asyncio.wrap_future(self._connection.leave(self._ray))
+        if self._loop is None or any(not worker.killed for worker in self._workers): return
+        left = asyncio.wrap_future(self._leave())
         await asyncio.wait({left}, timeout=0.1 if self._lost else self.LOST)
         if not left.done(): _log.warning("Ray has not closed its connection yet")
         elif left.exception() is not None: _log.warning("closing the connection to Ray failed: %s", left.exception())
-        self._loop, self._joined, self._class = None, False, None
+
+    def _leave(self) -> Future[Any]:
+        "Be as before the first worker. Those that are left were killed, and their manager waits for them no longer."
+        if self._beat is not None: self._beat.cancel()
+        for worker in list(self._workers): worker._finish(Exit())
+        left = self._connection.leave(self._ray)
+        self._loop, self._joined, self._class, self._asked, self._failed = None, False, None, None, None
+        return left
+
+    def _abandon(self) -> None:
+        "The loop was closed, and its managers were not shut down."
+        for worker in self._workers: worker._end_actor(worker._actor)
+        self._workers.clear()
+        self._leave()
 
 # %% ../../nbs/integrations/ray.ipynb #b0b0c1c8
 def why_waiting(
     takes: Mapping[str, float], # What a worker takes
     nodes: list[Mapping[str, Any]], # As `ray.nodes()` tells
-    free: Mapping[str, float] # As `ray.available_resources()` tells
+    free: Collection[Mapping[str, float]] # What is free on each node
 ) -> tuple[str, frozenset[str]]: # For `Job.waiting_for`; and which resources others would have to give back
     "Why a worker has no place yet."
+    def fit(rooms: Iterable[Mapping[str, float]]) -> bool: return any(all(room.get(name, 0) >= amount for name, amount in takes.items()) for room in rooms)
+
     wanted = ", ".join(f"{name} {amount:g}" for name, amount in takes.items() if amount)
-    if not any(all(node["Resources"].get(name, 0) >= amount for name, amount in takes.items()) for node in nodes if node["Alive"]):
-        return f"a node with {wanted}: no node of the cluster has that much, even when it is idle", frozenset()
-    lacks = frozenset(name for name, amount in takes.items() if free.get(name, 0) < amount)
-    if lacks: return f"room in the cluster for {wanted} (free now: {', '.join(f'{name} {free.get(name, 0):g}' for name in takes)})", lacks
-    return "a worker to start on a node of the cluster", frozenset()
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if not alive: return "a node: none of the cluster is alive", frozenset()
+    if not fit(alive): return f"a node with {wanted}: no node of the cluster has that much, even when it is idle", frozenset()
+    if fit(free): return "a worker to start on a node of the cluster", frozenset()
+    most = {name: max((room.get(name, 0) for room in free), default=0) for name in takes}
+    lacks = frozenset(name for name, amount in takes.items() if most[name] < amount) or frozenset(takes)
+    return f"room on a node for {wanted} (free now: {', '.join(f'{name} {amount:g}' for name, amount in most.items())})", lacks
