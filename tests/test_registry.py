@@ -22,7 +22,7 @@ from typing import Any, Callable, Iterator
 
 import pytest
 from harness import finish, nothing_left, run, said_json, script
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from repo import ROOT, python, said
 from repo import run as command
@@ -299,6 +299,7 @@ def test_plugins_registered_in_code(site: Path) -> None:
     assert ids(registry) == ["a", "b"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=300), min_size=2, max_size=6, unique=True))
 def test_ids_neither_collide_nor_escape(names: "list[str]") -> None:
     """As file names, any ids stay apart, also where case does not count, and each is one plain name."""
