@@ -943,7 +943,7 @@ class EntryPointRegistry:
         schema: Mapping[str, Any] | str | os.PathLike[str] | None = None # The JSON Schema of its config, or its file; None to look beside its module
     ) -> InstalledPlugin: # Its record
         "Add a plugin. It has its id even if a package claims it too. Raises `PluginTypeError`, `PluginIdError`, `DuplicatePluginError` or `PluginSchemaError`."
-        category = next(iter(self.groups)) if category is None else category
+        category = next(iter(self.groups), None) if category is None else category
         plugin = InstalledPlugin(plugin_id, target, name=name, category=category, description=description, schema=os.fspath(schema) if isinstance(schema, os.PathLike) else schema)
         self._catalogue.add(plugin)
         return plugin
