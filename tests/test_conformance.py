@@ -556,32 +556,60 @@ def test_a_factory_may_be_asynchronous() -> None:
     assert check(registry, "registry").ok and asyncio.run(check_async(hub, "events", probe=connect)).ok
 
 
-def test_prints_of_the_implementation_are_silent_and_others_are_not(capsys: pytest.CaptureFixture[str]) -> None:
-    """What another thread prints meanwhile is heard."""
+class Loud:
+    """Says something whenever it is made, called or looked into."""
 
-    class Loud(Hub):
-        async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
-            print("loud")
-            await super().broadcast(event_type, data)
+    def __init__(self) -> None:
+        print("loud")
+        super().__init__()
 
-    class LoudManager(Resources):
-        def store(self, pid: int, fields: Dict[str, Any]) -> None:
-            print("loud")
-            super().store(pid, fields)
+    def __getattribute__(self, name: str) -> Any:
+        print("loud")
+        return super().__getattribute__(name)
 
-    end = threading.Event()
+
+class LoudRegistry(Loud, Registry): ...
+
+
+class LoudResources(Loud, Resources): ...
+
+
+class LoudHub(Loud, Hub): ...
+
+
+LOUD: "dict[str, Any]" = {"registry": LoudRegistry, "resources": LoudResources, "events": LoudHub}
+
+
+@each_protocol
+def test_prints_of_the_implementation_are_silent_and_others_are_not(protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What another thread prints meanwhile, or another task, is heard; what the probe, the factory or a search of random calls makes it print is not."""
+    pytest.importorskip("hypothesis", reason="hypothesis is not installed: pip install -e '.[dev]'")
+    made, probe, end = LOUD[protocol], PROBES[protocol], threading.Event()
 
     def talk() -> None:
         while not end.wait(0.001):
-            print("heard")
+            print("thread")
+
+    async def on_loop() -> Report:
+        async def talks() -> None:
+            while True:
+                print("task")
+                await asyncio.sleep(0.001)
+
+        talking = asyncio.ensure_future(talks())
+        await asyncio.sleep(0)
+        report = await check_async(made, protocol, probe=probe)
+        print("after")
+        talking.cancel()
+        return report
 
     talking = threading.Thread(target=talk)
     talking.start()
-    reports = [check(Loud, "events", probe=connect), asyncio.run(check_async(Loud, "events", probe=connect)), check(LoudManager, "resources", probe=worker)]
+    reports = [check(made, protocol, probe=probe, deep=True), asyncio.run(on_loop())]
     end.set()
     talking.join()
-    assert all(report.ok for report in reports)
-    assert set(capsys.readouterr().out.split()) == {"heard"}
+    assert all(report.ok and not report.findings for report in reports), reports
+    assert set(capsys.readouterr().out.split()) == {"thread", "task", "after"}
 
 
 def test_two_checks_at_once_leave_stdout_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,9 +33,8 @@ class Client:
 
     async def _ask(self, method: str, expected: str) -> Any:
         try:
-            with quiet():
-                value = getattr(self._client, method)()
-                return await value if inspect.isawaitable(value) else value
+            value = getattr(self._client, method)()
+            return await value if inspect.isawaitable(value) else value
         except Exception as e: raise ProbeError(f"client.{method}()", expected, described(e)) from e
 
     async def received(self) -> list[tuple[str, Any]]: # Pairs of type and data
@@ -74,7 +73,7 @@ async def connect(
     "Connect a client. Raises `NotObservable` without a probe."
     if it.probe is None: raise NotObservable("needs a probe that connects a client: probe=connect, which gives an object with received() and close()")
     try:
-        with quiet(): client = it.probe(it.impl)
+        client = it.probe(it.impl)
         if inspect.isawaitable(client): client = await client
     except Exception as e: raise ProbeError("a client", "an object with received() and close()", described(e)) from e
     if missing := [name for name in ("received", "close") if not callable(getattr(client, name, None))]:
@@ -90,8 +89,7 @@ async def broadcast(
     data: dict[str, Any] # The facts
 ) -> None:
     "Broadcast an event. Raises `Broken` when that raises, or takes too long."
-    try:
-        with quiet(): await within(LIMIT, it.call("broadcast", event_type, data))
+    try: await within(LIMIT, it.call("broadcast", event_type, data))
     except (asyncio.TimeoutError, TimeoutError): raise Broken(f"it did not come back within {LIMIT:g} s") from None
     except Broken: raise
     except (Exception, SystemExit) as e: raise Broken(f"it raised {described(e)}") from e
@@ -155,7 +153,7 @@ async def _(it: Subject) -> None:
     for steps in range(6):
         leaving, staying = await connect(it), [await connect(it) for _ in range(3)]
         it.trail[:] = ["4 clients connect"]
-        with quiet(): task = asyncio.ensure_future(within(LIMIT, it.call("broadcast", "kit:moving", {"steps": steps})))
+        task = asyncio.ensure_future(within(LIMIT, it.call("broadcast", "kit:moving", {"steps": steps})))
         for _ in range(steps): await asyncio.sleep(0)
         it.trail.append("meanwhile the first client leaves, and then another connects")
         await leaving.close()
@@ -222,11 +220,10 @@ async def flood(
         for _ in range(events):
             await it.impl.broadcast(f"kit:{next(numbers)}", {"text": "all is well"})
             if time.monotonic() > end: raise NotObservable("it is too slow to be sent many events here")
-    with quiet():
-        try: await within(SECONDS + LIMIT, send())
-        except (asyncio.TimeoutError, TimeoutError): raise Broken(f"a broadcast did not come back within {LIMIT:g} s", _TAKE) from None
-        except (NotObservable, Broken): raise
-        except Exception as e: raise Broken(f"it raised {described(e)}") from e
+    try: await within(SECONDS + LIMIT, send())
+    except (asyncio.TimeoutError, TimeoutError): raise Broken(f"a broadcast did not come back within {LIMIT:g} s", _TAKE) from None
+    except (NotObservable, Broken): raise
+    except Exception as e: raise Broken(f"it raised {described(e)}") from e
 
 @rule("events.stuck_client", "broadcast", "One phone in a tunnel must not hold up everybody.", _TAKE,
       needs=("events.every_client",))
@@ -300,7 +297,7 @@ async def _(it: Subject) -> None:
         try: await client.until("kit:first")
         except Broken: raise NotObservable("an event does not come, whether or not another was cancelled") from None
     for steps in range(4):
-        with quiet(): task = asyncio.ensure_future(it.call("broadcast", "kit:cancelled", {"steps": steps}))
+        task = asyncio.ensure_future(it.call("broadcast", "kit:cancelled", {"steps": steps}))
         for _ in range(steps): await asyncio.sleep(0)
         task.cancel()
         it.trail.append("…cancel()")

@@ -32,9 +32,8 @@ def categories(
     "What the probe tells. Raises `NotObservable` without one."
     if it.probe is None: raise NotObservable("needs a probe that gives some categories: probe=lambda registry: ['processing']")
     try:
-        with quiet():
-            known = it.probe(it.impl)
-            if inspect.isawaitable(known): known = wait_for(known)
+        known = it.probe(it.impl)
+        if inspect.isawaitable(known): known = wait_for(known)
         if not isinstance(known, str): return list(known)
     except Exception as e: raise ProbeError("the categories of a registry", "an iterable of them", described(e)) from e
     raise ProbeError("the categories of a registry", "an iterable of them", f"{shown(known)}, which is one")
@@ -352,9 +351,8 @@ def _(it: Subject) -> None:
         ids += known_ids(it)[:5]
 
     def answers() -> list[str]:
-        with quiet():
-            return [*(text_of([_told(m) for m in it.impl.get_plugins_by_category(group)]) for group in groups),
-                    *(text_of((_told(it.impl.get_plugin(i)), it.impl.load_plugin_config(i))) for i in ids)]
+        return [*(text_of([_told(m) for m in it.impl.get_plugins_by_category(group)]) for group in groups),
+                *(text_of((_told(it.impl.get_plugin(i)), it.impl.load_plugin_config(i))) for i in ids)]
     want, got = [a if a == b else "" for a, b in zip(answers(), answers())], list[list[str]]() # what differs anyhow says nothing
     it.trail.append("4 threads, each of which asks up to 6 times")
     end = time.monotonic() + LIMIT / 5

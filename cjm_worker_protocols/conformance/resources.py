@@ -17,7 +17,7 @@ from itertools import chain
 from typing import Any
 
 from .calls import SAMPLES, refused
-from .checks import Broken, NotObservable, ProbeError, Subject, described, quiet, rule, shown
+from .checks import Broken, NotObservable, ProbeError, Subject, described, rule, shown
 from .footprint import footprint
 from .registry import at_once, wait_for
 
@@ -50,9 +50,8 @@ def seen(
     "What the probe tells of a worker. Raises `NotObservable` without one."
     if it.probe is None: raise NotObservable("needs a probe that reads a worker: probe=lambda manager, pid: manager.workers.get(pid)")
     try:
-        with quiet():
-            value = it.probe(it.impl, pid)
-            if inspect.isawaitable(value): value = wait_for(value)
+        value = it.probe(it.impl, pid)
+        if inspect.isawaitable(value): value = wait_for(value)
     except Exception as e: raise ProbeError("a worker", "a mapping, or None when there is no such worker", described(e)) from e
     if value is not None and not isinstance(value, Mapping):
         raise ProbeError("a worker", "a mapping, or None when there is no such worker", f"{shown(value)}, a {type(value).__name__}")
@@ -97,7 +96,7 @@ def takes_any_pid(
     pid = it.pid(living=False)
     it.afterwards.append(lambda: it.impl.unregister_worker(pid))
     try:
-        with quiet(): it.impl.register_worker(pid=pid, worker_type=WORKER)
+        it.impl.register_worker(pid=pid, worker_type=WORKER)
         return it.probe is None or seen(it, pid) is not None
     except ProbeError: raise
     except Exception: return False
@@ -279,13 +278,12 @@ def _come_and_go(it: Subject, workers: int, new_pid: Callable[[], int], end: flo
     register, update, unregister = it.impl.register_worker, it.impl.update_worker_state, it.impl.unregister_worker
     it.trail[:] = [_times(workers, updated)]
     try:
-        with quiet():
-            for _ in range(workers):
-                pid = new_pid()
-                register(pid=pid, worker_type=WORKER)
-                if updated: update(pid=pid, **full())
-                unregister(pid)
-                if time.monotonic() > end: raise NotObservable("it is too slow to be told of 10,000 workers here")
+        for _ in range(workers):
+            pid = new_pid()
+            register(pid=pid, worker_type=WORKER)
+            if updated: update(pid=pid, **full())
+            unregister(pid)
+            if time.monotonic() > end: raise NotObservable("it is too slow to be told of 10,000 workers here")
     except NotObservable: raise
     except Exception as e: raise Broken(f"it raised {described(e)}") from e
 
