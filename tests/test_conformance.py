@@ -588,18 +588,18 @@ def test_prints_of_the_implementation_are_silent_and_others_are_not(protocol: st
 
     def talk() -> None:
         while not end.wait(0.001):
-            print("thread")
+            sys.stdout.write("thread\n")
 
     async def on_loop() -> Report:
         async def talks() -> None:
             while True:
-                print("task")
+                sys.stdout.write("task\n")
                 await asyncio.sleep(0.001)
 
         talking = asyncio.ensure_future(talks())
         await asyncio.sleep(0)
         report = await check_async(made, protocol, probe=probe)
-        print("after")
+        sys.stdout.write("after\n")
         talking.cancel()
         return report
 
@@ -665,7 +665,7 @@ def test_a_report_as_text_has_all_findings() -> None:
     """The headline, and for each finding what should be, what was, after which calls, and what to do."""
     report = report_of("StatusIsRenamed")
     text = str(report).splitlines()
-    assert text[0] == report.headline == "conformance_corpus:StatusIsRenamed does not conform to ResourceManagerProtocol: 9 passed, 1 failed, 20 blocked"
+    assert text[0] == report.headline == "conformance_corpus:StatusIsRenamed does not conform to ResourceManagerProtocol: 9 passed, 1 failed, 23 blocked"
     assert text[1].startswith("error: resources.update_worker_state.manager_call  (") and text[1].endswith(")")
     assert [line.split()[0] for line in text[2:6]] == ["expected", "got", "after", "mend"]
     assert "`state` looks like a rename of `status`" in text[5]
