@@ -582,7 +582,7 @@ class EachListingAddsToTheLast(Registry):
     def get_plugins_by_category(self, category: Any) -> List[Any]:
         if category == "text":
             self.told += super().get_plugins_by_category(category)[:1]
-            return [m for m in self.told[-2:]]
+            return list(self.told)
         return super().get_plugins_by_category(category)
 
 
@@ -739,6 +739,32 @@ class OneThreadOnly(Registry):
         if threading.get_ident() != self.thread:
             raise RuntimeError("objects created in a thread can only be used in that same thread")
         return super().get_plugin(plugin_id)
+
+
+@mutant("registry.threads")
+class WhoComesSecondFindsHalf(Registry):
+    """It reads its plugins when it is first asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.installed, self.plugins = self.plugins, {}
+        self.read = False
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        self.load()
+        return super().get_plugins_by_category(category)
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        self.load()
+        return super().get_plugin(plugin_id)
+
+    def load(self) -> None:
+        """Once."""
+        if not self.read:
+            self.read = True
+            for plugin_id, m in self.installed.items():
+                time.sleep(0.001)
+                self.plugins[plugin_id] = m
 
 
 @mutant("registry.threads")
@@ -1892,7 +1918,7 @@ class TasksTryAgain(Hub):
     async def later(self, client: Page, text: str) -> None:
         """When there is room."""
         while client in self.clients and len(client.queue) >= self.LIMIT:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(30)
         client.queue.append(text)
 
 
@@ -2035,7 +2061,7 @@ class OtherLoopsAreIgnored(Hub):
 class DeliversLater(Hub):
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         text = frame(event_type, data)
-        asyncio.get_running_loop().call_later(0.001, self.deliver, text)
+        asyncio.get_running_loop().call_later(0.05, self.deliver, text)
 
     def deliver(self, text: str) -> None:
         """At last."""

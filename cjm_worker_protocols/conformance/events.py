@@ -261,7 +261,7 @@ async def _(it: Subject) -> None:
       "warning", ("events.stuck_client",))
 async def _(it: Subject) -> None:
     "What is kept for a client that takes nothing has a limit."
-    stuck, numbers, events, end = await connect(it, reads=False), count(), 250, time.monotonic() + 3 * SECONDS
+    stuck, numbers, events, end = await connect(it, reads=False), count(), 250, time.monotonic() + 5 * SECONDS
 
     async def growth() -> int:
         before, tasks = footprint(it.impl), asyncio.all_tasks()

@@ -323,7 +323,7 @@ def _(it: Subject) -> None:
       "warning", ("resources.unregister_forgets", "resources.unknown_pid"))
 def _(it: Subject) -> None:
     "10,000 workers that came and went leave nothing behind."
-    half, end, sizes = 5_000, time.monotonic() + 4, list[int]()
+    half, end, sizes = 5_000, time.monotonic() + 6, list[int]()
     new_pid = it.processes.gone if takes_any_pid(it) else it.processes.living
     before = _held()
     for _ in range(2):
