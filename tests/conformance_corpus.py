@@ -5,6 +5,7 @@
 import asyncio
 import copy
 import functools
+import importlib
 import json
 import re
 import sys
@@ -12,7 +13,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional
@@ -363,6 +364,24 @@ class LoadConfigIsByPositionOnly(Registry):
         return super().load_plugin_config(plugin_id)
 
 
+@mutant("registry.get_plugins_by_category.lands")
+class CategoryByNameIsLost(Registry):
+    def get_plugins_by_category(self, *args: Any, **kwargs: Any) -> List[Any]:
+        return super().get_plugins_by_category(args[0] if args else kwargs.get("name"))
+
+
+@mutant("registry.get_plugin.lands")
+class PluginIdByNameIsLost(Registry):
+    def get_plugin(self, *args: Any, **kwargs: Any) -> Any:
+        return super().get_plugin(args[0] if args else kwargs.get("id", ""))
+
+
+@mutant("registry.load_plugin_config.lands")
+class ConfigByNameIsLost(Registry):
+    def load_plugin_config(self, *args: Any, **kwargs: Any) -> Dict[str, Any]:
+        return super().load_plugin_config(args[0] if args else kwargs.get("id", ""))
+
+
 # Registries: what they do not know
 
 
@@ -521,6 +540,16 @@ class IsConfiguredIsAMethod(Registry):
         return False
 
 
+@mutant("registry.known_id")
+class KnownIdIsLeftToACoroutine(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return self.read(plugin_id) if plugin_id in self.plugins else None
+
+    async def read(self, plugin_id: str) -> Any:
+        """What it should have done at once."""
+        return self.plugins[plugin_id]
+
+
 # Registries: what they hand out
 
 
@@ -553,7 +582,7 @@ class EachListingAddsToTheLast(Registry):
     def get_plugins_by_category(self, category: Any) -> List[Any]:
         if category == "text":
             self.told += super().get_plugins_by_category(category)[:1]
-            return [m for m in self.told[-2:]]
+            return list(self.told)
         return super().get_plugins_by_category(category)
 
 
@@ -615,6 +644,51 @@ class NoConfigIsOneDict(Registry):
         return super().load_plugin_config(plugin_id) or self.nothing
 
 
+@mutant("registry.list_is_the_callers")
+class FirstListIsKept(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists: Dict[Any, List[Any]] = {}
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        if category in self.lists:
+            return list(self.lists[category])
+        self.lists[category] = super().get_plugins_by_category(category)
+        return self.lists[category]
+
+
+@mutant("registry.config_can_be_sent")
+class ConfigIsOfALocalClass(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        class Config(Dict[str, Any]): ...
+
+        return Config(super().load_plugin_config(plugin_id))
+
+
+@mutant("registry.config_is_the_callers")
+class ConfigFromTheCacheIsShared(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: Dict[str, Dict[str, Any]] = {}
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        if plugin_id in self.cache:
+            return self.cache[plugin_id]
+        config = self.cache[plugin_id] = super().load_plugin_config(plugin_id)
+        return copy.deepcopy(config)
+
+
+@mutant("registry.config_is_the_callers")
+class ConfigIsSharedInATuple(Registry):
+    def __init__(self) -> None:
+        super().__init__()
+        self.configs["whisper"]["stages"] = (["load", "run"],)
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        shared = self.configs.get(plugin_id, {})
+        return {key: value if isinstance(value, tuple) else copy.deepcopy(value) for key, value in shared.items()}
+
+
 # Registries: ids from outside, and threads
 
 
@@ -668,6 +742,32 @@ class OneThreadOnly(Registry):
 
 
 @mutant("registry.threads")
+class WhoComesSecondFindsHalf(Registry):
+    """It reads its plugins when it is first asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.installed, self.plugins = self.plugins, {}
+        self.read = False
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        self.load()
+        return super().get_plugins_by_category(category)
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        self.load()
+        return super().get_plugin(plugin_id)
+
+    def load(self) -> None:
+        """Once."""
+        if not self.read:
+            self.read = True
+            for plugin_id, m in self.installed.items():
+                time.sleep(0.001)
+                self.plugins[plugin_id] = m
+
+
+@mutant("registry.threads")
 class AnswersAreShared(Registry):
     answer: Any = None
 
@@ -675,6 +775,28 @@ class AnswersAreShared(Registry):
         self.answer = super().load_plugin_config(plugin_id)
         time.sleep(0.001)
         return dict(self.answer)
+
+
+@mutant("registry.hostile_ids")
+class IdsAreModules(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        with suppress(Exception):
+            return super().get_plugin(plugin_id) or importlib.import_module(plugin_id)
+
+
+@mutant("registry.hostile_ids")
+class IdsAreAttributes(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        return super().get_plugin(plugin_id) or getattr(Registry, plugin_id, None)
+
+
+@mutant("registry.hostile_ids")
+class IdsArePatterns(Registry):
+    """Like `where id like ?`."""
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        like = re.compile(re.escape(plugin_id).replace("%", ".*"))
+        return next((m for id, m in self.plugins.items() if like.fullmatch(id)), None)
 
 
 # Resource managers: their shape
@@ -836,6 +958,38 @@ class UpdateForwardsInAnotherOrder(Resources):
         super().update_worker_state(pid, status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)
 
 
+@mutant("resources.register_worker.lands")
+class RegisterByPositionIsLost(Resources):
+    def register_worker(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs:
+            super().register_worker(**kwargs)
+
+
+@mutant("resources.register_worker.lands")
+class WorkerTypeByPositionIsLost(Resources):
+    def register_worker(self, pid: int, *args: Any, **kwargs: Any) -> None:
+        super().register_worker(pid, kwargs.get("worker_type", "unknown"))
+
+
+@mutant("resources.unregister_worker.lands")
+class UnregisterByNameIsLost(Resources):
+    def unregister_worker(self, *args: Any, **kwargs: Any) -> None:
+        for pid in args:
+            super().unregister_worker(pid)
+
+
+@mutant("resources.update_worker_state.lands")
+class UpdatesByPositionAreLost(Resources):
+    def update_worker_state(self, pid: int, *args: Any, **kwargs: Any) -> None:
+        super().update_worker_state(pid, **kwargs)
+
+
+@mutant("resources.update_worker_state.lands")
+class TheLastByPositionIsLost(Resources):
+    def update_worker_state(self, pid: int, *args: Any, **kwargs: Any) -> None:
+        super().update_worker_state(pid, *args[:5], **kwargs)
+
+
 # Resource managers: updates
 
 
@@ -937,6 +1091,52 @@ class UnknownPidRaises(Resources):
 class UnknownPidIsMade(Resources):
     def store(self, pid: int, fields: Dict[str, Any]) -> None:
         self.workers.setdefault(pid, {}).update(copy.deepcopy(fields))
+
+
+@mutant("resources.partial")
+class OnlySnapshotsAreTaken(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if len(fields) == 6:
+            super().store(pid, fields)
+
+
+@mutant("resources.partial")
+class StatusAloneIsIgnored(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if list(fields) != ["status"]:
+            super().store(pid, fields)
+
+
+@mutant("resources.clear.job_id")
+class NoneAloneDoesNotClear(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if len(fields) == 6 or fields.get("job_id", "") is not None:
+            super().store(pid, fields)
+
+
+@mutant("resources.snapshot")
+class TextsAreCut(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, {name: value[:20] if isinstance(value, str) else value for name, value in fields.items()})
+
+
+@mutant("resources.snapshot")
+class TextsAreLowered(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, {name: value.lower() if isinstance(value, str) else value for name, value in fields.items()})
+
+
+@mutant("resources.empty_values")
+class EmptyAloneIsIgnored(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, fields if len(fields) == 6 else {name: value for name, value in fields.items() if value or value is None})
+
+
+@mutant("resources.config_is_copied")
+class ConfigIsTakenApart(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        super().store(pid, fields)
+        (fields.get("config") or {}).pop("options", None)
 
 
 # Resource managers: workers come and go
@@ -1176,6 +1376,86 @@ class WhatIsNotRunningIsKept(Resources):
             self.old[pid] = record
 
 
+@mutant("resources.register_replaces")
+class StatusOutlivesTheRecord(Resources):
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        with self.lock:
+            status = self.workers.get(pid, {}).get("status", "idle")
+            self.workers[pid] = {"worker_type": worker_type, "status": status}
+
+
+@mutant("resources.register_replaces")
+class TypeOutlivesTheRecord(Resources):
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        with self.lock:
+            self.workers[pid] = {"worker_type": self.workers.get(pid, {}).get("worker_type", worker_type), "status": "idle"}
+
+
+@mutant("resources.reused_pid")
+class LateNewsAreForTheNext(Resources):
+    """An update that came before its worker is for that worker."""
+
+    early: Any = (None, {})
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        with self.lock:
+            super().register_worker(pid, worker_type)
+            if self.early[0] == pid:
+                self.workers[pid].update(self.early[1])
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        with self.lock:
+            self.early = (None, {}) if pid in self.workers else (pid, copy.deepcopy(fields))
+            super().store(pid, fields)
+
+
+@mutant("resources.leaves_nothing")
+class LateNewsAreKept(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.late: List[Any] = []
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        if pid not in self.workers:
+            self.late.append((pid, fields))
+        super().store(pid, fields)
+
+
+@mutant("resources.workers_are_apart")
+class UnknownIsTheLast(Resources):
+    def unregister_worker(self, pid: int) -> None:
+        with self.lock:
+            if pid not in self.workers and self.workers:
+                self.workers.popitem()
+            super().unregister_worker(pid)
+
+
+@mutant("resources.workers_are_apart")
+class NewsOfNobodyAreForTheLast(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        with self.lock:
+            super().store(pid if pid in self.workers else next(reversed(self.workers), 0), fields)
+
+
+@mutant("resources.workers_are_apart")
+class TheNewOneTakesTheJobs(Resources):
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        with self.lock:
+            for other in self.workers.values():
+                other["job_id"] = None
+            super().register_worker(pid, worker_type)
+
+
+@mutant("resources.workers_are_apart")
+class OneWorkerForAPlugin(Resources):
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        with self.lock:
+            for other in self.workers.values():
+                if other.get("plugin_id") == fields.get("plugin_id", ""):
+                    other["plugin_id"] = None
+            super().store(pid, fields)
+
+
 # Broadcasters: their shape
 
 
@@ -1257,6 +1537,19 @@ class EventTypeIsRenamed(Hub):
 class DataAreByPositionOnly(Hub):
     async def broadcast(self, event_type: str, data: Dict[str, Any], /) -> None:  # type: ignore[override]
         await super().broadcast(event_type, data)
+
+
+@mutant("events.broadcast.lands")
+class EventsByNameAreLost(Hub):
+    async def broadcast(self, *args: Any, **kwargs: Any) -> None:
+        if args:
+            await super().broadcast(*args, **kwargs)
+
+
+@mutant("events.broadcast.lands")
+class DataByNameAreLost(Hub):
+    async def broadcast(self, event_type: str, *args: Any, **kwargs: Any) -> None:
+        await super().broadcast(event_type, args[0] if args else kwargs.get("payload", {}))
 
 
 # Broadcasters: delivery
@@ -1440,6 +1733,61 @@ class BusyDrops(Hub):
             self.busy = False
 
 
+@mutant("events.delivered")
+class LargeEventsAreDropped(Hub):
+    """As many a broker does: one of the best known takes 8,000 bytes."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if len(json.dumps(data)) < 8000:
+            await super().broadcast(event_type, data)
+
+
+@mutant("events.delivered")
+class NamesInDataAreLowered(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, {name.lower(): value for name, value in data.items()})
+
+
+@mutant("events.order")
+class OftenIsTooOften(Hub):
+    """Of one type it sends no more than so many in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: Dict[str, float] = {}
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        now = time.monotonic()
+        if event_type != "job:chunk" or now - self.sent.get(event_type, 0) > 0.05:
+            await super().broadcast(event_type, data)
+            self.sent[event_type] = now
+
+
+@mutant("events.order")
+class UnreadIsReplaced(Hub):
+    """The newest of a type takes the place of one that nobody has read."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            for old in [old for old in client.queue if old.startswith(text.partition("data")[0])]:
+                client.queue.remove(old)
+            client.queue.append(text)
+
+
+@mutant("events.concurrent")
+class OneOfAType(Hub):
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: Dict[str, Dict[str, Any]] = {}
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        self.waiting[event_type] = data
+        await asyncio.sleep(0)
+        if event_type in self.waiting:
+            await super().broadcast(event_type, self.waiting.pop(event_type))
+
+
 # Broadcasters: data
 
 
@@ -1555,6 +1903,43 @@ class NamesOfClientsStay(Hub):
         return super().connect()
 
 
+@mutant("events.stuck_client_is_bounded")
+class TasksTryAgain(Hub):
+    """A task for each event that a client has no room for; only the loop refers to it."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            if len(client.queue) < self.LIMIT:
+                client.queue.append(text)
+            else:
+                asyncio.ensure_future(self.later(client, text))
+
+    async def later(self, client: Page, text: str) -> None:
+        """When there is room."""
+        while client in self.clients and len(client.queue) >= self.LIMIT:
+            await asyncio.sleep(30)
+        client.queue.append(text)
+
+
+@mutant("events.client_leaves")
+class PingsGoOn(Hub):
+    def connect(self) -> Page:
+        asyncio.ensure_future(asyncio.sleep(1000))
+        return super().connect()
+
+
+@mutant("events.client_leaves")
+class ThreadsOfClientsStay(Hub):
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = threading.Event()
+
+    def connect(self) -> Page:
+        threading.Thread(target=self.end.wait, args=(5,), daemon=True).start()
+        return super().connect()
+
+
 # Broadcasters: when something goes wrong
 
 
@@ -1627,6 +2012,14 @@ class OddTypesSilenceIt(Hub):
             await super().broadcast(event_type, data)
 
 
+@mutant("events.forged")
+class JobIdsAreWrittenAsTheyAre(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = f"id: {data.get('job_id')}\n" + frame(event_type, data)
+        for client in self.clients:
+            client.queue.append(text)
+
+
 @mutant("events.unsendable")
 class WhatCannotBeSentIsSwallowed(Hub):
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
@@ -1668,7 +2061,7 @@ class OtherLoopsAreIgnored(Hub):
 class DeliversLater(Hub):
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         text = frame(event_type, data)
-        asyncio.get_running_loop().call_later(0.001, self.deliver, text)
+        asyncio.get_running_loop().call_later(0.05, self.deliver, text)
 
     def deliver(self, text: str) -> None:
         """At last."""

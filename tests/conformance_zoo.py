@@ -21,7 +21,7 @@ from typing import Any, Awaitable, Callable, Dict, Generator, List
 from unittest.mock import AsyncMock, Mock
 
 import psutil
-from conformance_corpus import PROBES, Hub, Page, Registry, Resources, frame
+from conformance_corpus import PROBES, Hub, Meta, Page, Registry, Resources, frame
 
 from cjm_worker_protocols.extensions.protocols import (
     UNSET,
@@ -334,6 +334,39 @@ class Identified:
         return self.key
 
 
+@animal("registry")
+class RegistryOfArrays(Registry):
+    """Its metadata are like arrays: they are neither true nor false, and cannot be compared."""
+
+    class Array:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __init__(self, m: Meta) -> None:
+            self.id, self.name = m.id, m.name
+
+        def __bool__(self) -> bool:
+            raise ValueError("ambiguous")
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("ambiguous")
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        return [self.Array(m) for m in super().get_plugins_by_category(category)]
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        m = super().get_plugin(plugin_id)
+        return None if m is None else self.Array(m)
+
+
+@animal("registry")
+class RegistryThatStampsConfigs(Registry):
+    """No two configs are the same."""
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        config = super().load_plugin_config(plugin_id)
+        return {**config, "read": (time.monotonic(), [len(config)])} if config else config
+
+
 # Resource managers
 
 
@@ -554,6 +587,29 @@ class ResourcesThatMakeSure(Resources):
                 pass
 
 
+@animal("resources")
+class ResourcesOfOneType(Resources):
+    """It has a list of the types of workers, and refuses others."""
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        if worker_type != "transcription":
+            raise ValueError(f"worker_type: expected 'transcription' (got {worker_type!r})")
+        super().register_worker(pid, worker_type)
+
+
+@animal("resources")
+class ResourcesThatRemember(Resources):
+    """It writes down the last of what it was told, whoever it was about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: "deque[Any]" = deque(maxlen=500)
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        self.log.append((pid, dict(fields)))
+        super().store(pid, fields)
+
+
 # Broadcasters
 
 
@@ -751,6 +807,50 @@ class TaskPage(Page):
         self.read.set()
         await asyncio.sleep(0)
         return super().received()
+
+
+@animal("events")
+class HubThatDeliversInTasks(Hub):
+    """A task for each event, which ends soon."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: "set[Any]" = set()
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        task = asyncio.ensure_future(self.deliver(frame(event_type, data)))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def deliver(self, text: str) -> None:
+        await asyncio.sleep(0)
+        for client in list(self.clients):
+            client.queue.append(text)
+
+
+@animal("events")
+class HubWhoseClientsTakeTheirTime(Hub):
+    """A task for each client, which says goodbye when that leaves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks: Dict[Any, Any] = {}
+
+    def connect(self) -> Page:
+        page = super().connect()
+        self.tasks[id(page)] = asyncio.ensure_future(self.serve())
+        return page
+
+    async def serve(self) -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(0.1)
+
+    def leave(self, page: Page) -> None:
+        super().leave(page)
+        if id(page) in self.tasks:
+            self.tasks.pop(id(page)).cancel()
 
 
 @animal("events")

@@ -556,32 +556,60 @@ def test_a_factory_may_be_asynchronous() -> None:
     assert check(registry, "registry").ok and asyncio.run(check_async(hub, "events", probe=connect)).ok
 
 
-def test_prints_of_the_implementation_are_silent_and_others_are_not(capsys: pytest.CaptureFixture[str]) -> None:
-    """What another thread prints meanwhile is heard."""
+class Loud:
+    """Says something whenever it is made, called or looked into."""
 
-    class Loud(Hub):
-        async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
-            print("loud")
-            await super().broadcast(event_type, data)
+    def __init__(self) -> None:
+        print("loud")
+        super().__init__()
 
-    class LoudManager(Resources):
-        def store(self, pid: int, fields: Dict[str, Any]) -> None:
-            print("loud")
-            super().store(pid, fields)
+    def __getattribute__(self, name: str) -> Any:
+        print("loud")
+        return super().__getattribute__(name)
 
-    end = threading.Event()
+
+class LoudRegistry(Loud, Registry): ...
+
+
+class LoudResources(Loud, Resources): ...
+
+
+class LoudHub(Loud, Hub): ...
+
+
+LOUD: "dict[str, Any]" = {"registry": LoudRegistry, "resources": LoudResources, "events": LoudHub}
+
+
+@each_protocol
+def test_prints_of_the_implementation_are_silent_and_others_are_not(protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What another thread prints meanwhile, or another task, is heard; what the probe, the factory or a search of random calls makes it print is not."""
+    pytest.importorskip("hypothesis", reason="hypothesis is not installed: pip install -e '.[dev]'")
+    made, probe, end = LOUD[protocol], PROBES[protocol], threading.Event()
 
     def talk() -> None:
         while not end.wait(0.001):
-            print("heard")
+            sys.stdout.write("thread\n")
+
+    async def on_loop() -> Report:
+        async def talks() -> None:
+            while True:
+                sys.stdout.write("task\n")
+                await asyncio.sleep(0.001)
+
+        talking = asyncio.ensure_future(talks())
+        await asyncio.sleep(0)
+        report = await check_async(made, protocol, probe=probe)
+        sys.stdout.write("after\n")
+        talking.cancel()
+        return report
 
     talking = threading.Thread(target=talk)
     talking.start()
-    reports = [check(Loud, "events", probe=connect), asyncio.run(check_async(Loud, "events", probe=connect)), check(LoudManager, "resources", probe=worker)]
+    reports = [check(made, protocol, probe=probe, deep=True), asyncio.run(on_loop())]
     end.set()
     talking.join()
-    assert all(report.ok for report in reports)
-    assert set(capsys.readouterr().out.split()) == {"heard"}
+    assert all(report.ok and not report.findings for report in reports), reports
+    assert set(capsys.readouterr().out.split()) == {"thread", "task", "after"}
 
 
 def test_two_checks_at_once_leave_stdout_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
@@ -637,7 +665,7 @@ def test_a_report_as_text_has_all_findings() -> None:
     """The headline, and for each finding what should be, what was, after which calls, and what to do."""
     report = report_of("StatusIsRenamed")
     text = str(report).splitlines()
-    assert text[0] == report.headline == "conformance_corpus:StatusIsRenamed does not conform to ResourceManagerProtocol: 9 passed, 1 failed, 20 blocked"
+    assert text[0] == report.headline == "conformance_corpus:StatusIsRenamed does not conform to ResourceManagerProtocol: 9 passed, 1 failed, 23 blocked"
     assert text[1].startswith("error: resources.update_worker_state.manager_call  (") and text[1].endswith(")")
     assert [line.split()[0] for line in text[2:6]] == ["expected", "got", "after", "mend"]
     assert "`state` looks like a rename of `status`" in text[5]

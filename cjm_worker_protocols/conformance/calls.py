@@ -12,11 +12,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import combinations
 from types import FrameType
 from typing import Any
 
-from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, advice, closest, described, quiet, rule, shown, shown_call, within
+from .checks import LIMIT, MEMBERS, NAMES, Broken, Subject, advice, closest, described, rule, shown, shown_call, within
 
 # %% auto #0
 __all__ = []
@@ -33,6 +34,7 @@ def samples_for(
     "What a call is made with."
     return {**SAMPLES, "pid": it.pid()} if protocol is NAMES["resources"] else SAMPLES
 
+@lru_cache(maxsize=None)
 def parameters_of(
     protocol: type, # One of the three
     member: str # Its method
@@ -56,33 +58,28 @@ def legal_calls(
             if chosen: yield required, [*chosen]
 
 # %% ../../nbs/conformance/calls.ipynb #16068d2d
-@contextmanager
-def watching(
-    given: Mapping[str, Any] # The values of a call, by the names that they have in the contract
-) -> Iterator[list[tuple[str, dict[str, Any]]]]: # Fills with the functions that got them, and which, by the names that they have there
-    "Watch where the values of the next call on this thread arrive."
-    watch = _Watch(given)
-    if watch.before is not None and not isinstance(watch.before, _Watch): # somebody looks for what is slow, and would see nothing any more
-        yield []
-        return
-    sys.setprofile(watch)
-    try: yield watch.found
-    finally:
-        watch.over, top = True, sys.getprofile()
-        while isinstance(top, _Watch) and top.over: top = top.before # another, on the same loop, may have begun later and end later
-        sys.setprofile(top)
-
-class _Watch:
-    "A function of `sys.setprofile`, until it is over; another that was there before goes on below it."
-    def __init__(self, given: Mapping[str, Any]):
+class watching:
+    "A context that watches where the values of the next call on this thread arrive."
+    def __init__(self,
+        given: Mapping[str, Any] # The values of a call, by the names that they have in the contract
+    ):
         self.found, self.on_their_way = list[tuple[str, dict[str, Any]]](), {id(value) for value in given.values()}
         self.over, self.before = False, sys.getprofile()
 
+    def __enter__(self) -> list[tuple[str, dict[str, Any]]]: # Fills with the functions that got them, and which, by the names that they have there
+        if self.before is None or isinstance(self.before, watching): sys.setprofile(self) # else somebody looks for what is slow, and would see nothing any more
+        return self.found
+
+    def __exit__(self, *error: object) -> None:
+        self.over = True
+        while isinstance(top := sys.getprofile(), watching) and top.over: sys.setprofile(top.before) # another, on the same loop, may have begun later and end later
+
     def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
-        if isinstance(self.before, _Watch): self.before(frame, event, arg)
+        "As `sys.setprofile` calls it; another that was there before goes on below it."
+        if isinstance(self.before, watching): self.before(frame, event, arg)
         if event != "call" or self.over or not self.on_their_way: return
-        code = frame.f_code
-        arguments = {n: frame.f_locals.get(n) for n in code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]}
+        code, values = frame.f_code, frame.f_locals
+        arguments = {n: values.get(n) for n in code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]}
         if arrived := {n: value for n, value in arguments.items() if id(value) in self.on_their_way}:
             self.on_their_way.difference_update(map(id, arrived.values()))
             self.found.append((code.co_name, arrived))
@@ -101,13 +98,13 @@ def astray(
     return ""
 
 # %% ../../nbs/conformance/calls.ipynb #64d3e279
-_REFUSED = re.compile(r"(positional|keyword)\b.*\bargument|for argument|takes (exactly|at (least|most)|from|no|\d)|missing \d|expected (at (least|most) |exactly )?\d")
+_REFUSED = r"(positional|keyword)\b.*\bargument|for argument|takes (exactly|at (least|most)|from|no|\d)|missing \d|expected (at (least|most) |exactly )?\d"
 
 def refused(
     error: BaseException # From a call
 ) -> bool: # Whether the call was not taken at all; else the method itself raised it
     "Tell a wrong call from an error in the method."
-    return isinstance(error, TypeError) and bool(_REFUSED.search(str(error)))
+    return isinstance(error, TypeError) and bool(re.search(_REFUSED, str(error)))
 
 def cause(
     method: Any, # The implementation's
@@ -148,6 +145,7 @@ def _like(name: str, new: list[str], have: list[str], want: list[str]) -> list[s
 
 def _list(names: list[str]) -> str: return ", ".join(f"`{n}`" for n in names)
 
+@lru_cache(maxsize=None)
 def signature_text(
     protocol: type, # One of the three
     member: str # Its method
@@ -267,10 +265,9 @@ def _asynchronous(name: str, protocol: type, member: str) -> None:
         args, kwargs = manager_call(protocol, member, samples_for(it, protocol))
         result = it.call(member, *args, **kwargs)
         if inspect.isawaitable(result):
-            with quiet():
-                try: await within(LIMIT, result)
-                except (asyncio.TimeoutError, TimeoutError): raise Broken(f"it did not come back within {LIMIT:g} s", _WAITS) from None
-                except Exception: pass # that is another rule
+            try: await within(LIMIT, result)
+            except (asyncio.TimeoutError, TimeoutError): raise Broken(f"it did not come back within {LIMIT:g} s", _WAITS) from None
+            except Exception: pass # that is another rule
         elif inspect.isasyncgen(result): raise Broken("it gave an async generator, whose body has not been run", "Remove the `yield` from it.")
         elif result is None: raise Broken("it gave None: it is a plain function", f"Write `async` before its `def`: `{signature_text(protocol, member)}`.")
         else: raise Broken(f"it gave {kind_of(result) or shown(result)}, which cannot be awaited")
@@ -304,7 +301,7 @@ def _each_call(protocol: type, member: str, values: Mapping[str, Any]) -> Iterat
 def _landing(it: Subject, protocol: type, member: str, call: tuple[tuple[Any, ...], dict[str, Any]], given: dict[str, Any]) -> Iterator[None]:
     "Raises `Broken` when the call that is made here is not taken, or a value does not arrive where it belongs."
     error: BaseException | None = None
-    with quiet(), watching(given) as found:
+    with watching(given) as found:
         try: yield
         except (Exception, SystemExit) as e: error = e
     wrong = f"it raised {described(error)}" if error and refused(error) else astray(given, found)

@@ -13,8 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .processes import Processes
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
@@ -64,8 +63,7 @@ class ProtocolError(ValueError):
         self.got = got
 
 # %% ../../nbs/conformance/checks.ipynb #40afef48
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     "One rule of the contract."
     id: str  # Like `resources.unregister_idempotent`
     protocol: type  # Whose rule it is
@@ -140,7 +138,7 @@ class Subject:
         text: str # Perhaps with process ids in it
     ) -> str: # The same in every run
         "Call process ids by name."
-        return re.sub(r"(?<![\w.])\d{3,7}(?![\w.])", lambda found: self.pids.get(int(found[0]), found[0]), text)
+        return text if not self.pids else re.sub(r"(?<![\w.])\d{3,7}(?![\w.])", lambda found: self.pids.get(int(found[0]), found[0]), text)
 
     def call(self,
         member: str, # The method
@@ -150,9 +148,8 @@ class Subject:
         "Call a method. Raises `Broken` when it raises."
         self.trail.append(self.named(shown_call(member, args, kwargs)))
         self.calls += 1
-        with quiet():
-            try: return getattr(self.impl, member)(*args, **kwargs)
-            except (Exception, SystemExit, asyncio.CancelledError) as e: raise Broken(f"it raised {described(e)}") from e
+        try: return getattr(self.impl, member)(*args, **kwargs)
+        except (Exception, SystemExit, asyncio.CancelledError) as e: raise Broken(f"it raised {described(e)}") from e
 
     @property
     def witness(self) -> str: # Like `register_worker(pid=PID_1, worker_type='llm'); unregister_worker(PID_1)`
@@ -247,7 +244,7 @@ async def within(
 
 @contextmanager
 def quiet() -> Iterator[None]: # A context
-    "Let what is printed here go nowhere."
+    "Let go nowhere what is printed here: on this thread, or in this task."
     token = _silent.set(True)
     try: yield
     finally: _silent.reset(token)
@@ -256,7 +253,7 @@ _filters, _filtering = list[_Stdout](), threading.Lock()  # One for each `muted`
 
 @contextmanager
 def muted() -> Iterator[None]: # A context
-    "Make `quiet` work: put a filter before `sys.stdout` for as long as checks are made, here or on another thread."
+    "Make `quiet` work, here and on other threads: put a filter before `sys.stdout`, for as long as checks are made."
     with _filtering:
         mine = _filters[-1] if _filters and sys.stdout is _filters[-1] else _Stdout(sys.stdout)
         sys.stdout = mine

@@ -316,7 +316,7 @@ class Workers(Model):
     def teardown(self) -> None:
         "Leave nothing behind."
         for pid in self.numbers:
-            with suppress(Exception), quiet(): self.it.impl.unregister_worker(pid)
+            with suppress(Exception): self.it.impl.unregister_worker(pid)
 
 async def _settled(value: Any) -> Any: return await value if inspect.isawaitable(value) else value
 
@@ -479,8 +479,7 @@ class Clients(Model):
 
     async def _ended(self, event_type: str, data: dict[str, Any]) -> BaseException | None:
         "How a broadcast ends: the exception that it raises, or None."
-        try:
-            with quiet(): await self.it.impl.broadcast(event_type, data)
+        try: await self.it.impl.broadcast(event_type, data)
         except (Exception, SystemExit) as e: return e
         return None
 
@@ -554,7 +553,7 @@ class Clients(Model):
         "All clients leave."
         async def close() -> None:
             for call in self.it.afterwards:
-                with suppress(Exception), quiet(): await asyncio.wait_for(_settled(call()), 1.0)
+                with suppress(Exception): await asyncio.wait_for(_settled(call()), 1.0)
         with suppress(Exception): self.do(close())
 
 def _against(got: list[Any], want: list[Event]) -> str:
@@ -581,7 +580,8 @@ async def any_clients(
 
     def work() -> None:
         error: BaseException | None = None
-        try: search.run(lambda: Clients(search, do))
+        try:
+            with quiet(): search.run(lambda: Clients(search, do))
         except BaseException as e: error = e
         with suppress(RuntimeError): loop.call_soon_threadsafe(end, error) # nobody may be waiting any more
     threading.Thread(target=work, name="conformance-deep", daemon=True).start()

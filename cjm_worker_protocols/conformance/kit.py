@@ -107,7 +107,8 @@ class Run:
 
     def here(self) -> None:
         "Make all checks on this thread, where no event loop runs. Raises `ProbeError` and `FactoryError`."
-        try: self._here()
+        try:
+            with quiet(): self._here()
         finally: self.processes.close()
 
     def _here(self) -> None:
@@ -119,7 +120,7 @@ class Run:
                 ended = self._check.run(self._subject)
                 if inspect.isawaitable(ended): asyncio.run(_settled(ended))
             for call in self._subject.afterwards:
-                with suppress(Exception), quiet(): call()
+                with suppress(Exception): call()
 
     async def _own_loop(self) -> None:
         asyncio.get_running_loop().set_exception_handler(_forgive)
@@ -137,13 +138,12 @@ class Run:
     async def _clean(self) -> None:
         "Let clients leave, and what else a check has left."
         for call in self._subject.afterwards:
-            with suppress(Exception), quiet(): await _settled(call())
+            with suppress(Exception): await _settled(call())
 
     def _made(self) -> Any:
         "An implementation, a fresh one if there is a factory."
         if not self.is_factory: return self.target
-        try:
-            with quiet(): made = self.target()
+        try: made = self.target()
         except (Exception, SystemExit) as e: raise FactoryError(self.target, e) from e
         return made if inspect.isawaitable(made) else self._usable(made)
 
@@ -304,6 +304,6 @@ async def check_async(
     if protocol_of(protocol) is not EventBroadcasterProtocol: return await asyncio.to_thread(lambda: check(target, protocol, probe=probe, waive=waive, deep=deep))
     run = Run(target, protocol, probe, waive, deep)
     try:
-        with muted(): await run.on_loop()
+        with muted(), quiet(): await run.on_loop()
     finally: run.processes.close()
     return run.report()

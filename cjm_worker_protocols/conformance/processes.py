@@ -56,6 +56,6 @@ def _end(started: list[subprocess.Popen[bytes]], pipe: list[int]) -> None:
     for end in pipe: os.close(end)
     for process in started:
         with suppress(OSError): process.kill()
-        process.wait()
+    for process in started: process.wait()
     started.clear()
     pipe.clear()

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'Finding', 'Outcome', 'Report', 'ConformanceError']
@@ -16,8 +15,7 @@ __all__ = ['OUTCOMES', 'Finding', 'Outcome', 'Report', 'ConformanceError']
 # %% ../../nbs/conformance/report.ipynb #3e474a88
 OUTCOMES = ("passed", "failed", "warned", "skipped", "blocked", "not_observable")  # How a check can end
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     "A rule that does not hold."
     id: str  # The check's
     level: str  # `error` or `warning`
@@ -35,20 +33,21 @@ class Finding:
         return "\n".join([f"{self.level}: {self.id}{where}", *(f"    {name:9} {text}" for name, text in rows if text)])
 
 # %% ../../nbs/conformance/report.ipynb #1375beac
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     "How one check ended."
     id: str  # The check's
     outcome: str  # One of `OUTCOMES`
     reason: str = ""  # Why it was skipped, blocked, or not observable
 
-@dataclass(frozen=True)
 class Report:
     "How all checks ended."
-    target: str  # What was checked
-    protocol: str  # Against which protocol
-    outcomes: tuple[Outcome, ...]  # One for each check
-    findings: tuple[Finding, ...]  # The broken rules, and what is wrong with the waivers
+    def __init__(self,
+        target: str, # What was checked
+        protocol: str, # Against which protocol
+        outcomes: tuple[Outcome, ...], # One for each check
+        findings: tuple[Finding, ...] # The broken rules, and what is wrong with the waivers
+    ):
+        self.target, self.protocol, self.outcomes, self.findings = target, protocol, outcomes, findings
 
     @property
     def ok(self) -> bool: # Whether there is no finding of level `error`
@@ -68,7 +67,7 @@ class Report:
     def to_json(self) -> str: # An object with target, protocol, ok, counts and findings
         "The same for programs."
         return json.dumps({"target": self.target, "protocol": self.protocol, "ok": self.ok, "counts": self.counts,
-                           "findings": [asdict(finding) for finding in self.findings]}, ensure_ascii=False)
+                           "findings": [finding._asdict() for finding in self.findings]}, ensure_ascii=False)
 
     @property
     def headline(self) -> str: # One line

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import Any
 
 from .calls import SAMPLES, refused
-from .checks import Broken, NotObservable, ProbeError, Subject, described, quiet, rule, shown
+from .checks import Broken, NotObservable, ProbeError, Subject, described, rule, shown
 from .footprint import footprint
 from .registry import at_once, wait_for
 
@@ -26,7 +26,7 @@ __all__ = []
 
 # %% ../../nbs/conformance/resources.ipynb #0d56d154
 FIELDS = ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")  # All that can be told of a worker
-FULL: dict[str, Any] = {"status": "running", "job_id": "job-1", "plugin_name": "whisper", "plugin_id": "plugin-1", "loaded_plugin_resource": "large-v3",
+FULL: dict[str, Any] = {"status": "running", "job_id": "job-1", "plugin_name": "Whisper large-v3, on the GPU", "plugin_id": "plugin-1", "loaded_plugin_resource": "large-v3",
     "config": {"model": "large-v3", "options": {"beam": 5}}}  # The full snapshot of one that runs a job
 WORKER: str = SAMPLES["worker_type"]  # What they all are
 
@@ -50,9 +50,8 @@ def seen(
     "What the probe tells of a worker. Raises `NotObservable` without one."
     if it.probe is None: raise NotObservable("needs a probe that reads a worker: probe=lambda manager, pid: manager.workers.get(pid)")
     try:
-        with quiet():
-            value = it.probe(it.impl, pid)
-            if inspect.isawaitable(value): value = wait_for(value)
+        value = it.probe(it.impl, pid)
+        if inspect.isawaitable(value): value = wait_for(value)
     except Exception as e: raise ProbeError("a worker", "a mapping, or None when there is no such worker", described(e)) from e
     if value is not None and not isinstance(value, Mapping):
         raise ProbeError("a worker", "a mapping, or None when there is no such worker", f"{shown(value)}, a {type(value).__name__}")
@@ -97,7 +96,7 @@ def takes_any_pid(
     pid = it.pid(living=False)
     it.afterwards.append(lambda: it.impl.unregister_worker(pid))
     try:
-        with quiet(): it.impl.register_worker(pid=pid, worker_type=WORKER)
+        it.impl.register_worker(pid=pid, worker_type=WORKER)
         return it.probe is None or seen(it, pid) is not None
     except ProbeError: raise
     except Exception: return False
@@ -108,6 +107,7 @@ _LOADED: dict[str, Any] = {**FULL, "job_id": None}
 LIFE: tuple[dict[str, Any], ...] = (*({**_UNLOADED, "status": status} for status in ("starting", "standby", "idle")), FULL, {**_LOADED, "status": "idle"},
     {**FULL, "job_id": "job-2", "plugin_name": "llama", "plugin_id": "plugin-2", "loaded_plugin_resource": "7b", "config": {"model": "7b"}},
     {**_LOADED, "status": "stopping"})  # What the manager sends of a worker: it starts, waits, runs a job, keeps the plugin, loads another, stops
+NEWS = {name: LIFE[5][name] for name in FIELDS[1:]} | {"status": "stopping"}  # Another value for each field
 _ASSIGN = "Store what is given, field by field; use `UNSET` from extensions.protocols as the default, so that what is omitted can be told from None."
 _UPDATE = "update_worker_state"
 
@@ -122,21 +122,28 @@ def _(it: Subject) -> None:
 
 @rule("resources.partial", _UPDATE, "Others that call it, cjm-fasthtml-workers among them, send only what has changed.", _ASSIGN, "warning", ("resources.snapshot",))
 def _(it: Subject) -> None:
-    "A field that is omitted stays as it was."
+    "A field that is given alone is taken, and what is omitted stays as it was."
     fields = kept(it)
-    pid = new_worker(it)
-    it.call(_UPDATE, pid=pid, **full())
-    for name in fields:
-        try: it.call(_UPDATE, pid=pid, **{name: full()[name]})
+    pid, known = new_worker(it), full()
+    it.call(_UPDATE, pid=pid, **copy.deepcopy(known))
+    for name in (name for name in NEWS if name in fields):
+        try: it.call(_UPDATE, pid=pid, **{name: copy.deepcopy(NEWS[name])})
         except Broken as e:
             if e.__cause__ and refused(e.__cause__): raise NotObservable(f"an update of {name} alone is not taken, as another finding says") from None
             raise
-        expect(it, pid, **{name: FULL[name] for name in fields})
+        known[name] = NEWS[name]
+        expect(it, pid, **{name: known[name] for name in fields})
 
 # %% ../../nbs/conformance/resources.ipynb #1b32827f
 _STALE = {"status": "A worker that has ended its work would look busy.", "job_id": "A job that has ended would look as if it ran for ever.",
     "plugin_name": "A plugin that was unloaded would look loaded.", "plugin_id": "A plugin that was unloaded would look loaded.",
     "loaded_plugin_resource": "Memory that was given back would look taken.", "config": "The configuration of a plugin that was unloaded would still be shown."}
+
+def _takes_alone(it: Subject, pid: int, name: str) -> bool:
+    "Whether one field can be told without the others."
+    try: it.call(_UPDATE, pid=pid, **{name: copy.deepcopy(NEWS[name])})
+    except Broken: return False
+    return bool(worker(it, pid).get(name) == NEWS[name])
 
 def _clears(name: str) -> None:
     def clears(it: Subject) -> None:
@@ -145,6 +152,9 @@ def _clears(name: str) -> None:
         it.call(_UPDATE, pid=pid, **full())
         try: it.call(_UPDATE, pid=pid, **{**full(), name: None})
         except Broken as e: raise Broken(e.actual, f"Take None for {name} too, which the contract allows, and store it.") from e.__cause__
+        expect(it, pid, **{name: None})
+        if not _takes_alone(it, pid, name): return # which is another rule
+        it.call(_UPDATE, pid=pid, **{name: None})
         expect(it, pid, **{name: None})
     clears.__doc__ = f"An explicit None clears {name}."
     rule(f"resources.clear.{name}", _UPDATE, _STALE[name],
@@ -164,6 +174,9 @@ def _(it: Subject) -> None:
     if not empty: raise NotObservable("what the probe gives has no field that may be empty")
     it.call(_UPDATE, pid=pid, **{**full(), **empty})
     expect(it, pid, **empty)
+    for name in filter(partial(_takes_alone, it, pid), empty):
+        it.call(_UPDATE, pid=pid, **{name: copy.copy(empty[name])})
+        expect(it, pid, **{name: empty[name]})
 
 @rule("resources.config_is_copied", _UPDATE, "The caller goes on using its dict, and what was recorded would change with it.", "Keep a copy: `copy.deepcopy(config)`.",
       "warning", ("resources.snapshot",))
@@ -172,6 +185,7 @@ def _(it: Subject) -> None:
     if "config" not in kept(it): raise NotObservable("what the probe gives has no 'config'")
     pid, told = new_worker(it), full()
     it.call(_UPDATE, pid=pid, **told)
+    if told != full(): raise Broken(f"the caller's config is {shown(told['config'])} now (told: {shown(FULL['config'])})")
     told["config"]["options"]["beam"] = 99
     told["config"]["model"] = "another"
     it.trail.append("the caller changes its config")
@@ -190,10 +204,19 @@ def _(it: Subject) -> None:
 def _(it: Subject) -> None:
     "Registering a pid again replaces the old record."
     pid = new_worker(it)
+    fresh = worker(it, pid)
     it.call(_UPDATE, pid=pid, **full())
     it.call("register_worker", pid=pid, worker_type=WORKER)
     known = worker(it, pid)
-    if stale := [name for name in FIELDS if name != "status" and known.get(name) == FULL[name]]: raise Broken(f"{stale[0]} is {shown(known[stale[0]])}, as it was in the old record")
+    if stale := _stale(known, fresh): raise Broken(f"{stale[0]} is {shown(known[stale[0]])}, as it was in the old record")
+    try: it.call("register_worker", pid=pid, worker_type="llm")
+    except Broken: return # it has a list of types, and knows no other
+    known = worker(it, pid)
+    if stale := [name for name, value in fresh.items() if value == WORKER == known.get(name)]: raise Broken(f"{stale[0]} is {WORKER!r}, as it was in the old record")
+
+def _stale(known: Mapping[str, Any], fresh: Mapping[str, Any]) -> list[str]:
+    "The fields that are as they were told of the old worker, and not as they are of a new one."
+    return [name for name in FIELDS if known.get(name) == FULL[name] != fresh.get(name)]
 
 @rule("resources.unregister_forgets", "unregister_worker", "A worker that is gone holds nothing any more.", "Remove the record: `self.workers.pop(pid, None)`.")
 def _(it: Subject) -> None:
@@ -208,25 +231,67 @@ def _(it: Subject) -> None:
     pid = new_worker(it)
     for gone in (pid, pid, it.pid(living=False)): it.call("unregister_worker", gone)
 
-@rule("resources.reused_pid", "register_worker", "The system uses pids again.", "Remove all that is kept of a worker when it is unregistered, wherever it is kept.",
-      needs=("resources.unregister_forgets", "resources.snapshot"))
+_SPELLING = "Somebody else, or the next version of the manager, will spell the call in another way."
+
+@rule("resources.register_worker.lands", "register_worker", _SPELLING, "Name the parameters as the contract does, and use them: those are filled however a call is spelled.", "warning",
+      ("resources.register_worker.every_call", "resources.unregister_forgets"))
 def _(it: Subject) -> None:
-    "A pid that is used again begins with nothing of what was known of it before."
+    "What is given by position does what it does by name."
+    one, other = worker(it, new_worker(it)), it.pid()
+    it.afterwards.append(lambda: it.impl.unregister_worker(other))
+    it.call("register_worker", other, WORKER)
+    known = worker(it, other)
+    if lost := [name for name, value in one.items() if value == WORKER != known.get(name)]: raise Broken(f"{lost[0]} is {shown(known.get(lost[0]))}, and by name {WORKER!r}")
+
+@rule("resources.unregister_worker.lands", "unregister_worker", _SPELLING, "Name the parameter `pid`, and use it.", "warning",
+      ("resources.unregister_worker.every_call", "resources.unregister_forgets"))
+def _(it: Subject) -> None:
+    "What is given by name does what it does by position."
     pid = new_worker(it)
+    it.call("unregister_worker", pid=pid)
+    if (known := seen(it, pid)) is not None: raise Broken(f"there is still a worker: {shown(known)}")
+
+@rule("resources.update_worker_state.lands", _UPDATE, _SPELLING, "Name the parameters as the contract does, and use them: those are filled however a call is spelled.", "warning",
+      ("resources.update_worker_state.every_call", "resources.register_replaces"))
+def _(it: Subject) -> None:
+    "What is given by position does what it does by name."
+    fields, pid = kept(it), new_worker(it)
+
+    def after(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        it.call("register_worker", pid=pid, worker_type=WORKER)
+        it.call(_UPDATE, *args, **kwargs)
+        return worker(it, pid)
+    for n in range(1, len(FIELDS) + 1):
+        told = {name: full()[name] for name in FIELDS[:n]}
+        want = after(pid=pid, **told)
+        for known in (after(pid, **told), after(pid, *told.values())):
+            if lost := [name for name in told if name in fields and want.get(name) == told[name] != known.get(name)]:
+                raise Broken(f"{lost[0]} is {shown(known.get(lost[0]))}, and by name {shown(told[lost[0]])}")
+
+@rule("resources.reused_pid", "register_worker", "The system uses pids again.", "Remove all that is kept of a worker when it is unregistered, wherever it is kept.",
+      needs=("resources.unregister_forgets", "resources.unknown_pid", "resources.snapshot"))
+def _(it: Subject) -> None:
+    "A pid that is used again begins with nothing of what was known of it before, or told after its worker had gone."
+    pid = new_worker(it)
+    fresh = worker(it, pid)
     it.call(_UPDATE, pid=pid, **full())
     it.call("unregister_worker", pid)
+    it.call(_UPDATE, pid=pid, **full())
     it.call("register_worker", pid=pid, worker_type=WORKER)
     known = worker(it, pid)
-    if stale := [name for name in FIELDS if name != "status" and known.get(name) == FULL[name]]: raise Broken(f"{stale[0]} is {shown(known[stale[0]])}, as it was before")
+    if stale := _stale(known, fresh): raise Broken(f"{stale[0]} is {shown(known[stale[0]])}, as it was before")
 
 @rule("resources.workers_are_apart", _UPDATE, "A manager has several workers.", "Keep a record for each pid, and make a new one for each: a default dict as an argument is shared.",
-      needs=("resources.snapshot", "resources.unregister_forgets"))
+      needs=("resources.snapshot", "resources.unregister_idempotent", "resources.unregister_forgets", "resources.unknown_pid"))
 def _(it: Subject) -> None:
-    "What is told of one worker does not touch another."
-    fields, one, other = kept(it), new_worker(it), new_worker(it)
+    "What is told of one worker, or of none, does not touch another."
+    fields, one, unknown = kept(it), new_worker(it), it.pid(living=False)
     it.call(_UPDATE, pid=one, **full())
+    other = new_worker(it)
     mine = {name: {"mine": 1} if name == "config" else "stopping" if name == "status" else "mine" for name in FIELDS}  # one that is idle has no job
-    it.call(_UPDATE, pid=other, **mine)
+    for told in ({**full(), "job_id": "mine"}, mine): it.call(_UPDATE, pid=other, **told)
+    it.call(_UPDATE, pid=unknown, **{**full(), "job_id": "nobody's"})
+    it.call("unregister_worker", unknown)
     expect(it, one, **{name: FULL[name] for name in fields})
     it.call("unregister_worker", one)
     expect(it, other, **{name: mine[name] for name in fields})
@@ -255,10 +320,10 @@ def _(it: Subject) -> None:
 
 # %% ../../nbs/conformance/resources.ipynb #68d093ce
 @rule("resources.leaves_nothing", "unregister_worker", "A server runs for months and has many workers.", "Remove all that is kept of a worker when it is unregistered; give a log a limit: `deque(maxlen=…)`.",
-      "warning", ("resources.unregister_forgets",))
+      "warning", ("resources.unregister_forgets", "resources.unknown_pid"))
 def _(it: Subject) -> None:
     "10,000 workers that came and went leave nothing behind."
-    half, end, sizes = 5_000, time.monotonic() + 3, list[int]()
+    half, end, sizes = 5_000, time.monotonic() + 6, list[int]()
     new_pid = it.processes.gone if takes_any_pid(it) else it.processes.living
     before = _held()
     for _ in range(2):
@@ -279,18 +344,18 @@ def _come_and_go(it: Subject, workers: int, new_pid: Callable[[], int], end: flo
     register, update, unregister = it.impl.register_worker, it.impl.update_worker_state, it.impl.unregister_worker
     it.trail[:] = [_times(workers, updated)]
     try:
-        with quiet():
-            for _ in range(workers):
-                pid = new_pid()
-                register(pid=pid, worker_type=WORKER)
-                if updated: update(pid=pid, **full())
-                unregister(pid)
-                if time.monotonic() > end: raise NotObservable("it is too slow to be told of 10,000 workers here")
+        for _ in range(workers):
+            pid = new_pid()
+            register(pid=pid, worker_type=WORKER)
+            if updated: update(pid=pid, **full())
+            unregister(pid)
+            if updated: update(pid=pid, **full()) # the last news of it come late
+            if time.monotonic() > end: raise NotObservable("it is too slow to be told of 10,000 workers here")
     except NotObservable: raise
     except Exception as e: raise Broken(f"it raised {described(e)}") from e
 
 def _times(n: int, updated: bool) -> str:
-    return f"{n:,} times: register_worker(pid=…, worker_type={WORKER!r}); {'update_worker_state(pid=…, …); ' if updated else ''}unregister_worker(…)"
+    return f"{n:,} times: register_worker(pid=…, worker_type={WORKER!r}); {'update_worker_state(pid=…, …); ' if updated else ''}unregister_worker(…){'; update_worker_state(pid=…, …)' if updated else ''}"
 
 def _held() -> dict[str, int]:
     "What a process has of which there is not much."
