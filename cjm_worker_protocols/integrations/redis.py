@@ -498,7 +498,7 @@ class RedisBroadcaster(EventStreams):
         for event_id, fields in found[1:]: self._take(event_id, fields)
         self._filled = True
         for subscription in list(self._subscriptions): subscription._begin()
-        self._wake()
+        self._wake_soon()
         assert self._first is not None
         if not self._first.done(): self._first.set_result(None)
 
