@@ -296,6 +296,16 @@ def test_a_client_may_ask_for_topics() -> None:
         assert len(other.until(4)) == 4
 
 
+def test_an_empty_topic_is_no_topic() -> None:
+    """A page that fills in nothing gets what is for all, and not all."""
+    broadcaster = SSEBroadcaster(topic=lambda event_type, data: data.get("job_id"))
+    with serve(broadcaster) as served, Client(served.port, "/events?topic=") as client:
+        served.wait_for(1)
+        for job_id in ("j1", None, "j2", ""):
+            served.broadcast("t", job_id=job_id)
+        assert [e.json()["job_id"] for e in client.until(2)] == [None, ""]
+
+
 def test_an_app_says_who_may_have_what() -> None:
     """The hook refuses, allows all, or allows some topics, of which a client may ask for fewer but not for others; it may be async."""
 

@@ -570,11 +570,12 @@ class EventStreams:
     ) -> Subscription: # Iterate over it with `async for`
         "Follow the events in this process."
         subscription = Subscription(self, last_event_id, None if topics is None else frozenset(topics))
-        self._subscriptions.add(subscription)
+        with self._lock: self._subscriptions.add(subscription)
+        subscription._begin()  # the ring may have been filled by now
         return subscription
 
     def _left(self, subscription: Subscription) -> None:
-        self._subscriptions.discard(subscription)
+        with self._lock: self._subscriptions.discard(subscription)
         if self._loop is not None and not self._loop.is_closed(): self._loop.call_soon_threadsafe(self._wake)
 
     async def __call__(self,
@@ -751,7 +752,7 @@ _HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-con
 
 def _asked(scope: Message) -> tuple[frozenset[str] | None, str]:
     "The topics that a client asks for, and the id of the last event that it has had."
-    asked = parse_qs(scope["query_string"].decode("utf-8", "replace"))
+    asked = parse_qs(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)  # `?topic=` asks for no topic, not for all
     ids = [value.decode("utf-8", "replace") for name, value in scope["headers"] if name.lower() == b"last-event-id"]
     return frozenset(asked["topic"]) if "topic" in asked else None, (ids or asked.get("last_event_id", [""]))[-1]
 
