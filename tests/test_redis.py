@@ -654,6 +654,33 @@ def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str) 
     run(scenario())
 
 
+def test_a_process_has_one_reader_however_many_clients(shared: RedisServer, stream: str) -> None:
+    """And one writer: two connections, and the entries are read once."""
+    broadcaster = RedisBroadcaster(shared.url, stream)
+    before = shared.ask("CLIENT", "LIST").count("\n")
+    with serve(broadcaster) as served, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(served.port)) for _ in range(20)]
+        served.wait_for(20)
+        served.broadcast_many(10)
+        for client in clients:
+            assert [e.json()["n"] for e in client.until(10)] == list(range(10))
+        assert shared.ask("CLIENT", "LIST").count("\n") <= before + 2
+        assert broadcaster.redis.read == 10
+
+
+def test_attempts_become_rarer_while_redis_is_away() -> None:
+    """The pause between two doubles, up to the longest, and is never without chance."""
+
+    async def scenario() -> None:
+        broadcaster = RedisBroadcaster(f"redis://127.0.0.1:{free_port()}", longest_pause=0.4)
+        broadcaster.subscribe()
+        await asyncio.sleep(2)
+        assert 3 <= broadcaster.redis.failures <= 14, "every 0.05 s it would be 40"
+        await broadcaster.aclose()
+
+    run(scenario())
+
+
 def test_the_stream_is_trimmed_by_length(shared: RedisServer, stream: str) -> None:
     """It has no more than the docs say, whoever writes how much."""
 

@@ -1,6 +1,7 @@
 """Server-sent events over real connections: under Starlette, FastAPI and FastHTML, served by uvicorn."""
 
 import asyncio
+import inspect
 import json
 import signal
 import socket
@@ -217,7 +218,8 @@ def test_under_a_middleware_that_hides_the_connection() -> None:
 
 
 def test_silence_is_broken_by_comments() -> None:
-    """When nothing happens a comment comes, again and again; it is no event."""
+    """When nothing happens a comment comes, again and again, every 15 s unless one wants it otherwise; it is no event."""
+    assert inspect.signature(SSEBroadcaster).parameters["heartbeat"].default == 15
     broadcaster = SSEBroadcaster(heartbeat=0.2)
     with serve(broadcaster) as served, Client(served.port) as client:
         before = len(client.parser.comments)
@@ -485,8 +487,12 @@ async def streamed(broadcaster: SSEBroadcaster, send: Any, after: Any) -> BaseEx
     return ended
 
 
+EAGER = pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="tasks begin at once from Python 3.12 on only")
+
+
+@pytest.mark.parametrize("factory", [None, pytest.param("eager_task_factory", marks=EAGER)])
 @pytest.mark.parametrize("waits", [0, 1, 3])
-def test_a_send_runs_in_one_task_and_in_the_context_of_the_request(waits: int) -> None:
+def test_a_send_runs_in_one_task_and_in_the_context_of_the_request(waits: int, factory: "str | None") -> None:
     """However often it has to wait, so that the timeouts and the context variables of a middleware work; and another client does not see them."""
     from contextvars import ContextVar
 
@@ -511,6 +517,8 @@ def test_a_send_runs_in_one_task_and_in_the_context_of_the_request(waits: int) -
         assert await streamed(broadcaster, sender(name), lambda: asyncio.sleep(0.3)) is None
 
     async def scenario() -> None:
+        if factory:
+            asyncio.get_running_loop().set_task_factory(getattr(asyncio, factory))
         before = asyncio.all_tasks()
         requests = asyncio.gather(request("a"), request("b"))
         await asyncio.sleep(0.1)
