@@ -487,10 +487,7 @@ async def streamed(broadcaster: SSEBroadcaster, send: Any, after: Any) -> BaseEx
     return ended
 
 
-EAGER = pytest.mark.skipif(not hasattr(asyncio, "eager_task_factory"), reason="tasks begin at once from Python 3.12 on only")
-
-
-@pytest.mark.parametrize("factory", [None, pytest.param("eager_task_factory", marks=EAGER)])
+@pytest.mark.parametrize("factory", [None, *(name for name in dir(asyncio) if name == "eager_task_factory")])  # from Python 3.12 on
 @pytest.mark.parametrize("waits", [0, 1, 3])
 def test_a_send_runs_in_one_task_and_in_the_context_of_the_request(waits: int, factory: "str | None") -> None:
     """However often it has to wait, so that the timeouts and the context variables of a middleware work; and another client does not see them."""
