@@ -40,15 +40,16 @@ from .core.plugins import check_plugin, unpack
 from cjm_worker_protocols.integrations.registry import (
     GROUP, ConfigFileError, ConfigFolderError, EntryPointRegistry, InstalledPlugin, PluginConfigError, PluginIdError, PluginSchemaError, RegistryExtraError,
 )
+from .integrations.admission import format_size
 from .integrations.resources import ProcessResourceManager, Worker
 from .integrations.sse import SSEBroadcaster, Subscription
 from .managers.base import JobManager
 
 # %% auto #0
 __all__ = ['SPEECH', 'Show', 'COMMANDS', 'home', 'known', 'facts', 'Watch', 'seen', 'follow', 'Screen', 'whole', 'JsonLines',
-           'text_of', 'plain', 'brief', 'cut', 'bar', 'Terminal', 'summary', 'amounts', 'megabytes', 'description',
-           'guarded', 'session', 'perform', 'LogToScreen', 'UsageError', 'screen_for', 'transcript', 'demo',
-           'parameter', 'run', 'look', 'survey', 'plugins', 'config', 'named', 'check', 'parser', 'main']
+           'text_of', 'plain', 'brief', 'cut', 'bar', 'Terminal', 'summary', 'amounts', 'description', 'guarded',
+           'session', 'perform', 'LogToScreen', 'UsageError', 'screen_for', 'transcript', 'demo', 'parameter', 'run',
+           'look', 'survey', 'plugins', 'config', 'named', 'check', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #cell-6
 SPEECH = "cjm_worker_protocols.integrations.speech:PocketSphinx"  # The plugin that this package brings
@@ -299,7 +300,7 @@ def summary(
     plugin, events = data["registry"], data["broadcaster"]
     told = [("registry", f"{plugin['id']} is {plugin['target']}" + (f", from {plugin['distribution']}" if plugin["distribution"] else ""))]
     for worker in data["workers"]: told.append(("resource manager", f"worker {worker['pid']} had {amounts(worker)}"))
-    told += [("resource manager", f"with {peak['plugin_id']} loaded it was {megabytes(peak['rss'])} at most") for peak in data["peaks"]]
+    told += [("resource manager", f"with {peak['plugin_id']} loaded it was {format_size(peak['rss'])} at most") for peak in data["peaks"]]
     told.append(("broadcaster", ", ".join(f"{n} {event}" for event, n in data["events"].items())))
     told.append(("broadcaster", f"{events['sent']} events sent, {events['dropped']} dropped"))
     told += [("manager", f"{n} times {what} failed") for what, n in data["integration_errors"].items()]
@@ -311,16 +312,10 @@ def amounts(
     "What a worker uses, for people."
     kinds = (("processes", "process", "processes"), ("threads", "thread", "threads"))
     found = [f"{worker[kind]} {one if worker[kind] == 1 else more}" for kind, one, more in kinds if worker[kind] is not None]
-    if worker["rss"] is not None: found.append(megabytes(worker["rss"]))
-    if worker["gpu_memory"] is not None: found.append(f"{megabytes(worker['gpu_memory'])} of GPU memory")
+    if worker["rss"] is not None: found.append(format_size(worker["rss"]))
+    if worker["gpu_memory"] is not None: found.append(f"{format_size(worker['gpu_memory'])} of GPU memory")
     if worker["cpu_seconds"] is not None: found.append(f"{worker['cpu_seconds']:.1f} s of CPU time")
     return ", ".join(found) or "nothing that can be measured"
-
-def megabytes(
-    size: int | None # Bytes
-) -> str: # Like `92 MB`
-    "A size for people."
-    return "an unknown amount of memory" if size is None else f"{size / 1e6:.0f} MB"
 
 def description(
     data: Mapping[str, Any] # Of the event

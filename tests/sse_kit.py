@@ -86,6 +86,17 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def wait_until_served(port: int, limit: float = 10) -> None:
+    """Wait until something listens on a port of loopback."""
+    end = time.monotonic() + limit
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            assert time.monotonic() < end, f"nothing listens on port {port}"
+            time.sleep(0.01)
+
+
 class Client:
     """A socket to a stream: what it gets is put through the chunks of HTTP/1.1 and the parser."""
 

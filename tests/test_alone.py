@@ -18,7 +18,7 @@ SPAWN = multiprocessing.get_context("spawn")
 SCHEMA = {"properties": {"model": {"type": "string", "default": "tiny"}, "api_key": {"type": "string", "writeOnly": True}}}
 
 
-@pytest.mark.parametrize("module", ["registry", "resources", "admission", "sse"])
+@pytest.mark.parametrize("module", ["registry", "resources", "admission", "sse", "redis"])
 def test_an_integration_imports_no_manager(module: str, tmp_path: Path) -> None:
     """Whoever takes one of them gets the contract, and neither the worker system nor another integration that it does not build on."""
     code = f"""
@@ -26,7 +26,7 @@ import sys
 import cjm_worker_protocols.integrations.{module}
 ours = {{name.removeprefix("cjm_worker_protocols.") for name in sys.modules if name.startswith("cjm_worker_protocols.")}}
 assert not any(name.startswith(("managers", "conformance")) or name in ("core.engine", "core.pool", "core.worker", "cli") for name in ours), ours
-others = {{"registry", "resources", "admission", "sse"}} - {{{module!r}}} - {{"resources" if {module!r} == "admission" else ""}}
+others = {{"registry", "resources", "admission", "sse", "redis"}} - {{{module!r}, {{"admission": "resources", "redis": "sse"}}.get({module!r})}}
 assert not any(f"integrations.{{name}}" in ours for name in others), ours
 """
     done = python(code, cwd=tmp_path)

@@ -31,7 +31,7 @@ from repo import NBS, ROOT
 pytest.importorskip("redis", reason="redis is not installed: pip install -e '.[dev]'")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[dev]'")
 
-from sse_kit import APPS, PATHS, Client, InProcess, OverAsgi, free_port, serve  # noqa: E402
+from sse_kit import APPS, PATHS, Client, InProcess, OverAsgi, free_port, serve, wait_until_served  # noqa: E402
 
 from cjm_worker_protocols.conformance import check  # noqa: E402
 from cjm_worker_protocols.core.errors import ConfigError  # noqa: E402
@@ -436,14 +436,7 @@ def web(folder: Path, server: RedisServer, port: "int | None" = None) -> "Iterat
     port = port or free_port()
     with script(folder / f"web{port}.py", WEB, server.url, str(port)) as process:
         assert said_json(process) == 0
-        end = time.monotonic() + 10
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < end
-                time.sleep(0.01)
+        wait_until_served(port)
         yield port, process
 
 
@@ -629,6 +622,141 @@ def test_a_reader_that_the_trimming_overtakes_says_so(shared: RedisServer, strea
             assert "reset" in [e.type for e in events]
 
     run(scenario())
+
+
+def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str) -> None:
+    """What is read at once is bounded by bytes as well, when a ring is filled and when a reader is behind; nothing is missing for that."""
+    large, few, read = "x" * 100_000, 120, list[int]()
+
+    class Watched(RedisBroadcaster):
+        def _learn(self, page: Any) -> int:
+            read.append(super()._learn(page))
+            return read[-1]
+
+    def add(redis: Any, start: int) -> None:
+        for n in range(start, start + few):
+            redis.xadd(stream, {"type": "tick", "data": json.dumps({"n": n, "text": large})})
+
+    async def scenario() -> None:
+        with shared.client() as redis:
+            add(redis, 0)
+            broadcaster = Watched(shared.url, stream, history_bytes=1 << 21)
+            await broadcaster.ready()
+            client = broadcaster.subscribe()
+            assert max(read) < 17 * len(large) and sum(read[:-1]) <= 2 * (1 << 21)
+            read.clear()
+            add(redis, few)  # it is this loop that is held up
+            events = await take(client, few)
+            assert [e.json().get("n", e.type) for e in events] == list(range(few, 2 * few))
+            assert max(read) < (1 << 21) / 4 + 1000
+            await broadcaster.aclose()
+
+    run(scenario())
+
+
+def test_a_process_has_one_reader_however_many_clients(shared: RedisServer, stream: str) -> None:
+    """And one writer: two connections, and the entries are read once."""
+    broadcaster = RedisBroadcaster(shared.url, stream)
+    before = shared.ask("CLIENT", "LIST").count("\n")
+    with serve(broadcaster) as served, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(served.port)) for _ in range(20)]
+        served.wait_for(20)
+        served.broadcast_many(10)
+        for client in clients:
+            assert [e.json()["n"] for e in client.until(10)] == list(range(10))
+        assert shared.ask("CLIENT", "LIST").count("\n") <= before + 2
+        assert broadcaster.redis.read == 10
+
+
+def test_attempts_become_rarer_while_redis_is_away() -> None:
+    """The pause between two doubles, up to the longest, and is never without chance."""
+
+    async def scenario() -> None:
+        broadcaster = RedisBroadcaster(f"redis://127.0.0.1:{free_port()}", longest_pause=0.4)
+        broadcaster.subscribe()
+        await asyncio.sleep(2)
+        assert 3 <= broadcaster.redis.failures <= 14, "every 0.05 s it would be 40"
+        await broadcaster.aclose()
+
+    run(scenario())
+
+
+def test_the_stream_is_trimmed_by_length(shared: RedisServer, stream: str) -> None:
+    """It has no more than the docs say, whoever writes how much."""
+
+    async def scenario() -> None:
+        async with broadcasting(shared.url, stream, history=200) as broadcaster:
+            for n in range(2000):
+                await broadcaster.broadcast("tick", {"n": n})
+            await written(broadcaster)
+
+    run(scenario())
+    assert 200 <= shared.ask("XLEN", stream) <= 300
+    assert numbers(shared, stream)[-200:] == list(range(1800, 2000))
+
+
+def test_small_events_are_read_in_long_pages(shared: RedisServer, stream: str) -> None:
+    """Their number doubles from page to page."""
+
+    async def scenario() -> None:
+        with shared.client() as redis:
+            for n in range(3000):
+                redis.xadd(stream, {"type": "tick", "data": json.dumps({"n": n})})
+        async with broadcasting(shared.url, stream) as broadcaster:
+            await broadcaster.ready()
+            assert broadcaster._page == 1024 and broadcaster.redis.read == 2999
+
+    run(scenario())
+
+
+def test_a_writers_number_that_was_evicted_does_no_harm(shared: RedisServer, stream: str) -> None:
+    """What is written goes on where it was, once and in order."""
+
+    async def scenario() -> None:
+        async with broadcasting(shared.url, stream) as broadcaster:
+            for n in range(50):
+                await broadcaster.broadcast("tick", {"n": n})
+                if not n % 10:
+                    await written(broadcaster)
+                    (key,) = shared.ask("KEYS", f"{{{stream}}}:writer:*")
+                    assert 0 < shared.ask("TTL", key) <= 86400
+                    shared.ask("DEL", key)
+            await written(broadcaster)
+
+    run(scenario())
+    assert numbers(shared, stream) == list(range(50))
+
+
+def test_subscribing_from_threads_while_the_ring_is_filled(shared: RedisServer, stream: str) -> None:
+    """The ring's filling looks at all subscriptions, and others come and go meanwhile."""
+
+    def come_and_go(broadcaster: RedisBroadcaster, done: threading.Event) -> int:
+        kept = []
+        while not done.is_set():
+            kept.append(broadcaster.subscribe())
+            if len(kept) > 500:
+                kept.pop(0).close()
+        return len(kept)
+
+    async def scenario() -> None:
+        async with broadcasting(shared.url, stream) as broadcaster:
+            done = threading.Event()
+            await broadcaster.ready()
+            threads = [asyncio.ensure_future(asyncio.to_thread(come_and_go, broadcaster, done)) for _ in range(3)]
+            try:
+                for _ in range(30):
+                    broadcaster._filled = False
+                    await broadcaster._catch_up()
+            finally:
+                done.set()
+            assert all(await asyncio.gather(*threads))
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        run(scenario())
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_a_connection_that_breaks_neither_loses_nor_doubles(tmp_path: Path) -> None:
@@ -901,7 +1029,7 @@ def test_a_shown_url_has_no_password(password: str, quoted: bool) -> None:
 
 def test_a_url_that_cannot_be_used_is_refused() -> None:
     """When the broadcaster is made, by a named error, which shows nothing of it."""
-    for url in ("http://h", "redis://:xyzzy/w@h", "redis://:xyzzy@h?foo=1", "redis://:xyzzy@h?db=x", "redis://u:xyzzy#@h"):
+    for url in ("http://h", "redis://h?username=xyzzy&foo=1", "redis://h?username=xyzzy&db=xyzzy", "redis://:xyzzy/w@h", "redis://:xyzzy@h?foo=1", "redis://:xyzzy@h?db=x", "redis://u:xyzzy#@h"):
         with pytest.raises(RedisUrlError) as caught:
             RedisBroadcaster(url)
         assert "xyzzy" not in "".join(traceback.format_exception(caught.value))
@@ -914,14 +1042,14 @@ def test_tls_and_a_password(tmp_path: Path) -> None:
     with RedisServer(tmp_path, tls=True, password="s3cret") as server:
 
         async def scenario() -> None:
-            async with broadcasting(server.url, **FAST) as broadcaster:
+            async with broadcasting(server.url) as broadcaster:
                 await broadcaster.ready()
                 client = broadcaster.subscribe()
                 await broadcaster.broadcast("t", {"n": 1})
                 assert (await take(client, 1))[0].json() == {"n": 1}
-            stranger = RedisBroadcaster(server.url.split("?")[0], **FAST)
+            stranger = RedisBroadcaster(server.url.split("?")[0], longest_pause=0.1)
             with pytest.raises(RedisAwayError, match="(?i)certificate"):
-                await stranger.ready(1)
+                await stranger.ready(3)
             await stranger.aclose()
 
         run(scenario())

@@ -1,6 +1,7 @@
 """Server-sent events over real connections: under Starlette, FastAPI and FastHTML, served by uvicorn."""
 
 import asyncio
+import inspect
 import json
 import signal
 import socket
@@ -217,7 +218,8 @@ def test_under_a_middleware_that_hides_the_connection() -> None:
 
 
 def test_silence_is_broken_by_comments() -> None:
-    """When nothing happens a comment comes, again and again; it is no event."""
+    """When nothing happens a comment comes, again and again, every 15 s unless one wants it otherwise; it is no event."""
+    assert inspect.signature(SSEBroadcaster).parameters["heartbeat"].default == 15
     broadcaster = SSEBroadcaster(heartbeat=0.2)
     with serve(broadcaster) as served, Client(served.port) as client:
         before = len(client.parser.comments)
@@ -294,6 +296,16 @@ def test_a_client_may_ask_for_topics() -> None:
             served.broadcast("t", job_id=job_id)
         assert [e.json()["job_id"] for e in client.until(3)] == ["j1", "j3", None]
         assert len(other.until(4)) == 4
+
+
+def test_an_empty_topic_is_no_topic() -> None:
+    """A page that fills in nothing gets what is for all, and not all."""
+    broadcaster = SSEBroadcaster(topic=lambda event_type, data: data.get("job_id"))
+    with serve(broadcaster) as served, Client(served.port, "/events?topic=") as client:
+        served.wait_for(1)
+        for job_id in ("j1", None, "j2", ""):
+            served.broadcast("t", job_id=job_id)
+        assert [e.json()["job_id"] for e in client.until(2)] == [None, ""]
 
 
 def test_an_app_says_who_may_have_what() -> None:
@@ -459,6 +471,165 @@ def test_what_many_clients_get_is_made_once_and_each_gets_it_in_one_write() -> N
     run(scenario())
 
 
+# A server that lets a `send` wait
+
+SCOPE = {"type": "http", "method": "GET", "query_string": b"", "headers": []}
+
+
+async def streamed(broadcaster: SSEBroadcaster, send: Any, after: Any) -> BaseException | None:
+    """A stream through some `send`, whose client leaves when `after` is done; how the app ended."""
+
+    async def receive() -> "dict[str, Any]":
+        await after()
+        return {"type": "http.disconnect"}
+
+    (ended,) = await asyncio.wait_for(asyncio.gather(broadcaster(dict(SCOPE), receive, send), return_exceptions=True), 20)
+    return ended
+
+
+@pytest.mark.parametrize("factory", [None, *(name for name in dir(asyncio) if name == "eager_task_factory")])  # from Python 3.12 on
+@pytest.mark.parametrize("waits", [0, 1, 3])
+def test_a_send_runs_in_one_task_and_in_the_context_of_the_request(waits: int, factory: "str | None") -> None:
+    """However often it has to wait, so that the timeouts and the context variables of a middleware work; and another client does not see them."""
+    from contextvars import ContextVar
+
+    mine: ContextVar[str] = ContextVar("mine", default="nobody's")
+    sent: "list[tuple[bytes, str]]" = []
+
+    def sender(name: str) -> Any:
+        async def send(message: Any) -> None:
+            task, token = asyncio.current_task(), mine.set(f"{mine.get()} sending")
+            for _ in range(waits):
+                await asyncio.sleep(0.001)
+                assert task is not None and asyncio.current_task() is task
+            await asyncio.wait_for(asyncio.sleep(0), 5)
+            assert mine.get() == f"{name} sending"
+            mine.reset(token)
+            sent.append((message.get("body", b""), name))
+
+        return send
+
+    async def request(name: str) -> None:
+        mine.set(name)
+        assert await streamed(broadcaster, sender(name), lambda: asyncio.sleep(0.3)) is None
+
+    async def scenario() -> None:
+        if factory:
+            asyncio.get_running_loop().set_task_factory(getattr(asyncio, factory))
+        before = asyncio.all_tasks()
+        requests = asyncio.gather(request("a"), request("b"))
+        await asyncio.sleep(0.1)
+        for n in range(5):
+            await broadcaster.broadcast("t", {"n": n})
+            await asyncio.sleep(0.01)
+        await requests
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+
+    broadcaster = SSEBroadcaster()
+    run(scenario())
+    for name in "ab":
+        assert b"".join(body for body, who in sent if who == name).count(b"data: ") == 5
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_a_send_raises_ends_the_app_with_it(waits: bool) -> None:
+    """But for an `OSError`, with which a server says that the client has left; other clients do not hear of it."""
+
+    def sender(error: Exception) -> Any:
+        async def send(message: Any) -> None:
+            if waits:
+                await asyncio.sleep(0)
+            if b"event" in message.get("body", b""):
+                raise error
+
+        return send
+
+    async def scenario() -> None:
+        broadcaster, error = SSEBroadcaster(), LookupError("of the server")
+        other = await OverAsgi.connect(broadcaster)
+        for_ever = asyncio.Event().wait
+        bad = [asyncio.ensure_future(streamed(broadcaster, sender(e), for_ever)) for e in (error, BrokenPipeError())]
+        await asyncio.sleep(0.05)
+        await broadcaster.broadcast("t", {})
+        assert [await b for b in bad] == [error, None]
+        assert len(other.received()) == 1 and broadcaster.counters.clients == 1
+        await other.close()
+
+    run(scenario())
+
+
+def test_a_send_that_waits_is_told_when_the_client_leaves() -> None:
+    """It is cancelled, may clean up, and has ended before the app has; a stream that waits keeps no other waiting."""
+    told: "list[str]" = []
+
+    async def send(message: Any) -> None:
+        if b"event" in message.get("body", b""):
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                await asyncio.sleep(0.01)
+                told.append("cancelled")
+                raise
+
+    async def scenario() -> None:
+        broadcaster = SSEBroadcaster()
+        other, left = await OverAsgi.connect(broadcaster), asyncio.Event()
+        stuck = asyncio.ensure_future(streamed(broadcaster, send, left.wait))
+        await asyncio.sleep(0.01)
+        for _ in range(3):
+            await broadcaster.broadcast("t", {})
+            await asyncio.sleep(0.01)
+        assert len(other.received()) == 3
+        left.set()
+        assert await stuck is None and told == ["cancelled"]
+        await other.close()
+
+    run(scenario())
+
+
+def test_a_send_that_is_left_as_soon_as_it_waits_is_told_too() -> None:
+    """The client leaves before the task that is to wait has begun to."""
+    told: "list[str]" = []
+
+    async def scenario() -> None:
+        broadcaster, left = SSEBroadcaster(), asyncio.Event()
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                left.set()
+                try:
+                    await asyncio.sleep(60)
+                finally:
+                    told.append("told")
+
+        assert await streamed(broadcaster, send, left.wait) is None
+        assert told == ["told"]
+
+    run(scenario())
+
+
+def test_a_send_need_not_be_a_coroutine_function() -> None:
+    """The standard only says that what it gives can be awaited."""
+    bodies: "list[bytes]" = []
+
+    async def scenario() -> None:
+        def send(message: Any) -> Any:
+            bodies.append(message.get("body", b""))
+            done = asyncio.get_running_loop().create_future()
+            done.set_result(None)
+            return done
+
+        broadcaster = SSEBroadcaster()
+        stream = asyncio.ensure_future(streamed(broadcaster, send, lambda: asyncio.sleep(0.1)))
+        await asyncio.sleep(0.02)
+        await broadcaster.broadcast("t", {})
+        assert await stream is None
+
+    run(scenario())
+    assert b"retry" in bodies[1] and b"event: t" in bodies[2]
+
+
 # Loops and threads
 
 
@@ -545,7 +716,7 @@ def test_leaving_is_noticed_at_once() -> None:
             client.sock.close()
         served.wait_for(0)
         served.call(asyncio.sleep(0.05))
-        assert not broadcaster._streams and not broadcaster._waiting and broadcaster._timer is None
+        assert not broadcaster._streams and not broadcaster._waiting and broadcaster._timer is broadcaster._hand is None
         served.broadcast("t")
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -18,7 +17,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[dev]'")
 
 from redis_kit import REDIS, RedisServer  # noqa: E402
-from sse_kit import APPS, free_port  # noqa: E402
+from sse_kit import APPS, free_port, wait_until_served  # noqa: E402
 
 from cjm_worker_protocols.integrations.redis import RedisBroadcaster  # noqa: E402
 
@@ -183,14 +182,7 @@ def test_a_browser_misses_nothing_over_redis(browser: Any, tmp_path: Path) -> No
             return stack.enter_context(script(tmp_path / f"{name}.py", WEB, redis.url, str(port), PAGE))
 
         first = start("first")
-        end = time.monotonic() + 20
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < end
-                time.sleep(0.01)
+        wait_until_served(port, 20)
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
         page.wait_for_function("opened == 1")

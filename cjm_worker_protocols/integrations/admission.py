@@ -15,7 +15,7 @@ from typing import Any
 from .resources import Gpu, ProcessResourceManager, SettingError, Snapshot, Worker
 
 # %% auto #0
-__all__ = ['Room', 'rooms', 'gpu_of', 'gigabytes', 'Reservation', 'AdmittingResourceManager']
+__all__ = ['Room', 'rooms', 'gpu_of', 'format_size', 'Reservation', 'AdmittingResourceManager']
 
 # %% ../../nbs/integrations/admission.ipynb #03c27647
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ def gpu_of(
     named = re.fullmatch(r"(?:cuda|gpu)?:?(\d+)", str(config.get("device", "")).strip().lower())
     return f"GPU {int(named[1])}" if named else None
 
-def gigabytes(
-    size: int # Bytes
-) -> str: # Like `4.2 GB`
+def format_size(
+    size: int | None # Bytes; `None` is unknown
+) -> str: # Like `4.2 GB` or `92 MB`
     "A size for people."
+    if size is None: return "an unknown amount of memory"
     return f"{size / 1e9:.1f} GB" if abs(size) >= 1e9 else f"{size / 1e6:.0f} MB"
 
 # %% ../../nbs/integrations/admission.ipynb #1815fd0e
@@ -120,7 +121,7 @@ class AdmittingResourceManager(ProcessResourceManager):
     ) -> str | None:
         there, needs = rooms(self.snapshot(measure=False), self.headroom, self.limit), self.needs(plugin_id, config, estimate)
         for room, size in self._wanted(config, needs, {name: r.size for name, r in there.items()}).items():
-            if size > there[room].size: return f"{plugin_id} needs {gigabytes(size)} of {room}, and there is no more than {gigabytes(there[room].size)}"
+            if size > there[room].size: return f"{plugin_id} needs {format_size(size)} of {room}, and there is no more than {format_size(there[room].size)}"
         return None
 
     def can_start(self,
@@ -136,7 +137,7 @@ class AdmittingResourceManager(ProcessResourceManager):
             free = {name: room.free - sum(p.left(name, uses.get(p.pid or 0, {})) for p in self._promises) for name, room in there.items()}
             wanted = self._wanted(config, self.needs(plugin_id, config, estimate), free)
             for room, size in wanted.items():
-                if size > free[room]: return f"{plugin_id} needs {gigabytes(size)} of {room}, and {gigabytes(max(0, free[room]))} is free"
+                if size > free[room]: return f"{plugin_id} needs {format_size(size)} of {room}, and {format_size(max(0, free[room]))} is free"
             self._promises.append(Reservation(plugin_id, wanted, time.monotonic() + self.PROMISE))
             return None
 

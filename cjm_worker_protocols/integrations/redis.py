@@ -81,7 +81,9 @@ def _passwords(url: str) -> list[str]:
     "All that must not be shown, as it stands in the URL and as it is meant."
     found = _URL.fullmatch(url)
     if found is None: return []
-    inside = [(found["password"] or f":{found['user'] or ''}")[1:], *(v for name, values in parse_qs(found["settings"] or "").items() if "password" in name for v in values)]
+    settings = parse_qs(found["settings"] or "")
+    secret = [name for name in settings if "password" in name] or ["username"]
+    inside = [(found["password"] or f":{found['user'] or ''}")[1:], *(value for name in secret for value in settings.get(name, []))]
     return sorted({shape for text in inside if text for shape in (text, unquote(text))}, key=len, reverse=True)
 
 # %% ../../nbs/integrations/redis.ipynb #3021e48f
@@ -130,8 +132,9 @@ class Outbox:
         self._entries: deque[Entry] = deque()
         self._batch: list[Entry] = []
         self._bytes = self._missed = self._number = 0
+        self._told = False  # Whether the batch begins with a `gap`, which is no event of anybody's
 
-    def __len__(self) -> int: return len(self._entries) + len(self._batch)
+    def __len__(self) -> int: return len(self._entries) + len(self._batch) - self._told
 
     def __bool__(self) -> bool: return bool(self._entries or self._batch or self._missed)
 
@@ -170,7 +173,7 @@ class Outbox:
         "What is to be written next: the same again until it is `done`."
         if not self._batch:
             if self._missed: self._batch.append(Entry(b"gap", as_json("gap", {"missed": self._missed}).encode()))
-            self._missed, left = 0, size
+            self._told, self._missed, left = self._missed > 0, 0, size
             while self._entries and len(self._batch) < events and (not self._batch or self._entries[0].size <= left):
                 self._batch.append(self._entries.popleft())
                 self._bytes -= self._batch[-1].size
@@ -181,14 +184,14 @@ class Outbox:
         "The batch is written."
         self._number += len(self._batch)
         self.written += len(self._batch)
-        self._batch = []
+        self._batch, self._told = [], False
 
     def give_up(self) -> int: # How many are lost by that
         "Write no more of what waits."
         left = len(self)
         self.lost += left
         self._entries.clear()
-        self._batch, self._bytes, self._missed = [], 0, 0
+        self._batch, self._bytes, self._missed, self._told = [], 0, 0, False
         return left
 
 # %% ../../nbs/integrations/redis.ipynb #81a47f34
@@ -313,13 +316,15 @@ class RedisBroadcaster(EventStreams):
         self._stream, self._buffer, self._buffer_bytes, self._timeout, self._pause = stream, buffer, buffer_bytes, timeout, longest_pause
         self._read_count = self._unreadable = self._calls = 0
         super().__init__(**settings)
-        self._page = min(1024, max(1, self._history // 4))  # Entries read at once, so few that clients that keep up lose none
+        self._longest_page = min(1024, max(1, self._history // 4))  # Entries read at once, so few that clients that keep up lose none
+        self._page_bytes = max(LIMIT, self._history_bytes // 4)  # Likewise
 
     def __repr__(self) -> str: return f"{type(self).__name__}({self._shown!r}, {self._stream!r})"
 
     def _begin_anew(self) -> None:
         self._outbox = Outbox(self._buffer, self._buffer_bytes)
         self._filled, self._cursor = False, ""
+        self._page = 16  # Entries to read next; how large they are is known only then
         super()._begin_anew()
 
     def _reset(self) -> None:
@@ -452,14 +457,15 @@ class RedisBroadcaster(EventStreams):
 
     async def _read_on(self) -> None:
         "Take what comes next, if it follows on what came last."
-        pipe = self._reading.client().pipeline(transaction=False)
-        pipe.xread({self._stream: self._cursor}, count=self._page, block=None if self._reading.fresh else int(self.BLOCK * 1000))
+        pipe, count = self._reading.client().pipeline(transaction=False), min(self._page, self._longest_page)
+        pipe.xread({self._stream: self._cursor}, count=count, block=None if self._reading.fresh else int(self.BLOCK * 1000))
         pipe.xrange(self._stream, self._cursor, self._cursor, count=1)
         read, last = await pipe.execute()
         if not last: return await self._catch_up()
         entries = read[0][1] if read else []
         for event_id, fields in entries: self._take(event_id, fields)
-        self._level = len(entries) < self._page
+        self._level = len(entries) < count
+        self._learn(entries)
 
     async def _catch_up(self) -> None:
         "Fill the ring with the end of the stream, back to what the ring has already."
@@ -481,14 +487,21 @@ class RedisBroadcaster(EventStreams):
         found: list[tuple[bytes, Mapping[bytes, bytes]]] = []
         size, newest = 0, "+"
         while len(found) <= self._history and size <= self._history_bytes:
-            page = await self._reading.client().xrevrange(self._stream, newest, "-", count=self._page)
+            count = min(self._page, self._longest_page)
+            page = await self._reading.client().xrevrange(self._stream, newest, "-", count=count)
+            size += self._learn(page)
             for event_id, fields in page:
                 if self._filled and self._ring.find(event_id.decode()) is not None: return found[::-1], event_id.decode()
                 found.append((event_id, fields))
-                size += sum(map(len, fields.values()))
-            if len(page) < self._page: break
+            if len(page) < count: break
             newest = f"({page[-1][0].decode()}"
         return found[::-1], ""
+
+    def _learn(self, page: list[tuple[bytes, Mapping[bytes, bytes]]]) -> int:
+        "How many bytes a page has. The next one may have twice as many entries, if so many of this size are not too large."
+        size = sum(len(field) for _, fields in page for field in fields.values())
+        if page: self._page = max(1, min(2 * self._page, self._longest_page, self._page_bytes * len(page) // max(1, size)))
+        return size
 
     def _fill(self, found: list[tuple[bytes, Mapping[bytes, bytes]]]) -> None:
         "Begin the ring. The oldest entry is only a place to come back to: who has not had it cannot know of it."
@@ -497,8 +510,9 @@ class RedisBroadcaster(EventStreams):
         with self._lock: self._ring = ring
         for event_id, fields in found[1:]: self._take(event_id, fields)
         self._filled = True
-        for subscription in list(self._subscriptions): subscription._begin()
-        self._wake()
+        with self._lock: subscriptions = list(self._subscriptions)
+        for subscription in subscriptions: subscription._begin()
+        self._wake_soon()
         assert self._first is not None
         if not self._first.done(): self._first.set_result(None)
 

@@ -15,9 +15,13 @@ import secrets
 import signal
 import threading
 import time
+from asyncio.tasks import _enter_task, _leave_task
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Hashable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Hashable, MutableMapping
+from contextvars import Context, copy_context
+from functools import partial
+from types import CoroutineType, coroutine
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 from weakref import WeakSet
@@ -319,44 +323,81 @@ class Subscription:
         self._ready.clear()
         self._streams._left(self)
 
+# %% ../../nbs/integrations/sse.ipynb #b73468ef
+class _Hand:
+    "A task in whose name each `send` is begun; one that has to wait takes it for itself."
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self._loop, self._taken = loop, loop.create_future()
+        self._rest: Awaitable[None] | None = None
+        self.task: asyncio.Task[None] = Context().run(loop.create_task, self._work())
+
+    def begin(self, work: Coroutine[Any, Any, None], context: Context) -> bool:
+        "Take the first step. Whether there are more, which the task then takes."
+        _enter_task(self._loop, self.task)
+        try: waits_for = context.run(work.send, None)
+        except StopIteration: return False
+        finally: _leave_task(self._loop, self.task)
+        self._rest = _go_on(work, context, waits_for)
+        self._taken.set_result(None)
+        return True
+
+    async def _work(self) -> None:
+        try: await self._taken
+        except asyncio.CancelledError:
+            if self._rest is None: raise
+            self.task.cancel()  # what was begun is told itself
+        if self._rest is not None: await self._rest
+
+@coroutine
+def _go_on(work: Coroutine[Any, Any, None], context: Context, waits_for: Any) -> Generator[Any, Any, None]:
+    "All other steps of a coroutine."
+    while True:
+        try: step: Callable[[], Any] = partial(work.send, (yield waits_for))
+        except BaseException as e: step = partial(work.throw, e)
+        try: waits_for = context.run(step)
+        except StopIteration: return
+
 # %% ../../nbs/integrations/sse.ipynb #52431988
 Message = MutableMapping[str, Any]  # What ASGI calls a scope, an event or a message
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
+async def _awaited(sending: Awaitable[None]) -> None: await sending
+
 class _Stream:
     "An open response."
-    __slots__ = ("position", "topics", "over", "gone", "late", "beat", "opened", "since", "sending", "waiter", "limit", "_send", "_task", "_transport")
+    __slots__ = ("position", "until", "topics", "last_event_id", "begun", "ended", "gone", "late", "beat", "opened", "since", "hand", "error", "limit", "context", "_send", "_task", "_transport")
 
-    def __init__(self, topics: frozenset[str] | None, scope: Message, receive: Receive, send: Send):
+    def __init__(self, topics: frozenset[str] | None, last_event_id: str, scope: Message, receive: Receive, send: Send):
         self.position: int | None = None  # until it is known where it begins
-        self.topics = topics
-        self.waiter: asyncio.Future[None] | None = None
+        self.until = float("inf")  # Where it is over
+        self.topics, self.last_event_id = topics, last_event_id
+        self.hand: _Hand | None = None  # what waits for the client
+        self.error: BaseException | None = None
         self.limit: asyncio.TimerHandle | None = None
-        self.over = self.gone = self.late = self.beat = self.sending = False
+        self.begun = self.ended = self.gone = self.late = self.beat = False
         self.opened = self.since = time.monotonic()
         shared = str(scope.get("http_version", "")).startswith("2")  # HTTP/2 has several streams on a connection
-        self._send, self._task = send, asyncio.current_task()
+        self._send, self._task, self.context = send, asyncio.current_task(), copy_context()
         self._transport = None if shared else getattr(getattr(receive, "__self__", None), "transport", None)
 
-    async def write(self, payload: bytes, more: bool = True) -> None:
-        self.since, self.sending = time.monotonic(), True
-        await self._send({"type": "http.response.body", "body": payload, "more_body": more})
-        self.sending = False
+    @property
+    def over(self) -> bool: return self.until < float("inf")
 
-    def end(self, grace: float) -> None:
-        "Send nothing more. Abort when that has not been done within so many seconds."
-        self.over = True
-        self.wake()
+    def write(self, payload: bytes) -> Coroutine[Any, Any, None]:
+        "Empty is the end."
+        sending = self._send({"type": "http.response.body", "body": payload, "more_body": bool(payload)})
+        return sending if isinstance(sending, CoroutineType) else _awaited(sending)
+
+    def end(self, position: int, grace: float) -> None:
+        "Send nothing that comes behind. Abort when all else has not been sent within so many seconds."
+        self.until = min(self.until, position)
         if self.limit is None: self.limit = asyncio.get_running_loop().call_later(grace, self.abort)
 
     def left(self) -> None:
         "There is nobody any more."
-        self.gone = self.over = True
+        self.gone = True
         if self.limit is not None: self.limit.cancel()
-
-    def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done(): self.waiter.set_result(None)
 
     def abort(self) -> None:
         "Do not wait for this client any longer."
@@ -427,8 +468,9 @@ class EventStreams:
         self._streams: dict[_Stream, None] = {}
         self._waiting: dict[asyncio.Future[None], None] = {}
         self._waking = self._called = False
+        self._hand: _Hand | None = None  # what no client has taken yet
         self._timer: asyncio.TimerHandle | None = None
-        self._made: tuple[Any, Batch, bytes] = (None, Batch([], 0, 0), b"")
+        self._made: tuple[Any, Batch, int, bytes] = (None, Batch([], 0, 0), 0, b"")
 
     def _id(self, number: int) -> str: return f"{self._epoch}-{number}"
 
@@ -464,9 +506,7 @@ class EventStreams:
     def _publish(self, block: bytes, topic: str | None, key: Hashable, event_id: str | None = None) -> None:
         "Put an event into the ring, and have the clients woken. Only on the loop."
         with self._lock: self._ring.append(self._id(self._ring.head + 1) if event_id is None else event_id, block, topic, key)
-        if self._waiting and not self._waking and self._loop is not None:
-            self._waking = True
-            self._loop.call_soon(self._wake)
+        self._wake_soon()
 
     def _publish_from_thread(self, block: bytes, topic: str | None, key: Hashable) -> None:
         "The same from any thread. However many come before the loop has its turn, it is called once."
@@ -485,11 +525,18 @@ class EventStreams:
         with self._lock: self._called = False
         self._wake()
 
+    def _wake_soon(self) -> None:
+        if self._waking or self._loop is None or not (self._streams or self._waiting): return
+        self._waking = True
+        self._loop.call_soon(self._wake)
+
     def _wake(self) -> None:
+        "There may be news for all. Never in a task."
         self._waking = False
         waiting, self._waiting = self._waiting, {}
         for waiter in waiting:
             if not waiter.done(): waiter.set_result(None)
+        for stream in list(self._streams): self._advance(stream)
 
     async def _wait(self, call: str) -> None:
         "Wait for the next event."
@@ -523,11 +570,12 @@ class EventStreams:
     ) -> Subscription: # Iterate over it with `async for`
         "Follow the events in this process."
         subscription = Subscription(self, last_event_id, None if topics is None else frozenset(topics))
-        self._subscriptions.add(subscription)
+        with self._lock: self._subscriptions.add(subscription)
+        subscription._begin()  # the ring may have been filled by now
         return subscription
 
     def _left(self, subscription: Subscription) -> None:
-        self._subscriptions.discard(subscription)
+        with self._lock: self._subscriptions.discard(subscription)
         if self._loop is not None and not self._loop.is_closed(): self._loop.call_soon_threadsafe(self._wake)
 
     async def __call__(self,
@@ -536,25 +584,8 @@ class EventStreams:
         send: Send # Sends to the client
     ) -> None:
         "Answer an ASGI request with a stream. The query may say `topic`, more than once, and `last_event_id`, which a header `Last-Event-ID` outdoes."
-        if scope["type"] != "http": raise UnsupportedScopeError(scope["type"])
-        if scope["method"] not in ("GET", "HEAD"): return await _refuse(send, 405, "a stream of events: GET it")
-        allowed = self._authorize(scope) if self._authorize else True
-        if inspect.isawaitable(allowed): allowed = await allowed
-        topics, last_event_id = _asked(scope)
-        if allowed is False or allowed is None: return await _refuse(send, 403, "not for you")
-        if allowed is not True:
-            allowed = frozenset([allowed] if isinstance(allowed, str) else allowed)
-            if topics is not None and not topics <= allowed: return await _refuse(send, 403, "not all of these topics are for you")
-            topics = allowed if topics is None else topics
-        self._bind("the app")
-        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-        if scope["method"] == "HEAD": return await send({"type": "http.response.body", "body": b""})
-        await self._serve(_Stream(topics, scope, receive, send), receive, last_event_id)
-
-    async def _serve(self, stream: _Stream, receive: Receive, last_event_id: str) -> None:
-        "Stream until the client has left, or the stream is ended here."
+        if (stream := await self._open(scope, receive, send)) is None: return
         self._enter(stream)
-        sending = asyncio.ensure_future(self._send_all(stream, last_event_id))
         try:
             while (await receive())["type"] != "http.disconnect": pass
         except asyncio.CancelledError:
@@ -562,36 +593,72 @@ class EventStreams:
         finally:
             stream.left()
             self._leave(stream)
-            sending.cancel()
-            await asyncio.wait({sending})
-        if not sending.cancelled(): sending.result()
+            if (hand := stream.hand) is not None:
+                hand.task.cancel()
+                await asyncio.wait({hand.task})
+        if stream.error is not None: raise stream.error
 
-    async def _send_all(self, stream: _Stream, last_event_id: str) -> None:
-        "What is sent. The task is its own, since the app's lies below all its middleware, and to wake it takes as long."
-        loop = asyncio.get_running_loop()
+    async def _open(self, scope: Message, receive: Receive, send: Send) -> _Stream | None:
+        "Begin the response; `None` if that was all of it."
+        if scope["type"] != "http": raise UnsupportedScopeError(scope["type"])
+        topics, last_event_id = _asked(scope)
+        if scope["method"] not in ("GET", "HEAD"): return await _refuse(send, 405, "a stream of events: GET it")
+        allowed = self._authorize(scope) if self._authorize else True
+        if inspect.isawaitable(allowed): allowed = await allowed
+        if allowed is False or allowed is None: return await _refuse(send, 403, "not for you")
+        if allowed is not True:
+            allowed = frozenset([allowed] if isinstance(allowed, str) else allowed)
+            if topics is not None and not topics <= allowed: return await _refuse(send, 403, "not all of these topics are for you")
+            topics = allowed if topics is None else topics
+        self._bind("the app")
+        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+        if scope["method"] == "GET": return _Stream(topics, last_event_id, scope, receive, send)
+        await send({"type": "http.response.body", "body": b""})
+        return None
+
+    def _advance(self, stream: _Stream) -> None:
+        "Begin the next write to a client, unless it lets the last one wait. Never in a task."
+        if stream.hand is not None or stream.ended or stream.gone: return
         try:
-            await stream.write(b"retry: %d\n: connected\n%b" % (self._retry * 1000, self._begin(stream, last_event_id) or b"\n"))
-            while not stream.over:
-                if stream.position is None and (begin := self._begin(stream, last_event_id)): await stream.write(begin)
-                elif stream.position not in (None, self._ring.head):
-                    if payload := self._payload(stream): await stream.write(payload)
-                elif stream.beat: await stream.write(self._beat(stream))
-                else: # what a thread adds right now comes with a call of `_wake`
-                    waiter = stream.waiter = loop.create_future()
-                    self._waiting[waiter] = None
-                    try: await waiter
-                    finally: self._waiting.pop(waiter, None)
-            end = self._ring.head  # what was there by now still goes, within `GRACE`
-            while stream.position is not None and stream.position < end:
-                if payload := self._payload(stream): await stream.write(payload)
-            await stream.write(b"", False)
-        except OSError: pass  # some servers say so that the client has left
-        finally:
-            if not stream.gone: stream.end(self.GRACE)  # by then the server has said that all is sent
+            if (payload := self._next(stream)) is None: return
+            stream.since, stream.beat, stream.ended = time.monotonic(), False, not payload
+            if self._hand is None or self._hand.task.done(): self._hand = _Hand(asyncio.get_running_loop())
+            if self._hand.begin(stream.write(payload), stream.context):
+                stream.hand, self._hand = self._hand, None
+                stream.hand.task.add_done_callback(partial(self._waited, stream))
+            elif stream.ended or stream.position != self._ring.head: self._written(stream)
+        except (Exception, asyncio.CancelledError) as e: self._failed(stream, e)
 
-    def _begin(self, stream: _Stream, last_event_id: str) -> bytes:
+    def _waited(self, stream: _Stream, task: asyncio.Task[None]) -> None:
+        "A write that had to wait has ended."
+        stream.hand = None
+        if task.cancelled(): self._failed(stream, asyncio.CancelledError())
+        elif (error := task.exception()) is not None: self._failed(stream, error)
+        else: self._written(stream)
+
+    def _written(self, stream: _Stream) -> None:
+        if stream.ended: stream.end(0, self.GRACE)  # by then the server has said that all is sent
+        elif stream.over or stream.position is not None and stream.position < self._ring.head: asyncio.get_running_loop().call_soon(self._advance, stream)
+
+    def _failed(self, stream: _Stream, error: BaseException) -> None:
+        stream.ended = True
+        if not isinstance(error, (OSError, asyncio.CancelledError)): stream.error = error  # with an `OSError` some servers say that the client has left
+        if not stream.gone: stream.end(0, self.GRACE)
+
+    def _next(self, stream: _Stream) -> bytes | None:
+        "What a client is sent next: `None` is nothing now, and empty the end."
+        if not stream.begun:
+            stream.begun = True
+            return b"retry: %d\n: connected\n%b" % (self._retry * 1000, self._begin(stream) or b"\n")
+        if stream.position is None and not stream.over and (begin := self._begin(stream)): return begin
+        while stream.position is not None and stream.position < self._ring.head and stream.position < stream.until:
+            if payload := self._payload(stream): return payload
+        if stream.over: return b""
+        return self._beat(stream) if stream.beat else None
+
+    def _begin(self, stream: _Stream) -> bytes:
         "Take a place in the ring, and what the client is told first. It is told where it begins, so that it can come back before it has had any event."
-        if (found := self._resume(last_event_id, stream.opened)) is None: return b""
+        if (found := self._resume(stream.last_event_id, stream.opened)) is None: return b""
         stream.position, first = found
         with self._lock: begin = self._ring.id_at(stream.position)
         return b"id: %b\n\n%b" % (begin.encode(), first)
@@ -599,24 +666,23 @@ class EventStreams:
     def _payload(self, stream: _Stream) -> bytes:
         "What a client is sent next. It is joined once for all that are at the same place."
         assert stream.position is not None
-        key = (stream.position, stream.topics, self._ring.head)
+        key = (stream.position, self._ring.head, stream.topics)
         if self._made[0] != key: # a thread may have added one by now, which does no harm
             batch = self._read(stream.position, stream.topics, LIMIT)
-            self._made = (key, batch, b"".join(batch.blocks))
+            self._made = (key, batch, len(batch.blocks), b"".join(batch.blocks))
         else:
-            self._sent += len(self._made[1].blocks)
+            self._sent += self._made[2]
             self._dropped += self._made[1].missed
-        _, batch, payload = self._made
+        _, batch, _, payload = self._made
         stream.position = batch.position
         if not batch.missed: return payload
         if self._on_gap == "event": return encode_event("gap", as_json("gap", {"missed": batch.missed})) + payload
-        stream.over, stream.position = True, None  # nothing behind the gap may go, or it would not be found when the client comes back
+        stream.until, stream.position = 0, None  # nothing behind the gap may go, or it would not be found when the client comes back
         self._sent -= len(batch.blocks)
         return b""
 
     def _beat(self, stream: _Stream) -> bytes:
         "What breaks the silence. A client of some topics learns where it is, so that it can come back after many events of others."
-        stream.beat = False
         if stream.topics is None or stream.position is None: return b":\n\n"
         with self._lock: return b"id: %b\n:\n\n" % self._ring.id_at(stream.position).encode()
 
@@ -626,13 +692,15 @@ class EventStreams:
             _signals.opened(self)
             self._look()
         self._streams[stream] = None
-        if self.closed or time.monotonic() - self._stopped < self.LINGER: stream.end(self.GRACE)
+        if self.closed or time.monotonic() - self._stopped < self.LINGER: stream.end(self._ring.head, self.GRACE)
+        asyncio.get_running_loop().call_soon(self._advance, stream)
 
     def _leave(self, stream: _Stream) -> None:
         self._streams.pop(stream, None)
         if self._streams: return
         if self._timer is not None: self._timer.cancel()
-        self._timer = None
+        if self._hand is not None: self._hand.task.cancel()
+        self._timer = self._hand = None
         _signals.closed(self)
 
     def _look(self) -> None:
@@ -641,12 +709,12 @@ class EventStreams:
         pause = min(self._heartbeat, self._send_timeout) / 5
         now = time.monotonic()
         for stream in list(self._streams):
-            if stream.sending and now - stream.since > self._send_timeout:
+            if stream.hand is not None and now - stream.since > self._send_timeout:
                 _log.warning("a client has taken nothing for %g s: it is put out", now - stream.since)
                 stream.abort()
-            elif not stream.sending and now - stream.since > self._heartbeat - pause:
+            elif stream.hand is None and now - stream.since > self._heartbeat - pause:
                 stream.beat = True
-                stream.wake()
+                self._advance(stream)
         self._timer = self._loop.call_later(pause, self._look)
 
     def _hear(self) -> None:
@@ -661,7 +729,7 @@ class EventStreams:
     def _end(self) -> None:
         "End all streams; those that cannot send are aborted."
         assert self._loop is not None
-        for stream in list(self._streams): stream.end(self.GRACE)
+        for stream in list(self._streams): stream.end(self._ring.head, self.GRACE)
         self._wake()
 
     def close(self) -> None:
@@ -684,15 +752,16 @@ _HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-con
 
 def _asked(scope: Message) -> tuple[frozenset[str] | None, str]:
     "The topics that a client asks for, and the id of the last event that it has had."
-    asked = parse_qs(scope["query_string"].decode("utf-8", "replace"))
+    asked = parse_qs(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)  # `?topic=` asks for no topic, not for all
     ids = [value.decode("utf-8", "replace") for name, value in scope["headers"] if name.lower() == b"last-event-id"]
     return frozenset(asked["topic"]) if "topic" in asked else None, (ids or asked.get("last_event_id", [""]))[-1]
 
-async def _refuse(send: Send, status: int, reason: str) -> None:
-    "Answer with a status and a line of text."
+async def _refuse(send: Send, status: int, reason: str) -> _Stream | None:
+    "Answer with a status and a line of text. No stream comes of it."
     headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(reason))] + [(b"allow", b"GET, HEAD")] * (status == 405)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": reason.encode()})
+    return None
 
 # %% ../../nbs/integrations/sse.ipynb #23f804c6
 class SSEBroadcaster(EventStreams):
