@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from itertools import combinations, count, product
 from tempfile import TemporaryDirectory
@@ -23,7 +24,7 @@ from hypothesis.errors import Flaky, InvalidArgument
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from hypothesis.strategies import SearchStrategy
 
-from .checks import MEMBERS, NAMES, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, described, quiet, shown
+from .checks import MEMBERS, NAMES, Broken, Check, FactoryError, NotObservable, ProbeError, Subject, described, shown
 from .events import Client, connect
 from .resources import FIELDS, WORKER, kept, seen, takes_any_pid, worker
 
@@ -580,11 +581,10 @@ async def any_clients(
 
     def work() -> None:
         error: BaseException | None = None
-        try:
-            with quiet(): search.run(lambda: Clients(search, do))
+        try: search.run(lambda: Clients(search, do))
         except BaseException as e: error = e
         with suppress(RuntimeError): loop.call_soon_threadsafe(end, error) # nobody may be waiting any more
-    threading.Thread(target=work, name="conformance-deep", daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(work,), name="conformance-deep", daemon=True).start() # as silent as this one
     try: error = await ended
     finally: search.stopped = True
     if error: raise error
