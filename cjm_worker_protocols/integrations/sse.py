@@ -31,9 +31,9 @@ from ..core.errors import ConfigError
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Message', 'Receive', 'Send', 'LIMIT', 'EventTypeError', 'EventDataError', 'EventMarkError', 'BroadcastLoopError',
+__all__ = ['LIMIT', 'Message', 'Receive', 'Send', 'EventTypeError', 'EventDataError', 'EventMarkError', 'BroadcastLoopError',
            'UnsupportedScopeError', 'encode_event', 'as_json', 'ServerSentEvent', 'decode_event', 'Batch', 'Ring',
-           'Subscription', 'Counters', 'EventStreams', 'SSEBroadcaster']
+           'Subscription', 'Feed', 'Counters', 'EventStreams', 'SSEBroadcaster']
 
 # %% ../../nbs/integrations/sse.ipynb #e34b8475
 class EventTypeError(ValueError):
@@ -270,11 +270,11 @@ class _Signals:
 
 _signals = _Signals()
 
-# %% ../../nbs/integrations/sse.ipynb #e3610c56
+# %% ../../nbs/integrations/sse.ipynb #c7a6f0e7
 class Subscription:
     "An async iterator over the events from a place on."
     def __init__(self,
-        streams: Any, # Whose events: an `EventStreams`
+        streams: Any, # Whose events: a `Feed`
         last_event_id: str | None, # Begin after this event; `None` is now
         topics: frozenset[str] | None # Only these; `None` is all
     ):
@@ -322,6 +322,162 @@ class Subscription:
         self._closed = True
         self._ready.clear()
         self._streams._left(self)
+
+# %% ../../nbs/integrations/sse.ipynb #8c3acef7
+LIMIT = 1 << 18  # Bytes of one write, about: what a stuck client can hold
+
+class Feed:
+    "A ring of events, and those who follow it in this process."
+    def __init__(self,
+        history: int = 4096, # Events to keep, for clients that are slow or come back
+        history_bytes: int = 1 << 24, # Bytes to keep at most
+        render: Callable[[str, dict[str, Any]], str] = as_json, # Writes the data of an event: JSON, or the HTML that htmx wants
+        topic: Callable[[str, dict[str, Any]], str | None] | None = None, # The topic of an event, `None` for all clients; by default its type
+        key: Callable[[str, dict[str, Any]], Hashable] | None = None # Events of which a client needs only the newest have the same key; `None` for the others
+    ):
+        for name, count in dict(history=history, history_bytes=history_bytes).items():
+            if not isinstance(count, int) or count < 1: raise ConfigError(name, "a whole number above 0", count)
+        self._history, self._history_bytes, self._render, self._topic, self._key = history, history_bytes, render, topic, key
+        self.closed = False
+        self._sent = self._dropped = self._replayed = self._high_water = 0
+        self._subscriptions: WeakSet[Subscription] = WeakSet()
+        self._begin_anew()
+        _feeds.add(self)
+
+    def _begin_anew(self) -> None:
+        "As it is in a new process."
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._epoch = secrets.token_hex(4)
+        self._ring = Ring(self._history, self._history_bytes, self._id(0))
+        self._reset()
+
+    def _reset(self) -> None:
+        "As it is before anybody has come."
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._waking = self._called = False
+
+    def _id(self, number: int) -> str: return f"{self._epoch}-{number}"
+
+    def _bind(self, call: str) -> asyncio.AbstractEventLoop:
+        "Belong to the loop that runs now. Raises `BroadcastLoopError` when there is another already."
+        loop = asyncio.get_running_loop()
+        if loop is self._loop: return loop
+        if self._loop is not None and not self._loop.is_closed(): raise BroadcastLoopError(call)
+        self._reset()
+        self._loop = loop
+        return loop
+
+    def _follow(self) -> None:
+        "Somebody wants events. Where the ring is filled from elsewhere, that begins now."
+
+    @property
+    def last_event_id(self) -> str: # For `?last_event_id=` in a page that shows the state as it is now
+        "The id of the newest event."
+        with self._lock: return self._ring.id_at(self._ring.head)
+
+    def _describe(self, event_type: str, data: dict[str, Any]) -> tuple[str, bytes, str | None, Hashable]:
+        "The data of an event as text, and all that the ring wants to have of it but its id."
+        text = self._render(event_type, data)
+        block = encode_event(event_type, text)
+        topic = self._topic(event_type, data) if self._topic else event_type
+        return text, block, topic, self._key(event_type, data) if self._key else None
+
+    def _publish(self, block: bytes, topic: str | None, key: Hashable, event_id: str | None = None) -> None:
+        "Put an event into the ring, and have the clients woken. Only on the loop."
+        with self._lock: self._ring.append(self._id(self._ring.head + 1) if event_id is None else event_id, block, topic, key)
+        self._wake_soon()
+
+    def _publish_from_thread(self, block: bytes, topic: str | None, key: Hashable) -> None:
+        "The same from any thread. However many come before the loop has its turn, it is called once."
+        with self._lock:
+            self._ring.append(self._id(self._ring.head + 1), block, topic, key)
+            self._call()
+
+    def _call(self) -> None:
+        "Call the loop from any thread. Only with the lock."
+        if self._loop is None or self._called: return
+        self._called = True
+        try: self._loop.call_soon_threadsafe(self._answer)
+        except RuntimeError: self._called = False  # the loop is closed, nobody waits
+
+    def _answer(self) -> None:
+        with self._lock: self._called = False
+        self._wake()
+
+    @property
+    def _followed(self) -> bool: # Whether anybody waits
+        return bool(self._waiting)
+
+    def _wake_soon(self) -> None:
+        if self._waking or self._loop is None or not self._followed: return
+        self._waking = True
+        self._loop.call_soon(self._wake)
+
+    def _wake(self) -> None:
+        "There may be news for all. Never in a task."
+        self._waking = False
+        waiting, self._waiting = self._waiting, {}
+        for waiter in waiting:
+            if not waiter.done(): waiter.set_result(None)
+
+    async def _wait(self, call: str) -> None:
+        "Wait for the next event."
+        waiter = self._bind(call).create_future()
+        self._follow()
+        self._waiting[waiter] = None
+        try: await waiter
+        finally: self._waiting.pop(waiter, None)
+
+    def _read(self, position: int, topics: frozenset[str] | None, limit: int) -> Batch:
+        "What a client gets next."
+        with self._lock:
+            batch = self._ring.read(position, topics, limit)
+            self._high_water = max(self._high_water, self._ring.head - position)
+        self._sent += len(batch.blocks)
+        self._dropped += batch.missed
+        return batch
+
+    def _resume(self, last_event_id: str | None, since: float) -> tuple[int, bytes] | None:
+        "Where a client begins that asked at that time, and what it must be told first. `None` when that is not known yet, which cannot be here."
+        with self._lock:
+            head = self._ring.head
+            if not last_event_id: return head, b""
+            found = self._ring.find(last_event_id)
+            if found is not None: self._replayed += head - found
+        return (found, b"") if found is not None else (head, encode_event("reset", as_json("reset", {"last_event_id": last_event_id})))
+
+    def subscribe(self, *,
+        topics: Collection[str] | None = None, # Only these; `None` is all
+        last_event_id: str | None = None # Begin after this event; `None` is now
+    ) -> Subscription: # Iterate over it with `async for`
+        "Follow the events in this process."
+        subscription = Subscription(self, last_event_id, None if topics is None else frozenset(topics))
+        with self._lock: self._subscriptions.add(subscription)
+        subscription._begin()  # the ring may have been filled by now
+        return subscription
+
+    def _left(self, subscription: Subscription) -> None:
+        with self._lock: self._subscriptions.discard(subscription)
+        if self._loop is not None and not self._loop.is_closed(): self._loop.call_soon_threadsafe(self._wake)
+
+    def close(self) -> None:
+        "End all streams and subscriptions, and those to come. May be called in any thread."
+        self.closed = True
+        if self._loop is not None and not self._loop.is_closed(): self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None: self._wake()
+
+_feeds: WeakSet[Feed] = WeakSet()
+
+_of_the_parent: list[dict[str, Any]] = []  # Its tasks and connections: to end them here would disturb both processes
+
+def _forked() -> None:
+    for feed in list(_feeds):
+        _of_the_parent.append(dict(vars(feed)))
+        feed._begin_anew()
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forked)
 
 # %% ../../nbs/integrations/sse.ipynb #b73468ef
 class _Hand:
@@ -410,9 +566,23 @@ class _Stream:
         "Whether a task that was cancelled was so by `abort`, and by nobody else."
         return self.late and not getattr(self._task, "uncancel", int)()
 
-# %% ../../nbs/integrations/sse.ipynb #ec8e386d
-LIMIT = 1 << 18  # Bytes of one write, about: what a stuck client can hold
+# %% ../../nbs/integrations/sse.ipynb #16a7e787
+_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store, no-transform"), (b"x-accel-buffering", b"no"))
 
+def _asked(scope: Message) -> tuple[frozenset[str] | None, str]:
+    "The topics that a client asks for, and the id of the last event that it has had."
+    asked = parse_qs(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)  # `?topic=` asks for no topic, not for all
+    ids = [value.decode("utf-8", "replace") for name, value in scope["headers"] if name.lower() == b"last-event-id"]
+    return frozenset(asked["topic"]) if "topic" in asked else None, (ids or asked.get("last_event_id", [""]))[-1]
+
+async def _refuse(send: Send, status: int, reason: str) -> _Stream | None:
+    "Answer with a status and a line of text. No stream comes of it."
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(reason))] + [(b"allow", b"GET, HEAD")] * (status == 405)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": reason.encode()})
+    return None
+
+# %% ../../nbs/integrations/sse.ipynb #ff6b5c5a
 class Counters(NamedTuple):
     "What has happened so far."
     clients: int  # Open streams and subscriptions, now
@@ -421,8 +591,8 @@ class Counters(NamedTuple):
     replayed: int  # Events sent again to clients that came back
     high_water: int  # The most events that ever lay between a client and the newest
 
-class EventStreams:
-    "An ASGI app that streams a ring of events."
+class EventStreams(Feed):
+    "An ASGI app that streams a feed."
     GRACE = 0.3  # Seconds in which a stream must end when it is told to
     LINGER = 5.0  # Seconds after a signal in which a stream that opens ends at once
 
@@ -438,53 +608,22 @@ class EventStreams:
         key: Callable[[str, dict[str, Any]], Hashable] | None = None, # Events of which a client needs only the newest have the same key; `None` for the others
         authorize: Callable[[Message], Any] | None = None # Looks at the ASGI scope: `True`, `False`, or the topics that this client may have; may be async
     ):
-        for name, count in dict(history=history, history_bytes=history_bytes).items():
-            if not isinstance(count, int) or count < 1: raise ConfigError(name, "a whole number above 0", count)
         for name, duration in dict(heartbeat=heartbeat, retry=retry, send_timeout=send_timeout).items():
             if not isinstance(duration, (int, float)) or not duration > 0: raise ConfigError(name, "seconds above 0", duration)
         if retry == float("inf"): raise ConfigError("retry", "seconds that end", retry)
         if on_gap not in ("event", "disconnect"): raise ConfigError("on_gap", "'event' or 'disconnect'", on_gap)
-        self._history, self._history_bytes = history, history_bytes
-        self._heartbeat, self._retry, self._send_timeout, self._on_gap = heartbeat, retry, send_timeout, on_gap
-        self._render, self._topic, self._key, self._authorize = render, topic, key, authorize
-        self.closed, self._stopped = False, float("-inf")
+        self._heartbeat, self._retry, self._send_timeout, self._on_gap, self._authorize = heartbeat, retry, send_timeout, on_gap, authorize
+        self._stopped = float("-inf")
+        super().__init__(history, history_bytes, render, topic, key)
         self._turn = min(256, max(1, history // 4))
-        self._sent = self._dropped = self._replayed = self._high_water = 0
-        self._subscriptions: WeakSet[Subscription] = WeakSet()
-        self._begin_anew()
-        _all.add(self)
-
-    def _begin_anew(self) -> None:
-        "As it is in a new process. One that was forked shares neither ids nor clients with the one that it comes from."
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._epoch = secrets.token_hex(4)
-        self._ring = Ring(self._history, self._history_bytes, self._id(0))
-        self._reset()
 
     def _reset(self) -> None:
-        "As it is before anybody has come."
+        super()._reset()
         _signals.closed(self)
         self._streams: dict[_Stream, None] = {}
-        self._waiting: dict[asyncio.Future[None], None] = {}
-        self._waking = self._called = False
         self._hand: _Hand | None = None  # what no client has taken yet
         self._timer: asyncio.TimerHandle | None = None
         self._made: tuple[Any, Batch, int, bytes] = (None, Batch([], 0, 0), 0, b"")
-
-    def _id(self, number: int) -> str: return f"{self._epoch}-{number}"
-
-    def _bind(self, call: str) -> asyncio.AbstractEventLoop:
-        "Belong to the loop that runs now. Raises `BroadcastLoopError` when there is another already."
-        loop = asyncio.get_running_loop()
-        if loop is self._loop: return loop
-        if self._loop is not None and not self._loop.is_closed(): raise BroadcastLoopError(call)
-        self._reset()
-        self._loop = loop
-        return loop
-
-    def _follow(self) -> None:
-        "Somebody wants events. Where the ring is filled from elsewhere, that begins now."
 
     @property
     def counters(self) -> Counters: # How it goes
@@ -492,91 +631,11 @@ class EventStreams:
         return Counters(len(self._streams) + len(self._subscriptions), self._sent, self._dropped, self._replayed, self._high_water)
 
     @property
-    def last_event_id(self) -> str: # For `?last_event_id=` in a page that shows the state as it is now
-        "The id of the newest event."
-        with self._lock: return self._ring.id_at(self._ring.head)
-
-    def _describe(self, event_type: str, data: dict[str, Any]) -> tuple[str, bytes, str | None, Hashable]:
-        "The data of an event as text, and all that the ring wants to have of it but its id."
-        text = self._render(event_type, data)
-        block = encode_event(event_type, text)
-        topic = self._topic(event_type, data) if self._topic else event_type
-        return text, block, topic, self._key(event_type, data) if self._key else None
-
-    def _publish(self, block: bytes, topic: str | None, key: Hashable, event_id: str | None = None) -> None:
-        "Put an event into the ring, and have the clients woken. Only on the loop."
-        with self._lock: self._ring.append(self._id(self._ring.head + 1) if event_id is None else event_id, block, topic, key)
-        self._wake_soon()
-
-    def _publish_from_thread(self, block: bytes, topic: str | None, key: Hashable) -> None:
-        "The same from any thread. However many come before the loop has its turn, it is called once."
-        with self._lock:
-            self._ring.append(self._id(self._ring.head + 1), block, topic, key)
-            self._call()
-
-    def _call(self) -> None:
-        "Call the loop from any thread. Only with the lock."
-        if self._loop is None or self._called: return
-        self._called = True
-        try: self._loop.call_soon_threadsafe(self._answer)
-        except RuntimeError: self._called = False  # the loop is closed, nobody waits
-
-    def _answer(self) -> None:
-        with self._lock: self._called = False
-        self._wake()
-
-    def _wake_soon(self) -> None:
-        if self._waking or self._loop is None or not (self._streams or self._waiting): return
-        self._waking = True
-        self._loop.call_soon(self._wake)
+    def _followed(self) -> bool: return bool(self._streams or self._waiting)
 
     def _wake(self) -> None:
-        "There may be news for all. Never in a task."
-        self._waking = False
-        waiting, self._waiting = self._waiting, {}
-        for waiter in waiting:
-            if not waiter.done(): waiter.set_result(None)
+        super()._wake()
         for stream in list(self._streams): self._advance(stream)
-
-    async def _wait(self, call: str) -> None:
-        "Wait for the next event."
-        waiter = self._bind(call).create_future()
-        self._follow()
-        self._waiting[waiter] = None
-        try: await waiter
-        finally: self._waiting.pop(waiter, None)
-
-    def _read(self, position: int, topics: frozenset[str] | None, limit: int) -> Batch:
-        "What a client gets next."
-        with self._lock:
-            batch = self._ring.read(position, topics, limit)
-            self._high_water = max(self._high_water, self._ring.head - position)
-        self._sent += len(batch.blocks)
-        self._dropped += batch.missed
-        return batch
-
-    def _resume(self, last_event_id: str | None, since: float) -> tuple[int, bytes] | None:
-        "Where a client begins that asked at that time, and what it must be told first. `None` when that is not known yet, which cannot be here."
-        with self._lock:
-            head = self._ring.head
-            if not last_event_id: return head, b""
-            found = self._ring.find(last_event_id)
-            if found is not None: self._replayed += head - found
-        return (found, b"") if found is not None else (head, encode_event("reset", as_json("reset", {"last_event_id": last_event_id})))
-
-    def subscribe(self, *,
-        topics: Collection[str] | None = None, # Only these; `None` is all
-        last_event_id: str | None = None # Begin after this event; `None` is now
-    ) -> Subscription: # Iterate over it with `async for`
-        "Follow the events in this process."
-        subscription = Subscription(self, last_event_id, None if topics is None else frozenset(topics))
-        with self._lock: self._subscriptions.add(subscription)
-        subscription._begin()  # the ring may have been filled by now
-        return subscription
-
-    def _left(self, subscription: Subscription) -> None:
-        with self._lock: self._subscriptions.discard(subscription)
-        if self._loop is not None and not self._loop.is_closed(): self._loop.call_soon_threadsafe(self._wake)
 
     async def __call__(self,
         scope: Message, # What is asked for
@@ -728,40 +787,8 @@ class EventStreams:
 
     def _end(self) -> None:
         "End all streams; those that cannot send are aborted."
-        assert self._loop is not None
         for stream in list(self._streams): stream.end(self._ring.head, self.GRACE)
-        self._wake()
-
-    def close(self) -> None:
-        "End all streams and subscriptions, and those to come. May be called in any thread."
-        self.closed = True
-        if self._loop is not None and not self._loop.is_closed(): self._loop.call_soon_threadsafe(self._end)
-
-_all: WeakSet[EventStreams] = WeakSet()
-
-_of_the_parent: list[dict[str, Any]] = []  # Its tasks and connections: to end them here would disturb both processes
-
-def _forked() -> None:
-    for streams in list(_all):
-        _of_the_parent.append(dict(vars(streams)))
-        streams._begin_anew()
-
-if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forked)
-
-_HEADERS = ((b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store, no-transform"), (b"x-accel-buffering", b"no"))
-
-def _asked(scope: Message) -> tuple[frozenset[str] | None, str]:
-    "The topics that a client asks for, and the id of the last event that it has had."
-    asked = parse_qs(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)  # `?topic=` asks for no topic, not for all
-    ids = [value.decode("utf-8", "replace") for name, value in scope["headers"] if name.lower() == b"last-event-id"]
-    return frozenset(asked["topic"]) if "topic" in asked else None, (ids or asked.get("last_event_id", [""]))[-1]
-
-async def _refuse(send: Send, status: int, reason: str) -> _Stream | None:
-    "Answer with a status and a line of text. No stream comes of it."
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(reason))] + [(b"allow", b"GET, HEAD")] * (status == 405)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": reason.encode()})
-    return None
+        super()._end()
 
 # %% ../../nbs/integrations/sse.ipynb #23f804c6
 class SSEBroadcaster(EventStreams):
