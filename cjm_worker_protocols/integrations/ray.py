@@ -558,7 +558,8 @@ class _Connection:
 
 # %% ../../nbs/integrations/ray.ipynb #52a9e7c2
 _YEAR = "31536000"
-_TRIES = 3  # Ray gives each of its processes a few seconds to start, which a busy machine may not keep
+_TRIES = 3  # Ray gives each of its processes some seconds to start, which a busy machine may not keep
+_LATE = ("timed out", "Starting Ray client server failed")  # What it says then, here and behind `ray://`
 
 def _import_ray() -> Any:
     "Import Ray. Raises `RayMissingError`."
@@ -627,13 +628,13 @@ def start_ray(
         os.environ.update(given)
         ray._raylet.Config.initialize("") # what Ray has read from the environment already
         if here: ray_constants.ENABLE_RAY_CLUSTER = False
-        for attempt in range(1, 1 + (_TRIES if address is None else 1)):
+        for tries in reversed(range(_TRIES if address is None or address.startswith("ray://") else 1)):
             children = set(psutil.Process().children(recursive=True))
             try:
                 ray.init(configure_logging=False, log_to_driver=False, **settings, **more)
                 return
             except Exception as e:
-                if address is not None or attempt == _TRIES or "timed out" not in str(e): raise
+                if not tries or not any(late in str(e) for late in _LATE): raise
                 _log.warning("Ray was not started in time, it is tried again: %s", e)
             finally:
                 if not ray.is_initialized(): _clean_up(ray, children)
@@ -728,7 +729,8 @@ class RayEngine:
         known = {"num_cpus": takes.pop("CPU", 0), "num_gpus": takes.pop("GPU", 0)}
         if "memory" in takes: known["memory"] = int(takes.pop("memory"))
         if self._runtime_env: known["runtime_env"] = dict(self._runtime_env)
-        return self._class.options(**known, resources=takes or None, max_concurrency=self.CALLS, max_restarts=0, max_task_retries=0)
+        return self._class.options(**known, resources=takes or None, max_concurrency=self.CALLS, max_restarts=0, max_task_retries=0,
+                                   enable_task_events=False) # a job is one call or more, which Ray need not put on record
 
     def _fails(self, error: RayConnectionError) -> None:
         "There is no connection: whoever wants a worker now is told so."
