@@ -34,7 +34,7 @@ def run(script: str, *options: str) -> "list[Row]":
     """Run one script in an interpreter of its own. Raises `CalledProcessError` or `TimeoutExpired`."""
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONDONTWRITEBYTECODE", "PYTHONPATH")}
     command = [sys.executable, str(HERE / f"{script}.py"), *options]
-    done = subprocess.run(command, env=env, cwd=HERE, stdout=subprocess.PIPE, text=True, timeout=600, check=True)
+    done = subprocess.run(command, env=env, cwd=HERE, stdout=subprocess.PIPE, text=True, timeout=900, check=True)
     return rows_of(done.stdout)
 
 
