@@ -78,7 +78,6 @@ class RayElsewhereError(RayConnectionError):
                                   "shut down the managers that use that one first, or work in another process")
         self.other = other
 
-
 class EngineLoopError(RuntimeError):
     "An engine is used from two event loops."
     def __init__(self) -> None:
@@ -648,7 +647,6 @@ def start_ray(
             if value is None: os.environ.pop(name, None)
             else: os.environ[name] = value
 
-
 def _free(ray: Any) -> list[Mapping[str, float]]:
     "What is free on each node; in all, where a client cannot know more."
     try: return list(ray._private.state.available_resources_per_node().values())
@@ -674,7 +672,8 @@ class RayEngine:
         self._ray, self.address, self._runtime_env = _import_ray(), address, runtime_env
         self._takes = {**(resources or {}), **{name: amount for name, amount in (("CPU", num_cpus), ("GPU", num_gpus)) if amount is not None}}
         check_resources("resources", self._takes)
-        self._joined = self._lost = False
+        self._joined: _Connection | None = None
+        self._lost = False
         self._class: Any = None
         self._failed: tuple[float, RayConnectionError] | None = None
         self._workers: set[RayWorker] = set()
@@ -700,16 +699,17 @@ class RayEngine:
         if self._loop is not loop: raise EngineLoopError()
         return RayWorker(self, config, events, needs)
 
-    def _join(self) -> Any:
+    def _join(self, connection: _Connection) -> Any:
         "On the thread: be connected. Raises `RayConnectionError`."
-        if not self._joined: self._connection.join(self._ray, self.address)
-        self._joined = True
+        if self._joined is not connection: connection.join(self._ray, self.address)
+        self._joined = connection
         return self._ray
 
     def _do(self, call: Callable[[Any], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         "Make a call that may wait on the thread, and then call `done` on the loop."
         if self._loop is None or self._connection.lost: return # nobody waits, or nobody answers
-        self._when_done(self._connection.submit(lambda: call(self._join())), done)
+        connection = self._connection
+        self._when_done(connection.submit(lambda: call(self._join(connection))), done)
 
     def _when_done(self, future: Future[Any], done: Callable[[Any, BaseException | None], None]) -> None:
         "Call `done` on the loop with what came of a call."
@@ -740,7 +740,7 @@ class RayEngine:
 
     def _why(self, needs: Any, tell: Callable[..., None]) -> None:
         "Find out what a worker waits for."
-        if not self._joined: return tell(f"the Ray cluster at {self.address!r} to answer" if self.address else "Ray to start")
+        if self._joined is not self._connection: return tell(f"the Ray cluster at {self.address!r} to answer" if self.address else "Ray to start")
         self._do(lambda ray: why_waiting(dict(needs or ()), ray.nodes(), _free(ray)),
                  lambda told, error: tell(f"an answer of Ray: {error}") if error else tell(*told))
 
@@ -748,7 +748,7 @@ class RayEngine:
         "Look whether the cluster answers, again and again."
         assert self._loop is not None
         now = self._loop.time()
-        if self._joined and self._asked is None:
+        if self._joined is self._connection and self._asked is None:
             self._asked = now
             self._do(lambda ray: ray.nodes(), self._answered)
         elif self._asked is not None and now - self._asked > self.LOST: return self._lose()
@@ -776,7 +776,7 @@ class RayEngine:
         if self._beat is not None: self._beat.cancel()
         for worker in list(self._workers): worker._finish(Exit())
         left = self._connection.leave(self._ray)
-        self._loop, self._joined, self._class, self._asked, self._failed = None, False, None, None, None
+        self._loop = self._class = self._asked = self._failed = None
         return left
 
     def _abandon(self) -> None:
