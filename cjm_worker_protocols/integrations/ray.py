@@ -28,7 +28,7 @@ import psutil
 
 from ..core import guardian
 from ..core.config import WorkerConfig, check_resources
-from ..core.engine import Exit, Guardian, Lines, WorkerEvents, worker_command, worker_environment
+from ..core.engine import Claims, Exit, Guardian, Lines, WorkerEvents, worker_command, worker_environment
 from ..core.frames import HEADER, Frame, FrameReader, Kind, encode
 from ..extensions.hosts import NO_PID
 
@@ -122,15 +122,15 @@ class Keeper:
         self._mark = os.urandom(8).hex()
         self._ear, self._waiting, self._count = threading.Lock(), 0, 0
         self._sock, theirs = socket.socketpair()
-        self._claims, self._claim = os.pipe()
+        self._claims = Claims()
         out, out_write = os.pipe()
         err, err_write = os.pipe()
-        for fd in (self._claims, out, err): os.set_blocking(fd, False)
+        for fd in (out, err): os.set_blocking(fd, False)
         self._pipes = {out: "stdout", err: "stderr"}
         self._guardian = subprocess.Popen([sys.executable, "-I", "-S", "-c", _GUARD, str(Path(guardian.__file__).parent), str(os.getpid())],
                                           stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, bufsize=0)
-        self._process = subprocess.Popen(worker_command(config, theirs.fileno(), self._claims), stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write,
-            pass_fds=[theirs.fileno(), self._claims], start_new_session=True, env=worker_environment(config, self._mark))
+        self._process = subprocess.Popen(worker_command(config, theirs.fileno(), self._claims.read_end), stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write,
+            pass_fds=[theirs.fileno(), self._claims.read_end], start_new_session=True, env=worker_environment(config, self._mark))
         self._guard(f"+{self._process.pid} {self._mark}\n")
         self._guardian.wait() # its fork goes on
         theirs.close()
@@ -193,7 +193,7 @@ class Keeper:
         if data[:1] == bytes([Kind.INIT]):
             path, source, level = pickle.loads(data[HEADER.size:])
             data = encode(Kind.INIT, 0, (_here(path), source, level))
-        if tag: os.write(self._claim, tag.to_bytes(8, "big"))
+        if tag: self._claims.put(tag)
         if self._unsent: return self._unsent.append(data)
         try: sent = self._sock.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError: sent = 0
@@ -256,11 +256,9 @@ class Keeper:
     def _exit(self) -> Exit:
         "End the worker's children, reap it, and tell how it ended."
         self.signal(signal.SIGKILL)
-        try: claims = os.read(self._claims, 1 << 12)
-        except BlockingIOError: claims = b""
+        never_begun = self._claims.withdraw()
         code, self._over = self._process.wait(), True
         self._guard(f"-{self._process.pid} {self._mark}\n")
-        never_begun = frozenset(int.from_bytes(claims[i:i + 8], "big") for i in range(0, len(claims), 8))
         return Exit(code if code >= 0 else None, -code if code < 0 else None, never_begun)
 
     def watch(self) -> None:
