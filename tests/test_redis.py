@@ -43,6 +43,9 @@ from cjm_worker_protocols.integrations.redis import (  # noqa: E402
     RedisBroadcaster,
     RedisExtraError,
     RedisUrlError,
+    _Link,
+    _Pages,
+    _Reader,
     shown_url,
 )
 from cjm_worker_protocols.integrations.sse import BroadcastLoopError, EventDataError, EventTypeError, ServerSentEvent  # noqa: E402
@@ -78,7 +81,7 @@ async def broadcasting(*given: Any, **settings: Any) -> "AsyncIterator[RedisBroa
 
 def ended(broadcaster: RedisBroadcaster) -> bool:
     """Whether its tasks have."""
-    return all(task is None or task.done() for task in (broadcaster._writer, broadcaster._reader))
+    return all(task is None or task.done() for task in (broadcaster._writer.task, broadcaster._reader.task))
 
 
 async def until(condition: "Callable[[], Any]", limit: float = 20) -> None:
@@ -381,6 +384,24 @@ asyncio.run(main())
     assert done.stdout.splitlines() == ["1 0 0", "['child', 'after'] 0"] and not done.stderr, done.stdout + done.stderr
 
 
+def test_a_fork_of_a_closed_one_is_closed(shared: RedisServer, stream: str) -> None:
+    """What comes too late in the child is counted there, and not written."""
+    code = f"""
+import os
+from cjm_worker_protocols.integrations.redis import RedisBroadcaster
+broadcaster = RedisBroadcaster({shared.url!r}, {stream!r})
+broadcaster.close()
+if (pid := os.fork()) == 0:
+    broadcaster.broadcast_from_thread("late", {{}})
+    print(broadcaster.closed, broadcaster.redis.waiting, broadcaster.redis.lost, flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=30)
+    assert done.stdout.split() == ["True", "0", "1"], done.stdout + done.stderr
+    assert not shared.events(stream)
+
+
 def test_a_broadcast_that_is_cancelled_leaves_all_in_order(shared: RedisServer, stream: str) -> None:
     """Wherever it was; the event is sent or not, and those after it are."""
 
@@ -624,13 +645,57 @@ def test_a_reader_that_the_trimming_overtakes_says_so(shared: RedisServer, strea
     run(scenario())
 
 
-def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str) -> None:
+def test_a_reader_hands_over_each_entry_once_and_says_what_does_not_follow(shared: RedisServer, stream: str) -> None:
+    """It tells whoever keeps what it reads: where they begin, what is new, and after which entry something may be missing."""
+
+    class Keeper:
+        BLOCK, closed = 0.2, False
+
+        def __init__(self) -> None:
+            self.kept, self.skipped = list[str](), list[str]()
+
+        def _has(self, event_id: str) -> bool:
+            return event_id in self.kept
+
+        def _fill(self, entries: Any) -> None:
+            self.kept += [event_id.decode() for event_id, _ in entries]
+
+        def _take(self, event_id: str, fields: Any) -> None:
+            self.kept.append(event_id)
+
+        def _skip(self, event_id: str) -> None:
+            self.skipped.append(event_id)
+
+    async def scenario() -> None:
+        keeper, reader = Keeper(), _Reader(stream, "me", 100, 1 << 20)
+        reader.reset(_Link(Secret(shared.url), "reading", 5, 5, 0.1))
+        with shared.client() as redis:
+            added = [redis.xadd(stream, {"n": n}) for n in range(40)]
+            await asyncio.wait_for(reader.begin(asyncio.get_running_loop(), keeper), 20)
+            assert keeper.kept == added
+            added += [redis.xadd(stream, {"n": n}) for n in range(40, 80)]
+            await until(lambda: len(keeper.kept) == 80)
+            assert not keeper.skipped
+            lost = redis.pipeline()  # as one step
+            lost.delete(stream)
+            lost.xadd(stream, {"n": 80})
+            added.append(lost.execute()[1])
+            await until(lambda: len(keeper.kept) == 81)
+            assert keeper.kept == added and keeper.skipped == [keeper.kept[79]]
+        reader.end()
+        assert reader.task is not None
+        await asyncio.wait({reader.task})
+
+    run(scenario())
+
+
+def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read at once is bounded by bytes as well, when a ring is filled and when a reader is behind; nothing is missing for that."""
     large, few, read = "x" * 100_000, 120, list[int]()
 
-    class Watched(RedisBroadcaster):
-        def _learn(self, page: Any) -> int:
-            read.append(super()._learn(page))
+    class Watched(_Pages):
+        def learn(self, page: Any) -> int:
+            read.append(super().learn(page))
             return read[-1]
 
     def add(redis: Any, start: int) -> None:
@@ -640,7 +705,7 @@ def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str) 
     async def scenario() -> None:
         with shared.client() as redis:
             add(redis, 0)
-            broadcaster = Watched(shared.url, stream, history_bytes=1 << 21)
+            broadcaster = RedisBroadcaster(shared.url, stream, history_bytes=1 << 21)
             await broadcaster.ready()
             client = broadcaster.subscribe()
             assert max(read) < 17 * len(large) and sum(read[:-1]) <= 2 * (1 << 21)
@@ -651,6 +716,7 @@ def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str) 
             assert max(read) < (1 << 21) / 4 + 1000
             await broadcaster.aclose()
 
+    monkeypatch.setattr("cjm_worker_protocols.integrations.redis._Pages", Watched)
     run(scenario())
 
 
@@ -704,7 +770,7 @@ def test_small_events_are_read_in_long_pages(shared: RedisServer, stream: str) -
                 redis.xadd(stream, {"type": "tick", "data": json.dumps({"n": n})})
         async with broadcasting(shared.url, stream) as broadcaster:
             await broadcaster.ready()
-            assert broadcaster._page == 1024 and broadcaster.redis.read == 2999
+            assert broadcaster._reader.pages.count == 1024 and broadcaster.redis.read == 2999
 
     run(scenario())
 
@@ -745,8 +811,8 @@ def test_subscribing_from_threads_while_the_ring_is_filled(shared: RedisServer, 
             threads = [asyncio.ensure_future(asyncio.to_thread(come_and_go, broadcaster, done)) for _ in range(3)]
             try:
                 for _ in range(30):
-                    broadcaster._filled = False
-                    await broadcaster._catch_up()
+                    broadcaster._filled, broadcaster._reader._cursor = False, ""
+                    await broadcaster._reader._catch_up(broadcaster)
             finally:
                 done.set()
             assert all(await asyncio.gather(*threads))
@@ -997,8 +1063,10 @@ def test_the_password_is_shown_nowhere(tmp_path: Path, caplog: pytest.LogCapture
                     assert "AuthenticationError" in str(e) or "Connect" in str(e)
                     shown.extend((str(e), repr(e), repr(e.__dict__), repr(e.__cause__), repr(e.__context__)))
                 await broadcaster.broadcast("t", {})
-                shown.extend((repr(broadcaster), str(broadcaster), repr(vars(broadcaster)), repr(broadcaster._writing.client()), repr(broadcaster._writing.client().connection_pool)))
-                shown.append(repr(broadcaster._writing.client().connection_pool.connection_kwargs))
+                client = broadcaster._writer.link.client()
+                shown.extend((repr(broadcaster), str(broadcaster), repr(vars(broadcaster)), repr(client), repr(client.connection_pool)))
+                shown.append(repr(client.connection_pool.connection_kwargs))
+                shown.extend(repr(vars(part)) for part in (broadcaster._writer, broadcaster._writer.link, broadcaster._reader, broadcaster._reader.link))
                 broadcaster.CLOSING = 0.1
                 await broadcaster.aclose()
 
