@@ -248,21 +248,22 @@ def test_a_keeper_that_rays_memory_monitor_ends(tmp_path: Path, monkeypatch: pyt
     }.items():
         monkeypatch.setenv(name, value)
 
-    async def scenario(second: Any) -> None:
+    async def scenario() -> None:
         async with on_ray("with_children", "pid", backoff_base=0.01, max_restarts=20, max_workers=2) as m:
-            before = await (await m.start_job("pid"))
-            await m.reload_plugin("with_children", {"worker_resources": {"second": 1}})
-            job = await m.start_job("with_children")
-            pids: "list[int]" = []
-            with pytest.raises(JobError):
-                async for pids in job.stream():
-                    pass
-            assert job.error.category == "crash" and second["node"][:8] in job.error.message and "memory" in job.error.message, job.error
-            assert await gone_soon(pids, 5)
-            assert await (await m.start_job("pid")) == before
+            before = await (await m.start_job("pid"))  # it lives where there is enough: there is no other node yet
+            with script(tmp_path / "node.py", SECOND_NODE, address()) as process:
+                second = await asyncio.to_thread(said_json, process, 60)
+                await m.reload_plugin("with_children", {"worker_resources": {"second": 1}})
+                job = await m.start_job("with_children")
+                pids: "list[int]" = []
+                with pytest.raises(JobError):
+                    async for pids in job.stream():
+                        pass
+                assert job.error.category == "crash" and second["node"][:8] in job.error.message and "memory" in job.error.message, job.error
+                assert await gone_soon(pids, 5)
+                assert await (await m.start_job("pid")) == before
 
-    with script(tmp_path / "node.py", SECOND_NODE, address()) as process:
-        run(scenario(said_json(process, 60)), limit=90)
+    run(scenario(), limit=90)
 
 
 # Backpressure
