@@ -211,7 +211,7 @@ def advice(
     "How to mend what raised an error, whichever rule was looked at."
     return next((fix for said, fix in _KNOWN.items() if re.search(said, str(error))), "")
 
-# %% ../../nbs/conformance/checks.ipynb #5c816ab3
+# %% ../../nbs/conformance/checks.ipynb #31afdda1
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 class _Stdout:
@@ -221,6 +221,18 @@ class _Stdout:
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines: self.write(line)
     def __getattr__(self, name: str) -> Any: return getattr(self.real, name)
+
+async def settled(
+    value: Any # What somebody gave, which may have to be awaited
+) -> Any: # What it comes to
+    "Await a value if it has to be."
+    return await value if inspect.isawaitable(value) else value
+
+def wait_for(
+    value: Any # What somebody gave
+) -> Any: # What it comes to
+    "The same where no event loop runs."
+    return asyncio.run(settled(value)) if inspect.isawaitable(value) else value
 
 async def within(
     seconds: float, # How long it may take

@@ -12,7 +12,7 @@ from typing import Any
 __all__ = ['ConfigError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError', 'PluginNotSendableError',
            'ParametersNotSendableError', 'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError',
            'NotANewJobError', 'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError',
-           'StreamOverflowError', 'PluginLoadError']
+           'StreamOverflowError', 'PluginLoadError', 'worth_telling']
 
 # %% ../../nbs/core/errors.ipynb #cell-6
 class _FromFacts(Exception):
@@ -216,3 +216,10 @@ class PluginLoadError(_FromFacts, RuntimeError):
     ):
         super().__init__(f"{what}: expected {expected} (got {got!r} that is a {type(got).__name__})")
         self.what, self.expected, self.got = what, expected, got
+
+# %% ../../nbs/core/errors.ipynb #77c9c26f
+def worth_telling(
+    count: int # How often it has happened so far, at least 1
+) -> bool: # Whether this time is told
+    "Whether a failure of its kind is logged once more."
+    return count in (1, 10, 100) or not count % 1000

@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['LIMIT', 'Message', 'Receive', 'Send', 'EventTypeError', 'EventDataError', 'EventMarkError', 'BroadcastLoopError',
            'UnsupportedScopeError', 'encode_event', 'as_json', 'ServerSentEvent', 'decode_event', 'Batch', 'Ring',
-           'Subscription', 'Feed', 'Counters', 'EventStreams', 'SSEBroadcaster']
+           'Subscription', 'check_counts', 'check_seconds', 'Feed', 'Counters', 'EventStreams', 'SSEBroadcaster']
 
 # %% ../../nbs/integrations/sse.ipynb #e34b8475
 class EventTypeError(ValueError):
@@ -323,9 +323,24 @@ class Subscription:
         self._ready.clear()
         self._streams._left(self)
 
-# %% ../../nbs/integrations/sse.ipynb #8c3acef7
+# %% ../../nbs/integrations/sse.ipynb #1a7a8a31
 LIMIT = 1 << 18  # Bytes of one write, about: what a stuck client can hold
 
+def check_counts(
+    **counts: object # Settings by name
+) -> None:
+    "Raise `ConfigError` for the first that is no whole number above 0."
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1: raise ConfigError(name, "a whole number above 0", count)
+
+def check_seconds(
+    **durations: object # Settings by name
+) -> None:
+    "Raise `ConfigError` for the first that is no time above 0."
+    for name, duration in durations.items():
+        if not isinstance(duration, (int, float)) or not duration > 0: raise ConfigError(name, "seconds above 0", duration)
+
+# %% ../../nbs/integrations/sse.ipynb #1ba57027
 class Feed:
     "A ring of events, and those who follow it in this process."
     def __init__(self,
@@ -335,8 +350,7 @@ class Feed:
         topic: Callable[[str, dict[str, Any]], str | None] | None = None, # The topic of an event, `None` for all clients; by default its type
         key: Callable[[str, dict[str, Any]], Hashable] | None = None # Events of which a client needs only the newest have the same key; `None` for the others
     ):
-        for name, count in dict(history=history, history_bytes=history_bytes).items():
-            if not isinstance(count, int) or count < 1: raise ConfigError(name, "a whole number above 0", count)
+        check_counts(history=history, history_bytes=history_bytes)
         self._history, self._history_bytes, self._render, self._topic, self._key = history, history_bytes, render, topic, key
         self.closed = False
         self._sent = self._dropped = self._replayed = self._high_water = 0
@@ -582,7 +596,7 @@ async def _refuse(send: Send, status: int, reason: str) -> _Stream | None:
     await send({"type": "http.response.body", "body": reason.encode()})
     return None
 
-# %% ../../nbs/integrations/sse.ipynb #ff6b5c5a
+# %% ../../nbs/integrations/sse.ipynb #9d9e2f39
 class Counters(NamedTuple):
     "What has happened so far."
     clients: int  # Open streams and subscriptions, now
@@ -608,8 +622,7 @@ class EventStreams(Feed):
         key: Callable[[str, dict[str, Any]], Hashable] | None = None, # Events of which a client needs only the newest have the same key; `None` for the others
         authorize: Callable[[Message], Any] | None = None # Looks at the ASGI scope: `True`, `False`, or the topics that this client may have; may be async
     ):
-        for name, duration in dict(heartbeat=heartbeat, retry=retry, send_timeout=send_timeout).items():
-            if not isinstance(duration, (int, float)) or not duration > 0: raise ConfigError(name, "seconds above 0", duration)
+        check_seconds(heartbeat=heartbeat, retry=retry, send_timeout=send_timeout)
         if retry == float("inf"): raise ConfigError("retry", "seconds that end", retry)
         if on_gap not in ("event", "disconnect"): raise ConfigError("on_gap", "'event' or 'disconnect'", on_gap)
         self._heartbeat, self._retry, self._send_timeout, self._on_gap, self._authorize = heartbeat, retry, send_timeout, on_gap, authorize

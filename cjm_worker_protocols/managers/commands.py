@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['Commands']
 
-# %% ../../nbs/managers/commands.ipynb #66382d5e
+# %% ../../nbs/managers/commands.ipynb #c3a9eb20
 class Commands:
     "Has workers unload and reload plugins."
     def __init__(self,
@@ -64,11 +64,12 @@ class Commands:
     def replied(self,
         worker: PooledWorker, # It has done what it was told, or could not
         frame: Frame # Its reply
-    ) -> None:
+    ) -> bool: # Whether the worker runs no job, and goes on
         "Pass a reply on, and note what the worker has loaded now."
         done, reason, worker.plugin, worker.config = frame.value()
         reply = worker.commands.pop(frame.tag, None)
         if reply is not None and not reply.done(): reply.set_result((done, reason))
-        if worker.ticket is not None or worker.stopping: return
+        if worker.ticket is not None or worker.stopping: return False
         worker.set_timer(None)
         if worker.commands: self.limit(worker)
+        return True

@@ -199,7 +199,7 @@ def hold_up(
     chunks.on_room = go_on
     handle.pause()
 
-# %% ../../nbs/managers/runner.ipynb #8d65f467
+# %% ../../nbs/managers/runner.ipynb #c3c152a6
 _OF_WORKERS = frozenset({Kind.READY, Kind.LOG, Kind.OUTPUT, Kind.REPLY})  # What a worker says of itself, or in whichever job's name
 _ENDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})  # What it says last of a job
 
@@ -303,9 +303,7 @@ class JobRunner:
         worker.handle.give(ticket.number, ticket.frame)
         self._begun(worker, ticket)
 
-    def on_retry(self, ticket: Ticket) -> None:
-        self.dispatcher.queue.push(ticket)
-        self.dispatcher.dispatch()
+    def on_retry(self, ticket: Ticket) -> None: self.dispatcher.add(ticket)
 
     def on_waiting_for(self, job: Job) -> None: self._injected.emit_job("job:queued", job, waiting_for=job.waiting_for)
 
@@ -364,9 +362,7 @@ class JobRunner:
             stream, text = frame.value()
             for line in filter(None, text.split("\n")): worker.printed(stream, line)
         elif kind == Kind.READY: self._on_ready(worker, frame)
-        elif kind == Kind.REPLY:
-            self.commands.replied(worker, frame)
-            if worker.ticket is not None or worker.stopping: return
+        elif kind == Kind.REPLY and self.commands.replied(worker, frame):
             self._report(worker)
             self.dispatcher.dispatch()
 
