@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, NamedTuple
 
 # %% auto #0
-__all__ = ['PLAIN', 'LARGE', 'HEADER', 'Kind', 'dumps', 'pieces', 'encode', 'Frame', 'FrameReader']
+__all__ = ['PLAIN', 'UNPICKLABLE', 'LARGE', 'HEADER', 'Kind', 'dumps', 'pieces', 'encode', 'Frame', 'FrameReader']
 
 # %% ../../nbs/core/frames.ipynb #cell-6
 class Kind(IntEnum):
@@ -37,8 +37,9 @@ class Kind(IntEnum):
     OUTPUT = 26  # from the worker: `stdout` or `stderr`, and what was written to it
     REPLY = 27  # from the worker: whether the command did anything, why not, the plugin that is loaded now, and its config
 
-# %% ../../nbs/core/frames.ipynb #cell-8
+# %% ../../nbs/core/frames.ipynb #d12817bf
 PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types that hold nothing of another type
+UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)  # With which pickle says that it cannot; any other error is somebody else's, as a plugin's own alarm's
 
 def dumps(
     value: Any # Anything
@@ -46,7 +47,7 @@ def dumps(
     "Pickle `value`, by value what only this process knows. Raises whatever pickling raises."
     if type(value) in PLAIN: return pickle.dumps(value, 5)
     try: body = pickle.dumps(value, 5)
-    except Exception:
+    except UNPICKLABLE:
         if not _cloudpickle(): raise
         body = b"__main__"
     return bytes(sys.modules["cloudpickle"].dumps(value, 5)) if b"__main__" in body and _cloudpickle() else body
@@ -58,7 +59,7 @@ def _cloudpickle() -> bool:
     except ImportError: return False
     return True
 
-# %% ../../nbs/core/frames.ipynb #ae4b3f23
+# %% ../../nbs/core/frames.ipynb #8f3d123b
 LARGE = 1 << 16  # Bytes from which a pickler does so
 
 class _Pieces(list[bytes]):
@@ -74,7 +75,7 @@ def pieces(
     if not (_large(value) or type(value) is dict and any(map(_large, value.values()))): return [dumps(value)]
     found = _Pieces()
     try: pickle.Pickler(found, 5).dump(value)
-    except Exception: return [dumps(value)]
+    except UNPICKLABLE: return [dumps(value)]
     return [dumps(value)] if any(b"__main__" in piece for piece in found if len(piece) < 2 * LARGE) else found
 
 # %% ../../nbs/core/frames.ipynb #cell-10
