@@ -556,7 +556,7 @@ class _Connection:
 # %% ../../nbs/integrations/ray.ipynb #52a9e7c2
 _YEAR = "31536000"
 _TRIES = 3  # Ray gives each of its processes some seconds to start, which a busy machine may not keep
-_LATE = ("timed out", "Starting Ray client server failed")  # What it says then, here and behind `ray://`
+_LATE = ("timed out", "Starting Ray client server failed", "Proxy failed to Connect to backend", "ZombieProcess")  # What it says then, here and, thrice, behind `ray://`
 
 def _import_ray() -> Any:
     "Import Ray. Raises `RayMissingError`."
