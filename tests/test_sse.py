@@ -559,6 +559,37 @@ def test_what_a_send_raises_ends_the_app_with_it(waits: bool) -> None:
     run(scenario())
 
 
+def test_an_interrupt_amid_the_sending_costs_nobody_an_event() -> None:
+    """As when a notebook's cell is interrupted: the loop goes on, and who was not sent the event is put out, to come back for it."""
+    broadcaster, interrupts = SSEBroadcaster(), [KeyboardInterrupt]
+
+    class Clumsy(OverAsgi):
+        async def send(self, message: Any) -> None:
+            if b"event: t" in message.get("body", b"") and interrupts:
+                raise interrupts.pop()
+            await super().send(message)
+
+    async def connect() -> "list[OverAsgi]":
+        return [await kind.connect(broadcaster) for kind in (OverAsgi, Clumsy, OverAsgi)]
+
+    async def broadcast() -> None:
+        await broadcaster.broadcast("t", {})
+        await asyncio.sleep(0.05)
+
+    loop = asyncio.new_event_loop()
+    try:
+        clients = loop.run_until_complete(connect())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(broadcast())
+        loop.run_until_complete(broadcast())
+        loop.run_until_complete(asyncio.wait({client.task for client in clients[1:]}, timeout=5))
+        assert [client.task.done() for client in clients] == [False, True, True]
+        assert [len(client.received()) for client in clients] == [2, 0, 0]
+        loop.run_until_complete(clients[0].close())
+    finally:
+        loop.close()
+
+
 def test_a_send_that_waits_is_told_when_the_client_leaves() -> None:
     """It is cancelled, may clean up, and has ended before the app has; a stream that waits keeps no other waiting."""
     told: "list[str]" = []

@@ -18,7 +18,7 @@ import time
 from asyncio.tasks import _enter_task, _leave_task
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Hashable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Hashable, Iterator, MutableMapping
 from contextvars import Context, copy_context
 from functools import partial
 from types import CoroutineType, coroutine
@@ -494,22 +494,33 @@ def _forked() -> None:
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forked)
 
 # %% ../../nbs/integrations/sse.ipynb #b73468ef
+_Write = tuple[Any, Coroutine[Any, Any, None], Context]  # Whose it is, what there is to do, and in which context
+
 class _Hand:
-    "A task in whose name each `send` is begun; one that has to wait takes it for itself."
+    "A task in whose name one `send` after the other is begun, until one has to wait: that one takes it for itself."
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._loop, self._taken = loop, loop.create_future()
         self._rest: Awaitable[None] | None = None
         self.task: asyncio.Task[None] = Context().run(loop.create_task, self._work())
 
-    def begin(self, work: Coroutine[Any, Any, None], context: Context) -> bool:
-        "Take the first step. Whether there are more, which the task then takes."
+    def begin(self,
+        writes: Iterator[_Write], # Of which no more are taken than are begun
+        failed: Callable[[Any, BaseException], None] # Called with whose write it was
+    ) -> Any: # Whose write has to wait; None when none has
+        "Take the first step of each, up to one that has more: those the task then takes."
         _enter_task(self._loop, self.task)
-        try: waits_for = context.run(work.send, None)
-        except StopIteration: return False
+        try:
+            for whose, work, context in writes:
+                try: waits_for = context.run(work.send, None)
+                except StopIteration: continue
+                except BaseException as e:
+                    failed(whose, e)
+                    if not isinstance(e, (Exception, asyncio.CancelledError)): raise
+                else:
+                    self._rest = _go_on(work, context, waits_for)
+                    self._taken.set_result(None)
+                    return whose
         finally: _leave_task(self._loop, self.task)
-        self._rest = _go_on(work, context, waits_for)
-        self._taken.set_result(None)
-        return True
 
     async def _work(self) -> None:
         try: await self._taken
@@ -536,7 +547,7 @@ async def _awaited(sending: Awaitable[None]) -> None: await sending
 
 class _Stream:
     "An open response."
-    __slots__ = ("position", "until", "topics", "last_event_id", "begun", "ended", "gone", "late", "beat", "opened", "since", "hand", "error", "limit", "context", "_send", "_task", "_transport")
+    __slots__ = ("position", "until", "topics", "last_event_id", "begun", "ended", "gone", "late", "opened", "since", "hand", "error", "limit", "context", "_send", "_task", "_transport")
 
     def __init__(self, topics: frozenset[str] | None, last_event_id: str, scope: Message, receive: Receive, send: Send):
         self.position: int | None = None  # until it is known where it begins
@@ -545,7 +556,7 @@ class _Stream:
         self.hand: _Hand | None = None  # what waits for the client
         self.error: BaseException | None = None
         self.limit: asyncio.TimerHandle | None = None
-        self.begun = self.ended = self.gone = self.late = self.beat = False
+        self.begun = self.ended = self.gone = self.late = False
         self.opened = self.since = time.monotonic()
         shared = str(scope.get("http_version", "")).startswith("2")  # HTTP/2 has several streams on a connection
         self._send, self._task, self.context = send, asyncio.current_task(), copy_context()
@@ -554,10 +565,10 @@ class _Stream:
     @property
     def over(self) -> bool: return self.until < float("inf")
 
-    def write(self, payload: bytes) -> Coroutine[Any, Any, None]:
+    def write(self, payload: bytes) -> _Write:
         "Empty is the end."
         sending = self._send({"type": "http.response.body", "body": payload, "more_body": bool(payload)})
-        return sending if isinstance(sending, CoroutineType) else _awaited(sending)
+        return self, sending if isinstance(sending, CoroutineType) else _awaited(sending), self.context
 
     def end(self, position: int, grace: float) -> None:
         "Send nothing that comes behind. Abort when all else has not been sent within so many seconds."
@@ -648,7 +659,7 @@ class EventStreams(Feed):
 
     def _wake(self) -> None:
         super()._wake()
-        for stream in list(self._streams): self._advance(stream)
+        self._advance(*self._streams)
 
     async def __call__(self,
         scope: Message, # What is asked for
@@ -688,18 +699,36 @@ class EventStreams(Feed):
         await send({"type": "http.response.body", "body": b""})
         return None
 
-    def _advance(self, stream: _Stream) -> None:
-        "Begin the next write to a client, unless it lets the last one wait. Never in a task."
-        if stream.hand is not None or stream.ended or stream.gone: return
+    def _advance(self, *streams: _Stream, beat: bool = False) -> None:
+        "Begin the next write to each client, unless it lets the last one wait. Never in a task."
+        now = time.monotonic()
+        writes = [write for stream in streams if (write := self._write(stream, now, beat)) is not None]
+        if not writes: return
+        left = iter(writes)
         try:
-            if (payload := self._next(stream)) is None: return
-            stream.since, stream.beat, stream.ended = time.monotonic(), False, not payload
-            if self._hand is None or self._hand.task.done(): self._hand = _Hand(asyncio.get_running_loop())
-            if self._hand.begin(stream.write(payload), stream.context):
-                stream.hand, self._hand = self._hand, None
-                stream.hand.task.add_done_callback(partial(self._waited, stream))
-            elif stream.ended or stream.position != self._ring.head: self._written(stream)
+            while (waits := (hand := self._free_hand()).begin(left, self._failed)) is not None:
+                waits.hand, self._hand = hand, None
+                hand.task.add_done_callback(partial(self._waited, waits))
+        finally:
+            for stream, work, _ in left: # after an interrupt
+                work.close()
+                self._failed(stream, asyncio.CancelledError())
+        for stream, _, _ in writes:
+            if stream.hand is None and (stream.ended or stream.position != self._ring.head): self._written(stream)
+
+    def _write(self, stream: _Stream, now: float, beat: bool) -> _Write | None:
+        "The next write to a client, if there is one now."
+        if stream.hand is not None or stream.ended or stream.gone: return None
+        try:
+            if (payload := self._next(stream, beat)) is None: return None
+            stream.since, stream.ended = now, not payload
+            return stream.write(payload)
         except (Exception, asyncio.CancelledError) as e: self._failed(stream, e)
+        return None
+
+    def _free_hand(self) -> _Hand:
+        if self._hand is None or self._hand.task.done(): self._hand = _Hand(asyncio.get_running_loop())
+        return self._hand
 
     def _waited(self, stream: _Stream, task: asyncio.Task[None]) -> None:
         "A write that had to wait has ended."
@@ -714,19 +743,19 @@ class EventStreams(Feed):
 
     def _failed(self, stream: _Stream, error: BaseException) -> None:
         stream.ended = True
-        if not isinstance(error, (OSError, asyncio.CancelledError)): stream.error = error  # with an `OSError` some servers say that the client has left
+        if isinstance(error, Exception) and not isinstance(error, OSError): stream.error = error  # with an `OSError` some servers say that the client has left
         if not stream.gone: stream.end(0, self.GRACE)
 
-    def _next(self, stream: _Stream) -> bytes | None:
+    def _next(self, stream: _Stream, beat: bool) -> bytes | None:
         "What a client is sent next: `None` is nothing now, and empty the end."
+        while stream.position is not None and stream.position < self._ring.head and stream.position < stream.until:
+            if payload := self._payload(stream): return payload
         if not stream.begun:
             stream.begun = True
             return b"retry: %d\n: connected\n%b" % (self._retry * 1000, self._begin(stream) or b"\n")
-        if stream.position is None and not stream.over and (begin := self._begin(stream)): return begin
-        while stream.position is not None and stream.position < self._ring.head and stream.position < stream.until:
-            if payload := self._payload(stream): return payload
         if stream.over: return b""
-        return self._beat(stream) if stream.beat else None
+        if stream.position is None and (begin := self._begin(stream)): return begin
+        return self._beat(stream) if beat else None
 
     def _begin(self, stream: _Stream) -> bytes:
         "Take a place in the ring, and what the client is told first. It is told where it begins, so that it can come back before it has had any event."
@@ -785,8 +814,7 @@ class EventStreams(Feed):
                 _log.warning("a client has taken nothing for %g s: it is put out", now - stream.since)
                 stream.abort()
             elif stream.hand is None and now - stream.since > self._heartbeat - pause:
-                stream.beat = True
-                self._advance(stream)
+                self._advance(stream, beat=True)
         self._timer = self._loop.call_later(pause, self._look)
 
     def _hear(self) -> None:
