@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 import sample_plugins
 from harness import Gate, Seen, end, first_chunk, gate, manager, nothing_left, run, said_json, script  # noqa: F401
+from repo import NBS
 
 from cjm_worker_protocols import BaseJobManager, Job, JobCancelled, JobError, JobManager, WorkerConfig, check_cancel, report_progress
 from cjm_worker_protocols.core import errors
@@ -1681,6 +1683,32 @@ def test_each_job_tells_its_story_in_order() -> None:
         assert of["job:failed"]["error"]["category"] == "exception" and "ValueError: no" in of["job:failed"]["error"]["message"]
         assert of["job:started"]["pid"] == good.worker_pid
         assert [e.data["time"] for e in events] == sorted(e.data["time"] for e in events)
+
+    run(scenario())
+
+
+def test_events_have_what_the_docs_say(tmp_path: Path) -> None:
+    """The table on the page of events: what each type always has, and what it may have."""
+    page = json.loads((NBS / "core/events.ipynb").read_text(encoding="utf-8"))
+    text = "".join("".join(cell["source"]) + "\n" for cell in page["cells"])
+    rows = re.findall(r"^\| `(\w+:\w+)` \| [^|]+ \|([^|]*)\|([^|]*)\|$", text, re.MULTILINE)
+    told = {event: [{name for name in re.findall(r"`(\w+)`", names)} for names in columns] for event, *columns in rows}
+
+    async def scenario() -> None:
+        async with manager("count", "progress", "fail", "stuck", "crash_first", backoff_base=0.01) as m:
+            seen = Seen(m)
+            jobs = [await m.start_job("count", n=1), await m.start_job("progress"), await m.start_job("fail")]
+            jobs.append(await m.start_job("crash_first", marker=str(tmp_path / "marker"), retries=1))
+            await asyncio.gather(*(job.wait() for job in jobs))
+            stuck = await m.start_job("stuck")
+            await first_chunk(stuck)
+            await m.cancel_job(stuck.id)
+        for event in await seen.rest():
+            always, sometimes = told[event.type]
+            every = {"worker_type", "time"} | ({"job_id", "plugin_id"} if event.type.startswith("job:") else set())
+            assert every | always <= set(event.data) <= every | always | sometimes, event
+        assert {event.type for event in seen} == told.keys()
+        assert any("attempt" in event.data for event in seen if event.type == "job:queued")
 
     run(scenario())
 

@@ -163,21 +163,56 @@ def test_readme_is_the_index_notebook() -> None:
     assert got == want, "run python tools/readme.py:\n" + differences(want, got, ("index.ipynb", "README.md"))
 
 
-def links(nb: Notebook) -> Iterator[str]:
-    """The relative links in the text of a notebook."""
-    for cell in nb["cells"]:
-        if cell["cell_type"] == "markdown":
-            for target in re.findall(r"\]\(([^)\s]+)\)", source(cell)):
-                if not re.match(r"\w+:|#", target):
-                    yield target.split("#")[0]
+OURS = f"{SETTINGS['git_url']}/blob/{SETTINGS['branch']}/"  # A file of this repository, from anywhere
+TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+
+
+def text(nb: Notebook) -> str:
+    """The text of a notebook."""
+    return "\n\n".join(source(cell) for cell in nb["cells"] if cell["cell_type"] == "markdown")
+
+
+def links(markdown: str) -> "list[str]":
+    """Where the links of a text lead."""
+    return re.findall(r"\]\(([^)\s]+)\)", markdown)
+
+
+def anchors(markdown: str) -> "set[str]":
+    """What the headings of a page can be reached by: Pandoc's identifiers."""
+    headings = re.findall(r"^#+ (.+)$", markdown, re.MULTILINE)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", heading.strip().lower())) for heading in headings}
 
 
 @each_notebook
 def test_links_lead_somewhere(name: str) -> None:
-    """Relative links of a notebook lead to files that exist, below nbs/, so that they work on the site too."""
-    for target in links(load(NBS / name)):
-        path = (NBS / name).parent.joinpath(target).resolve()
-        assert path.exists() and NBS in path.parents, target
+    """Relative links of a notebook lead to files that exist, below nbs/, so that they work on the site too; and to headings that are there."""
+    for target in links(text(load(NBS / name))):
+        if not re.match(r"\w+:", target):
+            file, _, anchor = target.partition("#")
+            path = (NBS / name).parent.joinpath(file).resolve() if file else NBS / name
+            assert path.exists() and NBS in path.parents, target
+            assert not anchor or anchor in anchors(text(load(path))), target
+
+
+@pytest.mark.parametrize("page", [*TEXTS, *(f"nbs/{name}" for name in notebooks())])
+def test_links_to_this_repository_lead_somewhere(page: str) -> None:
+    """What is linked to as a file of this repository is one, from a notebook and from any other text."""
+    path = ROOT / page
+    is_notebook = path.suffix == ".ipynb"
+    for target in links(text(load(path)) if is_notebook else path.read_text(encoding="utf-8")):
+        file, _, anchor = target.removeprefix(OURS).partition("#")
+        if target.startswith(OURS) or not (is_notebook or re.match(r"\w+:", target)):
+            there = (ROOT if target.startswith(OURS) else path.parent) / file
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(text(load(there))), target
+
+
+@pytest.mark.parametrize("name", [name for name in notebooks() if name.startswith("tutorials/")])
+def test_a_tutorial_says_where_to_go_next(name: str) -> None:
+    """The last thing that a reader sees of a tutorial are links to other pages."""
+    shown = [cell for cell in load(NBS / name)["cells"] if not source(cell).startswith("#| hide")]
+    _, found, after = source(shown[-1]).partition("## Where to go next\n")
+    assert found and links(after)
 
 
 PROCESS = """

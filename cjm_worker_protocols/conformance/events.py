@@ -68,7 +68,7 @@ async def connect(
     it: Subject, # A broadcaster
     reads: bool = True # Whether it is looked at, or stuck
 ) -> Client: # One that will be told
-    "Connect a client. Raises `NotObservable` without a probe."
+    "Connect a client. Raises `NotObservable` without a probe, and `ProbeError` for one that does not work."
     if it.probe is None: raise NotObservable("needs a probe that connects a client: probe=connect, which gives an object with received() and close()")
     try:
         client = await settled(it.probe(it.impl))

@@ -27,7 +27,7 @@ NOWHERE = "kit-no-such-category"  # And a category
 def categories(
     it: Subject # A registry
 ) -> list[Any]: # Some that it knows
-    "What the probe tells. Raises `NotObservable` without one."
+    "What the probe tells. Raises `NotObservable` without one, and `ProbeError` for one that does not work."
     if it.probe is None: raise NotObservable("needs a probe that gives some categories: probe=lambda registry: ['processing']")
     try:
         known = wait_for(it.probe(it.impl))

@@ -46,7 +46,7 @@ def seen(
     it: Subject, # A resource manager
     pid: int # A worker
 ) -> dict[str, Any] | None: # None when there is no such worker
-    "What the probe tells of a worker. Raises `NotObservable` without one."
+    "What the probe tells of a worker. Raises `NotObservable` without one, and `ProbeError` for one that does not work."
     if it.probe is None: raise NotObservable("needs a probe that reads a worker: probe=lambda manager, pid: manager.workers.get(pid)")
     try:
         value = wait_for(it.probe(it.impl, pid))

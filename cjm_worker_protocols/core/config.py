@@ -53,14 +53,14 @@ class WorkerConfig:
     "Everything about workers that can be set. All times are in seconds. Raises `ConfigError` for a value that cannot work."
     max_workers: int = 1  # Worker processes that may run jobs at the same time
     standby: bool = True  # Keep one more process started, so that the job after a cancel or a crash need not wait for a start
-    python: str | None = None  # The workers' interpreter; None is this one. Another one sees its own packages, not ours
+    python: str | None = None  # The workers' interpreter; None is this one. Another one sees its own packages, not ours, and without cloudpickle takes plugins by import string only
     env: Mapping[str, str] | None = None  # Environment variables, laid over this process's own
-    resources: Mapping[str, float] | None = None  # What a worker takes of a cluster, as `{"CPU": 2, "GPU": 1}`, unless its plugin's config has `worker_resources`. Nothing on this machine
+    resources: Mapping[str, float] | None = None  # What a worker takes of a cluster, as `{"CPU": 2, "GPU": 1}`, unless its plugin's config has `worker_resources`. Without effect for workers on this machine
     start_timeout: float = 30.0  # From starting a process to its first word
     load_timeout: float | None = 600.0  # A plugin's load; None is no limit
     job_timeout: float | None = None  # A job's run, for jobs that name no timeout of their own; None is no limit
     grace_timeout: float = 5.0  # From asking a worker to stop to SIGTERM, and from that to SIGKILL
-    integration_timeout: float = 5.0  # How long a registry or a broadcaster may take for one call
+    integration_timeout: float = 5.0  # How long a registry or a broadcaster may take for one call, and a resource manager for one answer
     restart: RestartPolicy = RestartPolicy.BACKOFF  # What follows a crash
     max_restarts: int = 5  # Crashes in a row, with no completed job between them, after which the jobs that wait are failed; later ones try again
     backoff_base: float = 0.1  # The delay after the first crash, for `RestartPolicy.BACKOFF`

@@ -31,7 +31,7 @@ def signal_name(
 
 # %% ../../nbs/core/jobs.ipynb #cell-7
 class JobError(RuntimeError):
-    "Why a job failed. `category` is `exception`, `crash`, `timeout`, `load`, `serialization` or `start`."
+    "Why a job failed. `category` is `exception`, `crash`, `timeout`, `load`, `serialization` or `start`; of a `JobCancelled` it is `cancelled`."
     def __init__(self,
         category: str, # The kind of failure
         message: str, # What happened, in one line
@@ -92,7 +92,7 @@ class Job:
     id: str = field(default_factory=new_id)  # Its id
     status: str = field(default="pending", init=False)  # pending, running, completed, failed or cancelled
     result: Any = field(default=None, init=False, repr=False)  # What the plugin returned
-    error: JobError | None = field(default=None, init=False)  # Why it failed
+    error: JobError | None = field(default=None, init=False)  # Why it failed, or a `JobCancelled`
     progress: float = field(default=0.0, init=False)  # How much is done, from 0 to 1, as the plugin reports it
     message: str = field(default="", init=False)  # What is being done, as the plugin reports it
     waiting_for: str = field(default="", init=False)  # Why it is still pending, when that is for want of room

@@ -169,7 +169,8 @@ class Lane:
         call: Callable[[], Any], # The call
         timeout: float # Seconds to wait for it
     ) -> Any: # Its result
-        "The same as `ask`, for a caller that is synchronous itself; the calling thread waits, and no longer than `timeout` whatever is in front."
+        """The same as `ask`, for a caller that is synchronous itself; the calling thread waits, and no longer than `timeout` whatever is in front. Raises
+        what the call raises, `LaneTimeout`, or `ManagerClosedError` once the lane is closed."""
         answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
         given_up = False
         self._put(label, lambda: None if given_up else call(), lambda result, error: answer.put((result, error)))

@@ -25,9 +25,9 @@ class AdmissionProtocol(Protocol):
     ) -> Optional[str]: # Why it can never fit; `None` when it can
         """Whether this plugin fits when nothing else is loaded.
 
-        The caller asks before it accepts a job, and refuses one that can never fit with the reason; and again while a job waits and there is nothing to
-        unload, since more may be known by then; it fails it with the reason when there is one for half a minute, so that what others take for a while
-        does no harm."""
+        The caller asks before it accepts a job, and refuses one that can never fit, with the reason. It asks again while a job waits and there is nothing to
+        unload, since more may be known by then: when the answer has been a reason for half a minute, it fails the job with it. A shorter time does no harm,
+        since others may take memory for a while."""
         ...
 
     def can_start(

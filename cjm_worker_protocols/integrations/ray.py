@@ -680,13 +680,18 @@ class RayEngine:
         self._asked: float | None = None  # When the cluster was asked whether it is there, until it answers
 
     def needs(self, config: WorkerConfig, plugin_config: Mapping[str, Any]) -> Hashable:
-        "What a plugin's config says under `worker_resources`, or else `WorkerConfig.resources`, or else the engine."
+        "What a plugin's config says under `worker_resources`, or else `WorkerConfig.resources`, or else the engine. Raises `ConfigError`."
         takes = plugin_config.get("worker_resources", config.resources)
         if takes is None: return tuple(sorted(self._takes.items()))
         check_resources("worker_resources", takes)
         return tuple(sorted((name, float(amount)) for name, amount in takes.items()))
 
-    def start_worker(self, config: WorkerConfig, events: WorkerEvents, needs: Hashable = None) -> RayWorker:
+    def start_worker(self,
+        config: WorkerConfig, # Interpreter and environment
+        events: WorkerEvents, # Told of everything the worker says and of its end
+        needs: Hashable = None # What `needs` gave
+    ) -> RayWorker: # At once; it may wait for room on a node
+        "Start a worker. Raises `EngineLoopError` on another loop than that of the first worker, `RayLostError` when the cluster was lost, and, for a second after it could not be joined, `RayConnectionError`."
         loop = asyncio.get_running_loop()
         if self._lost: raise RayLostError(self.address)
         if self._failed is not None and loop.time() - self._failed[0] < self.AFRESH: raise self._failed[1]

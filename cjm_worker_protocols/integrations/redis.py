@@ -553,6 +553,7 @@ class RedisBroadcaster(EventStreams):
         longest_pause: float = 5.0, # Seconds between two attempts, at most
         **settings: Any # Those of `EventStreams`. `history` is also the length to which the stream is trimmed, about
     ):
+        "Raises `RedisUrlError`, `RedisExtraError`, and `ConfigError` for any other setting that cannot work."
         check_counts(buffer=buffer, buffer_bytes=buffer_bytes)
         check_seconds(timeout=timeout, longest_pause=longest_pause)
         if not isinstance(stream, str) or not stream: raise ConfigError("stream", "some text", stream)

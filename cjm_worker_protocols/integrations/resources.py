@@ -644,11 +644,15 @@ class ProcessResourceManager:
         host_pid: int, # Its process there
         facts: dict[str, Any] # What else is known
     ) -> None:
-        "Be told where the worker lives that is registered next: one of another host is shown, and not measured."
+        "Be told where the worker lives that is registered next: one of another host is shown, and not measured. Raises `PidError`."
         if not isinstance(pid, int) or pid < 1: raise PidError(pid)
         with self._lock: self._places[pid] = host, host_pid, facts
 
-    def register_worker(self, pid: int, worker_type: str) -> None:
+    def register_worker(self,
+        pid: int, # Its process, or for one of another host a number above `NO_PID`
+        worker_type: str # What kind of worker it is
+    ) -> None:
+        "As the contract says. Raises `PidError` for what is no process id."
         if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1: raise PidError(pid)
         try: process: Process | None = read_process(pid) if pid <= NO_PID else None
         except (OSError, OverflowError): process = None  # nobody can tell what it uses

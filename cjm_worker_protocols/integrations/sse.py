@@ -342,7 +342,7 @@ def check_seconds(
 
 # %% ../../nbs/integrations/sse.ipynb #1ba57027
 class Feed:
-    "A ring of events, and those who follow it in this process."
+    "A ring of events, and those who follow it in this process. Raises `ConfigError` for a setting that cannot work."
     def __init__(self,
         history: int = 4096, # Events to keep, for clients that are slow or come back
         history_bytes: int = 1 << 24, # Bytes to keep at most
@@ -617,7 +617,7 @@ class Counters(NamedTuple):
     high_water: int  # The most events that ever lay between a client and the newest
 
 class EventStreams(Feed):
-    "An ASGI app that streams a feed."
+    "An ASGI app that streams a feed. Raises `ConfigError` for a setting that cannot work."
     GRACE = 0.3  # Seconds in which a stream must end when it is told to
     LINGER = 5.0  # Seconds after a signal in which a stream that opens ends at once
 

@@ -69,7 +69,7 @@ class BaseJobManager(Hooks):
         resource_manager: ResourceManagerProtocol | None = None, # Is told of workers and what they hold
         event_broadcaster: EventBroadcasterProtocol | None = None, # Is told of everything
         *,
-        engine: Engine | None = None # Where workers live: processes on this machine. It is this manager's alone, and closed with it
+        engine: Engine | None = None # Where workers live; None is processes on this machine. It is this manager's alone, and closed with it
     ):
         self.worker_type, self.category, self.supports_streaming = worker_type, category, supports_streaming
         self.worker_config = worker_config or WorkerConfig()
@@ -298,7 +298,7 @@ class JobManager(BaseJobManager):
         event_broadcaster: EventBroadcasterProtocol | None = None, # Is told of everything
         *,
         plugins: Mapping[str, Any], # The plugins, by id or by the registry's name
-        engine: Engine | None = None # Where workers live: processes on this machine
+        engine: Engine | None = None # Where workers live; None is processes on this machine
     ):
         "Raises `PluginTypeError` or `PluginNotSendableError` for a plugin that cannot be one."
         super().__init__(worker_type, category, supports_streaming, worker_config, plugin_registry, resource_manager, event_broadcaster, engine=engine)
