@@ -886,6 +886,21 @@ def test_extract_job_result_that_raises(error: "type[BaseException]") -> None:
     run(scenario())
 
 
+def test_extract_job_result_that_is_async() -> None:
+    """Nobody awaits it, so the job fails with the reason: its result would be a coroutine."""
+
+    class Extracting(JobManager):
+        async def extract_job_result(self, job: Job, result_data: Any) -> Any:
+            return result_data
+
+    async def scenario() -> None:
+        async with manager("echo", cls=Extracting) as m:
+            job = await end(await m.start_job("echo"))
+            assert job.status == "failed" and "extract_job_result failed: TypeError: expected a plain method" in job.error.message
+
+    run(scenario())
+
+
 # Loading and starting
 
 

@@ -749,6 +749,23 @@ def test_a_loader_that_is_none_is_refused_before_a_worker_starts(wrong: Any) -> 
     run(scenario())
 
 
+def test_a_loader_that_is_a_method_of_the_manager_is_refused() -> None:
+    """With it the manager would travel to the worker, so ConfigError says that it cannot."""
+
+    class Loads(BaseJobManager):
+        def get_plugin_loader(self) -> Any:
+            return self.load
+
+        def load(self) -> Any:
+            return {"echo": sample_plugins.echo}
+
+    async def scenario() -> None:
+        with pytest.raises(errors.ConfigError, match="get_plugin_loader.*no method"):
+            await manager(cls=Loads).start_job("echo")
+
+    run(scenario())
+
+
 def test_an_async_unload_is_run_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
     """What it raises is logged, so it has run."""
 

@@ -62,7 +62,7 @@ def plain(
     "Raise `TypeError` for a coroutine: nobody would run it, so what it stands for would not happen."
     if not isinstance(answer, CoroutineType): return answer
     answer.close()
-    raise TypeError("expected a plain method (got one that is async): it is called on a thread, and not awaited")
+    raise TypeError("expected a plain method (got one that is async): make it `def`, for nobody awaits it")
 
 class Lane:
     "One thread, one queue. The thread starts with the first call, and ends with the lane or with the process."

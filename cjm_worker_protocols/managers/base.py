@@ -99,6 +99,7 @@ class BaseJobManager(Hooks):
         if self._runner is None:
             loader = self.get_plugin_loader()
             if not callable(loader) and not isinstance(loader, str): raise ConfigError("get_plugin_loader()", "a function that gives a dict of plugins, or its import string", loader)
+            if getattr(loader, "__self__", None) is self: raise ConfigError("get_plugin_loader()", "a function, and no method, with which the manager itself would be sent to the worker", loader)
             path = None if self.worker_config.python else [p or "." for p in sys.path]
             self._runner = JobRunner(self.worker_config, self._engine, pack(f"the loader of {type(self).__name__}", loader), path, self._injected, self, self._book)
         if self._runner.loop is not asyncio.get_running_loop(): raise WrongLoopError(call)
