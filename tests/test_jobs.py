@@ -1258,7 +1258,7 @@ def test_a_job_manager_names_the_plugins_it_has() -> None:
 
 
 def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
-    """With `python` workers run in another virtual environment and see its packages; plugins come by import string."""
+    """With `python` workers run in another virtual environment and see its packages; plugins come by import string, and an error says so."""
     home = tmp_path / "other"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     site = next(home.glob("lib/python*/site-packages"))
@@ -1274,9 +1274,11 @@ def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         config = WorkerConfig(standby=False, python=str(home / "bin" / "python"))
-        async with JobManager("test", "tests", worker_config=config, plugins={"where": "only_there:where"}) as m:
+        async with JobManager("test", "tests", worker_config=config, plugins={"where": "only_there:where", "by value": lambda: 1}) as m:
             job = await m.start_job("where")
             assert Path(await job).resolve() == home.resolve() and job.message == "found"
+            with pytest.raises(JobError, match="No module named 'cloudpickle'.*install it where the worker lives, or name the plugin by import string"):
+                await (await m.start_job("by value"))
 
     run(scenario())
 

@@ -53,7 +53,7 @@ class WorkerConfig:
     "Everything about workers that can be set. All times are in seconds. Raises `ConfigError` for a value that cannot work."
     max_workers: int = 1  # Worker processes that may run jobs at the same time
     standby: bool = True  # Keep one more process started, so that the job after a cancel or a crash need not wait for a start
-    python: str | None = None  # The workers' interpreter; None is this one. Another one sees its own packages, not ours
+    python: str | None = None  # The workers' interpreter; None is this one. Another one sees its own packages, not ours, and without cloudpickle takes plugins by import string only
     env: Mapping[str, str] | None = None  # Environment variables, laid over this process's own
     resources: Mapping[str, float] | None = None  # What a worker takes of a cluster, as `{"CPU": 2, "GPU": 1}`, unless its plugin's config has `worker_resources`. Nothing on this machine
     start_timeout: float = 30.0  # From starting a process to its first word

@@ -34,7 +34,12 @@ def unpack(
     source: Source # What was sent
 ) -> Any: # The plugin or loader itself
     "Import or unpickle what was sent. Raises what the import raises, or `PluginLoadError` for a name that is not there."
-    if isinstance(source, bytes): return pickle.loads(source)
+    if isinstance(source, bytes):
+        try: return pickle.loads(source)
+        except ModuleNotFoundError as e:
+            if e.name != "cloudpickle": raise
+            raise ModuleNotFoundError("No module named 'cloudpickle', without which no plugin can be sent by value: install it where the worker lives, "
+                                      "or name the plugin by import string, 'package.module:name'", name=e.name) from None
     module, _, name = source.partition(":")
     thing: Any = importlib.import_module(module)
     for part in name.split("."):
