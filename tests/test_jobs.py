@@ -580,6 +580,23 @@ def test_a_job_whose_id_is_taken_is_refused() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("answer", [False, True, {"ok": False}], ids=repr)
+def test_a_validation_that_gives_no_reason_is_refused(answer: Any) -> None:
+    """False would let the job pass, and True refuse it: ConfigError says what was expected, and no job exists."""
+
+    class Validating(JobManager):
+        async def _validate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> Any:
+            return answer
+
+    async def scenario() -> None:
+        async with manager("echo", cls=Validating) as m:
+            with pytest.raises(errors.ConfigError, match="_validate_resources.*a reason as text, or None"):
+                await m.start_job("echo")
+            assert m.jobs == {} and m.workers == []
+
+    run(scenario())
+
+
 # Plugins of every kind
 
 
