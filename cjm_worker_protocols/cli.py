@@ -635,7 +635,7 @@ def parser() -> argparse.ArgumentParser: # With a parser for each of `COMMANDS`
         about = docments(command, returns=False)
         for name, param in inspect.signature(command).parameters.items():
             help = about[name]
-            if param.kind is param.VAR_POSITIONAL: sub.add_argument(name, nargs="*", metavar=name.upper(), help=help)
+            if param.kind is param.VAR_POSITIONAL: sub.add_argument(name, nargs="*", default=[], metavar=name.upper(), help=help)
             elif param.default is param.empty and param.kind is param.KEYWORD_ONLY: sub.add_argument(f"--{name.rstrip('_')}", dest=name, required=True, metavar=name[0].upper(), help=help)
             elif param.default is param.empty: sub.add_argument(name, metavar=name.upper(), help=help)
             elif param.default == (): sub.add_argument(f"--{name}", action="append", default=[], metavar=name[0].upper(), help=help)

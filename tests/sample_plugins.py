@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Generator, Iterator
+from pathlib import Path
+from typing import Any, AsyncGenerator, Generator, Iterator
 
 from cjm_worker_protocols import check_cancel, report_progress
 
@@ -63,6 +64,37 @@ async def slowly(x: Any) -> Any:
     """A coroutine function."""
     await asyncio.sleep(0.001)
     return x
+
+
+async def count_slowly(n: int, forever: bool = False, marker: str = "") -> "AsyncGenerator[int, None]":
+    """An async generator function: stream numbers, and then wait for ever if told to; leave a marker at the end."""
+    try:
+        for i in range(n):
+            await asyncio.sleep(0.001)
+            yield i
+        if forever:
+            await asyncio.Event().wait()
+    finally:
+        if marker:
+            Path(marker).touch()
+
+
+class Awaited:
+    """Its three methods are async."""
+
+    async def load(self, config: "dict[str, Any]") -> None:
+        """Wait, then be loaded."""
+        await asyncio.sleep(0.001)
+        self.loaded = ["loaded"]
+
+    async def run(self) -> "list[str]":
+        """What it has been through."""
+        return self.loaded
+
+    async def unload(self) -> None:
+        """Wait, then fail, so that it shows."""
+        await asyncio.sleep(0.001)
+        raise ValueError("it was unloaded")
 
 
 def fail(message: str = "no") -> None:

@@ -542,6 +542,22 @@ def test_a_resource_manager_that_raises(bad: "tuple[str, ...]") -> None:
     run(scenario())
 
 
+def test_a_resource_manager_that_is_async() -> None:
+    """Nobody awaits it: every call is counted as a failure, and none is forgotten with a warning of Python's."""
+
+    class Awaits:
+        async def register_worker(self, pid: int, worker_type: str) -> None: ...
+        async def unregister_worker(self, pid: int) -> None: ...
+        async def update_worker_state(self, pid: int, **fields: Any) -> None: ...
+
+    async def scenario() -> None:
+        async with manager("echo", resource_manager=Awaits()) as m:
+            await works(m)
+        assert set(m.integration_errors) == {f"resource_manager.{name}" for name in METHODS}
+
+    run(scenario())
+
+
 def test_a_resource_manager_that_raises_system_exit() -> None:
     """Not even SystemExit on the integrations' thread ends anything."""
 
@@ -616,6 +632,26 @@ class Catalog:
     def metadata(self, plugin_id: str) -> Any:
         """What it knows."""
         return type("Metadata", (), {"id": plugin_id, "name": plugin_id})()
+
+
+@pytest.mark.parametrize("method", ["get_plugin", "load_plugin_config"])
+def test_a_registry_that_is_async(method: str) -> None:
+    """It does not answer, so start_job says why, and not even an id that it would not know is accepted."""
+
+    class Awaits(Catalog):
+        pass
+
+    async def answer(self: Any, plugin_id: str) -> Any: ...
+
+    setattr(Awaits, method, answer)
+
+    async def scenario() -> None:
+        async with manager("echo", plugin_registry=Awaits()) as m:
+            with pytest.raises(errors.RegistryUnavailableError, match=f"{method}.*expected a plain method.*async"):
+                await m.start_job("echo")
+            assert m.jobs == {} and m.integration_errors == {f"plugin_registry.{method}": 1}
+
+    run(scenario())
 
 
 @pytest.mark.parametrize("method", ["get_plugin", "load_plugin_config"])
@@ -846,6 +882,21 @@ def test_extract_job_result_that_raises(error: "type[BaseException]") -> None:
             assert job.status == "failed" and job.error.category == "exception" and error.__name__ in job.error.message
             assert job.result is None
             await works(m)
+
+    run(scenario())
+
+
+def test_extract_job_result_that_is_async() -> None:
+    """Nobody awaits it, so the job fails with the reason: its result would be a coroutine."""
+
+    class Extracting(JobManager):
+        async def extract_job_result(self, job: Job, result_data: Any) -> Any:
+            return result_data
+
+    async def scenario() -> None:
+        async with manager("echo", cls=Extracting) as m:
+            job = await end(await m.start_job("echo"))
+            assert job.status == "failed" and "extract_job_result failed: TypeError: expected a plain method" in job.error.message
 
     run(scenario())
 

@@ -250,11 +250,13 @@ def test_wrong_parameters_fail_the_job() -> None:
         {"retries": -1},
         {"retries": 1.5},
         {"retries": None},
+        {"params": ["x"]},
+        {"params": "x"},
     ],
     ids=str,
 )
 def test_a_setting_that_cannot_be_is_refused(wrong: "dict[str, Any]") -> None:
-    """A priority, timeout or retries of no sense raises ConfigError, which names it, and no job exists."""
+    """A priority, timeout, retries or params of no sense raises ConfigError, which names it, and no job exists."""
 
     async def scenario() -> None:
         async with manager("echo") as m:
@@ -580,6 +582,23 @@ def test_a_job_whose_id_is_taken_is_refused() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("answer", [False, True, {"ok": False}], ids=repr)
+def test_a_validation_that_gives_no_reason_is_refused(answer: Any) -> None:
+    """False would let the job pass, and True refuse it: ConfigError says what was expected, and no job exists."""
+
+    class Validating(JobManager):
+        async def _validate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> Any:
+            return answer
+
+    async def scenario() -> None:
+        async with manager("echo", cls=Validating) as m:
+            with pytest.raises(errors.ConfigError, match="_validate_resources.*a reason as text, or None"):
+                await m.start_job("echo")
+            assert m.jobs == {} and m.workers == []
+
+    run(scenario())
+
+
 # Plugins of every kind
 
 
@@ -630,6 +649,8 @@ KINDS: "dict[str, tuple[Any, dict[str, Any], Any, list[Any]]]" = {
     "function": (sample_plugins.echo, {"x": 1}, 1, []),
     "coroutine function": (sample_plugins.slowly, {"x": 2}, 2, []),
     "generator function": (sample_plugins.count, {"n": 3}, "counted to 3", [0, 1, 2]),
+    "async generator function": (sample_plugins.count_slowly, {"n": 3}, None, [0, 1, 2]),
+    "class with async methods": (sample_plugins.Awaited, {}, ["loaded"], []),
     "class": (SleepFor, {"seconds": 0}, 0, []),
     "class with a generator": (sample_plugins.Streaming, {"n": 2}, "end", [0, 1]),
     "instance": (Instance("!"), {"x": "hi"}, "hi!", []),
@@ -712,6 +733,68 @@ def test_what_cannot_be_a_plugin_is_refused_at_once(wrong: Any) -> None:
     """PluginTypeError at construction names the plugin and shows what it got."""
     with pytest.raises(errors.PluginTypeError, match="'wrong'"):
         JobManager("test", "kinds", plugins={"good": sample_plugins.echo, "wrong": wrong})
+
+
+@pytest.mark.parametrize("wrong", [[sample_plugins.echo], sample_plugins.echo, "sample_plugins:echo", None], ids=lambda wrong: type(wrong).__name__)
+def test_plugins_that_are_no_mapping_are_refused_at_once(wrong: Any) -> None:
+    """ConfigError at construction says what was expected."""
+    with pytest.raises(errors.ConfigError, match="plugins: expected a mapping of ids to plugins"):
+        JobManager("test", "kinds", plugins=wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"max_workers": 2}, {}, 2, WorkerConfig], ids=repr)
+def test_what_is_no_worker_config_is_refused_at_once(wrong: Any) -> None:
+    """ConfigError at construction says what was expected."""
+    with pytest.raises(errors.ConfigError, match=r"worker_config: expected a WorkerConfig, as WorkerConfig\(max_workers=2\)"):
+        JobManager("test", "kinds", worker_config=wrong, plugins={"echo": sample_plugins.echo})
+
+
+@pytest.mark.parametrize("wrong", [None, {"echo": sample_plugins.echo}], ids=["nothing", "the plugins themselves"])
+def test_a_loader_that_is_none_is_refused_before_a_worker_starts(wrong: Any) -> None:
+    """A get_plugin_loader that gives no function raises ConfigError, each time, and no job exists."""
+
+    class Loads(BaseJobManager):
+        def get_plugin_loader(self) -> Any:
+            return wrong
+
+    async def scenario() -> None:
+        m = manager(cls=Loads)
+        for _ in range(2):
+            with pytest.raises(errors.ConfigError, match="get_plugin_loader.*expected a function that gives a dict of plugins"):
+                await m.start_job("echo")
+        assert m.get_all_jobs() == [] and m.workers == []
+        await m.shutdown()
+
+    run(scenario())
+
+
+def test_a_loader_that_is_a_method_of_the_manager_is_refused() -> None:
+    """With it the manager would travel to the worker, so ConfigError says that it cannot."""
+
+    class Loads(BaseJobManager):
+        def get_plugin_loader(self) -> Any:
+            return self.load
+
+        def load(self) -> Any:
+            return {"echo": sample_plugins.echo}
+
+    async def scenario() -> None:
+        with pytest.raises(errors.ConfigError, match="get_plugin_loader.*no method"):
+            await manager(cls=Loads).start_job("echo")
+
+    run(scenario())
+
+
+def test_an_async_unload_is_run_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    """What it raises is logged, so it has run."""
+
+    async def scenario() -> None:
+        async with manager("Awaited") as m:
+            assert await (await m.start_job("Awaited")) == ["loaded"]
+            await m.unload_plugin("Awaited")
+
+    run(scenario())
+    assert "ValueError: it was unloaded" in caplog.text
 
 
 def test_a_plugin_that_cannot_be_sent_is_refused_at_once() -> None:
@@ -1171,8 +1254,8 @@ def test_a_plugin_that_cannot_be_unloaded_is_dropped() -> None:
 
 def test_check_streaming_support() -> None:
     """Generators stream; with supports_streaming the manager says yes to all."""
-    m = manager("echo", "count", "Streaming")
-    assert [m.check_streaming_support(p) for p in ("echo", "count", "Streaming", "unknown")] == [False, True, True, False]
+    m = manager("echo", "count", "count_slowly", "Streaming")
+    assert [m.check_streaming_support(p) for p in ("echo", "count", "count_slowly", "Streaming", "unknown")] == [False, True, True, True, False]
     assert manager("echo", supports_streaming=True).check_streaming_support("echo")
     assert manager("echo").get_plugin_name("echo") is None
 
@@ -1194,7 +1277,7 @@ def test_a_job_manager_names_the_plugins_it_has() -> None:
 
 
 def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
-    """With `python` workers run in another virtual environment and see its packages; plugins come by import string."""
+    """With `python` workers run in another virtual environment and see its packages; plugins come by import string, and an error says so."""
     home = tmp_path / "other"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     site = next(home.glob("lib/python*/site-packages"))
@@ -1210,9 +1293,11 @@ def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         config = WorkerConfig(standby=False, python=str(home / "bin" / "python"))
-        async with JobManager("test", "tests", worker_config=config, plugins={"where": "only_there:where"}) as m:
+        async with JobManager("test", "tests", worker_config=config, plugins={"where": "only_there:where", "by value": lambda: 1}) as m:
             job = await m.start_job("where")
             assert Path(await job).resolve() == home.resolve() and job.message == "found"
+            with pytest.raises(JobError, match="No module named 'cloudpickle'.*install it where the worker lives, or name the plugin by import string"):
+                await (await m.start_job("by value"))
 
     run(scenario())
 
@@ -1375,6 +1460,33 @@ def test_cancel_says_what_it_did() -> None:
             with pytest.raises(JobCancelled, match="cancelled"):
                 await running
             assert isinstance(running.error, JobError) and running.error.category == "cancelled"
+
+    run(scenario())
+
+
+def test_a_job_in_place_of_its_id_is_refused() -> None:
+    """cancel_job says that it wants the id, where False would leave the job to run on unnoticed."""
+
+    async def scenario() -> None:
+        async with manager("stuck") as m:
+            job = await m.start_job("stuck")
+            await first_chunk(job)
+            with pytest.raises(errors.ConfigError, match=r"job_id: expected the id of a job, as job\.id"):
+                await m.cancel_job(job)
+            assert job.status == "running" and await m.cancel_job(job.id)
+
+    run(scenario())
+
+
+def test_an_async_generator_is_cancelled_while_it_waits(tmp_path: Path) -> None:
+    """It ends, and its `finally` has run."""
+    marker = tmp_path / "marker"
+
+    async def scenario() -> None:
+        async with manager("count_slowly") as m:
+            job = await m.start_job("count_slowly", n=1, forever=True, marker=str(marker))
+            await first_chunk(job)
+            assert await m.cancel_job(job.id) and job.status == "cancelled" and marker.exists()
 
     run(scenario())
 

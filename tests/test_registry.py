@@ -30,7 +30,7 @@ from test_cli import cli, events, of
 
 from cjm_worker_protocols import BaseJobManager, JobManager
 from cjm_worker_protocols.conformance import check
-from cjm_worker_protocols.core.errors import PluginNotConfiguredError, PluginTypeError, RegistryUnavailableError, UnknownPluginError
+from cjm_worker_protocols.core.errors import ConfigError, PluginNotConfiguredError, PluginTypeError, RegistryUnavailableError, UnknownPluginError
 from cjm_worker_protocols.core.masking import Secret, masked
 from cjm_worker_protocols.extensions.protocols import PluginRegistryProtocol
 from cjm_worker_protocols.integrations import registry as module
@@ -139,6 +139,13 @@ def test_each_category_has_its_group(site: Path) -> None:
     assert [p.id for p in registry.get_plugins_by_category("image")] == ["pixels"]
     assert registry.get_plugins_by_category("app.text") == []
     assert [p.id for p in EntryPointRegistry(groups="app.image").get_plugins_by_category("app.image")] == ["pixels"]
+
+
+@pytest.mark.parametrize("wrong", [{"groups": ["app.text"]}, {"groups": None}, {"plugins": ["mod:words"]}, {"plugins": "mod:words"}], ids=str)
+def test_groups_and_plugins_of_another_type_are_refused(wrong: "dict[str, Any]") -> None:
+    """ConfigError says which, and what was expected."""
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: expected .*a mapping of"):
+        EntryPointRegistry(**wrong)
 
 
 def test_one_bad_plugin_does_not_hurt_the_others(site: Path, tmp_path: Path) -> None:

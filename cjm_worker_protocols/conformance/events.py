@@ -116,7 +116,7 @@ async def _(it: Subject) -> None:
         if got != want: raise Broken(f"its data came as {shown(got)} (sent: {shown(want)})")
         await client.close()
 
-@rule("events.order", "broadcast", "A job that is completed before it is started confuses every page.", "Use one queue for each client, and put events into it before the first `await`.",
+@rule("events.order", "broadcast", "A job that is completed before it is started confuses every page.", "Use one queue for each client, and put events into it with `put_nowait`, before the first `await`.",
       needs=("events.delivered",))
 async def _(it: Subject) -> None:
     "A client gets events in the order in which they were broadcast, each once."

@@ -146,7 +146,7 @@ class Broadcasts:
     def _failed(self, what: str, reason: str) -> None:
         key = f"event_broadcaster.{what}"
         self._errors[key] += 1
-        if worth_telling(self._errors[key]): _log.warning("%s (%d times so far): %s", key, self._errors[key], reason)
+        if worth_telling(self._errors[key]): _log.warning("%s (%d so far): %s", key, self._errors[key], reason)
 
     async def _run(self) -> None:
         "Send what waits. The calls run in this very task, and a timer, one for all of them, cancels the one that is late."

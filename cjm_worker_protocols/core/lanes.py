@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any
 
 from .errors import ManagerClosedError, worth_telling
@@ -20,7 +21,7 @@ from .errors import ManagerClosedError, worth_telling
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['LaneFullError', 'LaneTimeout', 'Lane']
+__all__ = ['LaneFullError', 'LaneTimeout', 'plain', 'Lane']
 
 # %% ../../nbs/core/lanes.ipynb #cell-6
 class LaneFullError(RuntimeError):
@@ -55,6 +56,14 @@ def _wake_soon(waiter: asyncio.Future[None]) -> None:
     except RuntimeError: pass  # the loop is closed, nobody waits
 
 # %% ../../nbs/core/lanes.ipynb #17e708b9
+def plain(
+    answer: Any # What a method gave
+) -> Any: # The same
+    "Raise `TypeError` for a coroutine: nobody would run it, so what it stands for would not happen."
+    if not isinstance(answer, CoroutineType): return answer
+    answer.close()
+    raise TypeError("expected a plain method (got one that is async): make it `def`, for nobody awaits it")
+
 class Lane:
     "One thread, one queue. The thread starts with the first call, and ends with the lane or with the process."
     DELAY = 0.005  # Seconds for which posted calls wait for each other
@@ -85,7 +94,7 @@ class Lane:
         while (item := self._calls.get()) is not None:
             label, call, done = item
             result, error, start = None, None, self.at(label)
-            try: result = call()
+            try: result = plain(call())
             except BaseException as e: error = e  # not even SystemExit may end the lane
             self._busy, self._quick = "", time.monotonic() - start < self.GLANCE
             if error is not None and done is None: self.failed(label, error)
@@ -108,7 +117,7 @@ class Lane:
         self._errors[key] += 1
         if worth_telling(n := self._errors[key]):
             trace = reason if isinstance(reason, BaseException) else None
-            _log.warning("%s failed (%d times so far): %r", key, n, reason, exc_info=trace)
+            _log.warning("%s failed (%d so far): %r", key, n, reason, exc_info=trace)
 
     def post(self,
         label: str, # The call's name

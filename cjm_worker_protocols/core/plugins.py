@@ -8,10 +8,10 @@ from __future__ import annotations
 import importlib
 import pickle
 from collections.abc import Callable, Mapping
-from types import CoroutineType, GeneratorType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, Union
 
-from .errors import PluginLoadError, PluginNotSendableError, PluginTypeError, UnknownPluginError
+from .errors import ConfigError, PluginLoadError, PluginNotSendableError, PluginTypeError, UnknownPluginError
 from .frames import dumps
 
 # %% auto #0
@@ -34,7 +34,12 @@ def unpack(
     source: Source # What was sent
 ) -> Any: # The plugin or loader itself
     "Import or unpickle what was sent. Raises what the import raises, or `PluginLoadError` for a name that is not there."
-    if isinstance(source, bytes): return pickle.loads(source)
+    if isinstance(source, bytes):
+        try: return pickle.loads(source)
+        except ModuleNotFoundError as e:
+            if e.name != "cloudpickle": raise
+            raise ModuleNotFoundError("No module named 'cloudpickle', without which no plugin can be sent by value: install it where the worker lives, "
+                                      "or name the plugin by import string, 'package.module:name'", name=e.name) from None
     module, _, name = source.partition(":")
     thing: Any = importlib.import_module(module)
     for part in name.split("."):
@@ -58,7 +63,8 @@ class PluginTable:
     def __init__(self,
         plugins: Mapping[str, Any] # Plugins by id
     ):
-        "Raises `PluginTypeError` or `PluginNotSendableError` for the first that cannot be one."
+        "Raises `PluginTypeError` or `PluginNotSendableError` for the first that cannot be one, and `ConfigError` for anything but a mapping."
+        if not isinstance(plugins, Mapping): raise ConfigError("plugins", "a mapping of ids to plugins, as {'shout': shout}", plugins)
         for plugin_id, plugin in plugins.items(): check_plugin(plugin_id, plugin)
         self.sources = {plugin_id: pack(f"plugin {plugin_id!r}", plugin) for plugin_id, plugin in plugins.items()}
 
@@ -77,6 +83,12 @@ class PluginTable:
         return list(self.sources)
 
 # %% ../../nbs/core/plugins.ipynb #cell-17
+def _ended(outcome: Any) -> Any:
+    "What a coroutine gives at its end; anything else as it is."
+    if not isinstance(outcome, CoroutineType): return outcome
+    import asyncio
+    return asyncio.run(outcome)
+
 class Plugin:
     "A function, or an instance with a `run` method, as a worker sees it."
     def __init__(self,
@@ -92,7 +104,7 @@ class Plugin:
         config: dict[str, Any] # From the registry; `{}` without one
     ) -> None:
         "Get ready to run. A function has nothing to load."
-        if hasattr(self._thing, "load"): self._thing.load(config)
+        if hasattr(self._thing, "load"): _ended(self._thing.load(config))
 
     def reload(self,
         config: dict[str, Any] # The new config
@@ -103,7 +115,7 @@ class Plugin:
 
     def unload(self) -> None:
         "Give back what `load` took."
-        if hasattr(self._thing, "unload"): self._thing.unload()
+        if hasattr(self._thing, "unload"): _ended(self._thing.unload())
 
 # %% ../../nbs/core/plugins.ipynb #cell-20
 def _name_of(data: Any) -> Any:
@@ -166,7 +178,10 @@ def drive(
                 except StopIteration as end: return end.value
                 chunk(piece)
         finally: outcome.close() # its own `finally` runs, also when it is stopped while a chunk is on its way
-    if isinstance(outcome, CoroutineType):
-        import asyncio
-        return asyncio.run(outcome)
-    return outcome
+    return _ended(_each(outcome, chunk) if isinstance(outcome, AsyncGeneratorType) else outcome)
+
+async def _each(stream: AsyncGeneratorType[Any, None], chunk: Callable[[Any], None]) -> None:
+    "The same for an async generator, which returns nothing."
+    try:
+        async for piece in stream: chunk(piece)
+    finally: await stream.aclose()

@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import unquote
 
-from ..core.errors import PluginTypeError, UnknownPluginError
+from ..core.errors import ConfigError, PluginTypeError, UnknownPluginError
 from ..core.masking import Secret
 from ..core.plugins import check_plugin
 
@@ -924,7 +924,9 @@ class EntryPointRegistry:
         manifests: str | os.PathLike[str] | None = None, # A folder with a TOML file for each plugin that is not an installed package
         config_dir: str | os.PathLike[str] | None = None # A folder that configs are kept in; None to keep none
     ):
-        "Raises `PluginTypeError` or `PluginIdError`."
+        "Raises `PluginTypeError` or `PluginIdError`, and `ConfigError` for plugins or groups of another type."
+        if not isinstance(groups, (str, Mapping)): raise ConfigError("groups", "an entry point group, or a mapping of categories to groups", groups)
+        if plugins is not None and not isinstance(plugins, Mapping): raise ConfigError("plugins", "a mapping of ids to import strings, or None", plugins)
         self.groups: Mapping[Any, str] = {groups: groups} if isinstance(groups, str) else dict(groups)
         self._manifests = None if manifests is None else os.path.abspath(manifests)
         folder = None if config_dir is None else os.path.abspath(config_dir)

@@ -71,8 +71,10 @@ class BaseJobManager(Hooks):
         *,
         engine: Engine | None = None # Where workers live; None is processes on this machine. It is this manager's alone, and closed with it
     ):
+        "Raises `ConfigError` for a `worker_config` of another type."
         self.worker_type, self.category, self.supports_streaming = worker_type, category, supports_streaming
-        self.worker_config = worker_config or WorkerConfig()
+        self.worker_config = WorkerConfig() if worker_config is None else worker_config
+        if not isinstance(self.worker_config, WorkerConfig): raise ConfigError("worker_config", "a WorkerConfig, as WorkerConfig(max_workers=2), or None", worker_config)
         self.plugin_registry, self.resource_manager, self.event_broadcaster = plugin_registry, resource_manager, event_broadcaster
         self._injected = Injected(worker_type, category, self.worker_config, plugin_registry, resource_manager, event_broadcaster)
         self._book = JobBook(self.worker_config.keep_finished)
@@ -92,12 +94,14 @@ class BaseJobManager(Hooks):
         return self._injected.errors
 
     def _bind(self, call: str) -> JobRunner:
-        "The runner, made on first use. Raises `ManagerClosedError` and `WrongLoopError`."
+        "The runner, made on first use. Raises `ManagerClosedError`, `WrongLoopError`, and `ConfigError` or `PluginNotSendableError` for a loader that cannot be one."
         if self._closing is not None: raise ManagerClosedError(call)
         if self._runner is None:
-            loader = pack(f"the loader of {type(self).__name__}", self.get_plugin_loader())
+            loader = self.get_plugin_loader()
+            if not callable(loader) and not isinstance(loader, str): raise ConfigError("get_plugin_loader()", "a function that gives a dict of plugins, or its import string", loader)
+            if getattr(loader, "__self__", None) is self: raise ConfigError("get_plugin_loader()", "a function, and no method, with which the manager itself would be sent to the worker", loader)
             path = None if self.worker_config.python else [p or "." for p in sys.path]
-            self._runner = JobRunner(self.worker_config, self._engine, loader, path, self._injected, self, self._book)
+            self._runner = JobRunner(self.worker_config, self._engine, pack(f"the loader of {type(self).__name__}", loader), path, self._injected, self, self._book)
         if self._runner.loop is not asyncio.get_running_loop(): raise WrongLoopError(call)
         return self._runner
 
@@ -135,15 +139,18 @@ class BaseJobManager(Hooks):
     ) -> Job: # Pending or running
         """Accept a job. Raises, and then no job exists: `UnknownPluginError`, `PluginNotConfiguredError`, `RegistryUnavailableError`,
         `ResourceValidationError`, `ParametersNotSendableError`, `QueueFullError`, `WorkersUnavailableError`, `ManagerClosedError`,
-        `WrongLoopError`, `NotANewJobError`, `DuplicateJobError`, `ConfigError` for a priority, timeout, retries or needs that cannot be, and, the first time,
-        `PluginNotSendableError` for a loader that cannot be sent."""
+        `WrongLoopError`, `NotANewJobError`, `DuplicateJobError`, `ConfigError` for a priority, timeout, retries, params or needs that cannot be, and, the first time,
+        `PluginNotSendableError` or `ConfigError` for a loader that cannot be sent, or cannot be one."""
         runner = self._bind("start_job")
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
         if timeout is not None: _number("timeout", timeout, 0, optional=True, positive=True)
         if type(retries) is not int or retries < 0: _number("retries", retries, 0, whole=True)
+        if params is not None and not isinstance(params, Mapping): raise ConfigError("params", "a mapping of names to values, or None", params)
         name, config = await self._look_up(plugin_id)
         needs = self._engine.needs(self.worker_config, config)
-        if reason := await self._validate_resources(plugin_id, config): raise ResourceValidationError(plugin_id, reason)
+        reason = await self._validate_resources(plugin_id, config)
+        if reason is not None and not isinstance(reason, str): raise ConfigError("_validate_resources()", "a reason as text, or None", reason)
+        if reason: raise ResourceValidationError(plugin_id, reason)
         if runner.door is not None and (reason := await runner.door.refusal(plugin_id, config)): raise ResourceValidationError(plugin_id, reason)
         if self._closing is not None: raise ManagerClosedError("start_job")
         if runner.pool.capacity <= 0: raise WorkersUnavailableError(self.worker_config.restart.value, runner.unavailable)
@@ -179,7 +186,8 @@ class BaseJobManager(Hooks):
     async def cancel_job(self,
         job_id: str # The job
     ) -> bool: # Whether it ended as cancelled
-        "End a job: one that waits at once, one that runs by ending its worker, or by asking it if it asks. Returns when it has ended. Raises `ManagerClosedError` and `WrongLoopError`."
+        "End a job: one that waits at once, one that runs by ending its worker, or by asking it if it asks. Returns when it has ended. Raises `ManagerClosedError`, `WrongLoopError`, and `ConfigError` for a job in place of its id."
+        if isinstance(job_id, Job): raise ConfigError("job_id", "the id of a job, as job.id", job_id)
         runner, job = self._bind("cancel_job"), self.jobs.get(job_id)
         if job is None or job.done: return False
         runner.cancel(job)
@@ -286,6 +294,12 @@ class BaseJobManager(Hooks):
         return f"<p>{html.escape(repr(self))}</p>{_table(WorkerView._fields, self.workers)}{_table(('job', 'plugin', 'status', 'progress'), jobs)}"
 
 # %% ../../nbs/managers/base.ipynb #cell-13
+def _streams(
+    run: object # A function, or a plugin's `run`
+) -> bool: # Whether calling it gives a stream
+    "Whether something is a generator function, async or not."
+    return inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)
+
 class JobManager(BaseJobManager):
     "A job manager that is given its plugins: functions, generator functions, classes with `load`, `run` and `unload`, or import strings."
     def __init__(self,
@@ -300,10 +314,10 @@ class JobManager(BaseJobManager):
         plugins: Mapping[str, Any], # The plugins, by id or by the registry's name
         engine: Engine | None = None # Where workers live; None is processes on this machine
     ):
-        "Raises `PluginTypeError` or `PluginNotSendableError` for a plugin that cannot be one."
+        "Raises `PluginTypeError` or `PluginNotSendableError` for a plugin that cannot be one, and `ConfigError` for other arguments that cannot be."
         super().__init__(worker_type, category, supports_streaming, worker_config, plugin_registry, resource_manager, event_broadcaster, engine=engine)
         self._table = PluginTable(plugins)
-        self._streaming = {plugin_id for plugin_id, plugin in plugins.items() if inspect.isgeneratorfunction(getattr(plugin, "run", plugin))}
+        self._streaming = {plugin_id for plugin_id, plugin in plugins.items() if _streams(getattr(plugin, "run", plugin))}
 
     def get_plugin_loader(self) -> Callable[[], Any]: return self._table
 

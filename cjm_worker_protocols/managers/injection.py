@@ -16,7 +16,7 @@ from ..core.config import WorkerConfig
 from ..core.errors import PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError
 from ..core.events import Broadcasts, Event, EventStream, json_safe
 from ..core.jobs import Job, now
-from ..core.lanes import Lane, LaneFullError, LaneTimeout
+from ..core.lanes import Lane, LaneFullError, LaneTimeout, plain
 from ..core.masking import masked
 from ..core.pool import PooledWorker
 from ..extensions.admission import AdmissionProtocol, EvictionProtocol
@@ -56,7 +56,7 @@ class Registry:
     def _call(self, method: str, argument: Any) -> Any:
         "On the lane: one call. Raises `RegistryUnavailableError`."
         self.lane.at(method)
-        try: return getattr(self._registry, method)(argument)
+        try: return plain(getattr(self._registry, method)(argument))
         except BaseException as e:
             self.lane.failed(method, e)
             raise RegistryUnavailableError(method, f"{type(e).__name__}: {e}") from e
@@ -85,8 +85,9 @@ class Registry:
         if not self._told(lambda: _read(metadata, "is_configured", True)): raise PluginNotConfiguredError(plugin_id)
         config = self._call("load_plugin_config", plugin_id)
         if not isinstance(config, Mapping):
-            self.lane.failed("load_plugin_config", config)
-            raise RegistryUnavailableError("load_plugin_config", f"expected a dict (got {config!r} that is a {type(config).__name__})")
+            reason = f"expected a dict (got {config!r} that is a {type(config).__name__})"
+            self.lane.failed("load_plugin_config", reason)
+            raise RegistryUnavailableError("load_plugin_config", reason)
         return self._told(lambda: str(_read(metadata, "name") or plugin_id)), dict(config)
 
     def _id(self, name: str) -> str:

@@ -16,6 +16,7 @@ from ..core.config import WorkerConfig
 from ..core.engine import Engine, Exit, WorkerHandle
 from ..core.frames import Frame, Kind, encode
 from ..core.jobs import Chunks, Job, JobCancelled, JobError, now
+from ..core.lanes import plain
 from ..core.pool import PooledWorker, Ticket, WorkerPool, how_it_ended
 from .admission import Door
 from .commands import Commands
@@ -127,7 +128,7 @@ class Endings:
             try:
                 value = frame.value()
                 category, what = "exception", "extract_job_result failed"
-                result = self._hooks.extract_job_result(job, value)
+                result = plain(self._hooks.extract_job_result(job, value))
             except BaseException as e:  # what unpickles may raise anything, and the job must end
                 self.fail(job, JobError(category, f"{what}: {type(e).__name__}: {e}"))
                 if isinstance(e, KeyboardInterrupt): raise
