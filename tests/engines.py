@@ -29,6 +29,11 @@ started = False  # Whether this session has a Ray
 used = False  # Whether it has had one: Ray leaves sockets open
 
 
+def patience() -> float:
+    """How many times as long a test may take: on Ray a worker starts in seconds."""
+    return 1.0 if make is None else 5.0
+
+
 def uses_the_managers_of_the_harness(test: Any) -> bool:
     """Whether a test, or a function within it, calls `harness.manager`: only then does the engine matter to it."""
 
