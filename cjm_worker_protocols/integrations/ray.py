@@ -630,7 +630,7 @@ def _clean_up(ray: Any, before: set[psutil.Process]) -> None:
     ray.shutdown()
     for process in set(psutil.Process().children(recursive=True)) - before:
         try:
-            if "/ray/" in " ".join(process.cmdline()): process.kill()
+            if any(argument.startswith(os.path.dirname(ray.__file__)) for argument in process.cmdline()): process.kill()
         except psutil.Error: pass
 
 def _not_of_signals(record: logging.LogRecord) -> bool:
