@@ -8,7 +8,11 @@ from typing import Any
 
 MODULES = ("test_jobs", "test_faults", "test_exactly_once")
 
-OWN = ("test_an_engine_that_recovers", "test_a_guardian_that_is_killed_disturbs_no_job")  # They bring an engine of their own, or are about what only the local one has
+OWN = (  # They bring an engine of their own, or are about what only the local one has: a guardian in this process, starts that take no time
+    "test_an_engine_that_recovers",
+    "test_a_guardian_that_is_killed_disturbs_no_job",
+    "test_backoff_has_a_longest_delay",
+)
 
 DIFFERENT: "dict[str, str]" = {  # What the page "Where workers live" says that differs on Ray, and the test that proves it
     "Process ids": "test_a_resource_manager_is_told_where_workers_live",
