@@ -8,10 +8,11 @@ from typing import Any
 
 MODULES = ("test_jobs", "test_faults", "test_exactly_once")
 
-OWN = (  # They bring an engine of their own, or are about what only the local one has: a guardian in this process, starts that take no time
+OWN = (  # They bring an engine of their own, or are about what only the local one has: a guardian in this process, starts that take no time, this process's variables
     "test_an_engine_that_recovers",
     "test_a_guardian_that_is_killed_disturbs_no_job",
     "test_backoff_has_a_longest_delay",
+    "test_env_is_laid_over_the_managers_own",
 )
 
 DIFFERENT: "dict[str, str]" = {  # What the page "Where workers live" says that differs on Ray, and the test that proves it
