@@ -33,14 +33,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     kinds = [pytest.param("local"), pytest.param("ray", marks=pytest.mark.slow)]
     if metafunc.function.__name__ in engines.OWN:
         kinds.pop()
-    metafunc.fixturenames.insert(0, "engine")
     metafunc.parametrize("engine", kinds, indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)  # pytest drops a fixture that no test asks for, also when it is parametrized
 def engine(request: pytest.FixtureRequest) -> "Iterator[None]":
     """Managers of the harness get the engine of this test."""
-    if request.param == "ray":
+    if getattr(request, "param", "local") == "ray":
         if not engines.installed():
             pytest.skip("ray is not installed: pip install 'cjm-worker-protocols[ray]'")
         engines.start_ray()

@@ -8,7 +8,12 @@ from typing import Any
 
 MODULES = ("test_jobs", "test_faults", "test_exactly_once")
 
-OWN = ("test_an_engine_that_recovers",)  # They bring an engine of their own
+OWN = (  # They bring an engine of their own, or are about what only the local one has: a guardian in this process, starts that take no time, this process's variables
+    "test_an_engine_that_recovers",
+    "test_a_guardian_that_is_killed_disturbs_no_job",
+    "test_backoff_has_a_longest_delay",
+    "test_env_is_laid_over_the_managers_own",
+)
 
 DIFFERENT: "dict[str, str]" = {  # What the page "Where workers live" says that differs on Ray, and the test that proves it
     "Process ids": "test_a_resource_manager_is_told_where_workers_live",
@@ -27,6 +32,11 @@ DIFFERENT: "dict[str, str]" = {  # What the page "Where workers live" says that 
 make: "Callable[[], Any] | None" = None  # Makes the engine of a manager; None leaves a manager its own
 started = False  # Whether this session has a Ray
 used = False  # Whether it has had one: Ray leaves sockets open
+
+
+def patience() -> float:
+    """How many times as long a test may take: on Ray a worker starts in seconds."""
+    return 1.0 if make is None else 5.0
 
 
 def uses_the_managers_of_the_harness(test: Any) -> bool:

@@ -464,6 +464,7 @@ def test_a_broadcaster_that_hangs(how: str) -> None:
 
     async def scenario() -> None:
         async with manager("echo", event_broadcaster=Recorder(how), integration_timeout=0.1) as m:
+            await works(m)
             began = time.monotonic()
             for _ in range(20):
                 await works(m)
@@ -481,6 +482,7 @@ def test_a_broadcaster_that_is_slow() -> None:
     async def scenario() -> None:
         async with manager("echo", event_broadcaster=hub, integration_timeout=0.8) as m:
             seen = Seen(m)
+            await works(m)
             began = time.monotonic()
             async with ticking() as stall:
                 for _ in range(20):
@@ -1297,11 +1299,8 @@ def test_every_other_of_many_waiting_jobs_is_cancelled(gate: Gate) -> None:
                 assert (job.status, job.result) == (("cancelled", None) if job.id in cancelled else ("completed", i))
             assert len(cancelled) > 50
         await seen.rest()
-        by_job: "dict[str, list[str]]" = {}
-        for event in seen:
-            by_job.setdefault(event.data.get("job_id", ""), []).append(event.type)
         for job in jobs:
-            types = by_job[job.id]
+            types = seen.types(job)
             assert types == (
                 ["job:queued", "job:started", "job:completed"] if job.status == "completed" else ["job:queued", "job:cancelled"]
             ) or types == ["job:queued", "job:started", "job:cancelled"]

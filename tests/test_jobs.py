@@ -34,6 +34,12 @@ WORKER_LOG = "cjm_worker_protocols.worker"
 # Running a job
 
 
+def test_managers_have_the_engine_of_the_run(request: pytest.FixtureRequest) -> None:
+    """A test that is named after an engine runs on it."""
+    kind = request.node.callspec.params["engine"]
+    assert type(manager("pid")._engine).__name__ == {"local": "LocalEngine", "ray": "RayEngine"}[kind]
+
+
 def test_a_job_runs_in_another_process() -> None:
     """The plugin runs elsewhere, and the job knows where."""
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,6 +135,34 @@ def test_what_no_node_has_is_said() -> None:
     run(scenario())
 
 
+def test_a_job_that_waits_for_room_takes_nobodys_place(gate: Gate) -> None:
+    """With one worker allowed others pass it; when it gets room it waits its turn; once it is cancelled nothing is asked of the cluster for it."""
+
+    async def scenario() -> None:
+        async with on_ray("busy", resources={"thing": 2}) as holder, on_ray("pid", "echo", "wait_at") as m:
+            held = await holder.start_job("busy")
+            await first_chunk(held)
+            await m.reload_plugin("pid", {"worker_resources": {"thing": 1}})
+            await m.reload_plugin("echo", {"worker_resources": {"no_such_thing": 1}})
+            waits, never = await m.start_job("pid"), await m.start_job("echo")
+            while not (waits.waiting_for and never.waiting_for):
+                await asyncio.sleep(0.05)
+            runs = await m.start_job("wait_at", gate=gate.path)
+            while runs.status != "running":
+                await asyncio.sleep(0.05)
+            assert await m.cancel_job(never.id)
+            while len(m.workers) > 2:
+                await asyncio.sleep(0.05)
+            assert sorted(w.pid for w in m.workers) == [0, runs.worker_pid]
+            assert await holder.cancel_job(held.id)
+            while len(m.workers) > 1:  # there was room for the other, and it went
+                await asyncio.sleep(0.05)
+            gate.open()
+            assert await waits > 0 and waits.started_at >= runs.completed_at
+
+    run(scenario(), limit=60)
+
+
 def test_why_a_worker_waits() -> None:
     """Never, not now, or any moment; what is free on several nodes is no room together."""
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 2.0, "thing": 1.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
@@ -150,7 +179,57 @@ def test_why_a_worker_waits() -> None:
 # Deaths
 
 
-def test_a_killed_keeper_takes_its_worker_along() -> None:
+def keeper_of(pid: int) -> psutil.Process:
+    """The keeper of a worker."""
+    keeper = psutil.Process(pid).parent()
+    assert keeper is not None
+    return keeper
+
+
+def test_a_job_that_was_given_to_a_dead_worker_has_not_run() -> None:
+    """The worker has ended, and nobody knows it yet, when its keeper is told of a job: the job runs on another, and that was no attempt."""
+
+    async def scenario() -> None:
+        async with on_ray("pid", backoff_base=0.01) as m:
+            pid = await (await m.start_job("pid"))
+            keeper = keeper_of(pid)
+            keeper.suspend()
+            try:
+                os.kill(pid, signal.SIGKILL)
+                job = await m.start_job("pid")
+                assert job.status == "running"
+                await asyncio.sleep(0.2)
+            finally:
+                keeper.resume()
+            assert await job != pid and job.attempts == 1
+
+    run(scenario())
+
+
+def test_how_a_worker_ended_is_known_without_a_guardian(tmp_path: Path) -> None:
+    """Somebody kills a keeper's guardian: the worker's exit code is told all the same, and what the worker leaves behind is ended."""
+
+    def leaves_and_exits() -> "Iterator[int]":
+        yield subprocess.Popen(["sleep", "60"], start_new_session=True).pid
+        time.sleep(0.5)
+        os._exit(3)
+
+    async def scenario() -> None:
+        async with on_ray(leaves_and_exits) as m:
+            job = await m.start_job("leaves_and_exits")
+            left = await first_chunk(job)
+            keeper = str(keeper_of(job.worker_pid).pid)
+            (guardian,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[-1] == keeper]
+            guardian.kill()
+            await end(job)
+            assert (job.error.category, job.error.exit_code) == ("crash", 3), job.error
+            assert await gone_soon([left], 3)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_keeper_takes_its_worker_along(number: int) -> None:
     """When Ray's actor is killed, the worker and its children are gone, the job failed as a crash that names the node, and the next one runs."""
 
     async def scenario() -> None:
@@ -158,9 +237,7 @@ def test_a_killed_keeper_takes_its_worker_along() -> None:
             job = await m.start_job("with_children")
             pids = await first_chunk(job)
             [worker] = m._workers()
-            keeper = psutil.Process(worker.pid).parent()
-            assert keeper is not None
-            keeper.kill()
+            keeper_of(worker.pid).send_signal(number)
             await end(job)
             assert job.error.category == "crash" and f"node {worker.handle.facts['node'][:8]}" in job.error.message, job.error
             assert await gone_soon(pids, 3)
@@ -511,6 +588,7 @@ class Head(NamedTuple):
 
     address: str
     client: str  # Its address for `ray://`
+    folder: str  # Where it keeps its files, and how its processes are known
     processes: "list[psutil.Process]"
 
     def kill(self, *names: str) -> None:
@@ -518,12 +596,22 @@ class Head(NamedTuple):
         victims = [p for p in self.processes if not names or p.name() in names]
         assert victims
         for victim in victims:
-            victim.kill()
+            try:
+                victim.kill()
+            except psutil.NoSuchProcess:
+                pass  # it ended with another
         psutil.wait_procs(victims, timeout=10)
 
 
 @pytest.fixture(scope="module")
 def head() -> "Iterator[Head]":
+    """The head of the tests that leave it as it is, and of the last one, which kills its GCS."""
+    with a_head() as started:
+        yield started
+
+
+@contextmanager
+def a_head() -> "Iterator[Head]":
     """`ray start --head`, with a port for clients; it stays on this machine. A busy machine may need more than one try."""
     for _ in range(3):
         folder = tempfile.mkdtemp(prefix="ray")  # the paths of sockets must be short
@@ -567,7 +655,7 @@ def _start_head(folder: str) -> "tuple[Head | None, str]":
         said = file.read()
     if status:
         return None, said
-    return Head(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", _processes_of(folder)), said
+    return Head(f"127.0.0.1:{port}", f"ray://127.0.0.1:{client}", folder, _processes_of(folder)), said
 
 
 def _processes_of(folder: str) -> "list[psutil.Process]":
@@ -722,6 +810,51 @@ def test_a_killed_ray_ends_jobs_and_the_next_engine_starts_another(loser: Any) -
     assert said_json(loser, 120) == [True]
 
 
+def test_a_head_that_dies_whole_ends_the_jobs_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 of everything at once, while an app of the cluster and one behind `ray://` stream: their jobs end with a clear error, and their loops are not held up."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    source = """
+import asyncio, json, sys, time
+import sample_plugins
+from cjm_worker_protocols import JobManager, WorkerConfig
+from cjm_worker_protocols.integrations.ray import RayEngine
+from harness import ticking
+
+async def main():
+    engine = RayEngine(sys.argv[1])
+    engine.LOST = 2.0
+    plugins = {name: getattr(sample_plugins, name) for name in ("endless", "pid")}
+    m = JobManager("t", "t", plugins=plugins, engine=engine, worker_config=WorkerConfig(standby=False, backoff_base=0.01))
+    job = await m.start_job("endless")
+    async for pid in job.stream(): break
+    waits = await m.start_job("pid")
+    print(pid, flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    start = time.monotonic()
+    async with ticking() as stall:
+        await job.wait()
+        await waits.wait()
+        ended = time.monotonic()
+        await m.shutdown()
+    print(json.dumps([ended - start, time.monotonic() - ended, stall.worst, *[fact for e in (job.error, waits.error) for fact in (e.category, e.message)]]), flush=True)
+
+asyncio.run(main())
+"""
+    with a_head() as head, script(tmp_path / "near.py", source, head.address) as near, script(tmp_path / "far.py", source, head.client) as far:
+        pids = [said_json(process, 120) for process in (near, far)]
+        head._replace(processes=_processes_of(head.folder)).kill()
+        for process in (near, far):
+            assert process.stdin is not None
+            process.stdin.write("1\n")
+            process.stdin.flush()
+        for process in (near, far):
+            ended, shut, stall, *told = said_json(process, 60)
+            assert ended < 20 and shut < 8 and stall < 5, (ended, shut, stall)
+            assert (told[0], told[2]) == ("crash", "start") and "lost" in told[1] and "RayLostError" in told[3], told
+            assert finish(process, 60)[0] == 0
+        assert gone(pids, 10)
+
+
 def test_a_cluster_that_is_lost_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the cluster answers no more, what runs fails as a crash, what waits fails as a start, and the shutdown does not wait."""
 
@@ -746,6 +879,33 @@ def test_a_cluster_that_is_lost_ends_its_jobs(monkeypatch: pytest.MonkeyPatch) -
             raylet.resume()
 
     run(scenario())
+
+
+def test_a_program_that_leaves_ray(tmp_path: Path) -> None:
+    """It calls `ray.shutdown` while a manager is at work: what runs and what comes ends with a clear error, and no other Ray is started."""
+    source = """
+import asyncio, json
+import ray, sample_plugins
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.integrations.ray import RayEngine
+
+async def main():
+    m = JobManager("t", "t", plugins={"stuck": sample_plugins.stuck}, engine=RayEngine())
+    job = await m.start_job("stuck")
+    async for chunk in job.stream(): break
+    await asyncio.to_thread(ray.shutdown)
+    await job.wait()
+    other = await (await m.start_job("stuck")).wait()
+    await asyncio.sleep(2 * RayEngine.BEAT)
+    print(json.dumps([ray.is_initialized(), *[fact for e in (job.error, other.error) for fact in (e.category, e.message)]]), flush=True)
+    await m.shutdown()
+
+asyncio.run(main())
+"""
+    with script(tmp_path / "main.py", source) as process:
+        again, *told = said_json(process, 60)
+        assert not again and (told[0], told[2]) == ("crash", "start") and "RayLostError" in told[3], told
+        assert finish(process)[0] == 0
 
 
 def test_another_cluster_is_refused() -> None:
@@ -798,9 +958,7 @@ def test_a_worker_that_is_given_up_holds_no_engine() -> None:
         m = on_ray("stuck", engine=engine, grace_timeout=0.2)
         job = await m.start_job("stuck")
         await first_chunk(job)
-        keeper = psutil.Process(job.worker_pid).parent()
-        assert keeper is not None
-        deaf = [keeper, next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")]
+        deaf = [keeper_of(job.worker_pid), next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")]
         for process in deaf:
             process.suspend()
         try:

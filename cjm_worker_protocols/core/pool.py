@@ -73,13 +73,20 @@ class JobQueue:
 
     def discard(self,
         job_id: str # The job that need not wait any longer
-    ) -> None:
+    ) -> Ticket | None: # Its ticket, if it was in line
         "Take a job out of line, wherever it stands."
         ticket = self._tickets.pop(job_id, None)
         if ticket is not None: ticket.frame = b""
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self._tickets):
             self._heap = [entry for entry in self._heap if entry[2].job.id in self._tickets]
             heapq.heapify(self._heap)
+        return ticket
+
+    def any_for(self,
+        needs: Hashable # What a worker takes of where it lives
+    ) -> bool: # Whether one is in line
+        "Whether a job waits for such a worker."
+        return any(ticket.needs == needs for ticket in self._tickets.values())
 
     def jobs(self) -> list[Job]: # In no particular order
         "All that wait."
@@ -380,13 +387,14 @@ class WorkerPool:
         needs: Hashable = None # What the worker of the next one takes
     ) -> bool: # Whether one is idle now
         "See to it that workers come, as many as are needed and allowed."
-        serving = [w for w in self.workers if not w.standby]
+        if self.waiting_for(needs): return False
+        serving = self._serving()
         coming, ready = sum(not w.ready for w in serving if w.needs == needs), False
         if len(serving) >= self.capacity:
             if not coming: self._end_other(needs, serving)
             return False
         for _ in range(min(jobs - coming, self.capacity - len(serving))):
-            if self._loop.time() < self.restarts.not_before or self.waiting_for(needs): break
+            if self._loop.time() < self.restarts.not_before: break
             self._needs = needs
             spare = next((w for w in self.workers if w.standby and w.needs == needs and w.status in ("starting", "standby")), None)
             if spare is None:
@@ -403,12 +411,30 @@ class WorkerPool:
         "What the worker that is to take such jobs waits for: while there is no room for it, there is none for another."
         return next((w.waiting for w in self.workers if w.waiting and not w.standby and w.needs == needs), "")
 
+    def end_waiting(self,
+        needs: Hashable # What no job needs any more
+    ) -> None:
+        "End the workers for which there is no room, and no use either."
+        for worker in list(self.workers):
+            if worker.waiting and not worker.standby and worker.needs == needs: worker.stop(why="room")
+
     def make_room(self,
         waiting: PooledWorker # One for which there is no room
     ) -> None:
         "End the workers that hold what is needed for another, and have nothing to do."
         for worker in list(self.workers):
             if (worker.standby or worker.idle) and worker is not waiting and waiting.in_the_way(worker.needs): worker.stop(why="room")
+
+    def _serving(self) -> list[PooledWorker]:
+        "Those that count among the workers that there may be: not the spare ones, nor those for which there is no room."
+        return [w for w in self.workers if not w.standby and not w.waiting]
+
+    def found_room(self,
+        worker: PooledWorker # It waits no longer
+    ) -> None:
+        "There may be one too many now: one that has nothing to do goes, or else this one, and its job waits for another that goes."
+        serving = self._serving()
+        if not worker.standby and len(serving) > self.capacity: next((w for w in serving if w.idle), worker).stop(why="room")
 
     def _end_other(self, needs: Hashable, serving: list[PooledWorker]) -> None:
         "All that may be there are, and none takes this: one that has nothing to do goes."

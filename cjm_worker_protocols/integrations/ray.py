@@ -28,7 +28,7 @@ import psutil
 
 from ..core import guardian
 from ..core.config import WorkerConfig, check_resources
-from ..core.engine import Claims, Exit, Guardian, Lines, WorkerEvents, worker_command, worker_environment
+from ..core.engine import HANG_UP, Claims, Exit, Guardian, Lines, WorkerEvents, worker_command, worker_environment
 from ..core.frames import HEADER, Frame, FrameReader, Kind, encode
 from ..extensions.hosts import NO_PID
 
@@ -117,7 +117,8 @@ class Keeper:
         config: WorkerConfig # Interpreter and environment
     ):
         "Raises `OSError` when the process cannot be started."
-        self._turn, self._next = threading.Lock(), 0  # The number of what the worker is told next
+        if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.SIG_DFL) # Ray would wait for the calls that wait here
+        self._turn, self._next, self._given = threading.Lock(), 0, 0  # The number of what the worker is told next, and the tag of the job that it was given last
         self._early, self._unsent = dict[int, tuple[int, bytes]](), deque[bytes]()  # What came before its turn, and what the worker has had no room for
         self._mark = os.urandom(8).hex()
         self._ear, self._waiting, self._count = threading.Lock(), 0, 0
@@ -131,7 +132,7 @@ class Keeper:
                                           stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True, bufsize=0)
         self._process = subprocess.Popen(worker_command(config, theirs.fileno(), self._claims.read_end), stdin=subprocess.DEVNULL, stdout=out_write, stderr=err_write,
             pass_fds=[theirs.fileno(), self._claims.read_end], start_new_session=True, env=worker_environment(config, self._mark))
-        self._guard(f"+{self._process.pid} {self._mark}\n")
+        self._guard("+")
         self._guardian.wait() # its fork goes on
         theirs.close()
         for fd in (out_write, err_write): os.close(fd)
@@ -143,9 +144,10 @@ class Keeper:
         threading.Thread(target=self._wait, name="wait", daemon=True).start()
         threading.Thread(target=self._end_with, args=(os.getppid(),), name="raylet", daemon=True).start()
 
-    def _guard(self, line: str) -> None:
+    def _guard(self, sign: str) -> None:
+        "Tell the guardian that there is a worker, or none any more."
         assert self._guardian.stdin is not None
-        self._guardian.stdin.write(line.encode())
+        self._guardian.stdin.write(f"{sign}{self._process.pid} {self._mark}\n".encode())
 
     def _wait(self) -> None:
         "On a thread: notice the end of the process, and leave it a zombie, so that its pid stays its own."
@@ -189,11 +191,13 @@ class Keeper:
 
     def _pass_on(self, tag: int, data: bytes) -> None:
         "Tell the worker what it has room for now; it may have to be heard before it has more, so that nobody who could hear it waits for that."
+        if tag:
+            self._given = tag
+            self._claims.put(tag)
         if self._ended.is_set(): return
         if data[:1] == bytes([Kind.INIT]):
             path, source, level = pickle.loads(data[HEADER.size:])
             data = encode(Kind.INIT, 0, (_here(path), source, level))
-        if tag: self._claims.put(tag)
         if self._unsent: return self._unsent.append(data)
         try: sent = self._sock.send(data, socket.MSG_DONTWAIT)
         except BlockingIOError: sent = 0
@@ -217,10 +221,10 @@ class Keeper:
         ready = {fd for fd, _ in self._poll.poll()}
         data = self._frames() if self._sock.fileno() in ready or self._end in ready else b""
         output = self._output(self._end in ready)
-        exit = self._exit() if self._end in ready else None
+        end = self._exit() if self._end in ready else None
         self._count += 1
-        if exit is None and not output: return _REPLY.pack(self._count, False) + data
-        return _REPLY.pack(self._count, True) + pickle.dumps((data, output, exit), 5)
+        if end is None and not output: return _REPLY.pack(self._count, False) + data
+        return _REPLY.pack(self._count, True) + pickle.dumps((data, output, end), 5)
 
     def _frames(self) -> bytes:
         "What the worker has said, without waiting."
@@ -230,18 +234,25 @@ class Keeper:
             except BlockingIOError: break
             except OSError: data = b""
             if not data:
-                try: self._poll.unregister(self._sock)
-                except KeyError: pass
+                self._hung_up()
                 break
             said.append(data)
             size += len(data)
         return b"".join(said)
 
+    def _hung_up(self) -> None:
+        "The worker says no more: it has a little time to end."
+        try: self._poll.unregister(self._sock)
+        except KeyError: return
+        timer = threading.Timer(HANG_UP, self.signal, (signal.SIGKILL,))
+        timer.daemon = True
+        timer.start()
+
     def _output(self, all: bool) -> list[tuple[str, bytes]]:
         "What C code or a child wrote, without waiting."
         written = []
         for fd, stream in list(self._pipes.items()):
-            while True:
+            for _ in range(2 if all else 1): # a pipe holds less than this
                 try: data = os.read(fd, 1 << 16)
                 except BlockingIOError: break
                 if not data:
@@ -250,16 +261,18 @@ class Keeper:
                     del self._pipes[fd]
                     break
                 written.append((stream, data))
-                if not all: break
         return written
 
-    def _exit(self) -> Exit:
+    def _exit(self) -> tuple[Exit, int]: # And the tag of the last job that it has begun, or 0
         "End the worker's children, reap it, and tell how it ended."
         self.signal(signal.SIGKILL)
-        never_begun = self._claims.withdraw()
-        code, self._over = self._process.wait(), True
-        self._guard(f"-{self._process.pid} {self._mark}\n")
-        return Exit(code if code >= 0 else None, -code if code < 0 else None, never_begun)
+        with self._turn:
+            begun = 0 if self._claims.withdraw() else self._given
+            self._over = True
+        code = self._process.wait()
+        try: self._guard("-")
+        except OSError: guardian.sweep({self._mark.encode()}) # the guardian was killed
+        return Exit(code if code >= 0 else None, -code if code < 0 else None), begun
 
     def watch(self) -> None:
         "Return when the worker process has ended."
@@ -269,11 +282,12 @@ class Keeper:
         number: int # A signal's
     ) -> None:
         "Signal the worker and all its children."
-        if self._over: return
-        try: os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            try: os.kill(self._process.pid, number) # it has not become a group leader yet
-            except ProcessLookupError: pass
+        with self._turn:
+            if self._over: return # its pid may be another's soon
+            try: os.killpg(self._process.pid, number)
+            except ProcessLookupError:
+                try: os.kill(self._process.pid, number) # it has not become a group leader yet
+                except ProcessLookupError: pass
 
 # %% ../../nbs/integrations/ray.ipynb #bd990f08
 _ENDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})
@@ -332,8 +346,20 @@ class RayWorker:
             if error is not None: return self._lost(error)
             done(value)
 
-        try: self._engine._when_done(getattr(self._actor, method).remote(*arguments).future(), settle)
-        except Exception as e: self._loop.call_soon(self._lost, e) # the program has left Ray
+        def called(future: Any, error: BaseException | None) -> None:
+            if error is not None or self._gone: settle(None, error)
+            else: self._engine._when_done(future, settle)
+
+        if self._engine._connection.client: # its calls wait while it has lost its cluster
+            self._engine._do(lambda ray: self._remote(method, *arguments).future(), called)
+            return
+        try: self._engine._when_done(self._remote(method, *arguments).future(), settle)
+        except Exception as e: self._loop.call_soon(self._lost, e)
+
+    def _remote(self, method: str, *arguments: Any) -> Any: # Ray's reference to the result
+        "Call the keeper. Raises `RayLostError` when the program has left Ray, which would start another then, and what Ray raises."
+        if not self._engine._ray.is_initialized(): raise RayLostError(self._engine.address)
+        return getattr(self._actor, method).remote(*arguments)
 
     def _wait_for_place(self) -> None:
         "It takes long: find out why, and tell."
@@ -406,16 +432,18 @@ class RayWorker:
 
     def _take(self, reply: bytes) -> None:
         data: bytes | memoryview = memoryview(reply)[_REPLY.size:]
-        exit = None
+        end = None
         if _REPLY.unpack_from(reply)[1]:
-            data, output, exit = pickle.loads(data)
+            data, output, end = pickle.loads(data)
             for stream, written in output: self._lines[stream].feed(written)
         try: self._cut(memoryview(data))
         except (ValueError, MemoryError, OverflowError) as e:
             _log.error("worker %d says what no worker says (%s: %s); it is ended", self.pid, type(e).__name__, e)
-            return self.kill()
-        self._hand_over(all=exit is not None)
-        if exit is not None: self._finish(exit._replace(where=self.where))
+            if end is None: return self.kill()
+        self._hand_over(all=end is not None)
+        if end is None: return
+        exit, begun = end
+        self._finish(exit._replace(where=self.where, never_begun=frozenset({self._job} - {begun, 0})))
 
     def _cut(self, data: memoryview) -> None:
         while data:
@@ -458,8 +486,8 @@ class RayWorker:
     def _lost(self, error: BaseException) -> None:
         "The keeper, its node, or the whole cluster is gone."
         self._hand_over(all=True)
-        if self.pid and not self._gone: # what has lost its cluster may be reached all the same
-            try: self._actor.signal.remote(int(signal.SIGKILL))
+        if self.pid and not self._gone and not self._engine._connection.client: # what has lost its cluster may be reached all the same
+            try: self._remote("signal", int(signal.SIGKILL))
             except Exception: pass
         self._finish(Exit(where=self.where, reason=describe_loss(error)))
 
@@ -499,6 +527,7 @@ class _Connection:
 
     def __init__(self, before: Future[Any] | None = None) -> None:
         self.users, self.ours, self.lost = 0, False, False  # Engines; whether we made the connection; and whether the cluster answers no more
+        self.client = False  # Whether it leads through Ray's client
         self._address: str | None = None  # With which we made it
         self._before = before  # The end of the connection before
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
@@ -531,6 +560,7 @@ class _Connection:
         elif not (self.ours and address == self._address):
             here = _where(ray)
             if not _same(_resolved(address), here): raise RayElsewhereError(address, f"a Ray at {here!r}")
+        self.client = ray.util.client.ray.is_connected()
 
     @classmethod
     def use(cls,
@@ -600,7 +630,7 @@ def _clean_up(ray: Any, before: set[psutil.Process]) -> None:
     ray.shutdown()
     for process in set(psutil.Process().children(recursive=True)) - before:
         try:
-            if "/ray/" in " ".join(process.cmdline()): process.kill()
+            if any(argument.startswith(os.path.dirname(ray.__file__)) for argument in process.cmdline()): process.kill()
         except psutil.Error: pass
 
 def _not_of_signals(record: logging.LogRecord) -> bool:
@@ -677,7 +707,7 @@ class RayEngine:
         self._workers: set[RayWorker] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._beat: asyncio.TimerHandle | None = None
-        self._asked: float | None = None  # When the cluster was asked whether it is there, until it answers
+        self._asking, self._silent = False, 0  # Whether the cluster is being asked if it is there, and how many looks ago it answered
 
     def needs(self, config: WorkerConfig, plugin_config: Mapping[str, Any]) -> Hashable:
         "What a plugin's config says under `worker_resources`, or else `WorkerConfig.resources`, or else the engine. Raises `ConfigError`."
@@ -703,8 +733,9 @@ class RayEngine:
         return RayWorker(self, config, events, needs)
 
     def _join(self, connection: _Connection) -> Any:
-        "On the thread: be connected. Raises `RayConnectionError`."
+        "On the thread: be connected. Raises `RayConnectionError`; without that, Ray would start another when the program has left it."
         if self._joined is not connection: connection.join(self._ray, self.address)
+        elif not self._ray.is_initialized(): raise RayLostError(self.address)
         self._joined = connection
         return self._ray
 
@@ -748,27 +779,32 @@ class RayEngine:
                  lambda told, error: tell(f"an answer of Ray: {error}") if error else tell(*told))
 
     def _look(self) -> None:
-        "Look whether the cluster answers, again and again."
+        "Look whether the cluster answers, again and again. Looks are counted, and not time, in which this process may have been stopped."
         assert self._loop is not None
-        now = self._loop.time()
-        if self._joined is self._connection and self._asked is None:
-            self._asked = now
-            self._do(lambda ray: ray.nodes(), self._answered)
-        elif self._asked is not None and now - self._asked > self.LOST: return self._lose()
+        connection = self._connection
+        if self._silent * self.BEAT > self.LOST: return self._lose()
+        if self._joined is connection:
+            self._silent += 1
+            if not self._asking: self._do(lambda ray: ray.nodes(), lambda nodes, error: self._answered(connection, error))
+            self._asking = True
         self._beat = self._loop.call_later(self.BEAT, self._look)
 
-    def _answered(self, nodes: Any, error: BaseException | None) -> None:
-        self._asked = None
+    def _answered(self, connection: _Connection, error: BaseException | None) -> None:
+        if self._loop is None or connection is not self._connection or self._lost: return
+        self._asking = False
+        if error is None: self._silent = 0
+        elif isinstance(error, RayLostError): self._lose()
 
     def _lose(self) -> None:
         "The cluster is gone, and all workers with it."
         self._lost = self._connection.lost = True
+        if self._beat is not None: self._beat.cancel()
         _log.error("the connection to Ray was lost")
         for worker in list(self._workers): worker._lost(RayLostError(self.address))
 
     async def close(self) -> None:
         "Leave the cluster; a Ray that was started for this process ends with its last engine. Returns within `LOST` seconds, whatever Ray does."
-        if self._loop is None or any(not worker.killed for worker in self._workers): return
+        if self._loop is not asyncio.get_running_loop() or any(not worker.killed for worker in self._workers): return
         left = asyncio.wrap_future(self._leave())
         await asyncio.wait({left}, timeout=0.1 if self._lost else self.LOST)
         if not left.done(): _log.warning("Ray has not closed its connection yet")
@@ -777,9 +813,12 @@ class RayEngine:
     def _leave(self) -> Future[Any]:
         "Be as before the first worker. Those that are left were killed, and their manager waits for them no longer."
         if self._beat is not None: self._beat.cancel()
-        for worker in list(self._workers): worker._finish(Exit())
+        workers = list(self._workers)
+        for worker in workers: worker._end_actor(worker._actor)
         left = self._connection.leave(self._ray)
-        self._loop = self._class = self._asked = self._failed = None
+        self._loop = self._class = self._failed = None
+        self._asking, self._silent = False, 0
+        for worker in workers: worker._finish(Exit()) # their managers may want others at once, and have the engine join anew
         return left
 
     def _abandon(self) -> None:

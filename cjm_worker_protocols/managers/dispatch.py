@@ -44,9 +44,10 @@ class Dispatcher:
     def discard(self,
         job_id: str # A job that need not wait any longer
     ) -> None:
-        "Take a job out of line."
-        self.queue.discard(job_id)
-        self.aside.discard(job_id)
+        "Take a job out of line, and ask for room no longer, if no other job needs such a worker."
+        ticket = self.queue.discard(job_id) or self.aside.discard(job_id)
+        if ticket is None or not self._pool.waiting_for(ticket.needs): return
+        if not (self.aside.any_for(ticket.needs) or self.queue.any_for(ticket.needs)): self._pool.end_waiting(ticket.needs)
 
     def dispatch(self) -> None:
         "Hand the jobs that wait to the workers that are idle, and the next one also to those that are busy."

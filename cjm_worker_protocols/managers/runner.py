@@ -338,7 +338,9 @@ class JobRunner:
     def on_capacity(self) -> None: self.dispatcher.recall()
 
     def on_waiting(self, worker: PooledWorker) -> None:
-        if not worker.waiting: self.on_started(worker)
+        if not worker.waiting:
+            self.on_started(worker)
+            self.pool.found_room(worker)
         elif not worker.standby: self.pool.make_room(worker)
         self.on_capacity()
 
