@@ -250,6 +250,23 @@ class Adapter:
         return plugin_name == "words"
 
 
+class AsyncAdapter(Adapter):
+    """The same, with methods that are async."""
+
+    async def load_plugin(self, plugin_data: PluginData, config: "dict[str, Any]") -> None:  # type: ignore[override]
+        """Load one."""
+        super().load_plugin(plugin_data, config)
+
+    async def execute_plugin_stream(self, plugin_name: str, **params: Any) -> Any:
+        """Run one that is loaded, bit by bit."""
+        for word in [*self.log, *params["text"].split()]:
+            yield word
+
+    async def unload_plugin(self, plugin_name: str) -> None:  # type: ignore[override]
+        """Forget it."""
+        super().unload_plugin(plugin_name)
+
+
 # That have to be stopped
 
 

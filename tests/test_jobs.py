@@ -934,6 +934,25 @@ def test_an_adapter_streams_when_the_manager_and_the_plugin_do() -> None:
     run(scenario())
 
 
+class WithAsyncAdapter(WithLoader):
+    """Uses one whose methods are async."""
+
+    loader = sample_plugins.AsyncAdapter
+
+
+def test_an_adapter_may_be_async() -> None:
+    """Its methods are run to their end, and an async generator streams."""
+
+    async def scenario() -> None:
+        async with manager(cls=WithAsyncAdapter, supports_streaming=True) as m:
+            assert [chunk async for chunk in (await m.start_job("words", text="to be")).stream()] == ["load words", "to", "be"]
+            assert await m.unload_plugin("words")
+            job = await m.start_job("words", text="")
+            assert [chunk async for chunk in job.stream()] == ["load words", "unload words", "load words"]
+
+    run(scenario())
+
+
 def test_an_adapter_reloads_and_unloads() -> None:
     """reload_plugin and unload_plugin reach the plugin manager in the worker."""
 

@@ -590,6 +590,57 @@ def test_an_interrupt_amid_the_sending_costs_nobody_an_event() -> None:
         loop.close()
 
 
+def test_an_interrupt_amid_the_preparing_costs_nobody_an_event() -> None:
+    """Whoever had not been sent the event by then is put out, to come back for it."""
+
+    class Clumsy(SSEBroadcaster):
+        calls = 0
+
+        def _payload(self, stream: Any) -> bytes:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super()._payload(stream)
+
+    broadcaster = Clumsy()
+
+    async def connect() -> "list[OverAsgi]":
+        return [await OverAsgi.connect(broadcaster) for _ in range(4)]
+
+    async def broadcast() -> None:
+        await broadcaster.broadcast("t", {})
+        await asyncio.sleep(0.05)
+
+    loop = asyncio.new_event_loop()
+    try:
+        clients = loop.run_until_complete(connect())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(broadcast())
+        loop.run_until_complete(broadcast())
+        loop.run_until_complete(asyncio.wait({client.task for client in clients[:3]}, timeout=5))
+        assert [client.task.done() for client in clients] == [True, True, True, False]
+        assert [len(client.received()) for client in clients] == [0, 0, 0, 2]
+        loop.run_until_complete(clients[3].close())
+    finally:
+        loop.close()
+
+
+def test_who_cancels_all_tasks_stops_no_stream_that_goes_on() -> None:
+    """In the very turn in which an event is sent: all clients have it."""
+
+    async def scenario() -> None:
+        broadcaster = SSEBroadcaster()
+        clients = [await OverAsgi.connect(broadcaster) for _ in range(4)]
+        await broadcaster.broadcast("t", {})
+        broadcaster._hand.task.cancel()  # as one of all
+        await asyncio.sleep(0.05)
+        assert [len(client.received()) for client in clients] == [1, 1, 1, 1]
+        for client in clients:
+            await client.close()
+
+    run(scenario())
+
+
 def test_a_send_that_waits_is_told_when_the_client_leaves() -> None:
     """It is cancelled, may clean up, and has ended before the app has; a stream that waits keeps no other waiting."""
     told: "list[str]" = []

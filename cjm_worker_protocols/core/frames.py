@@ -39,7 +39,7 @@ class Kind(IntEnum):
 
 # %% ../../nbs/core/frames.ipynb #d12817bf
 PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types that hold nothing of another type
-UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError)  # With which pickle says that it cannot; any other error is somebody else's, as a plugin's own alarm's
+UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, ImportError, RecursionError)  # With which pickle says that it cannot; any other error is somebody else's, as a plugin's own alarm's
 
 def dumps(
     value: Any # Anything

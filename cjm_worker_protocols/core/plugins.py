@@ -135,11 +135,11 @@ class AdaptedPlugin(Plugin):
     def load(self, config: dict[str, Any]) -> None:
         found = [data for data in self._adapter.discover_plugins() if _name_of(data) == self._name]
         if not found: raise UnknownPluginError(self._name, type(self._adapter).__name__, [str(_name_of(d)) for d in self._adapter.discover_plugins()])
-        self._adapter.load_plugin(found[0], config)
+        _ended(self._adapter.load_plugin(found[0], config))
 
-    def reload(self, config: dict[str, Any]) -> None: self._adapter.reload_plugin(self._name, config)
+    def reload(self, config: dict[str, Any]) -> None: _ended(self._adapter.reload_plugin(self._name, config))
 
-    def unload(self) -> None: self._adapter.unload_plugin(self._name)
+    def unload(self) -> None: _ended(self._adapter.unload_plugin(self._name))
 
     def _run(self, /, **parameters: Any) -> Any:
         "Run it; stream when asked to and when it can."
@@ -147,8 +147,10 @@ class AdaptedPlugin(Plugin):
         return self._adapter.execute_plugin(self._name, **parameters)
 
 def _stream(chunks: Any) -> Any:
-    "Any iterable as a generator, which is what streams."
-    return (yield from chunks)
+    "Any iterable as a generator, which is what streams; an async one is left as it is."
+    return chunks if isinstance(chunks, AsyncGeneratorType) else _from(chunks)
+
+def _from(chunks: Any) -> Any: return (yield from chunks)
 
 # %% ../../nbs/core/plugins.ipynb #cell-21
 def find_plugin(

@@ -42,6 +42,7 @@ class JobQueue:
     def __init__(self) -> None:
         self._heap: list[tuple[int, int, Ticket]] = []
         self._tickets: dict[str, Ticket] = {}
+        self._for: dict[Hashable, int] = {}  # How many wait for each kind of worker
 
     def __len__(self) -> int: return len(self._tickets)
     def __contains__(self, job_id: object) -> bool: return job_id in self._tickets
@@ -51,6 +52,7 @@ class JobQueue:
     ) -> None:
         "Put a ticket in line."
         self._tickets[ticket.job.id] = ticket
+        self._for[ticket.needs] = self._for.get(ticket.needs, 0) + 1
         heapq.heappush(self._heap, (-ticket.job.priority, ticket.number, ticket))
 
     def before(self,
@@ -69,14 +71,21 @@ class JobQueue:
         ticket = self.peek()
         heapq.heappop(self._heap)
         del self._tickets[ticket.job.id]
+        self._left(ticket)
         return ticket
+
+    def _left(self, ticket: Ticket) -> None:
+        self._for[ticket.needs] -= 1
+        if not self._for[ticket.needs]: del self._for[ticket.needs]
 
     def discard(self,
         job_id: str # The job that need not wait any longer
     ) -> Ticket | None: # Its ticket, if it was in line
         "Take a job out of line, wherever it stands."
         ticket = self._tickets.pop(job_id, None)
-        if ticket is not None: ticket.frame = b""
+        if ticket is not None:
+            ticket.frame = b""
+            self._left(ticket)
         if len(self._heap) > 64 and len(self._heap) > 2 * len(self._tickets):
             self._heap = [entry for entry in self._heap if entry[2].job.id in self._tickets]
             heapq.heapify(self._heap)
@@ -86,7 +95,7 @@ class JobQueue:
         needs: Hashable # What a worker takes of where it lives
     ) -> bool: # Whether one is in line
         "Whether a job waits for such a worker."
-        return any(ticket.needs == needs for ticket in self._tickets.values())
+        return needs in self._for
 
     def jobs(self) -> list[Job]: # In no particular order
         "All that wait."
@@ -432,9 +441,12 @@ class WorkerPool:
     def found_room(self,
         worker: PooledWorker # It waits no longer
     ) -> None:
-        "There may be one too many now: one that has nothing to do goes, or else this one, and its job waits for another that goes."
+        "There may be one too many now: one that has nothing to do goes, or else this one is spare, until another has gone."
         serving = self._serving()
-        if not worker.standby and len(serving) > self.capacity: next((w for w in serving if w.idle), worker).stop(why="room")
+        if worker.standby or worker.stopping or len(serving) <= self.capacity: return
+        idle = next((w for w in serving if w.idle), None)
+        if idle is not None: idle.stop(why="room")
+        else: worker.standby = True
 
     def _end_other(self, needs: Hashable, serving: list[PooledWorker]) -> None:
         "All that may be there are, and none takes this: one that has nothing to do goes."
@@ -459,7 +471,7 @@ class WorkerPool:
         try: worker.handle = self._engine.start_worker(self._config, worker, needs)
         except Exception as e:
             _log.error("a worker could not be started: %s", e)
-            if not standby and not any(not w.standby for w in self.workers): self._owner.on_unavailable(JobError("start", f"a worker could not be started: {type(e).__name__}: {e}"))
+            if not standby and not self._serving(): self._owner.on_unavailable(JobError("start", f"a worker could not be started: {type(e).__name__}: {e}"))
             return False
         self.workers.append(worker)
         self._empty.clear()
@@ -501,7 +513,7 @@ class WorkerPool:
 
     def _replace(self, worker: PooledWorker, exit: Exit, crashed: bool) -> None:
         "Go on, after a delay if there is to be one, or say that there will be no worker."
-        serving = any(not w.standby for w in self.workers)
+        serving = bool(self._serving())
         if not serving and (self.capacity <= 0 or crashed and self.restarts.hopeless):
             row = f"{self.restarts.crashes} workers crashed in a row; " if self.restarts.crashes > 1 else ""
             reason = f"{row}the last worker {how_it_ended(exit)}"

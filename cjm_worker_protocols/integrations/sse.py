@@ -503,6 +503,10 @@ class _Hand:
         self._rest: Awaitable[None] | None = None
         self.task: asyncio.Task[None] = Context().run(loop.create_task, self._work())
 
+    @property
+    def free(self) -> bool: # Whether it has taken nothing, and nobody has cancelled it
+        return not self._taken.done() and not self.task.done()
+
     def begin(self,
         writes: Iterator[_Write], # Of which no more are taken than are begun
         failed: Callable[[Any, BaseException], None] # Called with whose write it was
@@ -701,11 +705,12 @@ class EventStreams(Feed):
 
     def _advance(self, *streams: _Stream, beat: bool = False) -> None:
         "Begin the next write to each client, unless it lets the last one wait. Never in a task."
-        now = time.monotonic()
-        writes = [write for stream in streams if (write := self._write(stream, now, beat)) is not None]
-        if not writes: return
-        left = iter(writes)
+        now, writes = time.monotonic(), list[_Write]()
+        left = iter(writes) # which sees what is added
         try:
+            for stream in streams:
+                if (write := self._write(stream, now, beat)) is not None: writes.append(write)
+            if not writes: return
             while (waits := (hand := self._free_hand()).begin(left, self._failed)) is not None:
                 waits.hand, self._hand = hand, None
                 hand.task.add_done_callback(partial(self._waited, waits))
@@ -723,11 +728,13 @@ class EventStreams(Feed):
             if (payload := self._next(stream, beat)) is None: return None
             stream.since, stream.ended = now, not payload
             return stream.write(payload)
-        except (Exception, asyncio.CancelledError) as e: self._failed(stream, e)
+        except BaseException as e:
+            self._failed(stream, e)
+            if not isinstance(e, (Exception, asyncio.CancelledError)): raise
         return None
 
     def _free_hand(self) -> _Hand:
-        if self._hand is None or self._hand.task.done(): self._hand = _Hand(asyncio.get_running_loop())
+        if self._hand is None or not self._hand.free: self._hand = _Hand(asyncio.get_running_loop())
         return self._hand
 
     def _waited(self, stream: _Stream, task: asyncio.Task[None]) -> None:

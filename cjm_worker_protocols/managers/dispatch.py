@@ -5,7 +5,7 @@
 # %% ../../nbs/managers/dispatch.ipynb #446ebd5b
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from ..core.config import WorkerConfig
 from ..core.jobs import Job
@@ -44,10 +44,15 @@ class Dispatcher:
     def discard(self,
         job_id: str # A job that need not wait any longer
     ) -> None:
-        "Take a job out of line, and ask for room no longer, if no other job needs such a worker."
+        "Take a job out of line."
         ticket = self.queue.discard(job_id) or self.aside.discard(job_id)
-        if ticket is None or not self._pool.waiting_for(ticket.needs): return
-        if not (self.aside.any_for(ticket.needs) or self.queue.any_for(ticket.needs)): self._pool.end_waiting(ticket.needs)
+        if ticket is not None: self.spare_room(ticket.needs)
+
+    def spare_room(self,
+        needs: Hashable # What the worker of a job took, or would have taken
+    ) -> None:
+        "Ask for room no longer, if no job needs such a worker."
+        if not (self.aside.any_for(needs) or self.queue.any_for(needs)): self._pool.end_waiting(needs)
 
     def dispatch(self) -> None:
         "Hand the jobs that wait to the workers that are idle, and the next one also to those that are busy."

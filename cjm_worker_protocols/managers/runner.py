@@ -426,6 +426,8 @@ class JobRunner:
             if ahead is not None: self._begun(worker, ahead)
             elif worker.commands: self.commands.limit(worker)
             if len(self.dispatcher.queue) or self._config.max_workers > 1: self.dispatcher.dispatch()
+            if worker.idle and len(self.dispatcher.aside): self.dispatcher.recall()
+            if self._config.max_workers > 1: self.dispatcher.spare_room(worker.needs)
         finally:
             if verdict is not None: self.endings.fail(job, verdict)
             else: self.endings.settle(job, frame)
