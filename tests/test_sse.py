@@ -1036,7 +1036,11 @@ def test_where_nobody_handles_a_signal_none_is_set() -> None:
         await client.close()
         assert now[0] is before[0] and [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
 
-    run(scenario())
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray, if it was used before, has a handler of its own
+    try:
+        run(scenario())
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_module_needs_the_standard_library_only() -> None:

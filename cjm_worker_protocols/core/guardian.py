@@ -20,12 +20,13 @@ def _marked(
     marks: set[bytes] # The marks of workers that have ended
 ) -> list[int]: # Process ids
     "The processes that carry one of those marks."
-    found = []
+    found, variable = [], f"{MARK}=".encode()
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
         try:
             with open(f"/proc/{name}/environ", "rb") as file: environment = file.read()
         except OSError: continue # it is gone, or another user's
-        if any(mark in environment for mark in marks): found.append(int(name))
+        for entry in environment.split(b"\0"):
+            if entry.startswith(variable) and not marks.isdisjoint(entry[len(variable):].split(b" ")): found.append(int(name))
     return found
 
 def sweep(
