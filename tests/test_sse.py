@@ -559,9 +559,37 @@ def test_what_a_send_raises_ends_the_app_with_it(waits: bool) -> None:
     run(scenario())
 
 
+def two_events_to(broadcaster: SSEBroadcaster, clients: "list[type[OverAsgi]]") -> "list[tuple[bool, int]]":
+    """Broadcast twice, the first time interrupted, on a loop that goes on as a notebook's does: whether each client was put out, and how many events it has."""
+
+    async def connect() -> "list[OverAsgi]":
+        return [await kind.connect(broadcaster) for kind in clients]
+
+    async def broadcast() -> None:
+        await broadcaster.broadcast("t", {})
+        await asyncio.sleep(0.05)
+
+    async def leave() -> None:
+        for client in connected:
+            await client.close()
+
+    loop = asyncio.new_event_loop()
+    try:
+        connected = loop.run_until_complete(connect())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(broadcast())
+        loop.run_until_complete(broadcast())
+        loop.run_until_complete(asyncio.sleep(2 * broadcaster.GRACE))
+        found = [(client.task.done(), len(client.received())) for client in connected]
+        loop.run_until_complete(leave())
+    finally:
+        loop.close()
+    return found
+
+
 def test_an_interrupt_amid_the_sending_costs_nobody_an_event() -> None:
-    """As when a notebook's cell is interrupted: the loop goes on, and who was not sent the event is put out, to come back for it."""
-    broadcaster, interrupts = SSEBroadcaster(), [KeyboardInterrupt]
+    """Who was not sent the event is put out, to come back for it."""
+    interrupts = [KeyboardInterrupt]
 
     class Clumsy(OverAsgi):
         async def send(self, message: Any) -> None:
@@ -569,25 +597,7 @@ def test_an_interrupt_amid_the_sending_costs_nobody_an_event() -> None:
                 raise interrupts.pop()
             await super().send(message)
 
-    async def connect() -> "list[OverAsgi]":
-        return [await kind.connect(broadcaster) for kind in (OverAsgi, Clumsy, OverAsgi)]
-
-    async def broadcast() -> None:
-        await broadcaster.broadcast("t", {})
-        await asyncio.sleep(0.05)
-
-    loop = asyncio.new_event_loop()
-    try:
-        clients = loop.run_until_complete(connect())
-        with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(broadcast())
-        loop.run_until_complete(broadcast())
-        loop.run_until_complete(asyncio.wait({client.task for client in clients[1:]}, timeout=5))
-        assert [client.task.done() for client in clients] == [False, True, True]
-        assert [len(client.received()) for client in clients] == [2, 0, 0]
-        loop.run_until_complete(clients[0].close())
-    finally:
-        loop.close()
+    assert two_events_to(SSEBroadcaster(), [OverAsgi, Clumsy, OverAsgi]) == [(False, 2), (True, 0), (True, 0)]
 
 
 def test_an_interrupt_amid_the_preparing_costs_nobody_an_event() -> None:
@@ -602,27 +612,7 @@ def test_an_interrupt_amid_the_preparing_costs_nobody_an_event() -> None:
                 raise KeyboardInterrupt
             return super()._payload(stream)
 
-    broadcaster = Clumsy()
-
-    async def connect() -> "list[OverAsgi]":
-        return [await OverAsgi.connect(broadcaster) for _ in range(4)]
-
-    async def broadcast() -> None:
-        await broadcaster.broadcast("t", {})
-        await asyncio.sleep(0.05)
-
-    loop = asyncio.new_event_loop()
-    try:
-        clients = loop.run_until_complete(connect())
-        with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(broadcast())
-        loop.run_until_complete(broadcast())
-        loop.run_until_complete(asyncio.wait({client.task for client in clients[:3]}, timeout=5))
-        assert [client.task.done() for client in clients] == [True, True, True, False]
-        assert [len(client.received()) for client in clients] == [0, 0, 0, 2]
-        loop.run_until_complete(clients[3].close())
-    finally:
-        loop.close()
+    assert two_events_to(Clumsy(), [OverAsgi] * 4) == [(True, 0), (True, 0), (True, 0), (False, 2)]
 
 
 def test_who_cancels_all_tasks_stops_no_stream_that_goes_on() -> None:
