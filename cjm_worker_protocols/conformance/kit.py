@@ -247,7 +247,6 @@ class _Hung(Exception):
 
 _ENDED = {"passed": "passes", "blocked": "is blocked", "not_observable": "is not observable"}
 
-
 def reasons(
     waive: Mapping[str, str] # By the ids of checks
 ) -> dict[str, str]: # The same, without spaces around them
