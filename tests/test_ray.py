@@ -163,6 +163,44 @@ def test_a_job_that_waits_for_room_takes_nobodys_place(gate: Gate) -> None:
     run(scenario(), limit=60)
 
 
+def test_a_job_that_waits_for_room_takes_the_worker_that_is_free(gate: Gate) -> None:
+    """There is room for one such worker, and the next job waits for another: when the first has ended it runs there, though no room was made."""
+
+    async def scenario() -> None:
+        async with on_ray("busy", resources={"thing": 1}) as holder, on_ray("wait_at", resources={"thing": 1}, max_workers=2) as m:
+            await first_chunk(await holder.start_job("busy"))
+            first = await m.start_job("wait_at", gate=gate.path)
+            while first.status != "running":
+                await asyncio.sleep(0.05)
+            second = await m.start_job("wait_at", gate=gate.path)
+            while "free now: thing 0" not in second.waiting_for:
+                await asyncio.sleep(0.05)
+            gate.open(2)
+            assert (await second)[0] == (await first)[0]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("settings", [{"restart": "never"}, {"max_restarts": 0}])
+def test_a_worker_that_waits_for_room_hides_no_outage(settings: "dict[str, Any]") -> None:
+    """The only worker that there was has crashed and no other comes in its place: what waits for room fails too, and asks the cluster for nothing more."""
+
+    async def scenario() -> None:
+        async with on_ray("busy", resources={"thing": 2}) as holder, on_ray("pid", "crash", **settings) as m:
+            await first_chunk(await holder.start_job("busy"))
+            await m.reload_plugin("pid", {"worker_resources": {"thing": 1}})
+            waits = await m.start_job("pid")
+            while not waits.waiting_for:
+                await asyncio.sleep(0.05)
+            assert (await end(await m.start_job("crash"))).error.category == "crash"
+            error = (await end(waits)).error
+            assert error.category == "start" and "the last worker was killed by SIGKILL" in error.message
+            while m.workers:
+                await asyncio.sleep(0.05)
+
+    run(scenario())
+
+
 def test_why_a_worker_waits() -> None:
     """Never, not now, or any moment; what is free on several nodes is no room together."""
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 2.0, "thing": 1.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
