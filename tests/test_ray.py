@@ -23,7 +23,7 @@ import pytest
 from harness import TESTS, Gate, Seen, alive, end, finish, first_chunk, gate, gone, gone_soon, manager, nothing_left, run, said_json, script  # noqa: F401
 from repo import ROOT
 
-from cjm_worker_protocols import JobError, WorkerConfig
+from cjm_worker_protocols import JobError, RestartPolicy, WorkerConfig
 from cjm_worker_protocols.extensions.hosts import NO_PID
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'cjm-worker-protocols[ray]'")
@@ -181,7 +181,7 @@ def test_a_job_that_waits_for_room_takes_the_worker_that_is_free(gate: Gate) -> 
     run(scenario())
 
 
-@pytest.mark.parametrize("settings", [{"restart": "never"}, {"max_restarts": 0}])
+@pytest.mark.parametrize("settings", [{"restart": RestartPolicy.NEVER}, {"max_restarts": 0}])
 def test_a_worker_that_waits_for_room_hides_no_outage(settings: "dict[str, Any]") -> None:
     """The only worker that there was has crashed and no other comes in its place: what waits for room fails too, and asks the cluster for nothing more."""
 
