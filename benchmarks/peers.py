@@ -1,12 +1,13 @@
-"""The least that any worker system must do: pickles over a socketpair to one other process, both ends blocking.
+"""The least that any worker system must do: pickles over a socketpair to one other process, both ends blocking, or this one on asyncio's loop.
 
 Run as a program, this is that other process."""
 
+import asyncio
 import pickle
 import socket
 import struct
 import sys
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Optional
 
 HEADER = struct.Struct(">Q")
 
@@ -83,6 +84,31 @@ class Bare:
         while filled < size:
             filled += self._sock.recv_into(view[filled:])
         return data
+
+
+class BareOnLoop(Bare):
+    """The same with this end on a loop, as everything is that is awaited."""
+
+    def __enter__(self) -> "BareOnLoop":
+        super().__enter__()
+        self._answer: "Optional[asyncio.Future[Any]]" = None
+        asyncio.get_running_loop().add_reader(self._sock, self._came)
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._sock)
+        super().__exit__(*details)
+
+    def _came(self) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.set_result(receive(self._file))
+
+    async def ask(self) -> Any:
+        """One request and its answer."""
+        self._answer = asyncio.get_running_loop().create_future()
+        send(self._sock, ("noop", {}))
+        return await self._answer
 
 
 if __name__ == "__main__":
