@@ -1,7 +1,7 @@
 """How long from asking for a job that does nothing to having its result?"""
 
 import asyncio
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
 from bench import Row, Target, compare, interleave, main, timed
@@ -28,12 +28,6 @@ async def measure(rounds: int, jobs: int) -> "list[Row]":
         for _ in range(jobs):
             await on_loop.ask()
 
-    async def ask_thread_and_process() -> None:
-        loop = asyncio.get_running_loop()
-        for _ in range(jobs):
-            await loop.run_in_executor(thread, noop)
-            await on_loop.ask()
-
     async def submit(executor: Executor) -> None:
         loop = asyncio.get_running_loop()
         for _ in range(jobs):
@@ -44,7 +38,7 @@ async def measure(rounds: int, jobs: int) -> "list[Row]":
     all3 = JobManager("bench", "all", plugins=plugins, **all_three())
     with ProcessPoolExecutor(1) as pool:
         await submit(pool)  # it forks: before anything else is there
-        with LokyExecutor(1) as loky, Bare() as bare, BareOnLoop() as on_loop, ThreadPoolExecutor(1) as thread:
+        with LokyExecutor(1) as loky, Bare() as bare, BareOnLoop() as on_loop:
             async with none, all3:
                 times = await interleave(
                     rounds,
@@ -52,7 +46,6 @@ async def measure(rounds: int, jobs: int) -> "list[Row]":
                     none=lambda: timed(lambda: run(none)),
                     all3=lambda: timed(lambda: run(all3)),
                     loop=lambda: timed(ask),
-                    thread=lambda: timed(ask_thread_and_process),
                     pool=lambda: timed(lambda: submit(pool)),
                     loky=lambda: timed(lambda: submit(loky)),
                 )
@@ -62,9 +55,7 @@ async def measure(rounds: int, jobs: int) -> "list[Row]":
         compare(f"{what}, no integrations", each["none"], bare_name, each["bare"], Target("at most", 3.5)),
         compare(f"{what}, all three integrations", each["all3"], bare_name, each["bare"], Target("at most", 5)),
         compare(f"{what}, no integrations", each["none"], "ping-pong on asyncio", each["loop"]),
-        compare(f"{what}, all three integrations", each["all3"], "ping-pong on asyncio after an answer from a thread", each["thread"]),
         compare("ping-pong on asyncio", each["loop"], bare_name, each["bare"]),
-        compare("ping-pong on asyncio after an answer from a thread", each["thread"], bare_name, each["bare"]),
         compare(f"{what}, no integrations", each["none"], "`ProcessPoolExecutor(1)`", each["pool"]),
         compare(f"{what}, no integrations", each["none"], "loky", each["loky"]),
     ]
