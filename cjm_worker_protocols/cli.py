@@ -482,7 +482,9 @@ def run(
     if found is None: raise UnknownPluginError(plugin, "the installed packages", registry.plugins)
     if found.problem: raise UsageError(found.problem)
     registry.load_plugin_config(plugin)
-    requests = [dict(map(parameter, parameters))]
+    given = list(map(parameter, parameters))
+    if twice := [key for n, (key, _) in enumerate(given) if key in dict(given[:n])]: raise UsageError(f"{twice[0]}: expected one value (got two)")
+    requests = [dict(given)]
     screen = screen_for(json, label=lambda params: plugin, traces=True)
     sys.path[:0] = filter(None, (os.getcwd(), found.path))
     return perform(screen, session(registry, plugin, requests, screen, timeout=timeout or None))
@@ -574,9 +576,11 @@ def config(
     return 0
 
 def _asked(key: str) -> str:
-    "A value from stdin; a terminal does not show it."
+    "A value from stdin; a terminal does not show it. Raises `UsageError` when stdin is empty."
     from getpass import getpass
-    return getpass(f"{key}: ") if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+    value = getpass(f"{key}: ") if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+    if not value: raise UsageError(f"{key}: expected a value on stdin (got none; an empty text is given as '')")
+    return value
 
 def _failed(reason: object) -> int:
     print(f"cjm-workers: {reason}", file=sys.stderr)

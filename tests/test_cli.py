@@ -265,6 +265,7 @@ def test_run_has_a_timeout(mine: Path) -> None:
         (("run", "nope"), "no plugin 'nope' in the installed packages"),
         (("run", "mine:echo", "text"), "expected key=value (got 'text')"),
         (("run", "mine:echo", "a b=1"), "expected key=value (got 'a b=1')"),
+        (("run", "mine:echo", "x=1", "y=2", "x=3"), "x: expected one value (got two)"),
         (("run", "mine:echo", "--config", "[1]"), "--config: expected a JSON object (got '[1]')"),
         (("run", "mine:echo", "--timeout", "-1"), "timeout: expected a number above 0"),
         (("run", "not-a-module:x"), "import string 'package.module:name'"),

@@ -637,15 +637,19 @@ class Catalog:
 
 
 @pytest.mark.parametrize("method", ["get_plugin", "load_plugin_config"])
-def test_a_registry_that_is_async(method: str) -> None:
+@pytest.mark.parametrize("decorated", [False, True])
+def test_a_registry_that_is_async(method: str, decorated: bool) -> None:
     """It does not answer, so start_job says why, and not even an id that it would not know is accepted."""
 
     class Awaits(Catalog):
         pass
 
+    class Awaitable:
+        def __await__(self) -> Any: ...
+
     async def answer(self: Any, plugin_id: str) -> Any: ...
 
-    setattr(Awaits, method, answer)
+    setattr(Awaits, method, (lambda self, plugin_id: Awaitable()) if decorated else answer)
 
     async def scenario() -> None:
         async with manager("echo", plugin_registry=Awaits()) as m:

@@ -1489,8 +1489,36 @@ def test_cancel_says_what_it_did() -> None:
     run(scenario())
 
 
+def test_a_validation_that_is_not_async_is_refused() -> None:
+    """ConfigError says that it has to be awaited, and no job exists."""
+
+    class Validating(JobManager):
+        def _validate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> Any:  # type: ignore[override]
+            return None
+
+    async def scenario() -> None:
+        async with manager("echo", cls=Validating) as m:
+            with pytest.raises(errors.ConfigError, match=r"_validate_resources\(\): expected an `async def`"):
+                await m.start_job("echo")
+            assert m.jobs == {} and m.workers == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("plugin_id", [None, 1, ["echo"], b"echo"], ids=repr)
+def test_a_plugin_id_that_is_no_text_is_refused(plugin_id: Any) -> None:
+    """Also one that could not even be looked up."""
+
+    async def scenario() -> None:
+        async with manager("echo") as m:
+            with pytest.raises(errors.ConfigError, match="plugin_id: expected the id of a plugin"):
+                await m.start_job(plugin_id)
+
+    run(scenario())
+
+
 def test_a_job_in_place_of_its_id_is_refused() -> None:
-    """cancel_job says that it wants the id, where False would leave the job to run on unnoticed."""
+    """cancel_job says that it wants the id, where False would leave the job to run on unnoticed; so do those that would say that it is unknown."""
 
     async def scenario() -> None:
         async with manager("stuck") as m:
@@ -1498,6 +1526,9 @@ def test_a_job_in_place_of_its_id_is_refused() -> None:
             await first_chunk(job)
             with pytest.raises(errors.ConfigError, match=r"job_id: expected the id of a job, as job\.id"):
                 await m.cancel_job(job)
+            for call in (m.get_job, m.get_job_result):
+                with pytest.raises(errors.ConfigError, match="job_id"):
+                    call(job)
             assert job.status == "running" and await m.cancel_job(job.id)
 
     run(scenario())

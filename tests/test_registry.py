@@ -1035,8 +1035,9 @@ def test_a_secret_on_the_command_line(shell: Shell, tmp_path: Path, site: Path) 
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{site}", "CJM_WORKERS_CONFIG": str(tmp_path / "home")}
     code = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
     args = [sys.executable, "-c", code, "config", "set", "keyed", "api_key"]
-    done = subprocess.run(args, input="hush\n", env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for given, told in (("hush\n", ""), ("", "api_key: expected a value on stdin (got none")):  # the second leaves what the first has set
+        done = subprocess.run(args, input=given, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (2 if told else 0, "") and (told in done.stderr if told else not done.stderr), said(done)
     assert shell("config", "get", "keyed", "api_key").stdout == "***\n" and "hush" not in shell("config", "get", "keyed").stdout
     done = shell("run", "keyed")
     assert of("job:completed", events(done))[0]["result"]["api_key"] == "hush", said(done)

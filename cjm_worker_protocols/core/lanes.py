@@ -59,9 +59,9 @@ def _wake_soon(waiter: asyncio.Future[None]) -> None:
 def plain(
     answer: Any # What a method gave
 ) -> Any: # The same
-    "Raise `TypeError` for a coroutine: nobody would run it, so what it stands for would not happen."
-    if not isinstance(answer, CoroutineType): return answer
-    answer.close()
+    "Raise `TypeError` for what has to be awaited: nobody would do so, and what it stands for would not happen."
+    if not hasattr(type(answer), "__await__"): return answer
+    if isinstance(answer, CoroutineType): answer.close()
     raise TypeError("expected a plain method (got one that is async): make it `def`, for nobody awaits it")
 
 class Lane:

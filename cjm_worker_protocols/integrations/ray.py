@@ -81,7 +81,7 @@ class RayElsewhereError(RayConnectionError):
 class EngineLoopError(RuntimeError):
     "An engine is used from two event loops."
     def __init__(self) -> None:
-        super().__init__("this RayEngine is used by a manager on another event loop: give the managers of each loop an engine of their own")
+        super().__init__("this RayEngine is used by a manager on another event loop: give each manager an engine of its own")
 
 # %% ../../nbs/integrations/ray.ipynb #f125d4ef
 class Placement(NamedTuple):

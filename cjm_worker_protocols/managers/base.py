@@ -139,16 +139,19 @@ class BaseJobManager(Hooks):
     ) -> Job: # Pending or running
         """Accept a job. Raises, and then no job exists: `UnknownPluginError`, `PluginNotConfiguredError`, `RegistryUnavailableError`,
         `ResourceValidationError`, `ParametersNotSendableError`, `QueueFullError`, `WorkersUnavailableError`, `ManagerClosedError`,
-        `WrongLoopError`, `NotANewJobError`, `DuplicateJobError`, `ConfigError` for a priority, timeout, retries, params or needs that cannot be, and, the first time,
+        `WrongLoopError`, `NotANewJobError`, `DuplicateJobError`, `ConfigError` for an id, priority, timeout, retries, params or needs that cannot be, and, the first time,
         `PluginNotSendableError` or `ConfigError` for a loader that cannot be sent, or cannot be one."""
         runner = self._bind("start_job")
+        if not isinstance(plugin_id, str): raise ConfigError("plugin_id", "the id of a plugin", plugin_id)
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
         if timeout is not None: _number("timeout", timeout, 0, optional=True, positive=True)
         if type(retries) is not int or retries < 0: _number("retries", retries, 0, whole=True)
         if params is not None and not isinstance(params, Mapping): raise ConfigError("params", "a mapping of names to values, or None", params)
         name, config = await self._look_up(plugin_id)
         needs = self._engine.needs(self.worker_config, config)
-        reason = await self._validate_resources(plugin_id, config)
+        validating: Any = self._validate_resources(plugin_id, config)
+        if not inspect.isawaitable(validating): raise ConfigError("_validate_resources()", "an `async def`", validating)
+        reason = await validating
         if reason is not None and not isinstance(reason, str): raise ConfigError("_validate_resources()", "a reason as text, or None", reason)
         if reason: raise ResourceValidationError(plugin_id, reason)
         if runner.door is not None and (reason := await runner.door.refusal(plugin_id, config)): raise ResourceValidationError(plugin_id, reason)
@@ -187,8 +190,7 @@ class BaseJobManager(Hooks):
         job_id: str # The job
     ) -> bool: # Whether it ended as cancelled
         "End a job: one that waits at once, one that runs by ending its worker, or by asking it if it asks. Returns when it has ended. Raises `ManagerClosedError`, `WrongLoopError`, and `ConfigError` for a job in place of its id."
-        if isinstance(job_id, Job): raise ConfigError("job_id", "the id of a job, as job.id", job_id)
-        runner, job = self._bind("cancel_job"), self.jobs.get(job_id)
+        runner, job = self._bind("cancel_job"), self.get_job(job_id)
         if job is None or job.done: return False
         runner.cancel(job)
         await job.wait()
@@ -197,7 +199,8 @@ class BaseJobManager(Hooks):
     def get_job(self,
         job_id: str # A job's id
     ) -> Job | None: # None when it is unknown, or no longer kept
-        "A job by its id."
+        "A job by its id. Raises `ConfigError` for a job in place of its id."
+        if isinstance(job_id, Job): raise ConfigError("job_id", "the id of a job, as job.id", job_id)
         return self.jobs.get(job_id)
 
     def get_all_jobs(self) -> list[Job]: # The oldest first
@@ -207,8 +210,8 @@ class BaseJobManager(Hooks):
     def get_job_result(self,
         job_id: str # A job's id
     ) -> dict[str, Any] | None: # None when it is unknown or has not ended
-        "A job's end as plain data: `status` is `success` with `data`, `error` with `error`, or `cancelled`."
-        job = self.jobs.get(job_id)
+        "A job's end as plain data: `status` is `success` with `data`, `error` with `error`, or `cancelled`. Raises `ConfigError` for a job in place of its id."
+        job = self.get_job(job_id)
         if job is None or not job.done: return None
         if job.status == "completed": return {"status": "success", "data": job.result}
         return {"status": "cancelled"} if job.status == "cancelled" else {"status": "error", "error": str(job.error)}
