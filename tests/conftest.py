@@ -31,7 +31,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__ not in engines.MODULES or not engines.uses_the_managers_of_the_harness(metafunc.function):
         return
     kinds = [pytest.param("local"), pytest.param("ray", marks=pytest.mark.slow)]
-    if not engines.on_ray(metafunc.function.__name__):
+    if metafunc.function.__name__ in engines.OWN:
         kinds.pop()
     metafunc.parametrize("engine", kinds, indirect=True)
 

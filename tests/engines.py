@@ -8,32 +8,13 @@ from typing import Any
 
 MODULES = ("test_jobs", "test_faults", "test_exactly_once")
 
-OWN = (  # They bring an engine of their own, or are about what only the local one has: a guardian in this process, starts that take no time, this process's variables
+OWN = (  # Not run on Ray: they bring an engine of their own, or are about what only the local one has: a guardian in this process, starts that take no time, this process's variables
     "test_an_engine_that_recovers",
     "test_a_guardian_that_is_killed_disturbs_no_job",
     "test_backoff_has_a_longest_delay",
     "test_env_is_laid_over_the_managers_own",
     "test_restart_with_backoff",
 )
-
-HERE = (  # Words in the names of tests about what never leaves the manager's process, or what takes minutes on Ray: there they run only when asked for
-    "broadcaster",
-    "resource_manager",
-    "registry",
-    "hook",
-    "extract_job_result",
-    "listener",
-    "an_interpreter",
-    "twenty_cancels",
-    "dies_between_two_jobs",
-)
-EVERYWHERE = "CJM_WORKERS_TEST_EVERYWHERE" in os.environ  # Whether they are asked for
-
-
-def on_ray(test: str) -> bool:
-    """Whether a test of this name runs on Ray too."""
-    return test not in OWN and (EVERYWHERE or not any(word in test for word in HERE))
-
 
 DIFFERENT: "dict[str, str]" = {  # What the page "Where workers live" says that differs on Ray, and the test that proves it
     "Process ids": "test_a_resource_manager_is_told_where_workers_live",
