@@ -526,7 +526,7 @@ class _Connection:
     closing: Future[Any] | None = None  # The end of the last one
 
     def __init__(self, before: Future[Any] | None = None) -> None:
-        self.users, self.ours, self.lost = 0, False, False  # Engines; whether we made the connection; and whether the cluster answers no more
+        self.users, self.ours, self.lost = set[RayEngine](), False, False  # Engines; whether we made the connection; and whether the cluster answers no more
         self.client = False  # Whether it leads through Ray's client
         self._address: str | None = None  # With which we made it
         self._before = before  # The end of the connection before
@@ -563,20 +563,19 @@ class _Connection:
         self.client = ray.util.client.ray.is_connected()
 
     @classmethod
-    def use(cls,
-        address: str | None # As of `RayEngine`
-    ) -> _Connection:
-        "One more engine needs it. Raises `RayLostError` while engines hold one that was lost."
+    def use(cls, engine: RayEngine) -> _Connection:
+        "One more engine needs it, and those whose loop was closed need it no longer. Raises `RayLostError` while engines hold one that was lost."
+        for user in list(cls.current.users) if cls.current is not None else (): user.abandon()
         with cls.lock:
             if cls.current is None: cls.current = cls(cls.closing)
-            if cls.current.lost: raise RayLostError(address)
-            cls.current.users += 1
+            if cls.current.lost: raise RayLostError(engine.address)
+            cls.current.users.add(engine)
             return cls.current
 
-    def leave(self, ray: Any) -> Future[Any]:
+    def leave(self, engine: RayEngine, ray: Any) -> Future[Any]:
         "One engine less: the last closes what we opened, and ends the thread."
         with self.lock:
-            self.users -= 1
+            self.users.discard(engine)
             if self.users: return self.submit(lambda: None)
             closer = _Connection() if self.lost else self # the thread of a connection that was lost may hang
             _Connection.current, _Connection.closing = None, closer.submit(lambda: ray.shutdown() if self.ours else None)
@@ -725,9 +724,9 @@ class RayEngine:
         loop = asyncio.get_running_loop()
         if self._lost: raise RayLostError(self.address)
         if self._failed is not None and loop.time() - self._failed[0] < self.AFRESH: raise self._failed[1]
-        if self._loop is not None and self._loop.is_closed(): self._abandon()
+        self.abandon()
         if self._loop is None:
-            self._connection, self._loop = _Connection.use(self.address), loop
+            self._connection, self._loop = _Connection.use(self), loop
             self._look()
         if self._loop is not loop: raise EngineLoopError()
         return RayWorker(self, config, events, needs)
@@ -815,14 +814,15 @@ class RayEngine:
         if self._beat is not None: self._beat.cancel()
         workers = list(self._workers)
         for worker in workers: worker._end_actor(worker._actor)
-        left = self._connection.leave(self._ray)
+        left = self._connection.leave(self, self._ray)
         self._loop = self._class = self._failed = None
         self._asking, self._silent = False, 0
         for worker in workers: worker._finish(Exit()) # their managers may want others at once, and have the engine join anew
         return left
 
-    def _abandon(self) -> None:
-        "The loop was closed, and its managers were not shut down."
+    def abandon(self) -> None:
+        "Leave the cluster if the loop was closed, and its managers were not shut down."
+        if self._loop is None or not self._loop.is_closed(): return
         for worker in self._workers: worker._end_actor(worker._actor)
         self._workers.clear()
         self._leave()
