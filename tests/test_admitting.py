@@ -1,9 +1,11 @@
 """`AdmittingResourceManager`: room that is really measured, in workers that really take it."""
 
 import asyncio
+import os
 import threading
 from typing import Any
 
+import psutil
 import pytest
 from harness import Gate, Seen, end, gate, manager, nothing_left, run  # noqa: F401
 
@@ -14,7 +16,7 @@ from cjm_worker_protocols.extensions.admission import AdmissionProtocol, Evictio
 from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
 from cjm_worker_protocols.managers.admission import Door
 from cjm_worker_protocols.integrations.admission import AdmittingResourceManager, rooms
-from cjm_worker_protocols.integrations.resources import Gpu, SettingError, memory_now
+from cjm_worker_protocols.integrations.resources import Gpu, SettingError, Usage, memory_now
 
 MB = 1_000_000
 
@@ -288,6 +290,30 @@ def test_a_promise_ends() -> None:
     resources.PROMISE = 0.0  # type: ignore[misc]
     resources._promises.clear()
     assert resources.can_start(**ask) is None is resources.can_start(**ask)
+
+
+def test_what_a_new_worker_needs_for_itself_is_no_part_of_its_promise() -> None:
+    """One that was never measured had as much as when it was registered, and not nothing."""
+    worker = os.getpid()
+    limit = psutil.Process(worker).memory_info().rss + 80 * MB
+    resources = AdmittingResourceManager(headroom=0, limit=limit)
+    assert resources.can_start("a", {}, {"memory": 50 * MB}) is None
+    resources.register_worker(worker, "test")
+    resources.update_worker_state(worker, status="running", plugin_id="a")
+    assert "is free" in (resources.can_start("b", {}, {"memory": 50 * MB}) or "")
+
+
+def test_gpu_memory_that_a_config_declares_is_looked_for_where_it_is() -> None:
+    """A plugin that was never measured either makes room on the GPU, not in the least recently used worker."""
+    resources = AdmittingResourceManager()
+    for pid, held in ((2**22 + 1, None), (2**22 + 2, 0), (2**22 + 3, 5)):
+        resources.register_worker(pid, "test")
+        resources.update_worker_state(pid, status="idle", plugin_id="p")
+        resources._records[pid].usage = Usage(gpu_memory=held)
+    idle = [2**22 + 1, 2**22 + 2, 2**22 + 3]
+    assert resources.choose_victim("new", {"needs": {"gpu_memory": 5}}, idle) == 2**22 + 3
+    for config in ({}, {"needs": {"memory": 5}}, {"needs": "gpu_memory"}):
+        assert resources.choose_victim("new", config, idle) == 2**22 + 1
 
 
 def test_several_threads_never_get_more_than_there_is() -> None:

@@ -176,8 +176,10 @@ def test_an_adapter_in_a_manager_that_is_not_ours() -> None:
         try:
             await manager.start_job("job-1", "echo", text="hi")
             await manager.result("job-1")
+            assert inner.workers[manager.pid]["status"] == "idle" and "job_id" not in inner.workers[manager.pid]
             manager.unload()
             told = inner.workers[manager.pid]
+            assert "job_id" not in told
             assert told["status"] == "idle" and not told.get("plugin_id") and not told.get("loaded_plugin_resource")
         finally:
             manager.shutdown()

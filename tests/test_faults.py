@@ -700,16 +700,17 @@ def test_a_registry_that_cannot_list_still_names_an_unknown_plugin() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("nonsense", [[], "config", 7], ids=str)
-def test_a_registry_whose_config_is_none(nonsense: Any) -> None:
-    """A config that is no mapping is the registry's fault, and named as such."""
+@pytest.mark.parametrize("nonsense", [[], '{"api_key": "hush"}', 7], ids=str)
+def test_a_registry_whose_config_is_none(nonsense: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A config that is no mapping is the registry's fault, and named as such; it is not shown, since it may have a secret in it."""
     registry = Catalog()
     registry.nonsense = nonsense
 
     async def scenario() -> None:
         async with manager("echo", plugin_registry=registry) as m:
-            with pytest.raises(errors.RegistryUnavailableError, match="load_plugin_config.*expected a dict"):
+            with pytest.raises(errors.RegistryUnavailableError, match="load_plugin_config.*expected a dict") as info:
                 await m.start_job("echo")
+            assert "hush" not in f"{info.value}{caplog.text}" and type(nonsense).__name__ in str(info.value)
             assert m.jobs == {} and m.workers == []
 
     run(scenario())

@@ -477,7 +477,7 @@ def test_a_variable_that_could_be_anybodys_is_refused(site: Path, monkeypatch: p
         ({"beam": None}, "beam", "a value of type integer", "None"),
         ({"words": ["a", 5]}, "words.1", "a value of type string", "5"),
         ({"modle": "x"}, "modle", "one of the keys api_key, beam, decoder, fast, model, words", "a key that is none of them"),
-        ({"api_key": 12345}, "api_key", "a value of type string", "***"),
+        ({"api_key": 12345}, "api_key", "a value of type string", "*** that is a int"),
     ],
 )
 def test_a_wrong_value_is_named(config: "dict[str, Any]", key: str, expected: str, got: str, site: Path, tmp_path: Path) -> None:
@@ -509,6 +509,7 @@ BROKEN = {
     "half": "{",
     "array": "[]",
     "type": {"type": 5},
+    "draft": {"$schema": ["x"]},
     "properties": {"properties": [1]},
     "regex": {"patternProperties": {"(": {}}},
     "remote": {"properties": {"a": {"$ref": "https://example.invalid/x"}}},
@@ -777,12 +778,13 @@ def test_a_secret_is_not_shown(site: Path, tmp_path: Path, caplog: pytest.LogCap
         {"properties": {"k": {"$ref": "#key"}}, "$defs": {"a": {"$anchor": "key", "writeOnly": True}}},
         {"properties": {"k": {"$ref": "#/$defs/a%20key/allOf/0"}}, "$defs": {"a key": {"allOf": [{"writeOnly": True}]}}},
         {"dependentSchemas": {"k": {"properties": {"k": {"format": "password"}}}}},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "dependencies": {"k": {"properties": {"k": {"format": "password"}}}, "x": ["k"]}},
         {"unevaluatedProperties": {"writeOnly": True}},
         {"properties": {"k": {"type": ["string", "array"], "items": {"$ref": "#/properties/k"}, "writeOnly": True}}},
         {"$ref": "#/$defs/tree", "$defs": {"tree": {"properties": {"k": {"writeOnly": True}, "more": {"$ref": "#/$defs/tree"}}}}},
         {"$schema": "http://json-schema.org/draft-07/schema#", "additionalProperties": {"items": [{"writeOnly": True}, {}], "format": "password"}},
     ],
-    ids=["anchor", "pointer", "dependent", "unevaluated", "itself", "tree", "draft 7"],
+    ids=["anchor", "pointer", "dependent", "dependent, draft 7", "unevaluated", "itself", "tree", "draft 7"],
 )
 def test_a_secret_is_found_wherever_a_schema_says_so(schema: "dict[str, Any]", site: Path) -> None:
     """By name or by path, below whatever applies to its value, in a schema that has itself as a part."""
@@ -790,6 +792,101 @@ def test_a_secret_is_found_wherever_a_schema_says_so(schema: "dict[str, Any]", s
     registry.register("a", "m:a", schema=schema)
     config = registry.load_plugin_config("a")
     assert "hush" not in f"{config}" and "***" in f"{config}" and config["k"].reveal() == "hush"
+
+
+KEY = {"type": "string", "writeOnly": True}
+
+
+@pytest.mark.parametrize("value", ["hush", 48555348, 4.8555348, b"hush", '{"hush": '])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": KEY},
+        {"type": "array", "prefixItems": [{}, KEY]},
+        {"type": "object", "properties": {"password": {"type": "string", "format": "password"}}},
+        {"type": "object", "properties": {"default": KEY}},
+        {"type": "object", "patternProperties": {"^k": KEY}},
+        {"type": "object", "additionalProperties": {"type": "array", "items": KEY}},
+        {"type": "array", "contains": {"anyOf": [{"type": "integer"}, KEY]}},
+        {"$ref": "#/$defs/login"},
+        {"allOf": [{"oneOf": [{"$ref": "#/$defs/login"}, {"type": "array", "items": {"$ref": "#/$defs/login"}}]}]},
+        {"anyOf": [{"type": "string", "pattern": "^public"}, {"$ref": "#/$defs/login"}]},
+        {"$ref": "#/$defs/tree"},
+    ],
+    ids=["items", "prefix", "property", "default", "pattern", "additional", "contains", "reference", "combined", "union", "tree"],
+)
+def test_what_is_in_the_place_of_secrets_is_not_shown(schema: "dict[str, Any]", value: Any, site: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An array or an object of secrets was to be given, and one of them was: in the code, or in a file."""
+    caplog.set_level(logging.DEBUG)
+    defs = {"login": {"type": "object", "properties": {"k": KEY}}, "tree": {"type": "object", "properties": {"k": KEY, "more": {"$ref": "#/$defs/tree"}}}}
+    registry = of_text(config={"a": {"k": value}}, config_dir=tmp_path / "config")
+    for plugin_id in ("a", "b"):
+        registry.register(plugin_id, "m:a", schema={"properties": {"k": schema}, "$defs": defs})
+    with pytest.raises(PluginConfigError, match=f"key 'k': expected .*got .*that is a {type(value).__name__}, from the code") as info:
+        registry.load_plugin_config("a")
+    errors = [info.value]
+    if not isinstance(value, bytes):
+        with pytest.raises(PluginConfigError) as info:
+            registry.save_plugin_config("b", {"k": value})
+        errors.append(info.value)
+        Path(registry.config_file("b")).write_text(json.dumps({"k": value}))
+        assert str(value) not in f"{registry.stored_plugin_config('b')}" or "anyOf" in schema and isinstance(value, str)
+    for e in errors:
+        assert "hush" not in f"{e} {e!r}" and "8555348" not in f"{e} {e!r}" and e.__context__ is None
+    assert "hush" not in caplog.text and "8555348" not in caplog.text
+
+
+@pytest.mark.parametrize("given", ["hush", '{"hush": 1}', "48555348"])
+def test_a_variable_in_the_place_of_secrets_is_not_shown(given: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret as plain text where an array of them belongs; of an object there, not even the keys."""
+    registry = of_text()
+    registry.register("a", "m:a", schema={"properties": {"tokens": {"type": "array", "items": KEY}}})
+    monkeypatch.setenv("CJM_WORKERS__A__TOKENS", given)
+    with pytest.raises(PluginConfigError, match="key 'tokens': expected a value of type array .*from the environment variable CJM_WORKERS__A__TOKENS") as info:
+        registry.load_plugin_config("a")
+    assert "hush" not in f"{info.value!r}" and "48555348" not in f"{info.value!r}"
+
+
+LOGIN = {"properties": {"k": KEY}}
+
+
+@pytest.mark.parametrize(
+    "schema, value, shown",
+    [
+        (LOGIN, "hush", "***"),  # no type: so it is valid
+        ({**LOGIN, "type": ["string", "object"]}, "hush", "***"),
+        ({**LOGIN, "type": ["integer", "object"]}, 3, "3"),
+        ({"anyOf": [{"type": "string"}, {**LOGIN, "type": "object"}]}, "public", "'public'"),
+        ({"anyOf": [{"enum": ["none"]}, {**LOGIN, "type": "object"}]}, "none", "'none'"),
+        ({"anyOf": [{"type": "number"}, {**LOGIN, "type": "object"}]}, 3.5, "3.5"),
+        ({**LOGIN, "type": ["null", "object"]}, None, "None"),
+        ({"type": "string"}, Secret("hush"), "***"),
+    ],
+)
+def test_what_is_valid_in_the_place_of_secrets(schema: "dict[str, Any]", value: Any, shown: str, site: Path) -> None:
+    """It is hidden unless a part of the schema without secrets asks for it. What the code calls a secret is one."""
+    registry = of_text(config={"a": {"k": value}})
+    registry.register("a", "m:a", schema={"properties": {"k": schema}})
+    config = registry.load_plugin_config("a")
+    assert repr(config) == f"{{'k': {shown}}}" and config["k"] == value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"k": {"writeOnly": True}}},
+        {"properties": {"k": {"$ref": "#/odd/k", "writeOnly": True}}, "odd": {"k": {"type": "text"}}},
+        {"$schema": "http://json-schema.org/draft-03/schema#", "properties": {"k": {"type": "text", "format": "password"}}},
+    ],
+    ids=["bytes", "a part that nobody looked at", "draft 3"],
+)
+def test_a_schema_that_is_none_does_not_show_a_secret(schema: "dict[str, Any]", site: Path) -> None:
+    """Neither what the validator says, nor a secret that is no string."""
+    registry = of_text(config={"a": {"k": b"hush"}})
+    registry.register("a", "m:a", schema=schema)
+    with pytest.raises(PluginSchemaError) as info:
+        registry.load_plugin_config("a")
+    assert "hush" not in f"{info.value} {info.value!r}"
 
 
 @pytest.mark.parametrize("rule", [{"maxProperties": 0}, {"propertyNames": {"enum": ["api_key"]}}, {"unevaluatedProperties": False}, {"not": {"required": ["api_kye"]}}], ids=str)

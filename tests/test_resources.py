@@ -1348,6 +1348,36 @@ def test_an_adapter_registers_anew_only_when_something_goes() -> None:
     assert inner.workers == {}
 
 
+def test_an_adapter_takes_the_job_of_a_worker_reported_idle() -> None:
+    """Also when it is told no more than that; a job in the same call counts."""
+    inner = IgnoresNone()
+    adapter = ClearingAdapter(inner)
+    adapter.register_worker(1, "test")
+    adapter.update_worker_state(1, status="running", job_id="a", plugin_id="p")
+    adapter.update_worker_state(1, status="idle")
+    assert (inner.workers[1]["status"], inner.workers[1]["job_id"], inner.workers[1]["plugin_id"]) == ("idle", None, "p")
+    adapter.update_worker_state(1, status="idle", job_id="b")
+    assert inner.workers[1]["job_id"] == "b"
+
+
+def test_an_adapter_clears_what_is_empty_and_what_cannot_be_compared() -> None:
+    """An empty text is no None; values that raise when they are compared count as changed, and nothing that was told is lost."""
+
+    class Odd:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError
+
+    inner = Merges()
+    adapter = ClearingAdapter(inner)
+    adapter.register_worker(1, "test")
+    adapter.update_worker_state(1, loaded_plugin_resource="", config={"a": Odd()})
+    assert inner.workers[1]["loaded_plugin_resource"] == ""
+    adapter.update_worker_state(1, loaded_plugin_resource=None, config={"b": Odd()})
+    assert inner.workers[1]["loaded_plugin_resource"] is None and list(inner.workers[1]["config"]) == ["b"]
+    adapter.update_worker_state(1, config={"b": Odd()})
+    assert list(inner.workers[1]["config"]) == ["b"]
+
+
 def test_an_adapter_recovers_from_a_manager_that_raises() -> None:
     """What raised half way is told again, from the beginning."""
     inner = IgnoresNone()

@@ -148,7 +148,8 @@ class AdmittingResourceManager(ProcessResourceManager):
     ) -> int | None:
         with self._lock: records = {pid: self._records[pid].worker() for pid in idle if pid in self._records}
         holding = [worker for worker in records.values() if worker.plugin_id is not None]
-        if "gpu_memory" in self.needs(plugin_id, config):
+        declared = config.get("needs")
+        if "gpu_memory" in self.needs(plugin_id, config) or isinstance(declared, Mapping) and "gpu_memory" in declared:
             holding.sort(key=lambda worker: not worker.usage.gpu_memory)  # those that hold some first, else in the order that was given
         return holding[0].pid if holding else None
 
@@ -176,5 +177,5 @@ class AdmittingResourceManager(ProcessResourceManager):
 
 def _uses(worker: Worker, there: Mapping[str, Any]) -> dict[str, int]:
     "What a worker uses, by room. Which GPU it is on is not told, so it counts for each."
-    memory, gpu = worker.usage.rss or 0, worker.usage.gpu_memory or 0
+    memory, gpu = worker.usage.rss or worker.base or 0, worker.usage.gpu_memory or 0
     return {name: memory if name == "memory" else gpu for name in there}

@@ -598,7 +598,7 @@ def _applying(schema: Any, root: Any) -> list[dict[str, Any]]:
         found[id(one)] = one
         ahead += [_referred(one[key], root) for key in _REFS if isinstance(one.get(key), str)]
         ahead += [other for key in ("allOf", "anyOf", "oneOf") for other in one.get(key) or ()]
-        ahead += [*(one.get(key) for key in ("if", "then", "else")), *(one.get("dependentSchemas") or {}).values()]
+        ahead += [*(one.get(key) for key in ("if", "then", "else")), *(below for key in ("dependentSchemas", "dependencies") for below in (one.get(key) or {}).values())]
     return [*found.values()]
 
 def _referred(ref: str, root: Any) -> Any:
@@ -636,8 +636,21 @@ def _below(schemas: list[Any], key: str) -> list[Any]:
 
 def _inside(schemas: list[Any], index: int) -> list[Any]:
     "What applies to an item of an array."
-    kinds = ("items", "additionalItems", "unevaluatedItems", "contains")
-    return [one for schema in schemas for one in (*map(schema.get, kinds), _at(schema.get("prefixItems"), index), _at(schema.get("items"), index))]
+    return [one for schema in schemas for one in (*map(schema.get, _ITEMS), _at(schema.get("prefixItems"), index), _at(schema.get("items"), index))]
+
+_ITEMS = ("items", "additionalItems", "unevaluatedItems", "contains")
+
+def _anywhere(schema: Any, root: Any) -> list[dict[str, Any]]:
+    "A schema, and all that may apply to the same value, or to anything in it, each once."
+    ahead, found = [schema], dict[int, dict[str, Any]]()
+    for one in ahead:  # which grows meanwhile
+        for new in _applying(one, root):
+            if id(new) in found: continue
+            found[id(new)] = new
+            ahead += [*map(new.get, (*_ITEMS, "additionalProperties", "unevaluatedProperties")), *(new.get("prefixItems") or ())]
+            ahead += [*(new.get("properties") or {}).values(), *(new.get("patternProperties") or {}).values()]
+            if isinstance(new.get("items"), list): ahead += new["items"]
+    return [*found.values()]
 
 def _types(schema: Any, key: str) -> Any:
     "The types that a schema asks for at a key."
@@ -652,14 +665,24 @@ def _defaults(schema: Any) -> dict[str, Any]:
     return found
 
 # %% ../../nbs/integrations/registry.ipynb #d04ed9ab
-def _hidden(value: Any, schemas: Iterable[Any], root: Any, secret: bool = False) -> Any:
-    "A config with its secrets hidden."
+def _hidden(value: Any, schemas: Iterable[Any], root: Any, secret: bool = False, wrong: bool = False) -> Any:
+    "A config with its secrets hidden, and what stands in the place of an array or object of secrets. In one that is `wrong`, no schema speaks for what stands there."
     schemas = [one for schema in schemas for one in _applying(schema, root)]
-    secret = secret or any(one.get("writeOnly") is True or one.get("format") == "password" for one in schemas)
-    if isinstance(value, str): return Secret(value) if secret else value
-    if isinstance(value, dict): return {key: _hidden(item, _below(schemas, key), root, secret) for key, item in value.items()}
-    if isinstance(value, list): return [_hidden(item, _inside(schemas, i), root, secret) for i, item in enumerate(value)]
-    return Secret(json.dumps(value)) if secret and isinstance(value, (int, float)) and not isinstance(value, bool) else value
+    secret = secret or any(map(_is_secret, schemas))
+    if isinstance(value, dict): return {key: _hidden(item, _below(schemas, key), root, secret, wrong) for key, item in value.items()}
+    if isinstance(value, list): return [_hidden(item, _inside(schemas, i), root, secret, wrong) for i, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, Secret)): return value
+    if not secret:
+        without = [one for one in schemas if not any(map(_is_secret, _anywhere(one, root)))]
+        secret = len(without) < len(schemas) and (wrong or not any(_names(one, value) for one in (without if isinstance(value, str) else schemas)))
+    return Secret(f"{value}") if secret else value
+
+def _is_secret(schema: Mapping[str, Any]) -> bool: return schema.get("writeOnly") is True or schema.get("format") == "password"
+
+def _names(schema: Mapping[str, Any], value: Any) -> bool:
+    "Whether a schema says in so many words that a value, or a value of its type, may stand here."
+    types, kinds = schema.get("type"), ("string",) if isinstance(value, str) else ("integer", "number")
+    return any(kind == types or isinstance(types, list) and kind in types for kind in kinds) or value in [schema.get("const"), *(schema.get("enum") or ())]
 
 def _revealed(value: Any) -> Any:
     "A config with its secrets in the open: to be validated, or saved."
@@ -682,8 +705,11 @@ def _numbers_hidden(plain: Any, hidden: Any) -> bool:
 def _usable(plugin_id: str, schema: Any, path: str) -> None:
     "Raises `PluginSchemaError` for what is no schema, or one that leads out of its file, since nothing is fetched from anywhere; or `RegistryExtraError`."
     jsonschema = _need("jsonschema", f"the schema of plugin {plugin_id!r}")
-    try: jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator).check_schema(schema)
+    try:
+        kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        kind.check_schema(schema)
     except Exception as e: raise PluginSchemaError(plugin_id, path, getattr(e, "message", f"{type(e).__name__}: {e}")) from None
+    if kind is jsonschema.Draft3Validator: raise PluginSchemaError(plugin_id, path, "one of draft 3, in which secrets are not found: use draft 4 or a later one")
     for ref in (one[key] for one in _parts(schema) for key in _REFS if isinstance(one.get(key), str)):
         if not isinstance(_referred(ref, schema), (dict, bool)): raise PluginSchemaError(plugin_id, path, f"a reference that leads nowhere in it, {ref[:200]!r}")
 
@@ -703,6 +729,7 @@ def _wrong(plugin_id: str, error: Any, hidden: Any, origins: Mapping[str, str]) 
     path, got = [*map(str, error.absolute_path)], hidden
     for part in error.absolute_path: got = got[part] if isinstance(got, (dict, list)) else got
     expected, shown = f"{error.validator} {json.dumps(error.validator_value)[:200]}", _said(got)
+    if isinstance(got, Secret): shown = f"{got} that is a {type(error.instance).__name__}"
     if error.validator == "required":
         path.append(next(key for key in error.validator_value if key not in error.instance))
         expected, shown = "a value, since it is required", "none"
@@ -712,7 +739,9 @@ def _wrong(plugin_id: str, error: Any, hidden: Any, origins: Mapping[str, str]) 
         if error.validator_value is False and odd:
             path.append(odd[0])
             expected, shown = f"one of the keys {', '.join(sorted(known))}", "a key that is none of them"
-    elif error.validator == "type": expected = f"a value of type {' or '.join([types] if isinstance(types := error.validator_value, str) else types)}"
+    elif error.validator == "type":
+        expected = f"a value of type {' or '.join([types] if isinstance(types := error.validator_value, str) else types)}"
+        if isinstance(got, dict): shown = "an object"  # where none belongs, its keys may be anything
     elif error.validator == "enum": expected = f"one of {json.dumps(error.validator_value)[1:-1]}"[:200]
     return PluginConfigError(plugin_id, ".".join(path), expected, shown, origins.get(path[0], "") if path else "")
 
@@ -753,9 +782,9 @@ class _Schema:
     def defaults(self) -> dict[str, Any]: return _defaults(self.written)
     def types(self, key: str) -> Any: return _types(self.written, key)
 
-    def hide(self, config: dict[str, Any]) -> dict[str, Any]:
-        "A config with its secrets hidden."
-        hidden: dict[str, Any] = config if self.written is None else _hidden(config, [self.written], self.written)
+    def hide(self, config: dict[str, Any], wrong: bool = False) -> dict[str, Any]:
+        "A config with its secrets hidden; of one that is `wrong`, also what is in the place of some."
+        hidden: dict[str, Any] = config if self.written is None else _hidden(config, [self.written], self.written, wrong=wrong)
         return hidden
 
     def checked(self, config: Any, origins: Mapping[str, str], partly: bool = False) -> dict[str, Any]:
@@ -763,9 +792,9 @@ class _Schema:
         if self.written is None: return dict(config)
         validator, plain = _validator(self.plugin_id, self.written), _revealed(config)
         try:
-            hidden = self.hide(plain)
             error = _first_wrong(validator, plain, partly)
-        except Exception as e: raise PluginSchemaError(self.plugin_id, self.where, f"{type(e).__name__}: {e}") from None
+            hidden = self.hide(config, wrong=error is not None)
+        except Exception as e: raise PluginSchemaError(self.plugin_id, self.where, f"{type(e).__name__}: {getattr(e, 'type', e)}") from None  # an unknown type's text has the value
         if error is not None: raise _wrong(self.plugin_id, error, hidden, origins) from None
         if _numbers_hidden(plain, hidden): raise PluginSchemaError(self.plugin_id, self.where, "a secret that is no string")
         return hidden

@@ -816,7 +816,9 @@ def _measure_again(me: weakref.ref[ProcessResourceManager], stop: threading.Even
 
 # %% ../../nbs/integrations/resources.ipynb #afe64673
 class ClearingAdapter:
-    "A `ResourceManagerProtocol` that makes one which cannot clear end in the right state."
+    """A `ResourceManagerProtocol` that makes one which cannot clear end in the right state. A worker reported idle holds no job.
+
+    It is that protocol and no other: whatever else the inner manager can do is not passed on, so one that admits or evicts does neither behind it."""
     def __init__(self,
         inner: ResourceManagerProtocol # The one that cannot clear
     ):
@@ -846,6 +848,7 @@ class ClearingAdapter:
         config: Union[dict[str, Any], None, Unset] = UNSET
     ) -> None:
         given = dict(zip(_TOLD, (status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config if isinstance(config, Unset) else _copied(config))))
+        if status == "idle" and job_id is UNSET: given["job_id"] = None
         with self._lock:
             if pid not in self._known: return
             worker_type, before = self._known[pid]
@@ -864,4 +867,7 @@ class ClearingAdapter:
 
 def _goes(before: Any, now: Any) -> bool:
     "Whether something that was told does not hold any more, and is not just replaced."
-    return bool(before) and (not now or isinstance(before, Mapping) and before != now)
+    if before is None: return False
+    if not now: return now is None or bool(before)
+    try: return isinstance(before, Mapping) and bool(before) and bool(before != now)
+    except Exception: return True  # arrays, for instance, do not say whether they are equal

@@ -85,7 +85,7 @@ class Registry:
         if not self._told(lambda: _read(metadata, "is_configured", True)): raise PluginNotConfiguredError(plugin_id)
         config = self._call("load_plugin_config", plugin_id)
         if not isinstance(config, Mapping):
-            reason = f"expected a dict (got {config!r} that is a {type(config).__name__})"
+            reason = f"expected a dict (got a {type(config).__name__})"  # which may have a secret in it
             self.lane.failed("load_plugin_config", reason)
             raise RegistryUnavailableError("load_plugin_config", reason)
         return self._told(lambda: str(_read(metadata, "name") or plugin_id)), dict(config)
