@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, AsyncGenerator, Generator, Iterator
 
@@ -361,6 +362,45 @@ def tidy_generator(marker: str) -> "Iterator[int]":
             i += 1
     finally:
         _write(marker, "cleaned up")
+
+
+def shrugs(marker: str, how: str) -> "Iterator[int]":
+    """Go on after a SystemExit, once, as if nothing had happened; and take long to clean up after the next."""
+    try:
+        try:
+            yield os.getpid()
+            time.sleep(FOREVER)
+        except SystemExit:
+            if how == "turned":
+                raise ValueError("no time") from None
+        time.sleep(FOREVER)
+    finally:
+        if how == "async":
+            asyncio.run(_cleans_up())
+        else:
+            with suppress(ValueError):
+                time.sleep(0.3)
+                raise ValueError
+            with closing(_slow()):
+                time.sleep(0.3)
+        _write(marker, "cleaned up")
+
+
+async def _cleans_up() -> None:
+    task = asyncio.ensure_future(asyncio.sleep(FOREVER))
+    await asyncio.sleep(0.3)
+    task.cancel()
+    try:
+        await task
+    except asyncio.CancelledError:
+        time.sleep(0.3)
+
+
+def _slow() -> "Iterator[None]":
+    try:
+        yield
+    finally:
+        time.sleep(0.3)
 
 
 def logs_at_its_end(size: int) -> "Iterator[int]":

@@ -1564,6 +1564,21 @@ def test_sigterm_is_heard_wherever_the_plugin_is(where: str, tmp_path: Path) -> 
     run(scenario(), limit=90)
 
 
+@pytest.mark.parametrize("how", ["plain", "async", "turned"])
+def test_a_plugin_that_goes_on_after_sigterm_is_told_again(how: str, tmp_path: Path) -> None:
+    """It caught the first `SystemExit`, made another exception of it, or did nothing: it gets more, the grace period is not used up, and no clean-up is disturbed."""
+
+    async def scenario() -> None:
+        async with manager("shrugs", "echo", grace_timeout=20.0) as m:
+            job = await m.start_job("shrugs", marker=str(tmp_path / "marker"), how=how)
+            pid = await first_chunk(job)
+            assert await m.cancel_job(job.id) and (tmp_path / "marker").read_text() == "cleaned up"
+            assert gone([pid], 1.0)
+            await works(m)
+
+    run(scenario(), limit=15)
+
+
 def test_a_chunk_that_cannot_be_read_fails_its_job() -> None:
     """Also when the job's result came right behind it."""
 

@@ -7,6 +7,7 @@ import pickle
 import struct
 import sys
 import wave
+from array import array
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -22,6 +23,7 @@ from cjm_worker_protocols.integrations.speech import (
     PocketSphinx,
     Recording,
     SpeechNotInstalledError,
+    WideWav,
     sample_recording,
 )
 
@@ -151,6 +153,45 @@ def test_any_width_and_any_channels(
     result, _ = transcribe(speech, path)
     assert wrong(result["text"]) < (0.35 if width == 1 or channels > 2 else 0.1), result["text"]
     assert abs(result["duration"] - len(samples) / 16000) < 0.02
+
+
+def test_samples_wider_than_libsndfile_reads(speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
+    """What `wave` reads and libsndfile doesn't is transcribed too: here of 64 bit, whose upper half is the sound."""
+    path = write(tmp_path / "a.wav", samples, width=4, channels=2)
+    data = bytearray(path.read_bytes())
+    data[22:24], data[34:36] = (1).to_bytes(2, "little"), (64).to_bytes(2, "little")
+    path.write_bytes(data)
+    with wave.open(str(path)) as file:
+        assert file.getparams()[:2] == (1, 8)
+    result, _ = transcribe(speech, path)
+    assert wrong(result["text"]) < 0.1, result["text"]
+    path.write_bytes(data[:24] + bytes(4) + data[28:])
+    with pytest.raises(AudioFileError, match="damaged"):
+        transcribe(speech, path)
+
+
+def test_more_channels_than_libsndfile_reads(speech: PocketSphinx, tmp_path: Path) -> None:
+    """Their mean, as of fewer."""
+    sound = [math.sin(i / 5) for i in range(8000)]
+    write(tmp_path / "one.wav", sound)
+    with wave.open(str(tmp_path / "many.wav"), "wb") as file:
+        file.setparams((1100, 2, 16000, 0, "NONE", ""))
+        file.writeframes(b"".join(encoded(value, 2) * 1100 for value in sound))
+    one, many = (b"".join(Recording(tmp_path / f"{name}.wav").blocks()) for name in ("one", "many"))
+    assert len(one) == len(many) and max(abs(a - b) for a, b in zip(array("h", one), array("h", many))) <= 1
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_a_wide_file_is_read_as_soundfile_would(width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Sample for sample, in pieces of any length, and empty at the end."""
+    path = write(tmp_path / "a.wav", [math.sin(i / 5) for i in range(1000)], width=width, channels=3)
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed: pip install -e '.[speech]'")
+    monkeypatch.setattr(WideWav, "WIDTH", 0)
+    with soundfile.SoundFile(path) as theirs, path.open("rb") as file, WideWav(file) as ours:
+        assert (ours.frames, ours.samplerate) == (theirs.frames, theirs.samplerate)
+        for count in (1, 7, 992, 1):
+            expected = theirs.read(count, dtype="float32", always_2d=True)
+            assert expected.tolist() == ours.read(count, dtype="float32", always_2d=True).tolist()
 
 
 @pytest.mark.parametrize("rate", [11025, 12345, 22050, 44100, 48000, 192000])

@@ -386,24 +386,36 @@ class Worker:
         return True
 
 # %% ../../nbs/core/worker.ipynb #cell-29
+_AGAIN = 0.05  # Seconds from one SIGTERM to the next
+
 def _handle_sigterm() -> None:
-    """Unwind the plugin on SIGTERM, but simply end a process that it forked. Where an exception would be lost, as it is in a `__del__` or a module's
-    fork hook, the signal is sent once more, a moment later. A child that is sent one as soon as it is there gets it when it has let go of this handler: Python
-    forgets, in a child, the signals that it has noted and not yet handled."""
-    def again() -> None:
-        time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGTERM)
+    """Unwind the plugin on SIGTERM, but simply end a process that it forked. The exception may be lost: in a `__del__`, in a module's fork hook, in C code that
+    forgets it, as many a module does while it is imported. So the signal comes again and again, and counts when nobody is cleaning up after the one before.
+    A child that is sent one as soon as it is there gets it when it has let go of this handler: Python forgets, in a child, the signals that it has noted and
+    not yet handled."""
+    worker, main, shown, held = os.getpid(), threading.get_ident(), sys.unraisablehook, threading.local()
+    stop = SystemExit(128 + signal.SIGTERM)
+    repeating = False
+
+    def repeat() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        while True:
+            time.sleep(_AGAIN)
+            signal.pthread_kill(main, signal.SIGTERM)
 
     def terminated(signum: int, frame: FrameType | None) -> None:
+        nonlocal repeating
+        handled = sys.exc_info()[1]
+        while handled is not None and handled is not stop: handled = handled.__context__
+        if handled is stop: return
+        if not repeating:
+            repeating = True
+            with suppress(RuntimeError): _thread.start_new_thread(repeat, ()) # there may be no more threads to be had
         raise stop
 
-    worker, shown, stop, held = os.getpid(), sys.unraisablehook, SystemExit(128 + signal.SIGTERM), threading.local()
-
     def lost(unraisable: Any) -> None:
-        if unraisable.exc_value is stop:
-            if os.getpid() == worker: _thread.start_new_thread(again, ())
-            else: os._exit(128 + signal.SIGTERM)
-        else: shown(unraisable)
+        if unraisable.exc_value is not stop: shown(unraisable)
+        elif os.getpid() != worker: os._exit(128 + signal.SIGTERM)
 
     def hold() -> None:
         held.mask = None

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import os
 import re
+import wave
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack
 from importlib import import_module
 from importlib.resources import files
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..core.context import check_cancel, report_progress
 
 # %% auto #0
-__all__ = ['NEEDS', 'RATE', 'MAGIC', 'HEAD', 'LONGEST', 'STEP', 'SpeechNotInstalledError', 'AudioFileError', 'Recording',
-           'sample_recording', 'PocketSphinx']
+__all__ = ['NEEDS', 'RATE', 'MAGIC', 'HEAD', 'LONGEST', 'STEP', 'SpeechNotInstalledError', 'AudioFileError', 'WideWav',
+           'Recording', 'sample_recording', 'PocketSphinx']
 
 # %% ../../nbs/integrations/speech.ipynb #cell-6
 class SpeechNotInstalledError(ImportError):
@@ -53,6 +54,36 @@ class AudioFileError(ValueError):
 
     def __str__(self) -> str: return f"cannot transcribe {self.path!r}: expected a recording, as a WAV, FLAC, Ogg or AIFF file (got {self.got})"
 
+# %% ../../nbs/integrations/speech.ipynb #5def80e2
+class WideWav:
+    "A WAV file as soundfile would give it, if libsndfile could read one with samples that wide, or with so many channels."
+    WIDTH, CHANNELS = 4, 1024  # Bytes of a sample, and channels, that libsndfile can read
+
+    def __init__(self,
+        file: BinaryIO # The file, at its beginning
+    ):
+        "Raises `ValueError` for all else, that soundfile can read, or nobody."
+        try: self._wave = wave.open(file)
+        except (wave.Error, EOFError) as e: raise ValueError(str(e)) from e
+        self._channels, self._width, self.samplerate, self.frames = self._wave.getparams()[:4]
+        if self._width <= self.WIDTH and self._channels <= self.CHANNELS or not self.samplerate: raise ValueError("not a wide one")
+
+    def read(self,
+        frames: int, # How many
+        **_: Any # What soundfile wants to know beside that
+    ) -> Any: # An array of floats from -1 to 1, of as many rows as there are, and a column for each channel
+        "The next frames."
+        numpy, size = _need("numpy"), self._channels * self._width
+        data = self._wave.readframes(frames)
+        raw = numpy.frombuffer(data[:len(data) // size * size], "uint8").reshape(-1, self._channels, self._width)
+        top = numpy.zeros((*raw.shape[:2], 4), "uint8") # the most significant bytes of each sample
+        top[:, :, -min(4, self._width):] = raw[:, :, -4:]
+        if self._width == 1: top[:, :, 3] ^= 0x80 # those have no sign
+        return (top.view("<i4")[:, :, 0] / 2**31).astype("float32")
+
+    def __enter__(self) -> WideWav: return self
+    def __exit__(self, *exc: object) -> None: self._wave.close()
+
 # %% ../../nbs/integrations/speech.ipynb #cell-11
 RATE = 16_000  # Samples a second that the model was made for
 MAGIC = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"fLaC", b"OggS")  # How WAV, AIFF, FLAC and Ogg files begin
@@ -73,7 +104,10 @@ class Recording:
             if not begin: raise AudioFileError(self.path, "an empty file")
             if begin not in MAGIC: raise AudioFileError(self.path, f"a file that is not audio: it begins with {begin!r}")
             try: self._sound = opened.enter_context(self._soundfile.SoundFile(file.fileno(), closefd=False))
-            except self._soundfile.LibsndfileError as e: raise self._damaged(e) from None
+            except self._soundfile.LibsndfileError as e:
+                file.seek(0)
+                try: self._sound = opened.enter_context(WideWav(file))
+                except ValueError: raise self._damaged(e) from None
             if not self._sound.frames: raise AudioFileError(self.path, "one without a single sample")
             self._opened = opened.pop_all()
         self.duration: float = self._sound.frames / self._sound.samplerate  # In seconds
