@@ -985,6 +985,7 @@ def test_an_engine_works_on_one_loop_at_a_time() -> None:
             assert await (await m.start_job("pid")) > 0
             told = await asyncio.get_running_loop().run_in_executor(None, run, on_another())
             assert EngineLoopError.__name__ in told
+            assert await (await m.start_job("pid")) > 0  # the other's shutdown has closed nothing
         m = on_ray("with_children", engine=engine)  # and never shut down
         left.extend(await first_chunk(await m.start_job("with_children")))
 
