@@ -70,7 +70,7 @@ def start_ray(**settings: Any) -> None:
     from cjm_worker_protocols.integrations.ray import start_ray
 
     os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning")
-    start_ray(ray, None, num_cpus=8, object_store_memory=200_000_000, resources={"thing": 2}, **settings)
+    start_ray(ray, None, num_cpus=8, num_gpus=2, object_store_memory=200_000_000, resources={"thing": 2}, **settings)
     started = used = True
 
 

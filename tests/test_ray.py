@@ -122,6 +122,23 @@ def test_an_idle_worker_gives_up_its_room() -> None:
     run(scenario(), limit=60)
 
 
+def test_each_worker_has_its_own_gpu() -> None:
+    """Ray says which through the environment, as it does on a node with real ones; one too many waits."""
+
+    def sees() -> "Iterator[str | None]":
+        yield os.environ.get("CUDA_VISIBLE_DEVICES")
+        time.sleep(1000)
+
+    async def scenario() -> None:
+        async with on_ray(sees, engine=RayEngine(num_gpus=1), max_workers=3) as m:
+            jobs = [await m.start_job("sees") for _ in range(3)]
+            while len(at_work := [job for job in jobs if job.status == "running"]) < 2 or "free now: GPU 0" not in max(job.waiting_for for job in jobs):
+                await asyncio.sleep(0.05)
+            assert sorted([await first_chunk(job) for job in at_work]) == ["0", "1"]
+
+    run(scenario())
+
+
 def test_what_no_node_has_is_said() -> None:
     """A need that no node can ever meet is named as that, and the job can be cancelled."""
 
