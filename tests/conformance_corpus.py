@@ -2219,6 +2219,7 @@ def plain(text: str) -> str:
     text = re.sub(r"\b0x[0-9a-f]+", "0x…", text)
     text = re.sub(r"\d[\d,]* more references", "N more references", text)
     text = re.sub(r"took about [\d.]+ s", "took about N s", text)
+    text = re.sub(r"(did not come within|later than after) 0\.5 s", rf"\1 {events.Client.PATIENCE:g} s", text)  # as when nobody is in a hurry
     text = re.sub(r"left \d+", "left N", text)
     text = re.sub(r"job-\d+", "job-N", text) if "one worker" in text else text
     text = re.sub(r"one thread got .* where another got .*", "one thread got … where another got …", text)

@@ -63,7 +63,7 @@ class Client:
             if event_type in types: return got[:types.index(event_type) + 1]
             if turn > self.TURNS and time.monotonic() > end: break
             await asyncio.sleep(min(0.01, turn / 1000))
-        raise Broken(f"{event_type!r} did not come within {self.PATIENCE:g} s; what came is {shown(types)}", also="Or, if it comes later than that, deliver it sooner.")
+        raise Broken(f"{event_type!r} did not come within {self.PATIENCE:g} s; what came is {shown(types)}", also=f"Or it comes later than after {self.PATIENCE:g} s: deliver it sooner.")
 
 async def connect(
     it: Subject, # A broadcaster
