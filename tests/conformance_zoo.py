@@ -989,8 +989,8 @@ class HubThatReplaysCopies(Hub):
         self.last: "deque[Any]" = deque(maxlen=10)
 
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
-        self.last.append((event_type, copy.deepcopy(data)))
         await super().broadcast(event_type, data)
+        self.last.append((event_type, copy.deepcopy(data)))
 
     def connect(self) -> Page:
         page = super().connect()
