@@ -196,16 +196,18 @@ class Mutant:
 
 @contextmanager
 def limited(seconds: float) -> "Iterator[None]":
-    """Let a call that hangs do so for less than the 5 s that the kit gives it."""
+    """Let a call that hangs do so for less than the 5 s that the kit gives it, and an event be late for half of that."""
     modules = (checks, calls, registry, events, kit)
-    before = checks.LIMIT
+    before, patience = checks.LIMIT, events.Client.PATIENCE
     try:
         for module in modules:
             module.LIMIT = seconds  # type: ignore[attr-defined]
+        events.Client.PATIENCE = seconds / 2
         yield
     finally:
         for module in modules:
             module.LIMIT = before  # type: ignore[attr-defined]
+        events.Client.PATIENCE = patience
 
 
 MUTANTS: "dict[str, Mutant]" = {}
@@ -1636,6 +1638,34 @@ class OneInFiftyIsLost(Hub):
             await super().broadcast(event_type, data)
 
 
+@mutant("events.order")
+class UrgentComesFirst(Hub):
+    """The end of a job goes before what nobody has read yet."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in self.clients:
+            if event_type in ("job:completed", "job:failed"):
+                client.queue.appendleft(text)
+            else:
+                client.queue.append(text)
+
+
+@mutant("events.order")
+class FailuresComeTwice(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data)
+        if event_type == "job:failed":
+            await super().broadcast(event_type, data)
+
+
+@mutant("events.order")
+class WorkersAreNoNews(Hub):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if not event_type.startswith("worker:"):
+            await super().broadcast(event_type, data)
+
+
 @mutant("events.every_client")
 class OneClientGetsIt(Hub):
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
@@ -1836,7 +1866,61 @@ class DataAreCopiedOnTopOnly(DataAreWrittenLate):
         await super().broadcast(event_type, dict(data))
 
 
+@mutant("events.data_not_kept")
+class HistoryIsWrittenLate(Hub):
+    """Whoever comes later gets the last events as their callers have them now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: "deque[Any]" = deque(maxlen=10)
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data)
+        self.last.append((event_type, data))
+
+    def connect(self) -> Page:
+        page = super().connect()
+        page.queue.extend(frame(*event) for event in self.last)
+        return page
+
+
 # Broadcasters: clients that are slow, and clients that leave
+
+
+class InboxPage(Page):
+    """A client with a queue of asyncio's, which is read without waiting."""
+
+    def __init__(self, hub: Any, limit: int) -> None:
+        super().__init__(hub, deque())
+        self.inbox: "asyncio.Queue[str]" = asyncio.Queue(limit)
+
+    def received(self) -> "list[tuple[str, Any]]":
+        while not self.inbox.empty():
+            self.queue.append(self.inbox.get_nowait())
+        return super().received()
+
+
+@mutant("events.stuck_client")
+class WaitsAWhileForEach(Hub):
+    """For a client that is full each event waits for so many seconds, and then it is lost for that client."""
+
+    SECONDS = 0.05
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(client.inbox.put(text), self.SECONDS)  # type: ignore[attr-defined]
+
+    def connect(self) -> Page:
+        page = InboxPage(self, self.LIMIT)
+        self.clients.append(page)
+        return page
+
+
+@mutant("events.stuck_client")
+class WaitsASecondForEach(WaitsAWhileForEach):
+    SECONDS = 0.8
 
 
 @mutant("events.stuck_client")
@@ -2069,6 +2153,54 @@ class DeliversLater(Hub):
             client.queue.append(text)
 
 
+class ReaderPage(Page):
+    """A client whose task waits for events on the loop on which it came, as that of a web framework does."""
+
+    def __init__(self, hub: Any, limit: int) -> None:
+        super().__init__(hub, deque(maxlen=limit))
+        self.inbox: "asyncio.Queue[str]" = asyncio.Queue(limit)
+        self.loop = asyncio.get_running_loop()
+        self.task = self.loop.create_task(self.read())
+
+    async def read(self) -> None:
+        """For as long as it is connected."""
+        while True:
+            self.queue.append(await self.inbox.get())
+
+    def put(self, text: str) -> None:
+        """Give it an event; the oldest makes room."""
+        if self.inbox.full():
+            self.inbox.get_nowait()
+        self.inbox.put_nowait(text)
+
+    def close(self) -> None:
+        super().close()
+        self.task.cancel()
+
+
+@mutant("events.other_loop")
+class TheOtherLoopSleeps(Hub):
+    """The hub of many a page: nothing wakes the loop of a client that is told from another."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            client.put(text)  # type: ignore[attr-defined]
+
+    def connect(self) -> Page:
+        page = ReaderPage(self, self.LIMIT)
+        self.clients.append(page)
+        return page
+
+
+@mutant("events.other_loop")
+class TheOtherLoopSleepsTillItsTimer(TheOtherLoopSleeps):
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            client.loop.call_later(0, client.put, text)  # type: ignore[attr-defined]
+
+
 @mutant("events.any_sequence", deep=True)
 class TheSameAgainIsDropped(Hub):
     last: Any = None
@@ -2086,6 +2218,8 @@ def plain(text: str) -> str:
     """Without what differs from run to run, and from one Python to the next."""
     text = re.sub(r"\b0x[0-9a-f]+", "0x…", text)
     text = re.sub(r"\d[\d,]* more references", "N more references", text)
+    text = re.sub(r"took about [\d.]+ s", "took about N s", text)
+    text = re.sub(r"(did not come within|later than after) 0\.5 s", rf"\1 {events.Client.PATIENCE:g} s", text)  # as when nobody is in a hurry
     text = re.sub(r"left \d+", "left N", text)
     text = re.sub(r"job-\d+", "job-N", text) if "one worker" in text else text
     text = re.sub(r"one thread got .* where another got .*", "one thread got … where another got …", text)

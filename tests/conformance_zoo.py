@@ -21,7 +21,7 @@ from typing import Any, Awaitable, Callable, Dict, Generator, List
 from unittest.mock import AsyncMock, Mock
 
 import psutil
-from conformance_corpus import PROBES, Hub, Meta, Page, Registry, Resources, frame
+from conformance_corpus import PROBES, Hub, InboxPage, Meta, Page, Registry, Resources, TheOtherLoopSleeps, frame
 
 from cjm_worker_protocols.extensions.protocols import (
     UNSET,
@@ -943,19 +943,6 @@ class HubOfASet(Hub):
         return page
 
 
-class QueuePage(Page):
-    """A client with a queue of asyncio's, which is read without waiting."""
-
-    def __init__(self, hub: Any, inbox: "asyncio.Queue[str]") -> None:
-        super().__init__(hub, deque())
-        self.inbox = inbox
-
-    def received(self) -> "list[tuple[str, Any]]":
-        while not self.inbox.empty():
-            self.queue.append(self.inbox.get_nowait())
-        return super().received()
-
-
 @animal("events")
 class HubOfQueues(Hub):
     """From a queue that is full the oldest event is dropped."""
@@ -970,7 +957,7 @@ class HubOfQueues(Hub):
             client.inbox.put_nowait(text)
 
     def connect(self) -> Page:
-        page = QueuePage(self, asyncio.Queue(100))
+        page = InboxPage(self, 100)
         self.clients.append(page)
         return page
 
@@ -990,6 +977,119 @@ class HubThatReplays(Hub):
     def connect(self) -> Page:
         page = super().connect()
         page.queue.extend(self.last)
+        return page
+
+
+@animal("events")
+class HubThatReplaysCopies(Hub):
+    """It keeps what it was told, and writes it when somebody comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: "deque[Any]" = deque(maxlen=10)
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data)
+        self.last.append((event_type, copy.deepcopy(data)))
+
+    def connect(self) -> Page:
+        page = super().connect()
+        page.queue.extend(frame(*event) for event in self.last)
+        return page
+
+
+@animal("events")
+class HubThatHandsOverToEach(TheOtherLoopSleeps):
+    """Each client is told on its loop."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            client.loop.call_soon_threadsafe(client.put, text)  # type: ignore[attr-defined]
+
+
+@animal("events")
+class HubThatGoesHome(TheOtherLoopSleeps):
+    """It does its work on the loop where its clients are, and waits for it where it was called."""
+
+    loop: Any = None
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if self.loop in (None, asyncio.get_running_loop()):
+            await super().broadcast(event_type, data)
+        else:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(super().broadcast(event_type, data), self.loop))
+
+    def connect(self) -> Page:
+        self.loop = asyncio.get_running_loop()
+        return super().connect()
+
+
+@animal("events")
+class HubThatStaysHome(HubThatGoesHome):
+    """It refuses to be called elsewhere."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        if self.loop not in (None, asyncio.get_running_loop()):
+            raise RuntimeError("broadcast was called on another event loop")
+        await super().broadcast(event_type, data)
+
+
+@animal("events")
+class HubThatWakesAfterwards(TheOtherLoopSleeps):
+    """It puts events into the queues of another loop, and then wakes that."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        await super().broadcast(event_type, data)
+        for client in list(self.clients):
+            client.loop.call_soon_threadsafe(lambda: None)  # type: ignore[attr-defined]
+
+
+@animal("events")
+class SlowHubForEachClient(Hub):
+    """Each client costs some time, whether or not it reads."""
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            client.queue.append(text)
+            await asyncio.sleep(0.01)
+
+
+class CollectedPage(Page):
+    """A client that is written to now and then."""
+
+    def __init__(self, hub: Any, queue: "deque[Any]") -> None:
+        super().__init__(hub, queue)
+        self.collected: "deque[str]" = deque(maxlen=queue.maxlen)
+        self.task = asyncio.ensure_future(self.write())
+
+    async def write(self) -> None:
+        """For as long as it is connected."""
+        while True:
+            await asyncio.sleep(self.hub.SECONDS)
+            self.queue.extend(self.collected)
+            self.collected.clear()
+
+    def close(self) -> None:
+        super().close()
+        self.task.cancel()
+
+
+@animal("events")
+class SlowHubThatCollects(Hub):
+    """What comes within a tenth of a second goes out at once."""
+
+    SECONDS = 0.1
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        text = frame(event_type, data)
+        for client in list(self.clients):
+            client.collected.append(text)  # type: ignore[attr-defined]
+
+    def connect(self) -> Page:
+        page = CollectedPage(self, deque(maxlen=self.LIMIT))
+        self.clients.append(page)
         return page
 
 

@@ -42,6 +42,7 @@ from cjm_worker_protocols.conformance import (
     registry,
     resources,
 )
+from cjm_worker_protocols.conformance.checks import Broken, NotObservable, Subject, settled
 from cjm_worker_protocols.conformance.processes import Processes
 from cjm_worker_protocols.core.pool import PooledWorker
 from cjm_worker_protocols.extensions.protocols import (
@@ -140,6 +141,62 @@ def test_what_is_odd_but_right_is_clean(name: str, monkeypatch: pytest.MonkeyPat
         assert report.counts["passed"] >= 4
 
 
+def test_late_is_not_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that writes to its clients every 0.7 s delivers everything; whether a client can hold it up cannot be seen in so little time."""
+    monkeypatch.setattr(events, "SECONDS", 0.3)
+
+    class Collects(ZOO["SlowHubThatCollects"].factory):  # type: ignore[misc]
+        SECONDS = 0.7
+
+    async def ends(check: Any) -> str:
+        it = Subject(Collects(), connect)
+        try:
+            await check.run(it)
+        except NotObservable:
+            return "not_observable"
+        except Broken as e:
+            return f"{e.actual} {e.also}"
+        finally:
+            for call in it.afterwards:
+                await settled(call())
+        return "passed"
+
+    async def all_at_once() -> "dict[str, str]":
+        made = [CHECKS[id] for id in kit.checks_of("events") if id.count(".") == 1]
+        return dict(zip([c.id for c in made], await asyncio.gather(*map(ends, made))))
+
+    said = asyncio.run(all_at_once())
+    assert {id: how for id, how in said.items() if how != "passed"} == {"events.stuck_client": "not_observable"}
+
+
+def test_a_deep_queue_that_is_full_holds_up_a_broadcast_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only more events bring to light, though there is no time for all of them."""
+    monkeypatch.setattr(events, "SECONDS", 0.4)
+
+    class Deep(MUTANTS["WaitsAWhileForEach"].factory):  # type: ignore[misc]
+        LIMIT = 1_500
+
+    (finding,) = check(Deep, "events", probe=connect).findings
+    assert finding.id == "events.stuck_client_is_bounded" and re.fullmatch(r"each broadcast took about \S+ s, until that client left", finding.actual)
+    assert "put_nowait" in finding.fix
+
+
+def test_a_loop_is_watched_by_one_at_a_time() -> None:
+    """And it is left as it was."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with events.watched(loop) as first, events.watched(loop) as second:
+            for call, sleeps in ((loop.call_soon, True), (loop.call_soon_threadsafe, False)):
+                thread = threading.Thread(target=call, args=(int,))
+                thread.start()
+                thread.join()
+                assert first() == sleeps and not second()
+        assert not [name for name in vars(loop) if name.startswith("call_")]
+
+    asyncio.run(main())
+
+
 KINDS = {
     "callable objects": ("registry_of_callable_objects", "HubThatIsCalled"),
     "partials": ("registry_of_partials", "HubOfAPartial"),
@@ -152,7 +209,7 @@ KINDS = {
     "dataclass": ("RegistryThatIsADataclass", "ResourcesInRecords"),
     "subclass of the Protocol": ("RegistryThatInherits", "ResourcesThatInherit", "HubThatInherits"),
     "singleton factory": ("registry_that_is_one_for_all", "hub_that_is_one_for_all"),
-    "slow": ("SlowRegistry", "SlowResources", "SlowHub"),
+    "slow": ("SlowRegistry", "SlowResources", "SlowHub", "SlowHubForEachClient", "SlowHubThatCollects"),
     "awaitables of every sort": ("HubThatGivesACoroutine", "HubThatGivesATask", "HubThatGivesAnAwaitableObject", "HubOfOldCoroutines"),
 }
 
@@ -296,7 +353,7 @@ REAL: "dict[str, tuple[Any, str, Any, set[str]]]" = {
         | {"resources.update_worker_state.every_call", "resources.config_is_copied"},
     ),
     "the broadcaster": (field().SSEBroadcastManager, "events", field().connect, {"events.data_not_kept"}),
-    "the hub of a tutorial": (QueueHub, "events", stream_connect, {"events.stuck_client_is_bounded", "events.forged", "events.unsendable"}),
+    "the hub of a tutorial": (QueueHub, "events", stream_connect, {"events.stuck_client_is_bounded", "events.forged", "events.unsendable", "events.other_loop"}),
 }
 
 

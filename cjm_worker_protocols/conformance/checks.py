@@ -26,10 +26,11 @@ class Broken(Exception):
     "The rule does not hold."
     def __init__(self,
         actual: str, # What was seen instead
-        fix: str = "" # How to mend it, when that is known better than in general
+        fix: str = "", # How to mend it, when that is known better than in general
+        also: str = "" # What to say after it, when there may be another reason
     ):
         super().__init__(actual)
-        self.actual, self.fix = actual, fix
+        self.actual, self.fix, self.also = actual, fix, also
 
 class NotObservable(Exception):
     "Nobody can tell from here whether the rule holds; the message says what would help."

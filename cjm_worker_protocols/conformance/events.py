@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
 
@@ -23,7 +24,7 @@ __all__ = []
 # %% ../../nbs/conformance/events.ipynb #4035494a
 class Client:
     "Somebody who is connected, as the probe lets one be."
-    PATIENCE, TURNS = 0.5, 50  # Seconds to wait for an event that does not come; turns of the loop, when the machine is busy
+    PATIENCE, TURNS = 2.5, 50  # Seconds to wait for an event that does not come; turns of the loop, when the machine is busy
 
     def __init__(self,
         client: Any # What the probe gave
@@ -62,7 +63,7 @@ class Client:
             if event_type in types: return got[:types.index(event_type) + 1]
             if turn > self.TURNS and time.monotonic() > end: break
             await asyncio.sleep(min(0.01, turn / 1000))
-        raise Broken(f"{event_type!r} did not come within {self.PATIENCE:g} s; what came is {shown(types)}")
+        raise Broken(f"{event_type!r} did not come within {self.PATIENCE:g} s; what came is {shown(types)}", also=f"Or it comes later than after {self.PATIENCE:g} s: deliver it sooner.")
 
 async def connect(
     it: Subject, # A broadcaster
@@ -101,6 +102,9 @@ async def awaited(
 _EVENTS: list[tuple[str, dict[str, Any]]] = [("job:started", {"job_id": "job-1", "pid": 1}), ("job:progress", {"job_id": "job-1", "progress": 0.5, "message": "half of it, naïvely"}),
     ("job:chunk", {"job_id": "job-1", "chunk": {"Text": "hello\nworld", "words": [1, 2.5, "", []], "final": False}}), ("job:completed", {"job_id": "job-1", "Result": None})]
 
+_LIVES = ("worker:started", "worker:ready", "job:queued", "job:started", "job:progress", "job:chunk", "job:chunk", "job:completed", "job:queued", "job:cancelled",
+    "job:queued", "job:started", "job:failed", "worker:exited", "kit:last")  # Of a worker and its jobs
+
 @rule("events.nobody", "broadcast", "Nobody may be looking; the work goes on.", "Do nothing when there are no clients.")
 async def _(it: Subject) -> None:
     "When nobody is connected an event goes nowhere, and nothing is raised."
@@ -125,15 +129,31 @@ async def _(it: Subject) -> None:
     await broadcast(it, "kit:last", {"n": 20})
     if (numbered := [data.get("n") for _, data in await client.until("kit:last")]) != [*range(21)]: raise Broken(f"they came as {shown(numbered)}")
     await client.begin()
+    for n, event_type in enumerate(_LIVES): await broadcast(it, event_type, {"n": n})
+    if odd := astray([*zip(_LIVES, count())], [(t, data.get("n")) for t, data in await client.until("kit:last")]): raise Broken(odd)
+    await client.begin()
     sent, numbers, end = list[str](), count(), time.monotonic() + SECONDS
     for n in range(0, 100, 10): # a client that reads now and then misses nothing
         sent += [f"kit:{n + m}" for m in range(10)]
         it.trail[:] = [f"{n + 10} events, of which a client reads ten at a time"]
         try: await flood(it, numbers, 10, end)
         except NotObservable: return # it is slow, and has done well so far
+        also = ""
         try: got = [t for t, _ in await client.until(sent[-1])]
-        except Broken: got = [t for t, _ in await client.received()]
-        if got != sent: raise Broken(f"{lost[0]!r} did not come" if (lost := [t for t in sent if t not in got]) else f"the last came as {shown(got[n:])}")
+        except Broken as e: got, also = [t for t, _ in await client.received()], e.also
+        if got != sent: raise Broken(f"{lost[0]!r} did not come" if (lost := [t for t in sent if t not in got]) else f"the last came as {shown(got[n:])}", also=also)
+
+def astray(
+    sent: list[tuple[str, Any]], # Types of events, and what tells them apart
+    got: list[tuple[str, Any]] # By a client
+) -> str: # Empty if it is the same
+    "What came otherwise than it was sent."
+    if lost := [event for event in sent if event not in got]: return f"{lost[0][0]!r} did not come"
+    for n, event in enumerate(got):
+        if event in got[:n]: return f"{event[0]!r} came twice"
+        if event not in sent: return f"{event[0]!r} came with {shown(event[1])}, which was not sent"
+        if event != sent[n]: return f"{event[0]!r} came before {sent[n][0]!r}"
+    return ""
 
 @rule("events.broadcast.lands", "broadcast", "Somebody else, or the next version of the manager, will give its arguments by name.", "Name the parameters `event_type` and `data`, and use them.",
       "warning", ("events.broadcast.every_call", "events.order"))
@@ -157,7 +177,7 @@ async def _(it: Subject) -> None:
     for event_type in sent: await broadcast(it, event_type, {"n": 1})
     for n, client in enumerate(clients, 1):
         try: got = [t for t, _ in await client.until(sent[-1])]
-        except Broken as e: raise Broken(f"client {n} of {len(clients)}: {e.actual}") from None
+        except Broken as e: raise Broken(f"client {n} of {len(clients)}: {e.actual}", also=e.also) from None
         if got != sent: raise Broken(f"client {n} of {len(clients)} got {shown(got)}")
 
 @rule("events.clients_change", "broadcast", "Pages are opened and closed at any moment, also in the middle of a broadcast.", "Go through a copy of the clients: `for client in list(self.clients)`; "
@@ -177,7 +197,7 @@ async def _(it: Subject) -> None:
         await broadcast(it, "kit:last", {})
         for n, client in enumerate(staying, 1):
             try: got = [t for t, _ in await client.until("kit:last")]
-            except Broken as e: raise Broken(f"client {n + 1}: {e.actual}") from None
+            except Broken as e: raise Broken(f"client {n + 1}: {e.actual}", also=e.also) from None
             if got != ["kit:moving", "kit:last"] and (n < 4 or got != ["kit:last"]): raise Broken(f"client {n + 1} got {shown(got)}")
             await client.close()
 
@@ -201,7 +221,7 @@ async def _(it: Subject) -> None:
         await broadcast(it, event_type, data)
         if data != (want := dict(_EVENTS)[event_type]): raise Broken(f"they are {shown(data)} now (before: {shown(want)})")
 
-@rule("events.data_not_kept", "broadcast", "The caller may go on using its dict, and what a slow client gets would change with it.", "Write the event out, as JSON, before the first `await`; or keep a deep copy.",
+@rule("events.data_not_kept", "broadcast", "The caller may go on using its dict, and what a slow client gets would change with it.", "Write the event out, as JSON, before the first `await`; or keep a deep copy, also of what is for those who come later.",
       "warning", ("events.delivered",))
 async def _(it: Subject) -> None:
     "What the caller does with its data afterwards does not reach the clients."
@@ -211,7 +231,12 @@ async def _(it: Subject) -> None:
     data["n"] = data["deep"]["n"] = 2
     it.trail.append("the caller changes its data")
     got = (await client.until("kit:kept"))[-1][1]
-    if got != {"n": 1, "deep": {"n": 1}}: raise Broken(f"a client got {shown(got)}")
+    if got != (want := {"n": 1, "deep": {"n": 1}}): raise Broken(f"a client got {shown(got)}")
+    late = await connect(it, reads=False) # which may be told of the past
+    await broadcast(it, "kit:after", {})
+    with suppress(Broken): await late.until("kit:after")
+    for event_type, got in await late.received():
+        if event_type == "kit:kept" and got != want: raise Broken(f"a client that came afterwards got {shown(got)}")
 
 # %% ../../nbs/conformance/events.ipynb #4b346ba2
 SECONDS = 2.0  # How long many events may take in all
@@ -222,31 +247,59 @@ async def flood(
     it: Subject, # A broadcaster
     numbers: Iterator[int], # Gives a number for each event
     events: int, # How many
-    end: float # When, by `time.monotonic`, it is too late
+    end: float, # When, by `time.monotonic`, it is too late
+    stuck: Client | None = None # Who takes nothing
 ) -> None:
-    "Broadcast many events. Raises `Broken` when one is held up, and `NotObservable` when there is not enough time for all."
+    "Broadcast many events. Raises `Broken` when one is held up, and `NotObservable` when there is not enough time for all, whoever is stuck."
     async def send() -> None:
         for _ in range(events):
             await it.impl.broadcast(f"kit:{next(numbers)}", {"text": "all is well"})
             if time.monotonic() > end: raise NotObservable("it is too slow to be sent many events here")
     try: await within(SECONDS + LIMIT, send())
     except (asyncio.TimeoutError, TimeoutError): raise Broken(f"a broadcast did not come back within {LIMIT:g} s", _TAKE) from None
-    except (NotObservable, Broken): raise
+    except NotObservable:
+        if stuck: await compare(it, numbers, stuck)
+        raise
+    except Broken: raise
     except Exception as e: raise Broken(f"it raised {described(e)}") from e
+
+async def pace(
+    it: Subject, # A broadcaster
+    numbers: Iterator[int] # Gives a number for each event
+) -> float: # Of three, or fewer when they take long
+    "The seconds that the quickest broadcast takes."
+    took = list[float]()
+    while len(took) < 3 and sum(took) < SECONDS:
+        began = time.monotonic()
+        await flood(it, numbers, 1, math.inf)
+        took.append(time.monotonic() - began)
+    return min(took)
+
+async def compare(
+    it: Subject, # A broadcaster that is slow
+    numbers: Iterator[int], # Gives a number for each event
+    stuck: Client # Who takes nothing, and leaves now
+) -> None:
+    "Raises `Broken` when it is slow because of that client, and not when another is there instead."
+    slow = await pace(it, numbers)
+    await stuck.close()
+    await connect(it)
+    quick = await pace(it, numbers)
+    if slow > 5 * quick and slow - quick > 0.005: raise Broken(f"each broadcast took about {slow:.1g} s, until that client left", _TAKE)
 
 @rule("events.stuck_client", "broadcast", "One phone in a tunnel must not hold up everybody.", _TAKE,
       needs=("events.every_client",))
 async def _(it: Subject) -> None:
     "A client that takes nothing holds up neither the broadcast nor the other clients."
-    await connect(it, reads=False)
+    stuck = await connect(it, reads=False)
     other, numbers, end = await connect(it), count(), time.monotonic() + SECONDS
     it.trail.append("200 events, which one client does not take and another does")
     for n in range(9, 200, 10):
-        await flood(it, numbers, 10, end)
+        await flood(it, numbers, 10, end, stuck)
         await other.until(f"kit:{n}")
     await other.close()
     it.trail.append("the other leaves; 1,000 more events; another comes")
-    await flood(it, numbers, 1_000, end)
+    await flood(it, numbers, 1_000, end, stuck)
     other = await connect(it)
     await broadcast(it, "kit:last", {})
     await other.until("kit:last")
@@ -260,11 +313,11 @@ async def _(it: Subject) -> None:
     async def growth() -> int:
         before, tasks = footprint(it.impl), asyncio.all_tasks()
         it.trail[:] = [f"{2 * events:,} events, which a client does not take"]
-        await flood(it, numbers, events, end)
+        await flood(it, numbers, events, end, stuck)
         for _ in range(5): await asyncio.sleep(0)
         return footprint(it.impl) - before + len(asyncio.all_tasks() - tasks) # each of which waits with an event
     it.trail[:] = [f"{events:,} events, which a client does not take"]
-    await flood(it, numbers, events, end)
+    await flood(it, numbers, events, end, stuck)
     while (more := await growth()) >= events // 2 and events < 12_000: events *= 2
     if more < events // 2: return
     await stuck.close()
@@ -358,31 +411,73 @@ async def _(it: Subject) -> None:
     got = [t for t, _ in await client.until("kit:last")]
     if lost := [what for t, what in silent if t not in got]: raise Broken(f"{lost[0]} was neither refused nor delivered")
 
-@rule("events.other_loop", "broadcast", "A web app and its manager may run on different event loops, in different threads, without anybody having meant it.",
-      "Remember the loop, and raise when another is running; or hand the event over with `loop.call_soon_threadsafe`.", "warning", ("events.delivered",))
-async def _(it: Subject) -> None:
-    "Called on another event loop, it delivers all the same, or raises."
-    client, loop = await connect(it), asyncio.get_running_loop()
-    await broadcast(it, "kit:here", {"n": 1})
-    await client.until("kit:here")
-    ended: asyncio.Future[BaseException | None] = loop.create_future()
+# %% ../../nbs/conformance/events.ipynb #5b1f7c3e
+@contextmanager
+def watched(
+    loop: asyncio.AbstractEventLoop # Which runs
+) -> Iterator[Callable[[], bool]]: # Tells it
+    "Whether another thread gave a loop something to do in a way that does not wake it, and has not woken it since."
+    home, last, seen = threading.get_ident(), "", list[str]()
 
-    def end(error: BaseException | None) -> None:
-        if not ended.done(): ended.set_result(error)
+    def heard(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal last
+            if threading.get_ident() == home: return real(*args, **kwargs)
+            last = name # at once, for the loop may be awake before this has ended
+            try: return real(*args, **kwargs)
+            finally: last = name # whatever it is made of
+        return call
+    names = ("call_soon", "call_at", "call_later", "call_soon_threadsafe")
+    if not any(name in getattr(loop, "__dict__", names) for name in names): # or else it cannot be watched, or somebody does so already
+        for name in names:
+            setattr(loop, name, heard(name, getattr(loop, name)))
+            seen.append(name)
+    try: yield lambda: last not in ("", "call_soon_threadsafe")
+    finally:
+        for name in seen: delattr(loop, name)
+
+async def from_elsewhere(
+    it: Subject, # A broadcaster
+    event_type: str, # What happened
+    asleep: Callable[[], bool] # Tells whether this loop should have been woken
+) -> tuple[BaseException | None, bool]: # What it raised; and that, before this loop was told that it had ended
+    "Broadcast an event on another loop, in another thread. Raises `Broken` when that takes too long."
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[tuple[BaseException | None, bool]] = loop.create_future()
+
+    def end(how: tuple[BaseException | None, bool]) -> None:
+        if not ended.done(): ended.set_result(how)
 
     async def elsewhere() -> None:
-        with quiet(): await asyncio.wait_for(it.impl.broadcast("kit:elsewhere", {"n": 1}), LIMIT)
+        with quiet(): await asyncio.wait_for(it.impl.broadcast(event_type, {"n": 1}), LIMIT)
 
     def run() -> None:
         error: BaseException | None = None
         try: asyncio.run(elsewhere())
         except BaseException as e: error = e
-        with suppress(RuntimeError): loop.call_soon_threadsafe(end, error) # the kit may have given up
-    it.trail.append("broadcast('kit:elsewhere', {'n': 1}), on another loop in another thread")
+        with suppress(RuntimeError): loop.call_soon_threadsafe(end, (error, asleep())) # the kit may have given up
+    it.trail.append(f"broadcast({event_type!r}, {{'n': 1}}), on another loop in another thread")
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    try: error = await asyncio.wait_for(ended, 2 * LIMIT)
+    try: error, slept = await asyncio.wait_for(ended, 2 * LIMIT)
     except (asyncio.TimeoutError, TimeoutError): raise Broken(f"it did not come back within {LIMIT:g} s") from None
     thread.join(1)
     if isinstance(error, (asyncio.TimeoutError, TimeoutError)): raise Broken(f"it did not come back within {LIMIT:g} s")
-    if error is None: await client.until("kit:elsewhere")
+    return error, slept
+
+_HAND_OVER = "Hand the event over with `loop.call_soon_threadsafe(queue.put_nowait, event)`: a queue of asyncio's is for one loop. Or remember the loop, and raise when another is running."
+
+@rule("events.other_loop", "broadcast", "A web app and its manager may run on different event loops, in different threads, without anybody having meant it.",
+      "Remember the loop, and raise when another is running; or hand the event over with `loop.call_soon_threadsafe`.", "warning", ("events.delivered",))
+async def _(it: Subject) -> None:
+    "Called on another event loop, it delivers all the same, or raises."
+    client = await connect(it)
+    await broadcast(it, "kit:here", {"n": 1})
+    await client.until("kit:here")
+    for event_type in ("kit:elsewhere", "kit:again"): # twice, for once it may have been somebody else
+        with watched(asyncio.get_running_loop()) as asleep:
+            error, slept = await from_elsewhere(it, event_type, asleep)
+            if error is not None: return
+            await client.until(event_type)
+            if not (slept or asleep()): return
+    raise Broken("it gave the loop of a client something to do, and did not wake it: the event comes when something else does", _HAND_OVER)

@@ -210,6 +210,7 @@ class Run:
         "How to mend it: by what was raised, if that says it, or else by the rule."
         error = how.__cause__
         fix = how.fix or advice(error) or check.fix
+        if how.also: fix += f" {how.also}"
         if error and "Connection" in type(error).__name__: fix += " If it is a server that cannot be reached: start it, and check again."
         if self.elsewhere and check.id.count(".") == 1 and "check_async" not in fix: fix += " Or it belongs to the event loop that runs here, and waits for `check`: use `await check_async(…)`, or give a factory."
         return fix
