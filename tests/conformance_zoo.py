@@ -310,7 +310,6 @@ class RegistryReadWhenFirstAsked(Registry):
             self.plugins = found
 
 
-
 @animal("registry")
 class RegistryInADatabase:
     """Each thread opens its own connection."""
@@ -535,7 +534,6 @@ class ResourcesWithABuffer(Resources):
         with self.lock:
             self.last[self.count % 1000] = pid
             self.count += 1
-
 
 
 @animal("resources")

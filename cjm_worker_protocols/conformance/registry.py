@@ -107,7 +107,7 @@ def _(it: Subject) -> None:
 _PLAIN = "Make it a plain function, whatever it is asked for; the manager calls it off the event loop, where it may block."
 
 @rule("registry.known_category", "get_plugins_by_category", "The manager goes through what it gives, to find a plugin by its name.",
-      "`return` a list of metadata on every way through the method.", needs=("registry.unknown_category",))
+      "Give a list on every way through the method, `[]` where there is nothing, and `return` it.", needs=("registry.unknown_category",))
 def _(it: Subject) -> None:
     "`get_plugins_by_category` gives something that one can go through for a category that it knows."
     for category in categories(it):
