@@ -402,10 +402,10 @@ class halting:
     def __enter__(self) -> None:
         if sys.gettrace() is not None: return # a debugger is there, or somebody who looks at what is run
         sys._getframe().f_trace_opcodes = True # without which some versions of Python tell of no step
-        sys.settrace(self)
+        _trace(self)
 
     def __exit__(self, *error: object) -> None:
-        if sys.gettrace() is self: sys.settrace(None)
+        if sys.gettrace() is self: _trace(None)
 
     def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
         "As `sys.settrace` calls it."
@@ -419,6 +419,12 @@ class halting:
             if first and self.left % 7 == 0: time.sleep(self.PAUSE)
             elif self.left > 0 and (self.dice >> 16) % self.OFTEN == 0: time.sleep(0)
         return self
+
+def _trace(function: Any) -> None:
+    "Like `sys.settrace`, which raises when another thread has just begun to do so: then this thread does not halt."
+    with _tracing, suppress(RuntimeError): sys.settrace(function)
+
+_tracing = threading.Lock()
 
 def _checked(module: str) -> bool:
     "Whether code of a module may be what is checked: that of Python, and of the kit, is not."
