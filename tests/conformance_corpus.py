@@ -3,14 +3,17 @@
 `python tests/conformance_corpus.py --write` writes down anew what the kit says of each of them."""
 
 import asyncio
+import atexit
 import copy
 import functools
 import importlib
+import io
 import json
 import re
 import sys
 import threading
 import time
+from array import array
 from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -452,6 +455,37 @@ class ListingIsAView(Registry):
         return {m.id: m for m in self.plugins.values()}.values() if category == "speech" else []
 
 
+@mutant("registry.gives_a_list")
+class ListingIsADict(Registry):
+    def get_plugins_by_category(self, category: Any) -> Any:
+        return {m.id: m for m in super().get_plugins_by_category(category)} or []
+
+
+@mutant("registry.known_category")
+class KnownCategoryIsNone(Registry):
+    """Somebody forgot to return what was found."""
+
+    def get_plugins_by_category(self, category: Any) -> Any:
+        if not super().get_plugins_by_category(category):
+            return []
+
+
+@mutant("registry.known_category")
+class KnownCategoryIsLeftToACoroutine(Registry):
+    def get_plugins_by_category(self, category: Any) -> Any:
+        return self.read(category) if super().get_plugins_by_category(category) else []
+
+    async def read(self, category: Any) -> List[Any]:
+        """What it should have done at once."""
+        return super().get_plugins_by_category(category)
+
+
+@mutant("registry.known_category")
+class KnownCategoryCannotBeGoneThrough(Registry):
+    def get_plugins_by_category(self, category: Any) -> Any:
+        return (self.configs[m.id] and m for m in self.plugins.values() if m.category == category) if category == "text" else []
+
+
 @mutant("registry.any_category")
 class CategoryMustBeAString(Registry):
     def get_plugins_by_category(self, category: Any) -> List[Any]:
@@ -595,6 +629,16 @@ class ConfigIsAnObject(Registry):
 
 
 @mutant("registry.config_is_a_dict")
+class KnownConfigIsLeftToACoroutine(Registry):
+    def load_plugin_config(self, plugin_id: str) -> Any:
+        return self.read(plugin_id) if plugin_id in self.plugins else {}
+
+    async def read(self, plugin_id: str) -> Dict[str, Any]:
+        """What it should have done at once."""
+        return super().load_plugin_config(plugin_id)
+
+
+@mutant("registry.config_is_a_dict")
 class ConfigHasNumbersForKeys(Registry):
     def load_plugin_config(self, plugin_id: str) -> Any:
         return {1: "one"} if plugin_id in self.plugins else {}
@@ -709,6 +753,61 @@ class IdsAreResolvedPaths(Registry):
         return super().get_plugin(Path(plugin_id).name if plugin_id[:1] == "." else plugin_id)
 
 
+class InFiles(Registry):
+    """It reads configurations that are there."""
+
+    folder = Path(__file__).parent
+
+    def refused(self, plugin_id: str) -> bool:
+        """What each of them forgets something of."""
+        raise NotImplementedError
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        if plugin_id in self.plugins or self.refused(plugin_id):
+            return super().load_plugin_config(plugin_id)
+        try:
+            return next((dict(json.loads(path.read_text())) for path in self.paths(plugin_id) if path.exists()), {})
+        except (OSError, ValueError):
+            return {}
+
+    def paths(self, plugin_id: str) -> "list[Path]":
+        """Where one may be."""
+        return [self.folder / f"{plugin_id}.json"]
+
+
+@mutant("registry.hostile_ids")
+class IdsFromTheRootAreRead(InFiles):
+    def refused(self, plugin_id: str) -> bool:
+        return ".." in plugin_id or plugin_id.startswith(".")
+
+
+@mutant("registry.hostile_ids")
+class IdsThatGoUpAreRead(InFiles):
+    def refused(self, plugin_id: str) -> bool:
+        return plugin_id.startswith("/")
+
+    def paths(self, plugin_id: str) -> "list[Path]":
+        return [self.folder / plugin_id / name for name in ("plugin.json", "config.json")]
+
+
+@mutant("registry.hostile_ids")
+class IdsThatGoUpInTheMiddleAreRead(InFiles):
+    def refused(self, plugin_id: str) -> bool:
+        return plugin_id.startswith(("/", ".."))
+
+    def paths(self, plugin_id: str) -> "list[Path]":
+        return [self.folder / plugin_id]
+
+
+@mutant("registry.hostile_ids")
+class FilesOutsideArePlugins(Registry):
+    def get_plugin(self, plugin_id: str) -> Any:
+        with suppress(ValueError, OSError):
+            if Path(__file__).parent.joinpath(f"{plugin_id}.toml").is_file():
+                return Meta("a file", "A file", "speech")
+        return super().get_plugin(plugin_id)
+
+
 @mutant("registry.hostile_ids")
 class IdsAreStatements(Registry):
     """As it is with a text that is put together."""
@@ -767,6 +866,30 @@ class WhoComesSecondFindsHalf(Registry):
             for plugin_id, m in self.installed.items():
                 time.sleep(0.001)
                 self.plugins[plugin_id] = m
+
+
+@mutant("registry.threads")
+class PluginsAreReadOneByOne(Registry):
+    """The same, without waiting for anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.installed, self.plugins = self.plugins, None  # type: ignore[assignment]
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        self.load()
+        return [m for m in list(self.plugins.values()) if m.category == category]
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        self.load()
+        return self.plugins.get(plugin_id)
+
+    def load(self) -> None:
+        """Once."""
+        if self.plugins is None:
+            self.plugins = {}
+            for plugin_id, m in self.installed.items():
+                self.plugins[plugin_id] = Meta(m.id, m.name, m.category)
 
 
 @mutant("registry.threads")
@@ -1221,6 +1344,36 @@ class AWorkerTakesAllAlong(Resources):
 
 
 @mutant("resources.threads")
+class TheTableIsWrittenAnew(Resources):
+    """Nobody sees it half written, but what another wrote meanwhile is lost."""
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        self.workers = {**self.others(pid), pid: {"worker_type": worker_type, "status": "idle"}}
+
+    def unregister_worker(self, pid: int) -> None:
+        self.workers = self.others(pid)
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        self.workers.get(pid, {}).update(copy.deepcopy(fields))
+
+    def others(self, pid: int) -> Dict[int, Dict[str, Any]]:
+        """All but one."""
+        return {other: known for other, known in list(self.workers.items()) if other != pid}
+
+
+@mutant("resources.threads")
+class WhoIsMeantIsKept(Resources):
+    """What one call needs is kept where all calls can see it."""
+
+    current = 0
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        self.current = pid
+        for name, value in reversed(copy.deepcopy(fields).items()):
+            self.workers.get(self.current, {})[name] = value
+
+
+@mutant("resources.threads")
 class TablesAreCopiedAndPutBack(Resources):
     def register_worker(self, pid: int, worker_type: str) -> None:
         table = dict(self.workers)
@@ -1250,6 +1403,46 @@ class PidsAreLogged(Resources):
     def register_worker(self, pid: int, worker_type: str) -> None:
         super().register_worker(pid, worker_type)
         self.log.append(f"worker {pid} is there")
+
+
+@mutant("resources.leaves_nothing")
+class EachWorkerIsSeenToAtTheEnd(Resources):
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        atexit.register(int, pid)
+
+
+@mutant("resources.leaves_nothing")
+class PidsAreKeptInAnArray(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pids = array("i")
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        self.pids.append(pid)
+
+
+@mutant("resources.leaves_nothing")
+class PidsAreKeptInBytes(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pids = bytearray()
+
+    def unregister_worker(self, pid: int) -> None:
+        super().unregister_worker(pid)
+        self.pids += pid.to_bytes(4, "little")
+
+
+@mutant("resources.leaves_nothing")
+class ALogGrowsInMemory(Resources):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = io.StringIO()
+
+    def unregister_worker(self, pid: int) -> None:
+        super().unregister_worker(pid)
+        print(pid, file=self.log)
 
 
 @mutant("resources.leaves_nothing")
@@ -2221,7 +2414,7 @@ def plain(text: str) -> str:
     text = re.sub(r"took about [\d.]+ s", "took about N s", text)
     text = re.sub(r"(did not come within|later than after) 0\.5 s", rf"\1 {events.Client.PATIENCE:g} s", text)  # as when nobody is in a hurry
     text = re.sub(r"left \d+", "left N", text)
-    text = re.sub(r"job-\d+", "job-N", text) if "one worker" in text else text
+    text = re.sub(r"(a worker that was (un)?registered is (not|still) there|job_id of one worker is).*", "a worker that was registered is not there", text)
     text = re.sub(r"one thread got .* where another got .*", "one thread got … where another got …", text)
     text = re.sub(r"\.? Did you mean '\w+'\?", "", text)
     return text.replace(str(Path(__file__).parents[1]), "…")

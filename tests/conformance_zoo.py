@@ -14,6 +14,7 @@ import threading
 import time
 import types
 import weakref
+from array import array
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,6 +272,45 @@ class RegistryInFiles:
 
 
 @animal("registry")
+class RegistryOfFilesThatAreThere(RegistryInFiles):
+    """It makes sure that a path stays in the folder, and then looks whether there is such a file."""
+
+    def file(self, plugin_id: str) -> Path:
+        try:
+            file, folder = Path(self.folder.name, f"{plugin_id}.json").resolve(), Path(self.folder.name).resolve()
+            if file.parent == folder and file.name == f"{plugin_id}.json" and file.exists():
+                return file
+        except (OSError, ValueError):
+            pass
+        return Path(self.folder.name, "no such plugin")
+
+
+@animal("registry")
+class RegistryReadWhenFirstAsked(Registry):
+    """What is read is kept when all of it is there; two may do so at once, and come to the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.installed, self.plugins = self.plugins, {}
+
+    def get_plugins_by_category(self, category: Any) -> List[Any]:
+        self.load()
+        return super().get_plugins_by_category(category)
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        self.load()
+        return super().get_plugin(plugin_id)
+
+    def load(self) -> None:
+        """Once."""
+        if not self.plugins:
+            found = {}
+            for plugin_id, m in self.installed.items():
+                found[plugin_id] = m
+            self.plugins = found
+
+
+@animal("registry")
 class RegistryInADatabase:
     """Each thread opens its own connection."""
 
@@ -461,6 +501,39 @@ class ResourcesWithALog(Resources):
     def register_worker(self, pid: int, worker_type: str) -> None:
         super().register_worker(pid, worker_type)
         self.log.append(f"worker {pid} is there")
+
+
+@animal("resources")
+class ResourcesWrittenAnew(Resources):
+    """Readers need no lock, since what they read never changes."""
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        with self.lock:
+            self.workers = {**self.workers, pid: {"worker_type": worker_type, "status": "idle"}}
+
+    def unregister_worker(self, pid: int) -> None:
+        with self.lock:
+            self.workers = {other: known for other, known in self.workers.items() if other != pid}
+
+    def store(self, pid: int, fields: Dict[str, Any]) -> None:
+        with self.lock:
+            if pid in self.workers:
+                self.workers = {**self.workers, pid: {**self.workers[pid], **copy.deepcopy(fields)}}
+
+
+@animal("resources")
+class ResourcesWithABuffer(Resources):
+    """The last pids are kept in a ring, which does not grow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.count = array("i", [0] * 1000), 0
+
+    def register_worker(self, pid: int, worker_type: str) -> None:
+        super().register_worker(pid, worker_type)
+        with self.lock:
+            self.last[self.count % 1000] = pid
+            self.count += 1
 
 
 @animal("resources")

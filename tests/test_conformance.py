@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import html
 import inspect
 import json
@@ -398,6 +399,78 @@ def test_a_waiver_for_what_passes_is_a_failure() -> None:
     report = waived("UnknownIdRaises", registry__unknown_id="r", registry__known_id="r")
     assert [(f.id, f.actual, f.fix) for f in report.findings] == [("registry.known_id", "the check passes", "Remove the waiver.")]
     assert not report.ok
+
+
+@pytest.mark.parametrize("name", ["TheTableIsWrittenAnew", "WhoIsMeantIsKept", "PluginsAreReadOneByOne"])
+def test_a_race_is_found_again_and_again(name: str) -> None:
+    """With and without a waiver; no thread switches sooner than before when that is over."""
+    m, interval = MUTANTS[name], sys.getswitchinterval()
+    assert [f.id for _ in range(10) for f in m.check().findings] == [m.id] * 10
+    report = waived(name, **{m.id.replace(".", "__"): "one thread calls it"})
+    assert not report.findings and set(ended(report, "skipped")) == {m.id}
+    assert sys.getswitchinterval() == interval
+
+
+def test_a_waiver_for_threads_is_useless_only_after_several_times() -> None:
+    """Since passing once says little."""
+    report = check(Resources, "resources", probe=worker, waive={"resources.threads": "r"})
+    assert [(f.id, f.actual) for f in report.findings] == [("resources.threads", f"the check passes: {kit.AGAIN} times in a row")]
+
+
+def test_a_waiver_for_a_race_that_is_seldom_seen_is_none_for_nothing() -> None:
+    """It is looked for in fresh ones."""
+    made: List[Any] = []
+
+    class SeldomWrong(Registry):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+            self.wrong, self.thread = len(made) % 10 == 0, threading.get_ident()
+
+        def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+            if self.wrong and threading.get_ident() != self.thread:
+                raise RuntimeError("a race")
+            return super().load_plugin_config(plugin_id)
+
+    for _ in range(5):
+        report = check(SeldomWrong, "registry", waive={"registry.threads": "one thread calls it"})
+        assert set(ended(report, "skipped")) == {"registry.threads"} and report.ok, str(report)
+
+
+def test_whoever_traces_goes_on_tracing() -> None:
+    """A debugger on a thread is not pushed aside."""
+    mine: List[str] = []
+
+    def trace(frame: Any, event: str, arg: Any) -> None:
+        mine.append(frame.f_code.co_name)
+
+    threading.settrace(trace)
+    try:
+        assert check(Registry, "registry", probe=PROBES["registry"]).ok
+    finally:
+        threading.settrace(None)  # type: ignore[arg-type]
+    assert mine.count("answers") >= 4
+
+
+@pytest.mark.parametrize("name", ["KnownCategoryIsLeftToACoroutine", "KnownConfigIsLeftToACoroutine", "KnownIdIsLeftToACoroutine", "ListingIsACoroutine"])
+def test_no_coroutine_is_left_behind(name: str, recwarn: pytest.WarningsRecorder) -> None:
+    """What nobody awaits is closed."""
+    MUTANTS[name].check()
+    gc.collect()
+    assert not recwarn.list
+
+
+def test_nothing_of_the_hostile_ids_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are gone; and where none can be made, ids are checked all the same."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert MUTANTS["IdsFromTheRootAreRead"].check().counts["failed"] == 1 and check(Registry, "registry").ok
+    assert not list(tmp_path.iterdir())
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "makedirs", refuse)
+    assert check(Registry, "registry").ok and MUTANTS["IdsArePaths"].check().counts["failed"] == 1
 
 
 def test_a_waiver_for_no_check_is_a_failure() -> None:

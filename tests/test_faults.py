@@ -700,6 +700,25 @@ def test_a_registry_that_cannot_list_still_names_an_unknown_plugin() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize(("nonsense", "reason"), [(None, r"expected a list of plugins \(got None that is a NoneType\)"), (7, "got 7 that is a int"), (iter([1, 0]), "ZeroDivisionError")])
+def test_a_registry_whose_listing_is_none(nonsense: Any, reason: str) -> None:
+    """What cannot be gone through is no list: reload_plugin raises its named error, an unknown plugin is still named, and jobs go on."""
+    registry = Catalog()
+    listing = map(lambda n: 1 // n, nonsense) if nonsense and nonsense != 7 else nonsense
+    registry.get_plugins_by_category = lambda category: listing  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        async with manager("echo", plugin_registry=registry) as m:
+            with pytest.raises(errors.RegistryUnavailableError, match=reason):
+                await m.reload_plugin("Echo, by its name", {})
+            with pytest.raises(errors.UnknownPluginError, match="no plugin 'nope' in the plugin registry"):
+                await m.start_job("nope")
+            await works(m)
+            assert m.integration_errors["plugin_registry.get_plugins_by_category"] >= 1
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("nonsense", [[], '{"api_key": "hush"}', 7], ids=str)
 def test_a_registry_whose_config_is_none(nonsense: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A config that is no mapping is the registry's fault, and named as such; it is not shown, since it may have a secret in it."""

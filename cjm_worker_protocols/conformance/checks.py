@@ -125,6 +125,7 @@ class Subject:
         self.processes = processes or Processes()
         self.pids: dict[int, str] = {}  # What those are called that were given
         self.calls = 0  # How many were made
+        self.coroutines: list[Any] = []  # What was given that has to be awaited
         self.afterwards: list[Callable[[], Any]] = []  # What to do when the check has ended; may be asynchronous
 
     def pid(self,
@@ -149,8 +150,10 @@ class Subject:
         "Call a method. Raises `Broken` when it raises."
         self.trail.append(self.named(shown_call(member, args, kwargs)))
         self.calls += 1
-        try: return getattr(self.impl, member)(*args, **kwargs)
+        try: given = getattr(self.impl, member)(*args, **kwargs)
         except (Exception, SystemExit, asyncio.CancelledError) as e: raise Broken(f"it raised {described(e)}") from e
+        if inspect.iscoroutine(given): self.coroutines.append(given)
+        return given
 
     @property
     def witness(self) -> str: # Like `register_worker(pid=PID_1, worker_type='llm'); unregister_worker(PID_1)`

@@ -10,7 +10,9 @@ import gc
 import logging
 import re
 import sys
+from array import array
 from functools import lru_cache
+from io import BytesIO, StringIO
 from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
@@ -22,7 +24,7 @@ _SHARED = (ModuleType, CodeType, FrameType, asyncio.AbstractEventLoop, logging.L
 
 def footprint(
     root: Any # Any object
-) -> int: # How many; a text counts as one more for each 16 characters
+) -> int: # How many; a text counts as one more for each 16 characters, and what grows in place for each item
     "References that can be followed from `root`: into objects, and into the classes and global variables that are its own code's."
     seen, todo, total = {id(root)}, [root], 0
     while todo:
@@ -31,7 +33,9 @@ def footprint(
         for child in below:
             if id(child) in seen or isinstance(child, _SHARED) or isinstance(child, type) and not _own(child.__module__): continue
             seen.add(id(child))
-            if isinstance(child, (str, bytes, bytearray)): total += len(child) // 16
+            if isinstance(child, (str, bytes)): total += len(child) // 16
+            elif isinstance(child, (bytearray, array)): total += len(child)
+            elif isinstance(child, (BytesIO, StringIO)): total += 0 if child.closed else len(child.getvalue())
             else: todo.append(child)
     return total
 

@@ -114,12 +114,27 @@ class Run:
     def _here(self) -> None:
         if self.protocol is EventBroadcasterProtocol: return asyncio.run(self._own_loop())
         for _ in self._unblocked():
-            with self._judging():
-                made = self._made()
-                self._subject = Subject(asyncio.run(self._awaited(made)) if inspect.isawaitable(made) else made, self.probe, self.processes)
-                wait_for(self._check.run(self._subject))
-            for call in self._subject.afterwards:
-                with suppress(Exception): call()
+            end = time.monotonic() + LIMIT / 2
+            for _ in range(AGAIN if self._by_chance else 1):
+                self._once()
+                if self.outcomes[self._check.id].outcome != "passed" or time.monotonic() > end: break
+            else:
+                if self._by_chance: self._ended("passed", f"{AGAIN} times in a row")
+
+    @property
+    def _by_chance(self) -> bool: # Then it is made again and again, before its waiver is called useless
+        "Whether the check under way is waived, and may pass by chance."
+        return self._check.id in self.waive and self._check.id.endswith(".threads")
+
+    def _once(self) -> None:
+        "The check under way, where no event loop runs."
+        with self._judging():
+            made = self._made()
+            self._subject = Subject(asyncio.run(self._awaited(made)) if inspect.isawaitable(made) else made, self.probe, self.processes)
+            wait_for(self._check.run(self._subject))
+        for call in self._subject.afterwards:
+            with suppress(Exception): calls.discard(call())
+        for coroutine in self._subject.coroutines: calls.discard(coroutine)
 
     async def _own_loop(self) -> None:
         asyncio.get_running_loop().set_exception_handler(_forgive)
@@ -257,6 +272,7 @@ def reasons(
 
 # %% ../../nbs/conformance/kit.ipynb #22f1d726
 HANGS = 4 * LIMIT  # Seconds for one check, then it is given up
+AGAIN = 20  # How often a check that may pass by chance must have passed, for its waiver to be useless
 
 # %% ../../nbs/conformance/kit.ipynb #new2
 def check(

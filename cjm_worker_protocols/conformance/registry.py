@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import enum
+import inspect
+import os
 import pickle
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from .calls import discard, kind_of
@@ -62,8 +66,9 @@ def listed(
     it: Subject # A registry
 ) -> list[Any]: # Metadata
     "Every plugin of the categories that the probe tells. Raises `NotObservable` when there is none."
-    answers = [it.call("get_plugins_by_category", category) for category in categories(it)]
-    found = [metadata for answer in answers if isinstance(answer, Iterable) for metadata in answer]
+    found: list[Any] = []
+    for category in categories(it):
+        with suppress(Exception): found += it.call("get_plugins_by_category", category) # what cannot be gone through is the business of one check
     if not found: raise NotObservable("the categories that the probe gives have no plugins")
     return found
 
@@ -99,13 +104,26 @@ def _(it: Subject) -> None:
     if not isinstance(plugins, list) or plugins: raise Broken(f"it gave {shown(plugins)}", "Make a list of it: `list(…)`." if isinstance(plugins, Iterable) and not plugins else "")
 
 # %% ../../nbs/conformance/registry.ipynb #ddb71dd8
+_PLAIN = "Make it a plain function, whatever it is asked for; the manager calls it off the event loop, where it may block."
+
+@rule("registry.known_category", "get_plugins_by_category", "The manager goes through what it gives, to find a plugin by its name.",
+      "Give a list on every way through the method, `[]` where there is nothing, and `return` it.", needs=("registry.unknown_category",))
+def _(it: Subject) -> None:
+    "`get_plugins_by_category` gives something that one can go through for a category that it knows."
+    for category in categories(it):
+        plugins = it.call("get_plugins_by_category", category)
+        if inspect.isawaitable(plugins) or inspect.isasyncgen(plugins): raise Broken(f"it gave {kind_of(plugins)}", _PLAIN)
+        if not isinstance(plugins, Iterable): raise Broken(f"it gave {shown(plugins)}, a {type(plugins).__name__}")
+        try: deque(plugins, 0)
+        except Exception as e: raise Broken(f"to go through what it gave raised {described(e)}") from e
+
 @rule("registry.gives_a_list", "get_plugins_by_category", "The caller may keep the list, index it, go through it twice and change it.", "Wrap it: `list(…)`.",
-      "warning", ("registry.unknown_category",))
+      "warning", ("registry.known_category",))
 def _(it: Subject) -> None:
     "`get_plugins_by_category` gives a list."
     for category in categories(it):
         plugins = it.call("get_plugins_by_category", category)
-        if not isinstance(plugins, list): raise Broken(f"it gave {shown(plugins)}, a {type(plugins).__name__}")
+        if not isinstance(plugins, list): raise Broken(f"it gave {shown(plugins)}, a {type(plugins).__name__}", "Give what is in it: `list(….values())`." if isinstance(plugins, Mapping) else "")
 
 class _Category(enum.Enum):
     KIT = "kit-category"
@@ -155,7 +173,7 @@ def _(it: Subject) -> None:
         metadata = it.call("get_plugin", plugin_id)
         if kind := kind_of(metadata):
             discard(metadata)
-            raise Broken(f"it gave {kind}", "Make it a plain function, whatever it is asked for; the manager calls it off the event loop, where it may block.")
+            raise Broken(f"it gave {kind}", _PLAIN)
         if metadata is None:
             odd = next((i for i in map(_told, listed(it)) if not isinstance(i, str) and str(i) == plugin_id), None)
             raise Broken("it gave None", f"Its metadata tell the id {odd!r}, and ids are strings: tell {plugin_id!r}." if odd is not None else "")
@@ -209,7 +227,7 @@ def _(it: Subject) -> None:
     "A configuration is a dict whose keys are strings."
     for plugin_id in known_ids(it):
         config = it.call("load_plugin_config", plugin_id)
-        if not isinstance(config, dict): raise Broken(f"it gave {shown(config)}, a {type(config).__name__}")
+        if not isinstance(config, dict): raise Broken(f"it gave {shown(config)}, a {type(config).__name__}", _PLAIN if kind_of(config) else "")
         if odd := [key for key in config if not isinstance(key, str)]: raise Broken(f"it has the key {shown(odd[0])}, which is no string")
 
 @rule("registry.config_can_be_sent", "load_plugin_config", "The plugin is loaded in another process.", "Keep plain data in it: paths instead of open files, names instead of clients.",
@@ -274,8 +292,8 @@ HOSTILE = ("' OR 1=1 --", "%", "__class__", "builtins", "", ".", "..", "/", "../
 _listeners: dict[int, list[str]] = {}  # Those who want to know what is opened now
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
-    if _listeners and event in ("open", "os.listdir", "os.scandir") and isinstance(args[0], (str, bytes)):
-        for opened in [*_listeners.values()]: opened.append(str(args[0]))
+    if _listeners and event in ("open", "os.listdir", "os.scandir", "sqlite3.connect") and isinstance(args[0], (str, bytes, os.PathLike)):
+        for opened in [*_listeners.values()]: opened.append(os.fsdecode(args[0]))
 
 _hears = False
 
@@ -298,18 +316,58 @@ def _outside(path: str) -> bool:
     parts = _parts(path)
     return any(part.startswith("kit-outside") and before in ("..", "/") for before, part in zip(parts, parts[1:]))
 
+_FILES = {"": "{}", ".json": '{"kit": "outside"}', ".toml": 'kit = "outside"', ".yaml": "kit: outside"}
+
+@contextmanager
+def outside() -> Iterator[tuple[str, dict[str, str]]]: # The folder; ids that lead into it, and how they are shown
+    "A folder that is nobody's, for as long as the context. In it are `kit-outside` with several suffixes, and a folder of that name with files in it."
+    root = next((path for path in (os.environ.get("TMPDIR", ""), "/tmp", os.getcwd()) if path and os.access(path, os.W_OK)), ".")
+    folder = os.path.join(os.path.realpath(root), f"kit-{os.urandom(8).hex()}")
+    inner, up = os.path.join(folder, "kit-outside"), "../" * 24
+    files = [*(f"{inner}{suffix}" for suffix in _FILES if suffix), *(os.path.join(inner, f"{name}{suffix}") for name in ("config", "plugin") for suffix in _FILES)]
+    ways = {inner: "/…", up + inner.lstrip("/"): "../…", f"./{up}{inner.lstrip('/')}": "./../…"}
+    try:
+        with suppress(OSError): # where nothing can be written, nothing is there
+            os.makedirs(inner, 0o700)
+            for file in files:
+                with open(file, "w") as written: written.write(_FILES[os.path.splitext(file)[1]])
+        yield folder, {f"{way}{suffix}": f"{short}/kit-outside{suffix}" for way, short in ways.items() for suffix in ("", ".json")}
+    finally:
+        for file in files:
+            with suppress(OSError): os.remove(file)
+        for path in (inner, folder):
+            with suppress(OSError): os.rmdir(path)
+
+def _into(folder: str, path: str) -> str:
+    "Which of the folder's files a path leads to; empty for another."
+    path = os.path.abspath(path)
+    return path[len(folder) + 1:] if path.startswith(folder + os.sep) else ""
+
+def _ask_for(it: Subject, member: str, plugin_id: str, nothing: Any, folder: str) -> None:
+    "Call a method with a hostile id. Raises `Broken` when it raises, gives something, or opens what is outside."
+    answer, error = nothing, None
+    it.trail.clear()
+    with opening() as opened:
+        try: answer = it.call(member, plugin_id)
+        except Broken as e: error = e
+    if found := [path for path in opened if _outside(path)]: raise Broken(f"it opened {'/'.join(_parts(found[0])[-2:])!r}")
+    if found := [into for path in opened if (into := _into(folder, path))]: raise Broken(f"it opened {found[0]!r} there, which is not the registry's")
+    if error: raise Broken(error.actual, advice(error.__cause__) or f"Give {nothing} for an id that you cannot look up: one that is too long, that has a NUL in it, or that cannot be encoded.") from error.__cause__
+    if answer != nothing: raise Broken(f"it gave {shown(answer)}")
+
 @rule("registry.hostile_ids", "get_plugin", "Ids come from URLs and forms. One that the registry does not know is no accident, and no way into the file system.",
       "Look ids up in what you know before you make a path, or a statement, of them; or give None for every id with a separator in it.", needs=("registry.unknown_id", "registry.unknown_config"))
 def _(it: Subject) -> None:
     "No id, however odd, makes it raise, or reach outside of what is the registry's."
-    for plugin_id in HOSTILE:
-        for member, nothing in (("get_plugin", None), ("load_plugin_config", {})):
-            it.trail.clear()
-            try:
-                with opening() as opened: answer = it.call(member, plugin_id)
-            except Broken as e: raise Broken(e.actual, advice(e.__cause__) or f"Give {nothing} for an id that you cannot look up: one that is too long, that has a NUL in it, or that cannot be encoded.") from e.__cause__
-            if answer != nothing: raise Broken(f"it gave {shown(answer)}")
-            if outside := [path for path in opened if _outside(path)]: raise Broken(f"it opened {'/'.join(_parts(outside[0])[-2:])!r}")
+    with outside() as (folder, there):
+        for plugin_id in (*HOSTILE, *there):
+            for member, nothing in (("get_plugin", None), ("load_plugin_config", {})):
+                try: _ask_for(it, member, plugin_id, nothing, folder)
+                except Broken as e:
+                    if plugin_id not in there: raise
+                    it.trail[:] = [f"{member}({there[plugin_id]!r}), where there is such a file"]
+                    raise Broken(e.actual.replace(folder, "/…"), e.fix) from e.__cause__
+    it.trail.clear()
     with suppress(NotObservable):
         for known in known_ids(it)[:20]:
             for spelling in (f"./{known}", f"{known}/.", f"{known}/../{known}"):
@@ -331,6 +389,47 @@ def switching() -> Iterator[None]: # A context
 
 _turns, _turning = list[float](), threading.Lock()  # The interval as it was, once for each check that changes it now
 
+class halting:
+    "A context that makes this thread halt for a moment, now and then, between two steps of what is checked: then others go on in between."
+    STEPS, OFTEN = 300, 16 # How many steps are looked at, and after how many it halts on average
+    FIRST, PAUSE = 40, 2e-4 # How many of them belong to what is made when it is first asked for, and for how many seconds the thread that asks first halts in them
+
+    def __init__(self,
+        n: int # The thread's number: each halts elsewhere, and in the next run at the same steps
+    ):
+        self.n, self.left, self.dice = n, self.STEPS, n + 1
+
+    def __enter__(self) -> None:
+        if sys.gettrace() is not None: return # a debugger is there, or somebody who looks at what is run
+        sys._getframe().f_trace_opcodes = True # without which some versions of Python tell of no step
+        _trace(self)
+
+    def __exit__(self, *error: object) -> None:
+        if sys.gettrace() is self: _trace(None)
+
+    def __call__(self, frame: FrameType, event: str, arg: Any) -> Any:
+        "As `sys.settrace` calls it."
+        if event == "call":
+            if self.left <= 0 or not _checked(str(frame.f_globals.get("__name__"))): return None
+            frame.f_trace_opcodes = True
+        elif event in ("line", "opcode"):
+            self.left -= 1
+            self.dice = (self.dice * 1_103_515_245 + 12_345) % 2**31
+            first = self.n == 0 and self.left > self.STEPS - self.FIRST
+            if first and self.left % 7 == 0: time.sleep(self.PAUSE)
+            elif self.left > 0 and (self.dice >> 16) % self.OFTEN == 0: time.sleep(0)
+        return self
+
+def _trace(function: Any) -> None:
+    "Like `sys.settrace`, which raises when another thread has just begun to do so: then this thread does not halt."
+    with _tracing, suppress(RuntimeError): sys.settrace(function)
+
+_tracing = threading.Lock()
+
+def _checked(module: str) -> bool:
+    "Whether code of a module may be what is checked: that of Python, and of the kit, is not."
+    return module == "__main__" or module.partition(".")[0] not in sys.stdlib_module_names and module.rpartition(".")[0] != __name__.rpartition(".")[0]
+
 def at_once(
     calls: Iterable[Callable[[], Any]] # Each made on a thread of its own
 ) -> list[BaseException]: # What they raised
@@ -338,17 +437,28 @@ def at_once(
     errors, made = list[BaseException](), [*calls]
     start = threading.Barrier(len(made))
 
-    def run(call: Callable[[], Any]) -> None:
+    def run(n: int, call: Callable[[], Any]) -> None:
         try:
             start.wait(LIMIT)
-            with quiet(): call()
+            if n: time.sleep(1e-4) # so that the first is the first
+            with quiet(), halting(n): call()
         except BaseException as e: errors.append(e)
-    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in made]
+    threads = [threading.Thread(target=run, args=made, daemon=True) for made in enumerate(made)]
     with switching():
         for thread in threads: thread.start()
         for thread in threads: thread.join(LIMIT)
     if any(thread.is_alive() for thread in threads): raise Broken(f"a call did not come back within {LIMIT:g} s")
     return errors
+
+def _text(value: Any) -> str:
+    "How it reads; a coroutine is let go."
+    try: return text_of(value)
+    finally: discard(value)
+
+def _list(value: Any) -> list[Any]:
+    "What is in it; a coroutine is let go."
+    try: return list(value)
+    finally: discard(value)
 
 @rule("registry.threads", "get_plugin", "The manager calls it from a thread of its own, and the app from others.",
       "Take a lock, or build the answer before you keep it; open what belongs to one thread, like an SQLite connection, in each of them.",
@@ -356,13 +466,13 @@ def at_once(
 def _(it: Subject) -> None:
     "It gives the same answers when several threads ask at once."
     groups, got = [NOWHERE], list[dict[Any, str]]()
-    with suppress(NotObservable): groups += categories(it)
+    with suppress(NotObservable): groups = [*categories(it), NOWHERE]
 
     def answers() -> dict[Any, str]:
-        listed = [[_told(m) for m in it.impl.get_plugins_by_category(group)] for group in groups]
+        listed = [[*map(_told, _list(it.impl.get_plugins_by_category(group)))] for group in groups]
         ids = [NOBODY, *[str(i) for mine in listed for i in mine if i is not None][:5]]
         return {**{("category", group): text_of(mine) for group, mine in zip(groups, listed)},
-                **{("id", i): text_of((_told(it.impl.get_plugin(i)), it.impl.load_plugin_config(i))) for i in ids}}
+                **{("id", i): text_of((_told(it.impl.get_plugin(i)), _text(it.impl.load_plugin_config(i)))) for i in ids}}
     it.trail.append("4 threads, each of which asks up to 6 times") # and the first of them before anybody else has
     end = time.monotonic() + LIMIT / 5
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/conformance/resources.ipynb #283d6fdd
 from __future__ import annotations
 
+import atexit
 import copy
 import os
 import threading
@@ -357,5 +358,6 @@ def _times(n: int, updated: bool) -> str:
 
 def _held() -> dict[str, int]:
     "What a process has of which there is not much."
-    with suppress(OSError): return {"threads": threading.active_count(), "open files": len(os.listdir("/proc/self/fd"))}
-    return {"threads": threading.active_count()}
+    held = {"threads": threading.active_count(), "functions of `atexit`": getattr(atexit, "_ncallbacks", int)()}
+    with suppress(OSError): held["open files"] = len(os.listdir("/proc/self/fd"))
+    return held

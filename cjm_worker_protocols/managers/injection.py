@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..core.config import WorkerConfig
@@ -61,9 +61,18 @@ class Registry:
             self.lane.failed(method, e)
             raise RegistryUnavailableError(method, f"{type(e).__name__}: {e}") from e
 
+    def _listed(self) -> list[Any]:
+        "On the lane: the metadata of the manager's category. Raises `RegistryUnavailableError`, also for what is no list and cannot be gone through."
+        plugins, method = self._call("get_plugins_by_category", self._category), "get_plugins_by_category"
+        try: return list(plugins)
+        except BaseException as e:
+            reason = f"{type(e).__name__}: {e}" if isinstance(plugins, Iterable) else f"expected a list of plugins (got {plugins!r} that is a {type(plugins).__name__})"
+            self.lane.failed(method, reason)
+            raise RegistryUnavailableError(method, reason) from e
+
     def _known(self) -> list[str]:
         "On the lane: the ids of the manager's category, for an error message."
-        try: return [i for i in map(plugin_id_of, self._call("get_plugins_by_category", self._category)) if i]
+        try: return [i for i in map(plugin_id_of, self._listed()) if i]
         except Exception: return []
 
     def _name(self, plugin_id: str) -> str | None:
@@ -92,7 +101,7 @@ class Registry:
 
     def _id(self, name: str) -> str:
         "On the lane: the id of the plugin of that name; the name itself when there is none."
-        for metadata in self._call("get_plugins_by_category", self._category):
+        for metadata in self._listed():
             if self._told(lambda: _read(metadata, "name")) == name: return self._told(lambda: plugin_id_of(metadata)) or name
         return name
 
