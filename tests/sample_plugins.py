@@ -12,9 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, AsyncGenerator, Generator, Iterator
+from typing import Any, AsyncGenerator, Callable, Generator, Iterator
 
 from cjm_worker_protocols import check_cancel, report_progress
 
@@ -364,43 +364,116 @@ def tidy_generator(marker: str) -> "Iterator[int]":
         _write(marker, "cleaned up")
 
 
-def shrugs(marker: str, how: str) -> "Iterator[int]":
-    """Go on after a SystemExit, once, as if nothing had happened; and take long to clean up after the next."""
+def shrugs(marker: str, how: str) -> None:
+    """Go on after a SystemExit, as if nothing had happened, and take long to clean up after the next."""
+    with suppress(SystemExit):
+        report_progress(0.5, "in")
+        time.sleep(FOREVER)
+    _UNWOUND[how](lambda: _write(marker, "cleaned up"))
+
+
+def _plainly(clean_up: "Callable[[], None]") -> None:
     try:
-        try:
-            yield os.getpid()
-            time.sleep(FOREVER)
-        except SystemExit:
-            if how == "turned":
-                raise ValueError("no time") from None
         time.sleep(FOREVER)
     finally:
-        if how == "async":
-            asyncio.run(_cleans_up())
-        else:
-            with suppress(ValueError):
-                time.sleep(0.3)
-                raise ValueError
-            with closing(_slow()):
-                time.sleep(0.3)
-        _write(marker, "cleaned up")
+        with suppress(ValueError):
+            time.sleep(0.3)
+            raise ValueError
+        clean_up()
 
 
-async def _cleans_up() -> None:
-    task = asyncio.ensure_future(asyncio.sleep(FOREVER))
-    await asyncio.sleep(0.3)
-    task.cancel()
+def _with_a_loop(clean_up: "Callable[[], None]") -> None:
+    async def last() -> None:
+        task = asyncio.ensure_future(asyncio.sleep(FOREVER))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            time.sleep(0.2)
+
     try:
-        await task
-    except asyncio.CancelledError:
-        time.sleep(0.3)
-
-
-def _slow() -> "Iterator[None]":
-    try:
-        yield
+        time.sleep(FOREVER)
     finally:
+        asyncio.run(last())
+        clean_up()
+
+
+def _into_another(clean_up: "Callable[[], None]") -> None:
+    try:
+        time.sleep(FOREVER)
+    except SystemExit:
         time.sleep(0.3)
+        clean_up()
+        raise ValueError("no time") from None
+
+
+def _in_a_generator(clean_up: "Callable[[], None]") -> None:
+    def pieces() -> "Iterator[int]":
+        try:
+            while True:
+                yield 1
+        finally:
+            time.sleep(0.3)
+            clean_up()
+
+    for _ in pieces():
+        time.sleep(FOREVER)
+
+
+def _as_it_is_deleted(clean_up: "Callable[[], None]") -> None:
+    class Pieces:
+        def __iter__(self) -> "Pieces":
+            return self
+
+        def __next__(self) -> int:
+            return 1
+
+        def __del__(self) -> None:
+            time.sleep(0.3)
+            clean_up()
+
+    for _ in Pieces():
+        time.sleep(FOREVER)
+
+
+def _afterwards(clean_up: "Callable[[], None]") -> None:
+    try:
+        time.sleep(FOREVER)
+    except BaseException as e:
+        kept = e
+    time.sleep(0.3)
+    clean_up()
+    raise kept
+
+
+def _in_c(clean_up: "Callable[[], None]") -> None:
+    try:
+        time.sleep(FOREVER)
+    finally:
+        if ctypes.CDLL(None).usleep(300_000) == 0:
+            clean_up()
+
+
+def _without_a_handler(clean_up: "Callable[[], None]") -> None:
+    try:
+        time.sleep(FOREVER)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(0.3)
+        clean_up()
+
+
+_UNWOUND = {
+    "plainly": _plainly,
+    "with a loop": _with_a_loop,
+    "into another": _into_another,
+    "in a generator": _in_a_generator,
+    "as it is deleted": _as_it_is_deleted,
+    "afterwards": _afterwards,
+    "in C": _in_c,
+    "without a handler": _without_a_handler,
+}
 
 
 def logs_at_its_end(size: int) -> "Iterator[int]":

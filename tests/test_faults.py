@@ -1583,14 +1583,14 @@ def test_sigterm_is_heard_wherever_the_plugin_is(where: str, tmp_path: Path) -> 
     run(scenario(), limit=90)
 
 
-@pytest.mark.parametrize("how", ["plain", "async", "turned"])
+@pytest.mark.parametrize("how", sample_plugins._UNWOUND)
 def test_a_plugin_that_goes_on_after_sigterm_is_told_again(how: str, tmp_path: Path) -> None:
-    """It caught the first `SystemExit`, made another exception of it, or did nothing: it gets more, the grace period is not used up, and no clean-up is disturbed."""
+    """It catches the first `SystemExit`, and gets another; then no clean-up is disturbed, however it is done, and the grace period is not used up."""
 
     async def scenario() -> None:
         async with manager("shrugs", "echo", grace_timeout=20.0) as m:
             job = await m.start_job("shrugs", marker=str(tmp_path / "marker"), how=how)
-            pid = await first_chunk(job)
+            pid = await under_way(Seen(m), job)
             assert await m.cancel_job(job.id) and (tmp_path / "marker").read_text() == "cleaned up"
             assert gone([pid], 1.0)
             await works(m)

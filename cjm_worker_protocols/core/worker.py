@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -25,7 +26,8 @@ from .frames import HEADER, LARGE, PLAIN, Frame, FrameReader, Kind, pieces
 from .plugins import Plugin, drive, find_plugin, unpack
 
 # %% auto #0
-__all__ = ['TornFrameError', 'Line', 'RunningJob', 'FrameHandler', 'FrameFile', 'text_file', 'describe', 'Worker', 'main']
+__all__ = ['TornFrameError', 'Line', 'RunningJob', 'FrameHandler', 'FrameFile', 'text_file', 'describe', 'Worker', 'Terminated',
+           'main']
 
 # %% ../../nbs/core/worker.ipynb #cell-6
 class TornFrameError(BrokenPipeError):
@@ -36,6 +38,10 @@ class TornFrameError(BrokenPipeError):
     ):
         what = "something" if cause is None else type(cause).__name__
         super().__init__(f"{what} was raised while a frame was being {doing}, after which nothing more can be {doing}" + ("" if cause is None else f": {cause}"))
+
+def _copied(error: BaseException) -> BaseException:
+    "What can be kept of an exception: of one that ends the process no more than what it says, for it counts as lost when nobody has hold of it."
+    return SystemExit(*error.args) if isinstance(error, SystemExit) else error
 
 class Line:
     "Both directions of a worker's socket."
@@ -85,7 +91,7 @@ class Line:
                 for piece in (head, *body): self._sock.sendall(piece)
             self._torn = False
         except BaseException as e:
-            self._torn_by = e
+            self._torn_by = _copied(e)
             if not isinstance(e, SystemExit): self._hang_up(TornFrameError(e))
             raise
         while self._later: self._write(*self._later.pop(0))
@@ -146,7 +152,7 @@ class Line:
             self._frames += self._reader.received(count)
             self._deaf = False
         except BaseException as e:
-            self._deafened_by = e
+            self._deafened_by = _copied(e)
             raise
         return bool(count)
 
@@ -386,35 +392,39 @@ class Worker:
         return True
 
 # %% ../../nbs/core/worker.ipynb #cell-29
-_AGAIN = 0.05  # Seconds from one SIGTERM to the next
+_AGAIN = 0.05  # Seconds after which an exception that was lost is raised again
+
+class Terminated(SystemExit):
+    "SIGTERM has come."
 
 def _handle_sigterm() -> None:
     """Unwind the plugin on SIGTERM, but simply end a process that it forked. The exception may be lost: in a `__del__`, in a module's fork hook, in C code that
-    forgets it, as many a module does while it is imported. So the signal comes again and again, and counts when nobody is cleaning up after the one before.
-    A child that is sent one as soon as it is there gets it when it has let go of this handler: Python forgets, in a child, the signals that it has noted and
-    not yet handled."""
+    forgets it, as many a module does while it is imported. Then nobody refers to it any more, and the signal comes again; while somebody does, the plugin is
+    being unwound, wherever it cleans up. A child that is sent one as soon as it is there gets it when it has let go of this handler: Python forgets, in a
+    child, the signals that it has noted and not yet handled."""
     worker, main, shown, held = os.getpid(), threading.get_ident(), sys.unraisablehook, threading.local()
-    stop = SystemExit(128 + signal.SIGTERM)
-    repeating = False
+    raised: weakref.ref[Terminated] | None = None
+
+    def stop() -> Terminated: # made here, since a frame that holds it and is in its traceback would keep it alive
+        nonlocal raised
+        made = Terminated(128 + signal.SIGTERM)
+        raised = weakref.ref(made)
+        return made
 
     def repeat() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         while True:
             time.sleep(_AGAIN)
-            signal.pthread_kill(main, signal.SIGTERM)
+            if raised is not None and raised() is None: signal.pthread_kill(main, signal.SIGTERM)
 
     def terminated(signum: int, frame: FrameType | None) -> None:
-        nonlocal repeating
-        handled = sys.exc_info()[1]
-        while handled is not None and handled is not stop: handled = handled.__context__
-        if handled is stop: return
-        if not repeating:
-            repeating = True
+        if raised is None:
             with suppress(RuntimeError): _thread.start_new_thread(repeat, ()) # there may be no more threads to be had
-        raise stop
+        elif raised() is not None: return
+        raise stop()
 
     def lost(unraisable: Any) -> None:
-        if unraisable.exc_value is not stop: shown(unraisable)
+        if not isinstance(unraisable.exc_value, Terminated): shown(unraisable)
         elif os.getpid() != worker: os._exit(128 + signal.SIGTERM)
 
     def hold() -> None:
