@@ -1082,6 +1082,29 @@ class HubThatHandsOverToEach(TheOtherLoopSleeps):
 
 
 @animal("events")
+class HubThatKeepsCount(Hub):
+    """It takes every event for what the manager says it is: of a worker with its pid, or of a job, of which nothing comes after its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.workers: Dict[int, str] = {}
+        self.ended: "set[str]" = set()
+
+    async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
+        kind, _, what = event_type.partition(":")
+        if kind in ("worker", "job"):
+            assert data["worker_type"] and data["time"]
+        if kind == "worker":
+            self.workers[data["pid"]] = what
+        elif kind == "job":
+            if data["job_id"] in self.ended:
+                return
+            if what in ("completed", "failed", "cancelled"):
+                self.ended.add(data["job_id"])
+        await super().broadcast(event_type, data)
+
+
+@animal("events")
 class HubThatGoesHome(TheOtherLoopSleeps):
     """It does its work on the loop where its clients are, and waits for it where it was called."""
 

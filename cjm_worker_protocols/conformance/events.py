@@ -99,8 +99,19 @@ async def awaited(
     except (Exception, SystemExit) as e: raise Broken(f"it raised {described(e)}") from e
 
 # %% ../../nbs/conformance/events.ipynb #298893d7
-_EVENTS: list[tuple[str, dict[str, Any]]] = [("job:started", {"job_id": "job-1", "pid": 1}), ("job:progress", {"job_id": "job-1", "progress": 0.5, "message": "half of it, naïvely"}),
-    ("job:chunk", {"job_id": "job-1", "chunk": {"Text": "hello\nworld", "words": [1, 2.5, "", []], "final": False}}), ("job:completed", {"job_id": "job-1", "Result": None})]
+def payload(
+    **data: Any # What it says, with the `job_id` or `pid` that it is about
+) -> dict[str, Any]: # What the manager would send
+    "The data of an event."
+    return {"worker_type": "kit", "time": "2030-01-01T00:00:00+00:00", **data}
+
+def life(
+    job_id: str # A job that there was not before
+) -> list[tuple[str, dict[str, Any]]]: # Type and data of each
+    "The events of a job, made anew."
+    told: list[tuple[str, dict[str, Any]]] = [("job:started", {"pid": 1}), ("job:progress", {"progress": 0.5, "message": "half of it, naïvely"}),
+        ("job:chunk", {"chunk": {"Text": "hello\nworld", "words": [1, 2.5, "", []], "final": False}}), ("job:completed", {"Result": None})]
+    return [(event_type, payload(job_id=job_id, **data)) for event_type, data in told]
 
 _LIVES = ("worker:started", "worker:ready", "job:queued", "job:started", "job:progress", "job:chunk", "job:chunk", "job:completed", "job:queued", "job:cancelled",
     "job:queued", "job:started", "job:failed", "worker:exited", "kit:last")  # Of a worker and its jobs
@@ -108,12 +119,12 @@ _LIVES = ("worker:started", "worker:ready", "job:queued", "job:started", "job:pr
 @rule("events.nobody", "broadcast", "Nobody may be looking; the work goes on.", "Do nothing when there are no clients.")
 async def _(it: Subject) -> None:
     "When nobody is connected an event goes nowhere, and nothing is raised."
-    for event_type, data in copy.deepcopy(_EVENTS): await broadcast(it, event_type, data)
+    for event_type, data in life("job-unseen"): await broadcast(it, event_type, data)
 
 @rule("events.delivered", "broadcast", "It is what a broadcaster is for.", "Hand the event to every client: its type, and all of its data; a text in it may have 65,536 characters.", needs=("events.nobody",))
 async def _(it: Subject) -> None:
     "A client gets the event, with its type and its data as they are."
-    for event_type, want in [*_EVENTS, ("job:failed", {"job_id": "job-1", "error": "x" * 65_536})]: # no text that the manager sends is longer
+    for event_type, want in [*life("job-seen"), ("job:failed", payload(job_id="job-failed", error="x" * 65_536))]: # no text that the manager sends is longer
         client = await connect(it)
         await broadcast(it, event_type, copy.deepcopy(want))
         got = (await client.until(event_type))[-1][1]
@@ -125,11 +136,13 @@ async def _(it: Subject) -> None:
 async def _(it: Subject) -> None:
     "A client gets events in the order in which they were broadcast, each once."
     client = await connect(it)
-    for n in range(20): await broadcast(it, "job:chunk", {"n": n})
+    for n in range(20): await broadcast(it, "job:chunk", payload(job_id="job-long", n=n))
     await broadcast(it, "kit:last", {"n": 20})
     if (numbered := [data.get("n") for _, data in await client.until("kit:last")]) != [*range(21)]: raise Broken(f"they came as {shown(numbered)}")
     await client.begin()
-    for n, event_type in enumerate(_LIVES): await broadcast(it, event_type, {"n": n})
+    for n, event_type in enumerate(_LIVES):
+        jobs = _LIVES[:n + 1].count("job:queued") # one after the other
+        await broadcast(it, event_type, payload(n=n, **({"job_id": f"job-{jobs}"} if event_type.startswith("job:") else {"pid": 1})))
     if odd := astray([*zip(_LIVES, count())], [(t, data.get("n")) for t, data in await client.until("kit:last")]): raise Broken(odd)
     await client.begin()
     sent, numbers, end = list[str](), count(), time.monotonic() + SECONDS
@@ -205,7 +218,7 @@ async def _(it: Subject) -> None:
 async def _(it: Subject) -> None:
     "Broadcasts at the same time lose nothing."
     client = await connect(it)
-    await asyncio.gather(*(broadcast(it, "job:chunk", {"n": n}) for n in range(20)))
+    await asyncio.gather(*(broadcast(it, "job:chunk", payload(job_id="job-quick", n=n)) for n in range(20)))
     await broadcast(it, "kit:last", {"n": 20})
     got = sorted(data.get("n", -1) for _, data in await client.until("kit:last"))
     if got != [*range(21)]:
@@ -216,10 +229,10 @@ async def _(it: Subject) -> None:
 @rule("events.data_unchanged", "broadcast", "The same dict goes to whoever listens in the process.", "Make your own: `{**data, \"id\": …}` instead of `data[\"id\"] = …`.", needs=("events.nobody",))
 async def _(it: Subject) -> None:
     "The caller's data are as they were."
-    for event_type, data in copy.deepcopy(_EVENTS):
+    for (event_type, data), (_, want) in zip(life("job-looked-at"), life("job-looked-at")):
         with suppress(NotObservable): await connect(it, reads=False)
         await broadcast(it, event_type, data)
-        if data != (want := dict(_EVENTS)[event_type]): raise Broken(f"they are {shown(data)} now (before: {shown(want)})")
+        if data != want: raise Broken(f"they are {shown(data)} now (before: {shown(want)})")
 
 @rule("events.data_not_kept", "broadcast", "The caller may go on using its dict, and what a slow client gets would change with it.", "Write the event out, as JSON, before the first `await`; or keep a deep copy, also of what is for those who come later.",
       "warning", ("events.delivered",))
@@ -440,7 +453,7 @@ async def from_elsewhere(
     it: Subject, # A broadcaster
     event_type: str, # What happened
     asleep: Callable[[], bool] # Tells whether this loop should have been woken
-) -> tuple[BaseException | None, bool]: # What it raised; and that, before this loop was told that it had ended
+) -> tuple[BaseException | None, bool]: # What it raised; and what `asleep` told when it had ended
     "Broadcast an event on another loop, in another thread. Raises `Broken` when that takes too long."
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[tuple[BaseException | None, bool]] = loop.create_future()

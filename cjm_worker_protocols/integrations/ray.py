@@ -521,7 +521,7 @@ def describe_loss(
 class _Connection:
     "This process's connection to Ray, shared by all engines, and the thread that makes it."
     PATIENCE = 30.0  # Seconds for the connection before to end
-    lock = threading.Lock()
+    lock = threading.RLock()
     current: _Connection | None = None
     closing: Future[Any] | None = None  # The end of the last one
 
@@ -565,8 +565,8 @@ class _Connection:
     @classmethod
     def use(cls, engine: RayEngine) -> _Connection:
         "One more engine needs it, and those whose loop was closed need it no longer. Raises `RayLostError` while engines hold one that was lost."
-        for user in list(cls.current.users) if cls.current is not None else (): user.abandon()
         with cls.lock:
+            for user in list(cls.current.users) if cls.current is not None else (): user._abandon()
             if cls.current is None: cls.current = cls(cls.closing)
             if cls.current.lost: raise RayLostError(engine.address)
             cls.current.users.add(engine)
@@ -724,7 +724,7 @@ class RayEngine:
         loop = asyncio.get_running_loop()
         if self._lost: raise RayLostError(self.address)
         if self._failed is not None and loop.time() - self._failed[0] < self.AFRESH: raise self._failed[1]
-        self.abandon()
+        self._abandon()
         if self._loop is None:
             self._connection, self._loop = _Connection.use(self), loop
             self._look()
@@ -820,12 +820,13 @@ class RayEngine:
         for worker in workers: worker._finish(Exit()) # their managers may want others at once, and have the engine join anew
         return left
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         "Leave the cluster if the loop was closed, and its managers were not shut down."
-        if self._loop is None or not self._loop.is_closed(): return
-        for worker in self._workers: worker._end_actor(worker._actor)
-        self._workers.clear()
-        self._leave()
+        with _Connection.lock: # somebody else may want the connection, and so do the same
+            if self._loop is None or not self._loop.is_closed(): return
+            for worker in self._workers: worker._end_actor(worker._actor)
+            self._workers.clear()
+            self._leave()
 
 # %% ../../nbs/integrations/ray.ipynb #b0b0c1c8
 def why_waiting(

@@ -666,23 +666,23 @@ def _defaults(schema: Any) -> dict[str, Any]:
 
 # %% ../../nbs/integrations/registry.ipynb #d04ed9ab
 def _hidden(value: Any, schemas: Iterable[Any], root: Any, secret: bool = False, wrong: bool = False) -> Any:
-    "A config with its secrets hidden, and what stands in the place of an array or object of secrets. In one that is `wrong`, no schema speaks for what stands there."
+    "A config with its secrets hidden, and a text that stands in the place of an array or object of secrets. In one that is `wrong` no schema speaks for what stands there, and a number is hidden too."
     schemas = [one for schema in schemas for one in _applying(schema, root)]
     secret = secret or any(map(_is_secret, schemas))
     if isinstance(value, dict): return {key: _hidden(item, _below(schemas, key), root, secret, wrong) for key, item in value.items()}
     if isinstance(value, list): return [_hidden(item, _inside(schemas, i), root, secret, wrong) for i, item in enumerate(value)]
     if value is None or isinstance(value, (bool, Secret)): return value
-    if not secret:
+    if not secret and (wrong or isinstance(value, str)):
         without = [one for one in schemas if not any(map(_is_secret, _anywhere(one, root)))]
-        secret = len(without) < len(schemas) and (wrong or not any(_names(one, value) for one in (without if isinstance(value, str) else schemas)))
+        secret = len(without) < len(schemas) and (wrong or not any(_names(one, value) for one in without))
     return Secret(f"{value}") if secret else value
 
 def _is_secret(schema: Mapping[str, Any]) -> bool: return schema.get("writeOnly") is True or schema.get("format") == "password"
 
-def _names(schema: Mapping[str, Any], value: Any) -> bool:
-    "Whether a schema says in so many words that a value, or a value of its type, may stand here."
-    types, kinds = schema.get("type"), ("string",) if isinstance(value, str) else ("integer", "number")
-    return any(kind == types or isinstance(types, list) and kind in types for kind in kinds) or value in [schema.get("const"), *(schema.get("enum") or ())]
+def _names(schema: Mapping[str, Any], text: str) -> bool:
+    "Whether a schema says in so many words that a text, or this one, may stand here."
+    types = schema.get("type")
+    return types == "string" or isinstance(types, list) and "string" in types or text in [schema.get("const"), *(schema.get("enum") or ())]
 
 def _revealed(value: Any) -> Any:
     "A config with its secrets in the open: to be validated, or saved."

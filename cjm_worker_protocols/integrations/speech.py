@@ -64,7 +64,7 @@ class WideWav:
     ):
         "Raises `ValueError` for all else, that soundfile can read, or nobody."
         try: self._wave = wave.open(file)
-        except (wave.Error, EOFError) as e: raise ValueError(str(e)) from e
+        except (wave.Error, EOFError, RuntimeError) as e: raise ValueError(str(e)) from e # the last is of a chunk that ends beyond the file
         self._channels, self._width, self.samplerate, self.frames = self._wave.getparams()[:4]
         if self._width <= self.WIDTH and self._channels <= self.CHANNELS or not self.samplerate: raise ValueError("not a wide one")
 
