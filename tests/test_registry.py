@@ -795,6 +795,7 @@ def test_a_secret_is_found_wherever_a_schema_says_so(schema: "dict[str, Any]", s
 
 
 KEY = {"type": "string", "writeOnly": True}
+ACCOUNT = {"type": "object", "properties": {"password": KEY}}
 
 
 @pytest.mark.parametrize("value", ["hush", 48555348, 4.8555348, b"hush", '{"hush": '])
@@ -834,6 +835,30 @@ def test_what_is_in_the_place_of_secrets_is_not_shown(schema: "dict[str, Any]", 
     for e in errors:
         assert "hush" not in f"{e} {e!r}" and "8555348" not in f"{e} {e!r}" and e.__context__ is None
     assert "hush" not in caplog.text and "8555348" not in caplog.text
+
+
+def test_secrets_in_another_shape_are_not_shown(tmp_path: Path) -> None:
+    """An object where an array of them belongs, an array where an object, and what is below that: in the file as it is, and in the error."""
+    registry = of_text(config_dir=tmp_path / "config")
+    registry.register("a", "m:a", schema={"properties": {"tokens": {"type": "array", "items": KEY}, "login": ACCOUNT}})
+    path = Path(registry.config_file("a"))
+    path.parent.mkdir()
+    for wrong in ({"tokens": {"main": "hush"}}, {"login": ["me", "hush"]}, {"login": [{"password": {"old": ["hush"]}}]}):
+        path.write_text(json.dumps(wrong))
+        path.chmod(0o600)
+        assert "hush" not in f"{registry.stored_plugin_config('a')!r}"
+        with pytest.raises(PluginConfigError, match="key '(tokens|login)': expected a value of type") as info:
+            registry.load_plugin_config("a")
+        assert "hush" not in f"{info.value!r}"
+
+
+@pytest.mark.parametrize("schema", [{"anyOf": [ACCOUNT, {"minimum": 0}]}, {"anyOf": [ACCOUNT, {}]}, {"properties": {"password": KEY}}])
+def test_a_number_beside_secrets_is_no_secret(schema: "dict[str, Any]", tmp_path: Path) -> None:
+    """No part of the schema says that a number may be there, and none says that it may not: the plugin gets it."""
+    registry = of_text(config_dir=tmp_path / "config")
+    registry.register("a", "m:a", schema={"properties": {"k": schema}})
+    registry.save_plugin_config("a", {"k": 3})
+    assert registry.load_plugin_config("a") == {"k": 3} == registry.stored_plugin_config("a")
 
 
 @pytest.mark.parametrize("given", ["hush", '{"hush": 1}', "48555348"])

@@ -283,6 +283,7 @@ def bad_files(folder: Path) -> "dict[str, Path]":
         "no samples": good[:44],
         "sample rate 0": good[:24] + bytes(4) + good[28:],
         "no channels": good[:22] + bytes(2) + good[24:],
+        "a chunk beyond the end": good[:12] + b"\xffmt " + bytes.fromhex("1000ff0001000200ff000000000000000000000164617461") + bytes(4),
     }
     paths = {what: folder / f"{what}.wav" for what in made}
     for what, data in made.items():

@@ -666,11 +666,16 @@ def _defaults(schema: Any) -> dict[str, Any]:
 
 # %% ../../nbs/integrations/registry.ipynb #d04ed9ab
 def _hidden(value: Any, schemas: Iterable[Any], root: Any, secret: bool = False, wrong: bool = False) -> Any:
-    "A config with its secrets hidden, and a text that stands in the place of an array or object of secrets. In one that is `wrong` no schema speaks for what stands there, and a number is hidden too."
+    "A config with its secrets hidden, and a text that stands in the place of an array or object of secrets. In one that is `wrong` no schema speaks for what stands there, and it is hidden whatever it is."
     schemas = [one for schema in schemas for one in _applying(schema, root)]
     secret = secret or any(map(_is_secret, schemas))
-    if isinstance(value, dict): return {key: _hidden(item, _below(schemas, key), root, secret, wrong) for key, item in value.items()}
-    if isinstance(value, list): return [_hidden(item, _inside(schemas, i), root, secret, wrong) for i, item in enumerate(value)]
+    def below(item: Any, found: list[Any]) -> Any:
+        "Of what is said nothing, in a config that is wrong, nobody knows what it is."
+        lost = wrong and all(one is None for one in found) and any(_is_secret(part) for one in schemas for part in _anywhere(one, root))
+        return _hidden(item, found, root, secret or lost, wrong)
+
+    if isinstance(value, dict): return {key: below(item, _below(schemas, key)) for key, item in value.items()}
+    if isinstance(value, list): return [below(item, _inside(schemas, i)) for i, item in enumerate(value)]
     if value is None or isinstance(value, (bool, Secret)): return value
     if not secret and (wrong or isinstance(value, str)):
         without = [one for one in schemas if not any(map(_is_secret, _anywhere(one, root)))]
@@ -782,9 +787,16 @@ class _Schema:
     def defaults(self) -> dict[str, Any]: return _defaults(self.written)
     def types(self, key: str) -> Any: return _types(self.written, key)
 
-    def hide(self, config: dict[str, Any], wrong: bool = False) -> dict[str, Any]:
-        "A config with its secrets hidden; of one that is `wrong`, also what is in the place of some."
-        hidden: dict[str, Any] = config if self.written is None else _hidden(config, [self.written], self.written, wrong=wrong)
+    def hide(self, config: dict[str, Any]) -> dict[str, Any]:
+        "A part of a config with its secrets hidden; of one that is wrong, also what is in the place of some. Raises `RegistryExtraError`."
+        if self.written is None: return config
+        validator = _validator(self.plugin_id, self.written)
+        try: wrong = _first_wrong(validator, _revealed(config), True) is not None
+        except Exception: wrong = True
+        return self._hidden(config, wrong)
+
+    def _hidden(self, config: Any, wrong: bool) -> dict[str, Any]:
+        hidden: dict[str, Any] = _hidden(config, [self.written], self.written, wrong=wrong)
         return hidden
 
     def checked(self, config: Any, origins: Mapping[str, str], partly: bool = False) -> dict[str, Any]:
@@ -793,7 +805,7 @@ class _Schema:
         validator, plain = _validator(self.plugin_id, self.written), _revealed(config)
         try:
             error = _first_wrong(validator, plain, partly)
-            hidden = self.hide(config, wrong=error is not None)
+            hidden = self._hidden(config, error is not None)
         except Exception as e: raise PluginSchemaError(self.plugin_id, self.where, f"{type(e).__name__}: {getattr(e, 'type', e)}") from None  # an unknown type's text has the value
         if error is not None: raise _wrong(self.plugin_id, error, hidden, origins) from None
         if _numbers_hidden(plain, hidden): raise PluginSchemaError(self.plugin_id, self.where, "a secret that is no string")
