@@ -103,7 +103,16 @@ def payload(
     **data: Any # What it says, with the `job_id` or `pid` that it is about
 ) -> dict[str, Any]: # What the manager would send
     "The data of an event."
-    return {"worker_type": "kit", "time": "2030-01-01T00:00:00+00:00", **data}
+    return {**data, "worker_type": "kit", "time": "2030-01-01"}
+
+def apart(
+    got: Any, # What became of some data
+    want: dict[str, Any] # What they were
+) -> tuple[str, str]: # As they are shown
+    "What is different in each."
+    if not isinstance(got, dict): return shown(got), shown(want)
+    odd = [key for key in {**want, **got} if key not in got or key not in want or got[key] != want[key]]
+    return shown({key: got[key] for key in odd if key in got}), shown({key: want[key] for key in odd if key in want})
 
 def life(
     job_id: str # A job that there was not before
@@ -128,7 +137,7 @@ async def _(it: Subject) -> None:
         client = await connect(it)
         await broadcast(it, event_type, copy.deepcopy(want))
         got = (await client.until(event_type))[-1][1]
-        if got != want: raise Broken(f"its data came as {shown(got)} (sent: {shown(want)})")
+        if got != want: raise Broken("its data differ: {} came (sent: {})".format(*apart(got, want)))
         await client.close()
 
 @rule("events.order", "broadcast", "A job that is completed before it is started confuses every page.", "Use one queue for each client, and put events into it with `put_nowait`, before the first `await`.",
@@ -232,7 +241,7 @@ async def _(it: Subject) -> None:
     for (event_type, data), (_, want) in zip(life("job-looked-at"), life("job-looked-at")):
         with suppress(NotObservable): await connect(it, reads=False)
         await broadcast(it, event_type, data)
-        if data != want: raise Broken(f"they are {shown(data)} now (before: {shown(want)})")
+        if data != want: raise Broken("they differ: {} now (before: {})".format(*apart(data, want)))
 
 @rule("events.data_not_kept", "broadcast", "The caller may go on using its dict, and what a slow client gets would change with it.", "Write the event out, as JSON, before the first `await`; or keep a deep copy, also of what is for those who come later.",
       "warning", ("events.delivered",))
