@@ -853,7 +853,7 @@ class WhoComesSecondFindsHalf(Registry):
 
     def get_plugins_by_category(self, category: Any) -> List[Any]:
         self.load()
-        return super().get_plugins_by_category(category)
+        return [m for m in list(self.plugins.values()) if m.category == category]
 
     def get_plugin(self, plugin_id: str) -> Any:
         self.load()

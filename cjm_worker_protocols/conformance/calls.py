@@ -31,8 +31,9 @@ def samples_for(
     it: Subject, # An implementation
     protocol: type # One of the three
 ) -> dict[str, Any]: # A value for every parameter; a pid is that of a process that lives
-    "What a call is made with."
-    return {**SAMPLES, "pid": it.pid()} if protocol is NAMES["resources"] else SAMPLES
+    "What a call is made with; the dicts are its own, for an implementation may write into them."
+    values = {name: dict(value) if isinstance(value, dict) else value for name, value in SAMPLES.items()}
+    return {**values, "pid": it.pid()} if protocol is NAMES["resources"] else values
 
 @lru_cache(maxsize=None)
 def parameters_of(
