@@ -483,7 +483,7 @@ def run(
     if found.problem: raise UsageError(found.problem)
     registry.load_plugin_config(plugin)
     given = list(map(parameter, parameters))
-    if twice := [key for n, (key, _) in enumerate(given) if key in dict(given[:n])]: raise UsageError(f"{twice[0]}: expected one value (got two)")
+    if twice := [key for key, times in Counter(key for key, _ in given).items() if times > 1]: raise UsageError(f"{twice[0]}: expected one value (got two)")
     requests = [dict(given)]
     screen = screen_for(json, label=lambda params: plugin, traces=True)
     sys.path[:0] = filter(None, (os.getcwd(), found.path))

@@ -22,7 +22,7 @@ from typing import Any, Awaitable, Callable, Dict, Generator, List
 from unittest.mock import AsyncMock, Mock
 
 import psutil
-from conformance_corpus import PROBES, Hub, InboxPage, Meta, Page, Registry, Resources, TheOtherLoopSleeps, frame
+from conformance_corpus import PROBES, HistoryIsWrittenLate, Hub, InboxPage, Meta, Page, Registry, Resources, TheOtherLoopSleeps, frame
 
 from cjm_worker_protocols.extensions.protocols import (
     UNSET,
@@ -1054,21 +1054,11 @@ class HubThatReplays(Hub):
 
 
 @animal("events")
-class HubThatReplaysCopies(Hub):
+class HubThatReplaysCopies(HistoryIsWrittenLate):
     """It keeps what it was told, and writes it when somebody comes."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.last: "deque[Any]" = deque(maxlen=10)
-
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
-        await super().broadcast(event_type, data)
-        self.last.append((event_type, copy.deepcopy(data)))
-
-    def connect(self) -> Page:
-        page = super().connect()
-        page.queue.extend(frame(*event) for event in self.last)
-        return page
+        await super().broadcast(event_type, copy.deepcopy(data))
 
 
 @animal("events")
