@@ -63,8 +63,10 @@ async def main():
             serving = asyncio.ensure_future(server._serve())
             while not server.started: await asyncio.sleep(0.01)
         elif order == "lose":
-            for connection in list(server.server_state.connections): connection.transport.abort()
             server.should_exit = True
+            while not serving.done(): # the page may be back before the server has closed its door, and uvicorn waits for whoever is in
+                for connection in list(server.server_state.connections): connection.transport.abort()
+                await asyncio.sleep(0.01)
             await serving
         else:
             for n in range(*order): await broadcaster.broadcast("tick", dict(n=n, text="naïve\\nlines"))

@@ -33,8 +33,11 @@ def sweep(
     marks: set[bytes] # The marks of workers that have ended
 ) -> None:
     "Kill whatever those workers have left behind, and what that starts meanwhile. What cannot be killed now is not waited for."
+    seen = True
     for _ in range(10 if marks else 0):
-        if not (left := _marked(marks)): return
+        left = _marked(marks)
+        if not left and not seen: return
+        seen = bool(left) # for a moment a program that is just starting has no environment: only two looks in a row tell
         for pid in left:
             try: os.kill(pid, signal.SIGKILL)
             except OSError: pass # it ended by itself
