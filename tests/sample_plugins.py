@@ -39,6 +39,11 @@ def pid() -> int:
     return os.getpid()
 
 
+def pause(seconds: float) -> None:
+    """Sleep."""
+    time.sleep(seconds)
+
+
 def env(name: str) -> "str | None":
     """Tell an environment variable."""
     return os.environ.get(name)

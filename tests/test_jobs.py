@@ -13,11 +13,13 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sample_plugins
 from harness import Gate, Seen, end, first_chunk, gate, manager, nothing_left, run, said_json, script  # noqa: F401
@@ -104,6 +106,29 @@ def test_one_worker_runs_many_jobs() -> None:
             assert len({await job for job in jobs}) == 1
         started = [e.data["job_id"] for e in await seen.rest() if e.type == "job:started"]
         assert started == [job.id for job in jobs]
+
+    run(scenario())
+
+
+def test_nobody_stays_awake_for_long() -> None:
+    """Quick jobs keep the manager and its worker awake from one to the next; neither a pause after them nor a job that takes its time costs CPU time."""
+
+    async def scenario() -> None:
+        async with JobManager("text", "demo", plugins={"pause": sample_plugins.pause}) as m:
+
+            async def spent(seconds: float, pause: "Callable[[float], Awaitable[Any]]") -> float:
+                for _ in range(50):
+                    await job(0)
+                worker = psutil.Process(m.workers[0].pid)
+                before = time.process_time() + sum(worker.cpu_times()[:2])
+                await pause(seconds)
+                return time.process_time() + sum(worker.cpu_times()[:2]) - before
+
+            async def job(seconds: float) -> None:
+                await (await m.start_job("pause", seconds=seconds))
+
+            for pause in (job, asyncio.sleep):
+                assert await spent(1.0, pause) < 0.2
 
     run(scenario())
 

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from . import guardian
 from .config import WorkerConfig
-from .frames import Frame, FrameReader
+from .frames import GLANCE, Frame, FrameReader, give_way
 
 _log = logging.getLogger(__name__)
 _CORE = Path(os.path.abspath(guardian.__file__)).parent  # where the worker's and the guardian's code lies
@@ -332,6 +333,7 @@ class Connection:
         self._loop, self._sock, self._on_frame, self._on_hung_up, self._before_frames = loop, sock, on_frame, on_hung_up, before_frames
         self._reader, self._frames, self._unsent = FrameReader(), deque[Frame](), deque[memoryview]()
         self._paused = self._hung_up = self._closed = False
+        self._asked, self._quick, self._awake = 0.0, True, False
         sock.setblocking(False)
         loop.add_reader(sock, self.receive)
 
@@ -360,6 +362,20 @@ class Connection:
         except OSError: self._unsent.clear()
         self._loop.remove_writer(self._sock)
 
+    def stay_awake(self) -> None:
+        "Look for an answer to what was just sent, if the last one came soon; the loop goes on with whatever else there is."
+        self._asked = time.monotonic()
+        if self._awake or not self._quick: return
+        self._awake = True
+        self._loop.call_soon(self._glance)
+
+    def _glance(self) -> None:
+        "Look now, and again as soon as the loop has seen to everything else."
+        self._awake = time.monotonic() - self._asked < GLANCE and not (self._closed or self._paused or self.receive())
+        if self._awake:
+            give_way()
+            self._loop.call_soon(self._glance)
+
     def pause(self) -> None:
         "Hand over no more, and take no more from the socket."
         if self._paused or self._closed: return
@@ -380,6 +396,7 @@ class Connection:
         except BlockingIOError: return False
         except OSError: count = 0
         if not count: return self._hang_up(None)
+        self._quick = time.monotonic() - self._asked < GLANCE
         try: frames = self._reader.received(count)
         except (ValueError, MemoryError, OverflowError) as e: return self._hang_up(e)
         if frames:
@@ -470,6 +487,7 @@ class LocalWorker:
         if self._gone: return
         self._claims.put(tag)
         self._connection.send(data)
+        self._connection.stay_awake()
 
     def withdraw(self) -> frozenset[int]: return frozenset() if self._gone else self._claims.withdraw()
 

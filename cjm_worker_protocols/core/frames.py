@@ -5,14 +5,18 @@
 # %% ../../nbs/core/frames.ipynb #cell-4
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import sys
+import time
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
 # %% auto #0
-__all__ = ['PLAIN', 'UNPICKLABLE', 'LARGE', 'HEADER', 'Kind', 'dumps', 'pieces', 'encode', 'Frame', 'FrameReader']
+__all__ = ['PLAIN', 'UNPICKLABLE', 'LARGE', 'HEADER', 'GLANCE', 'give_way', 'Kind', 'dumps', 'pieces', 'encode', 'Frame',
+           'FrameReader']
 
 # %% ../../nbs/core/frames.ipynb #cell-6
 class Kind(IntEnum):
@@ -145,3 +149,7 @@ class FrameReader:
             view[:end - start] = view[start:end]
             self._end = end - start
         return frames
+
+# %% ../../nbs/core/frames.ipynb #28b49e7c
+GLANCE = 0.0002  # Seconds for which to stay awake, if the last time took less
+give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # To other threads and processes that have work to do

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from . import context
-from .frames import HEADER, LARGE, PLAIN, Frame, FrameReader, Kind, pieces
+from .frames import GLANCE, HEADER, LARGE, PLAIN, Frame, FrameReader, Kind, give_way, pieces
 from .plugins import Plugin, drive, find_plugin, unpack
 
 # %% auto #0
@@ -60,6 +60,8 @@ class Line:
         self._later = list[tuple[Kind, int, list[bytes]]]()  # What a plugin's signal handler said while a frame was being sent
         self._chunks, self._size, self._tag, self._flushed = list[Any](), 0, 0, 0.0
         self._waiting: threading.Event | None = None
+        self._arrived, self._arrivals = 0.0, select.poll()  # When the last frame was taken, and whether more has come
+        self._arrivals.register(sock, select.POLLIN)
 
     @property
     def ours(self) -> bool: # False in a process that a plugin forked
@@ -161,9 +163,17 @@ class Line:
         if not self.ours: os._exit(0)
         if self._torn: raise TornFrameError(self._torn_by) from self._torn_by
         if self._deaf: raise TornFrameError(self._deafened_by, "received") from self._deafened_by
+        if not self._frames: self._stay_awake()
         while not self._frames:
             if not self._fill(): return None
+        self._arrived = time.monotonic()
         return self._frames.pop(0)
+
+    def _stay_awake(self) -> None:
+        "Look for more, for a moment, if the last frame took no longer to deal with."
+        now = time.monotonic()
+        if now - self._arrived > GLANCE: return
+        while not self._arrivals.poll(0) and time.monotonic() - now < GLANCE: give_way()
 
     def claim(self,
         tag: int # A job
