@@ -151,5 +151,5 @@ class FrameReader:
         return frames
 
 # %% ../../nbs/core/frames.ipynb #28b49e7c
-GLANCE = 0.0002  # Seconds for which to stay awake, if the last time took less
+GLANCE = 0.0001  # Seconds for which to stay awake, if the last time took less
 give_way: Callable[[], None] = getattr(os, "sched_yield", lambda: time.sleep(0))  # To other threads and processes that have work to do

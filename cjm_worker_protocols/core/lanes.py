@@ -16,7 +16,7 @@ from types import CoroutineType
 from typing import Any
 
 from .errors import ManagerClosedError, worth_telling
-from .frames import GLANCE, give_way
+from .frames import give_way
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ def plain(
 class Lane:
     "One thread, one queue. The thread starts with the first call, and ends with the lane or with the process."
     DELAY = 0.005  # Seconds for which posted calls wait for each other
+    GLANCE = 0.0002  # Seconds for which the loop looks out for an answer, if the call before took less than that
 
     def __init__(self,
         name: str, # The integration, as it appears in logs and in the count of errors
@@ -93,7 +94,7 @@ class Lane:
             result, error, start = None, None, self.at(label)
             try: result = plain(call())
             except BaseException as e: error = e  # not even SystemExit may end the lane
-            self._busy, self._quick = "", time.monotonic() - start < GLANCE
+            self._busy, self._quick = "", time.monotonic() - start < self.GLANCE
             if error is not None and done is None: self.failed(label, error)
             if done is not None: done(result, error)
             del item, call, done, result, error
@@ -167,7 +168,7 @@ class Lane:
 
     def _look_out(self, answer: queue.SimpleQueue[Any]) -> None:
         "Let the thread run, for a moment. Most answers come at once, and then it costs more to wake the loop than to keep it awake."
-        end = time.monotonic() + GLANCE
+        end = time.monotonic() + self.GLANCE
         while answer.empty() and time.monotonic() < end: give_way()
 
     def ask_blocking(self,
