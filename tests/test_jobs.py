@@ -1161,6 +1161,67 @@ def test_a_changed_config_reaches_the_next_job() -> None:
     run(scenario())
 
 
+class ItsOwnConfig:
+    """A plugin that takes a part out of its config, and keeps in it what cannot be sent."""
+
+    def load(self, config: "dict[str, Any]") -> None:
+        """Take the model, and keep a lock."""
+        self.loads = getattr(self, "loads", 0) + 1
+        self.model, self.config = config.pop("model"), config
+        config["lock"] = threading.Lock()
+
+    def run(self) -> Any:
+        """How often it was loaded, with what."""
+        self.config["runs"] = self.config.get("runs", 0) + 1
+        return self.loads, self.model
+
+
+def test_a_plugin_may_change_the_config_it_was_loaded_with() -> None:
+    """It is not loaded anew for that, only for another config of the registry's; and its worker can still be told to reload and to unload."""
+    registry = Registry(p1="ItsOwnConfig", p2="pid")
+
+    async def scenario() -> None:
+        async with manager(ItsOwnConfig, "pid", plugin_registry=registry) as m:
+            registry.configs["p1"] = {"model": "small"}
+            first = await m.start_job("p1")
+            assert [await first, *[await (await m.start_job("p1")) for _ in range(2)]] == [(1, "small")] * 3
+            assert not await m.unload_plugin("pid")
+            assert await m.reload_plugin("p1", {"model": "large"})
+            registry.configs["p1"] = {"model": "large"}
+            assert [await (await m.start_job("p1")) for _ in range(2)] == [(2, "large")] * 2
+            registry.configs["p1"] = {"model": "small"}
+            last = await m.start_job("p1")
+            assert await last == (3, "small") and last.worker_pid == first.worker_pid
+
+    run(scenario())
+
+
+class Ambiguous:
+    """Like an array: it cannot be asked whether it is equal."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+
+def test_a_config_that_cannot_be_compared() -> None:
+    """The plugin is loaded anew when it says something else, and stays loaded when it says the same."""
+    registry = Registry(p1="Loaded")
+
+    async def loads(m: Any, value: Any) -> int:
+        registry.configs["p1"] = {"it": value}
+        await (await m.start_job("p1"))
+        return sum(entry[0] == "load" for entry in (await (await m.start_job("p1")))["log"])
+
+    async def scenario() -> None:
+        async with manager("Loaded", plugin_registry=registry) as m:
+            assert [await loads(m, value) for value in (Ambiguous(1), Ambiguous(2), float("nan"), float("nan"))] == [1, 2, 3, 3]
+
+    run(scenario())
+
+
 def test_a_registry_names_what_it_does_not_know() -> None:
     """An unknown plugin, or one that is not configured, is a named error before any worker starts."""
     registry = Registry(p1="Loaded", p2="echo")

@@ -15,7 +15,8 @@ from .errors import ConfigError, PluginLoadError, PluginNotSendableError, Plugin
 from .frames import dumps
 
 # %% auto #0
-__all__ = ['Source', 'pack', 'unpack', 'check_plugin', 'PluginTable', 'Plugin', 'AdaptedPlugin', 'find_plugin', 'drive']
+__all__ = ['Source', 'pack', 'unpack', 'check_plugin', 'PluginTable', 'Plugin', 'AdaptedPlugin', 'find_plugin', 'own_copy',
+           'same_config', 'drive']
 
 # %% ../../nbs/core/plugins.ipynb #cell-6
 Source = Union[str, bytes]  # An import string, or a pickle
@@ -166,6 +167,26 @@ def find_plugin(
     if key not in catalog: raise UnknownPluginError(plugin_id, "what the plugin loader gave", catalog.keys())
     thing = catalog[key]
     return Plugin(f"plugin {plugin_id!r}", unpack(thing) if isinstance(thing, str) else thing)
+
+# %% ../../nbs/core/plugins.ipynb #0d38c2d3
+def own_copy(
+    config: dict[str, Any] # What a plugin will be loaded with
+) -> dict[str, Any]: # The same, as far as it can be copied
+    "A copy of a config that a plugin does not reach."
+    try: copy: dict[str, Any] = pickle.loads(dumps(config))
+    except Exception: return config
+    return copy
+
+def same_config(
+    config: dict[str, Any], # One config
+    other: dict[str, Any] # Another
+) -> bool: # Whether a plugin that is loaded with the one is loaded with the other too
+    "Whether two configs say the same. It never raises."
+    try:
+        if config == other: return True
+    except Exception: pass
+    try: return dumps(config) == dumps(other)
+    except Exception: return False
 
 # %% ../../nbs/core/plugins.ipynb #cell-26
 def drive(
