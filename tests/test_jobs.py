@@ -630,6 +630,28 @@ def test_a_validation_that_gives_no_reason_is_refused(answer: Any) -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("answer", [None, [("x", 3)], "x"], ids=repr)
+def test_a_request_that_is_no_mapping_is_refused(answer: Any) -> None:
+    """prepare_execute_request gives the parameters by name; ConfigError says so, also of one that is async, and no job exists."""
+
+    class Preparing(JobManager):
+        def prepare_execute_request(self, job: Job) -> Any:
+            return answer
+
+    class PreparingLater(JobManager):
+        async def prepare_execute_request(self, job: Job) -> Any:  # type: ignore[override]
+            return {}
+
+    async def scenario() -> None:
+        for cls in (Preparing, PreparingLater):
+            async with manager("echo", cls=cls) as m:
+                with pytest.raises(errors.ConfigError, match=r"prepare_execute_request\(\): expected a mapping of names to values, from a plain `def`"):
+                    await m.start_job("echo")
+                assert m.jobs == {} and m.workers == []
+
+    run(scenario())
+
+
 # Plugins of every kind
 
 
@@ -1336,6 +1358,24 @@ def test_a_config_that_cannot_be_sent_is_refused(registry: Any) -> None:
             assert refusal.value.parameter == "lock"
             assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
             assert m.workers[0].status == "idle"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("registry", [None, Registry(Loaded="Loaded")], ids=["no registry", "a registry"])
+def test_what_is_no_config_or_no_name_is_refused(registry: Any) -> None:
+    """reload_plugin and unload_plugin say what they expected, and nothing is changed."""
+
+    async def scenario() -> None:
+        async with manager("Loaded", plugin_registry=registry) as m:
+            await (await m.start_job("Loaded"))
+            for wrong in (None, [1], "small", [("size", 2)]):
+                with pytest.raises(errors.ConfigError, match="config: expected a dict"):
+                    await m.reload_plugin("Loaded", wrong)
+            for call in (m.unload_plugin([1]), m.reload_plugin([1], {}), m.reload_plugin(None, {})):
+                with pytest.raises(errors.ConfigError, match="plugin_name: expected the name or the id of a plugin"):
+                    await call
+            assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
 
     run(scenario())
 

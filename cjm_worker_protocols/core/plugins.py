@@ -64,8 +64,9 @@ class PluginTable:
     def __init__(self,
         plugins: Mapping[str, Any] # Plugins by id
     ):
-        "Raises `PluginTypeError` or `PluginNotSendableError` for the first that cannot be one, and `ConfigError` for anything but a mapping."
-        if not isinstance(plugins, Mapping): raise ConfigError("plugins", "a mapping of ids to plugins, as {'shout': shout}", plugins)
+        "Raises `PluginTypeError` or `PluginNotSendableError` for the first that cannot be one, and `ConfigError` for anything but a mapping of texts."
+        if not isinstance(plugins, Mapping) or not all(isinstance(plugin_id, str) for plugin_id in plugins):
+            raise ConfigError("plugins", "a mapping of ids to plugins, as {'shout': shout}", plugins)
         for plugin_id, plugin in plugins.items(): check_plugin(plugin_id, plugin)
         self.sources = {plugin_id: pack(f"plugin {plugin_id!r}", plugin) for plugin_id, plugin in plugins.items()}
 
