@@ -458,6 +458,25 @@ def test_a_broadcaster_that_raises(how: str) -> None:
     run(scenario())
 
 
+def test_a_broadcaster_is_told_what_is_wrong_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    """What it raises is logged with its traceback; a plain broadcast is told to be async."""
+
+    class Plain:
+        def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+            """Do nothing, and give nothing that can be awaited."""
+
+    async def scenario() -> None:
+        for hub in (Plain(), Recorder("raise")):
+            async with manager("echo", event_broadcaster=hub) as m:
+                await works(m)
+            assert set(m.integration_errors) == {"event_broadcaster.broadcast"}
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario())
+    assert "expected an `async def broadcast` (got None from a plain one): write `async` before its `def`" in caplog.text
+    assert 'raise OSError("the hub is down")' in caplog.text
+
+
 @pytest.mark.parametrize("how", ["hang", "swallow"])
 def test_a_broadcaster_that_hangs(how: str) -> None:
     """It gets its time, jobs do not wait for it, also when it is deaf to being cancelled, and shutdown ends."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 from collections import Counter, deque
@@ -143,10 +144,10 @@ class Broadcasts:
         self._start = None
         if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def _failed(self, what: str, reason: str) -> None:
+    def _failed(self, what: str, reason: str, error: BaseException | None = None) -> None:
         key = f"event_broadcaster.{what}"
         self._errors[key] += 1
-        if worth_telling(self._errors[key]): _log.warning("%s (%d so far): %s", key, self._errors[key], reason)
+        if worth_telling(self._errors[key]): _log.warning("%s (%d so far): %s", key, self._errors[key], reason, exc_info=error)
 
     async def _run(self) -> None:
         "Send what waits. The calls run in this very task, and a timer, one for all of them, cancels the one that is late."
@@ -161,13 +162,16 @@ class Broadcasts:
         while self._events:
             event, self._since, self._late = self._events.popleft(), loop.time(), False
             if self._watch is None: self._watch = loop.call_later(self._timeout, self._look_after, loop, task)
-            try: await self._broadcaster.broadcast(event.type, event.data)
+            try:
+                call = self._broadcaster.broadcast(event.type, event.data)
+                if not inspect.isawaitable(call): raise TypeError(f"expected an `async def broadcast` (got {call!r} from a plain one): write `async` before its `def`")
+                await call
             except asyncio.CancelledError:
                 if self._late: getattr(task, "uncancel", lambda: None)()  # from Python 3.11 on
                 elif getattr(task, "cancelling", lambda: 0)(): raise  # this task is cancelled, not something of theirs
                 self._failed("broadcast", f"no end after {self._timeout:g} s" if self._late else "it was cancelled")
                 if not self._late and not hasattr(task, "cancelling"): return self._again()  # Python 3.10 cannot tell the two apart
-            except (Exception, SystemExit, GeneratorExit) as e: self._failed("broadcast", f"{type(e).__name__}: {e}")
+            except (Exception, SystemExit, GeneratorExit) as e: self._failed("broadcast", f"{type(e).__name__}: {e}", e)
 
     def _again(self) -> None:
         if self._events: self._start = asyncio.get_running_loop().call_later(self.DELAY, self._send_all)
