@@ -229,6 +229,26 @@ def test_text_that_is_not_ascii_comes_through() -> None:
     run(scenario())
 
 
+async def cancels_its_own_task() -> None:
+    """A coroutine that awaits what it has cancelled."""
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    task.cancel()
+    await task
+
+
+def test_a_coroutine_that_is_cancelled_by_itself_fails_its_job() -> None:
+    """A `CancelledError` out of a coroutine is an exception like any other, and the same worker goes on."""
+
+    async def scenario() -> None:
+        async with manager(cancels_its_own_task, "pid") as m:
+            job = await end(await m.start_job("cancels_its_own_task"))
+            assert job.status == "failed" and job.error.category == "exception"
+            assert "cancelled, by itself" in job.error.message and "CancelledError" in job.error.traceback
+            assert await (await m.start_job("pid")) == job.worker_pid
+
+    run(scenario())
+
+
 def test_a_result_that_cannot_be_pickled_fails_its_job() -> None:
     """The error is `serialization` and names the reason; the same worker goes on."""
 

@@ -86,10 +86,11 @@ class PluginTable:
 
 # %% ../../nbs/core/plugins.ipynb #cell-17
 def _ended(outcome: Any) -> Any:
-    "What a coroutine gives at its end; anything else as it is."
+    "What a coroutine gives at its end; anything else as it is. One that was cancelled has failed: a `CancelledError` would end the worker."
     if not isinstance(outcome, CoroutineType): return outcome
     import asyncio
-    return asyncio.run(outcome)
+    try: return asyncio.run(outcome)
+    except asyncio.CancelledError as e: raise RuntimeError("the plugin's coroutine was cancelled, by itself or by something that it awaited") from e
 
 class Plugin:
     "A function, or an instance with a `run` method, as a worker sees it."
