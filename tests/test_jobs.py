@@ -71,6 +71,29 @@ def test_start_job_returns_before_the_job_has_ended(gate: Gate) -> None:
     run(scenario())
 
 
+def test_a_job_can_be_told_at_any_time(gate: Gate) -> None:
+    """`asdict`, and FastAPI's encoder with it, takes a job that runs, is waited for and is read, and one that failed; it has the facts and nothing else."""
+    encode = pytest.importorskip("fastapi.encoders", reason="fastapi is not installed: pip install -e '.[dev]'").jsonable_encoder
+
+    async def scenario() -> None:
+        async with manager("wait_at", "fail") as m:
+            seen = Seen(m)
+            job = await m.start_job("wait_at", gate=gate.path)
+            waiting, reader = asyncio.ensure_future(job.wait()), job.stream()
+            await seen.until("job:progress")
+            running = json.loads(json.dumps(encode(job)))
+            assert running["status"] == "running" and running["worker_pid"] == job.worker_pid
+            gate.open()
+            await waiting
+            failed = await end(await m.start_job("fail"))
+            told = json.loads(json.dumps(encode(m.get_all_jobs())))
+            assert [facts["id"] for facts in told] == [job.id, failed.id] and [facts["status"] for facts in told] == ["completed", "failed"]
+            assert told[1]["error"]["message"] == failed.error.message and not any(name.startswith("_") for name in told[0])
+            await reader.aclose()
+
+    run(scenario())
+
+
 def test_nothing_is_started_before_it_is_needed() -> None:
     """A manager without jobs has no process, also when it has been entered."""
 
