@@ -316,14 +316,14 @@ class Worker:
 
     def _run(self, frame: Frame) -> None:
         "Run one job to its end; whatever happens, it is told."
-        tag, category = frame.tag, "serialization"
+        tag, category, what = frame.tag, "serialization", "the parameters, or the config, cannot be read in the worker"
         self._handler.tag = tag
         job = RunningJob(self._line, tag)
         context.enter(job)
 
         def send_chunk(chunk: Any) -> None:
-            nonlocal category
-            category = "serialization"
+            nonlocal category, what
+            category, what = "serialization", "a chunk cannot be sent"
             self._line.chunk(tag, chunk)
             category = "exception"
 
@@ -334,7 +334,7 @@ class Worker:
             plugin = self._load(tag, plugin_id, plugin_name, config, stream)
             category = "exception"
             result = drive(plugin.run(**parameters), send_chunk)
-            category = "serialization"
+            category, what = "serialization", "the result cannot be sent"
             self._flush()
             self._line.send(Kind.RESULT, tag, result)
         except context.CancelRequested:
@@ -342,7 +342,8 @@ class Worker:
             self._line.send(Kind.CANCELLED, tag)
         except Exception as e:
             self._flush()
-            self._line.send(Kind.FAILED, tag, (category, *describe(e)))
+            message, trace = describe(e)
+            self._line.send(Kind.FAILED, tag, (category, f"{what}: {message}" if category == "serialization" else message, trace))
         finally:
             context.enter(None)
             job.end()
