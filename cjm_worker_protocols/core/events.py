@@ -12,6 +12,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Mapping
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from .errors import WrongLoopError, worth_telling
@@ -41,15 +42,18 @@ def json_safe(
     def picture(value: Any, depth: int) -> Any:
         left[0] -= 1
         if value is None or value is True or value is False: return value
-        if isinstance(value, str): return _cut(str(value), length)
-        if isinstance(value, int): return int(value) if abs(value) < _HUGE else _cut(hex(value), length)
-        if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
-        if isinstance(value, (bytes, bytearray, memoryview)): return f"<{memoryview(value).nbytes} bytes>"
         try:
-            if not isinstance(value, (Mapping, list, tuple, set, frozenset)): return _cut(repr(value), min(length, 200))
+            if isinstance(value, str): return _cut(str.__str__(value), length)
+            if isinstance(value, int): return int(value) if abs(value) < _HUGE else _cut(hex(value), length)
+            if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
+            if isinstance(value, (bytes, bytearray, memoryview)): return f"<{memoryview(value).nbytes} bytes>"
+            if not isinstance(value, (Mapping, list, tuple, set, frozenset)):
+                if not isinstance(value, Real): return _cut(repr(value), min(length, 200))
+                left[0] += 1 # it is looked at twice
+                return picture(int(value) if isinstance(value, Integral) else float(value), depth)
             if not depth: return f"<{type(value).__name__} of {len(value)}>"
             if isinstance(value, Mapping):
-                named = {_cut(str(k), length): picture(v, depth - 1) for k, v in islice(value.items(), items) if left[0] > 0}
+                named = {_cut(_text(k), length): picture(v, depth - 1) for k, v in islice(value.items(), items) if left[0] > 0}
                 return named if (more := len(value) - len(named)) <= 0 else {**named, "…": f"{more} more"}
             listed = [picture(v, depth - 1) for v in islice(value, items) if left[0] > 0]
             return listed if (more := len(value) - len(listed)) <= 0 else [*listed, f"… {more} more"]
@@ -58,6 +62,10 @@ def json_safe(
     return picture(value, depth)
 
 _HUGE = 1 << 1024  # Beyond what a JavaScript number, or any float, can be
+
+def _text(value: Any) -> str:
+    "A text, also that of an enum that is one."
+    return str.__str__(value) if isinstance(value, str) else str(value)
 
 def _cut(text: str, length: int) -> str:
     "At most `length` characters, with no half of a surrogate pair, which no UTF-8 can hold."
