@@ -579,6 +579,10 @@ def test_a_file_that_cannot_be_read_is_not_overwritten(site: Path, tmp_path: Pat
     with pytest.raises(PluginConfigError, match="plain data, as JSON has it"):
         path.rmdir()
         registry.save_plugin_config("one", {"a": object()})
+    for wrong in ([1], None, "a"):
+        with pytest.raises(PluginConfigError, match=f"plugin 'one': expected a mapping of settings to values .got a {type(wrong).__name__}"):
+            registry.save_plugin_config("one", wrong)  # type: ignore[arg-type]
+    assert not path.exists()
 
 
 def test_saving_stays_in_its_folder(site: Path, tmp_path: Path) -> None:
