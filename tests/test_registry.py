@@ -997,11 +997,11 @@ def test_in_a_manager_with_all_four_layers(site: Path, tmp_path: Path, monkeypat
             assert await manager.reload_plugin("one", registry.load_plugin_config("one"))
             await manager.unload_plugin("absent")
             registry.disable("one")
-            with pytest.raises(PluginNotConfiguredError):
+            with pytest.raises(PluginNotConfiguredError, match="configure it, or enable it"):
                 await manager.start_job("one")
             registry.enable("one")
             registry.report_problem("bad", "it exits")
-            with pytest.raises(PluginNotConfiguredError):
+            with pytest.raises(PluginNotConfiguredError, match="'bad'.*it exits"):
                 await manager.start_job("bad")
             monkeypatch.setenv("CJM_WORKERS__ONE__BEAM", "many")
             with pytest.raises(RegistryUnavailableError, match="plugin 'one', key 'beam': expected a value of type integer"):
