@@ -93,7 +93,7 @@ class _Awaited:
 
 @dataclass(eq=False)
 class Job(_Awaited):
-    "One piece of work. Subclass it, and return yours from `create_job`, to keep more about each."
+    "One piece of work. Subclass it, with `eq=False` if as a dataclass, and return yours from `create_job`, to keep more about each."
     plugin_id: str  # The plugin that runs it
     params: dict[str, Any] = field(default_factory=dict, repr=False)  # What the plugin's `run` is called with
     id: str = field(default_factory=new_id)  # Its id
