@@ -286,6 +286,30 @@ def test_what_raises_where_room_is_asked_for_holds_up_no_job(what: str) -> None:
     run(scenario())
 
 
+class Ambiguous:
+    """Like an array: it cannot be asked whether it is equal."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+
+def test_a_config_that_cannot_be_compared_holds_up_no_job() -> None:
+    """Many jobs of a plugin whose config has an array in it run, one after the other, and room is asked for once."""
+
+    class Odd(Registry):
+        def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+            return {**super().load_plugin_config(plugin_id), "prompt": Ambiguous()}
+
+    async def scenario() -> None:
+        room = Admits()
+        async with JobManager("test", "sizes", plugins={"small": Loads}, plugin_registry=Odd(), resource_manager=room) as m:
+            jobs = [await m.start_job("small") for _ in range(4)]
+            assert [(await end(job)).result for job in jobs] == ["small"] * 4
+            assert room.calls == ["small"]
+
+    run(scenario())
+
+
 def test_a_slow_resource_manager_holds_up_no_start(gate: Gate) -> None:
     """Its updates pile up; a question that has to wait behind them for too long is passed over and counted."""
     room = Admits(room=4)

@@ -89,6 +89,25 @@ def test_wrong_settings_are_refused(wrong: "dict[str, Any]") -> None:
         AdmittingResourceManager(**wrong)
 
 
+@pytest.mark.parametrize("size", ["5GB", None, float("nan"), [1]], ids=str)
+def test_a_need_that_is_no_size_is_told(size: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says which plugin needs what that cannot be; its job is let in, as after any failure of a resource manager."""
+    with pytest.raises(SettingError, match=r"needs\['memory'\] of plugin 'it': expected a number of bytes \(got "):
+        AdmittingResourceManager().needs("it", {}, {"memory": size})
+
+    class Needs(JobManager):
+        def estimate_resources(self, plugin_id: str, config: "dict[str, Any]") -> Any:
+            return {"memory": size}
+
+    async def scenario() -> None:
+        async with Needs("test", "sizes", plugins={"it": "os:getpid"}, resource_manager=AdmittingResourceManager()) as m:
+            job = await end(await m.start_job("it"))
+            assert job.status == "completed" and m.integration_errors["resource_manager.can_start"] == 1
+
+    run(scenario())
+    assert "needs['memory'] of plugin 'it': expected a number of bytes" in caplog.text
+
+
 def test_what_can_never_fit_is_refused_at_once() -> None:
     """More than the machine has, or than the limit: no job exists, and no worker."""
 

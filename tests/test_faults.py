@@ -229,13 +229,33 @@ def test_text_that_is_not_ascii_comes_through() -> None:
     run(scenario())
 
 
+async def cancels_its_own_task() -> None:
+    """A coroutine that awaits what it has cancelled."""
+    task = asyncio.ensure_future(asyncio.sleep(60))
+    task.cancel()
+    await task
+
+
+def test_a_coroutine_that_is_cancelled_by_itself_fails_its_job() -> None:
+    """A `CancelledError` out of a coroutine is an exception like any other, and the same worker goes on."""
+
+    async def scenario() -> None:
+        async with manager(cancels_its_own_task, "pid") as m:
+            job = await end(await m.start_job("cancels_its_own_task"))
+            assert job.status == "failed" and job.error.category == "exception"
+            assert "cancelled, by itself" in job.error.message and "CancelledError" in job.error.traceback
+            assert await (await m.start_job("pid")) == job.worker_pid
+
+    run(scenario())
+
+
 def test_a_result_that_cannot_be_pickled_fails_its_job() -> None:
-    """The error is `serialization` and names the reason; the same worker goes on."""
+    """The error is `serialization`, and says what could not be sent and why; the same worker goes on."""
 
     async def scenario() -> None:
         async with manager("unpicklable", "pid") as m:
             job = await end(await m.start_job("unpicklable"))
-            assert job.error.category == "serialization" and "lock" in job.error.message
+            assert job.error.category == "serialization" and job.error.message.startswith("the result cannot be sent: TypeError: ") and "lock" in job.error.message
             assert await (await m.start_job("pid")) == job.worker_pid
 
     run(scenario())
@@ -247,7 +267,7 @@ def test_a_chunk_that_cannot_be_pickled_fails_its_job() -> None:
     async def scenario() -> None:
         async with manager("unpicklable_chunk", "pid") as m:
             job = await end(await m.start_job("unpicklable_chunk"))
-            assert job.error.category == "serialization" and "lock" in job.error.message
+            assert job.error.category == "serialization" and job.error.message.startswith("a chunk cannot be sent: TypeError: ") and "lock" in job.error.message
             assert await first_chunk(job) == 1
             assert await (await m.start_job("pid")) == job.worker_pid
 
@@ -283,7 +303,7 @@ def test_a_parameter_that_the_worker_cannot_read_fails_its_job() -> None:
     async def scenario() -> None:
         async with manager("echo") as m:
             job = await end(await m.start_job("echo", x=Unwelcome()))
-            assert job.error.category == "serialization" and "ZeroDivisionError" in job.error.message
+            assert job.error.category == "serialization" and job.error.message.startswith("the parameters, or the config, cannot be read in the worker: ZeroDivisionError")
             await works(m)
 
     run(scenario())
@@ -456,6 +476,25 @@ def test_a_broadcaster_that_raises(how: str) -> None:
         assert m.integration_errors == {"event_broadcaster.broadcast": len(events)}
 
     run(scenario())
+
+
+def test_a_broadcaster_is_told_what_is_wrong_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    """What it raises is logged with its traceback; a plain broadcast is told to be async."""
+
+    class Plain:
+        def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+            """Do nothing, and give nothing that can be awaited."""
+
+    async def scenario() -> None:
+        for hub in (Plain(), Recorder("raise")):
+            async with manager("echo", event_broadcaster=hub) as m:
+                await works(m)
+            assert set(m.integration_errors) == {"event_broadcaster.broadcast"}
+
+    with caplog.at_level(logging.WARNING):
+        run(scenario())
+    assert "expected an `async def broadcast` (got None from a plain one): write `async` before its `def`" in caplog.text
+    assert 'raise OSError("the hub is down")' in caplog.text
 
 
 @pytest.mark.parametrize("how", ["hang", "swallow"])

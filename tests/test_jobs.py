@@ -71,6 +71,29 @@ def test_start_job_returns_before_the_job_has_ended(gate: Gate) -> None:
     run(scenario())
 
 
+def test_a_job_can_be_told_at_any_time(gate: Gate) -> None:
+    """`asdict`, and FastAPI's encoder with it, takes a job that runs, is waited for and is read, and one that failed; it has the facts and nothing else."""
+    encode = pytest.importorskip("fastapi.encoders", reason="fastapi is not installed: pip install -e '.[dev]'").jsonable_encoder
+
+    async def scenario() -> None:
+        async with manager("wait_at", "fail") as m:
+            seen = Seen(m)
+            job = await m.start_job("wait_at", gate=gate.path)
+            waiting, reader = asyncio.ensure_future(job.wait()), job.stream()
+            await seen.until("job:progress")
+            running = json.loads(json.dumps(encode(job)))
+            assert running["status"] == "running" and running["worker_pid"] == job.worker_pid
+            gate.open()
+            await waiting
+            failed = await end(await m.start_job("fail"))
+            told = json.loads(json.dumps(encode(m.get_all_jobs())))
+            assert [facts["id"] for facts in told] == [job.id, failed.id] and [facts["status"] for facts in told] == ["completed", "failed"]
+            assert told[1]["error"]["message"] == failed.error.message and not any(name.startswith("_") for name in told[0])
+            await reader.aclose()
+
+    run(scenario())
+
+
 def test_nothing_is_started_before_it_is_needed() -> None:
     """A manager without jobs has no process, also when it has been entered."""
 
@@ -630,6 +653,28 @@ def test_a_validation_that_gives_no_reason_is_refused(answer: Any) -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("answer", [None, [("x", 3)], "x"], ids=repr)
+def test_a_request_that_is_no_mapping_is_refused(answer: Any) -> None:
+    """prepare_execute_request gives the parameters by name; ConfigError says so, also of one that is async, and no job exists."""
+
+    class Preparing(JobManager):
+        def prepare_execute_request(self, job: Job) -> Any:
+            return answer
+
+    class PreparingLater(JobManager):
+        async def prepare_execute_request(self, job: Job) -> Any:  # type: ignore[override]
+            return {}
+
+    async def scenario() -> None:
+        for cls in (Preparing, PreparingLater):
+            async with manager("echo", cls=cls) as m:
+                with pytest.raises(errors.ConfigError, match=r"prepare_execute_request\(\): expected a mapping of names to values, from a plain `def`"):
+                    await m.start_job("echo")
+                assert m.jobs == {} and m.workers == []
+
+    run(scenario())
+
+
 # Plugins of every kind
 
 
@@ -1161,6 +1206,67 @@ def test_a_changed_config_reaches_the_next_job() -> None:
     run(scenario())
 
 
+class ItsOwnConfig:
+    """A plugin that takes a part out of its config, and keeps in it what cannot be sent."""
+
+    def load(self, config: "dict[str, Any]") -> None:
+        """Take the model, and keep a lock."""
+        self.loads = getattr(self, "loads", 0) + 1
+        self.model, self.config = config.pop("model"), config
+        config["lock"] = threading.Lock()
+
+    def run(self) -> Any:
+        """How often it was loaded, with what."""
+        self.config["runs"] = self.config.get("runs", 0) + 1
+        return self.loads, self.model
+
+
+def test_a_plugin_may_change_the_config_it_was_loaded_with() -> None:
+    """It is not loaded anew for that, only for another config of the registry's; and its worker can still be told to reload and to unload."""
+    registry = Registry(p1="ItsOwnConfig", p2="pid")
+
+    async def scenario() -> None:
+        async with manager(ItsOwnConfig, "pid", plugin_registry=registry) as m:
+            registry.configs["p1"] = {"model": "small"}
+            first = await m.start_job("p1")
+            assert [await first, *[await (await m.start_job("p1")) for _ in range(2)]] == [(1, "small")] * 3
+            assert not await m.unload_plugin("pid")
+            assert await m.reload_plugin("p1", {"model": "large"})
+            registry.configs["p1"] = {"model": "large"}
+            assert [await (await m.start_job("p1")) for _ in range(2)] == [(2, "large")] * 2
+            registry.configs["p1"] = {"model": "small"}
+            last = await m.start_job("p1")
+            assert await last == (3, "small") and last.worker_pid == first.worker_pid
+
+    run(scenario())
+
+
+class Ambiguous:
+    """Like an array: it cannot be asked whether it is equal."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("the truth value is ambiguous")
+
+
+def test_a_config_that_cannot_be_compared() -> None:
+    """The plugin is loaded anew when it says something else, and stays loaded when it says the same."""
+    registry = Registry(p1="Loaded")
+
+    async def loads(m: Any, value: Any) -> int:
+        registry.configs["p1"] = {"it": value}
+        await (await m.start_job("p1"))
+        return sum(entry[0] == "load" for entry in (await (await m.start_job("p1")))["log"])
+
+    async def scenario() -> None:
+        async with manager("Loaded", plugin_registry=registry) as m:
+            assert [await loads(m, value) for value in (Ambiguous(1), Ambiguous(2), float("nan"), float("nan"))] == [1, 2, 3, 3]
+
+    run(scenario())
+
+
 def test_a_registry_names_what_it_does_not_know() -> None:
     """An unknown plugin, or one that is not configured, is a named error before any worker starts."""
     registry = Registry(p1="Loaded", p2="echo")
@@ -1275,6 +1381,24 @@ def test_a_config_that_cannot_be_sent_is_refused(registry: Any) -> None:
             assert refusal.value.parameter == "lock"
             assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
             assert m.workers[0].status == "idle"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("registry", [None, Registry(Loaded="Loaded")], ids=["no registry", "a registry"])
+def test_what_is_no_config_or_no_name_is_refused(registry: Any) -> None:
+    """reload_plugin and unload_plugin say what they expected, and nothing is changed."""
+
+    async def scenario() -> None:
+        async with manager("Loaded", plugin_registry=registry) as m:
+            await (await m.start_job("Loaded"))
+            for wrong in (None, [1], "small", [("size", 2)]):
+                with pytest.raises(errors.ConfigError, match="config: expected a dict"):
+                    await m.reload_plugin("Loaded", wrong)
+            for call in (m.unload_plugin([1]), m.reload_plugin([1], {}), m.reload_plugin(None, {})):
+                with pytest.raises(errors.ConfigError, match="plugin_name: expected the name or the id of a plugin"):
+                    await call
+            assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
 
     run(scenario())
 

@@ -579,6 +579,10 @@ def test_a_file_that_cannot_be_read_is_not_overwritten(site: Path, tmp_path: Pat
     with pytest.raises(PluginConfigError, match="plain data, as JSON has it"):
         path.rmdir()
         registry.save_plugin_config("one", {"a": object()})
+    for wrong in ([1], None, "a"):
+        with pytest.raises(PluginConfigError, match=f"plugin 'one': expected a mapping of settings to values .got a {type(wrong).__name__}"):
+            registry.save_plugin_config("one", wrong)  # type: ignore[arg-type]
+    assert not path.exists()
 
 
 def test_saving_stays_in_its_folder(site: Path, tmp_path: Path) -> None:
@@ -993,11 +997,11 @@ def test_in_a_manager_with_all_four_layers(site: Path, tmp_path: Path, monkeypat
             assert await manager.reload_plugin("one", registry.load_plugin_config("one"))
             await manager.unload_plugin("absent")
             registry.disable("one")
-            with pytest.raises(PluginNotConfiguredError):
+            with pytest.raises(PluginNotConfiguredError, match="configure it, or enable it"):
                 await manager.start_job("one")
             registry.enable("one")
             registry.report_problem("bad", "it exits")
-            with pytest.raises(PluginNotConfiguredError):
+            with pytest.raises(PluginNotConfiguredError, match="'bad'.*it exits"):
                 await manager.start_job("bad")
             monkeypatch.setenv("CJM_WORKERS__ONE__BEAM", "many")
             with pytest.raises(RegistryUnavailableError, match="plugin 'one', key 'beam': expected a value of type integer"):

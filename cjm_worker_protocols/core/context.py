@@ -41,8 +41,9 @@ def report_progress(
     message: str = "" # What is being done, for people
 ) -> None:
     "Tell whoever watches the job how far it is. Raises `ValueError` when `fraction` is not between 0 and 1."
-    if not -1e-9 <= fraction <= 1 + 1e-9: # a NaN fails this too
-        raise ValueError(f"report_progress: expected a fraction from 0 to 1 (got {fraction!r})")
+    try: between = -1e-9 <= fraction <= 1 + 1e-9 # a NaN is not
+    except TypeError: between = False
+    if not between: raise ValueError(f"report_progress: expected a fraction from 0 to 1 (got {fraction!r})")
     context = _context
     if context is not None: context.progress(min(1.0, max(0.0, float(fraction))), str(message))
 

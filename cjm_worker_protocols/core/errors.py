@@ -50,13 +50,14 @@ class UnknownPluginError(_FromFacts, ValueError):
 # %% ../../nbs/core/errors.ipynb #cell-13
 class PluginNotConfiguredError(_FromFacts, ValueError):
     "The registry knows the plugin, and says that it is not configured; no job exists."
-    __match_args__ = ("plugin_id",)
+    __match_args__ = ("plugin_id", "problem")
 
     def __init__(self,
-        plugin_id: str # The plugin
+        plugin_id: str, # The plugin
+        problem: str = "" # Why, if its metadata says so too
     ):
-        super().__init__(f"plugin {plugin_id!r} is not configured (its metadata says is_configured is false): configure it in the registry first")
-        self.plugin_id = plugin_id
+        super().__init__(f"plugin {plugin_id!r} is not configured (its metadata says is_configured is false): {problem or 'configure it, or enable it, in the registry first'}")
+        self.plugin_id, self.problem = plugin_id, problem
 
 # %% ../../nbs/core/errors.ipynb #cell-14
 class PluginTypeError(_FromFacts, TypeError):

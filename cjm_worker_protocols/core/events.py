@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 from collections import Counter, deque
 from collections.abc import Mapping
 from itertools import islice
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from .errors import WrongLoopError, worth_telling
@@ -40,15 +42,18 @@ def json_safe(
     def picture(value: Any, depth: int) -> Any:
         left[0] -= 1
         if value is None or value is True or value is False: return value
-        if isinstance(value, str): return _cut(str(value), length)
-        if isinstance(value, int): return int(value) if abs(value) < _HUGE else _cut(hex(value), length)
-        if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
-        if isinstance(value, (bytes, bytearray, memoryview)): return f"<{memoryview(value).nbytes} bytes>"
         try:
-            if not isinstance(value, (Mapping, list, tuple, set, frozenset)): return _cut(repr(value), min(length, 200))
+            if isinstance(value, str): return _cut(str.__str__(value), length)
+            if isinstance(value, int): return int(value) if abs(value) < _HUGE else _cut(hex(value), length)
+            if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
+            if isinstance(value, (bytes, bytearray, memoryview)): return f"<{memoryview(value).nbytes} bytes>"
+            if not isinstance(value, (Mapping, list, tuple, set, frozenset)):
+                if not isinstance(value, Real): return _cut(repr(value), min(length, 200))
+                left[0] += 1 # it is looked at twice
+                return picture(int(value) if isinstance(value, Integral) else float(value), depth)
             if not depth: return f"<{type(value).__name__} of {len(value)}>"
             if isinstance(value, Mapping):
-                named = {_cut(str(k), length): picture(v, depth - 1) for k, v in islice(value.items(), items) if left[0] > 0}
+                named = {_cut(_text(k), length): picture(v, depth - 1) for k, v in islice(value.items(), items) if left[0] > 0}
                 return named if (more := len(value) - len(named)) <= 0 else {**named, "…": f"{more} more"}
             listed = [picture(v, depth - 1) for v in islice(value, items) if left[0] > 0]
             return listed if (more := len(value) - len(listed)) <= 0 else [*listed, f"… {more} more"]
@@ -57,6 +62,10 @@ def json_safe(
     return picture(value, depth)
 
 _HUGE = 1 << 1024  # Beyond what a JavaScript number, or any float, can be
+
+def _text(value: Any) -> str:
+    "A text, also that of an enum that is one."
+    return str.__str__(value) if isinstance(value, str) else str(value)
 
 def _cut(text: str, length: int) -> str:
     "At most `length` characters, with no half of a surrogate pair, which no UTF-8 can hold."
@@ -143,10 +152,10 @@ class Broadcasts:
         self._start = None
         if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def _failed(self, what: str, reason: str) -> None:
+    def _failed(self, what: str, reason: str, error: BaseException | None = None) -> None:
         key = f"event_broadcaster.{what}"
         self._errors[key] += 1
-        if worth_telling(self._errors[key]): _log.warning("%s (%d so far): %s", key, self._errors[key], reason)
+        if worth_telling(self._errors[key]): _log.warning("%s (%d so far): %s", key, self._errors[key], reason, exc_info=error)
 
     async def _run(self) -> None:
         "Send what waits. The calls run in this very task, and a timer, one for all of them, cancels the one that is late."
@@ -161,13 +170,16 @@ class Broadcasts:
         while self._events:
             event, self._since, self._late = self._events.popleft(), loop.time(), False
             if self._watch is None: self._watch = loop.call_later(self._timeout, self._look_after, loop, task)
-            try: await self._broadcaster.broadcast(event.type, event.data)
+            try:
+                call = self._broadcaster.broadcast(event.type, event.data)
+                if not inspect.isawaitable(call): raise TypeError(f"expected an `async def broadcast` (got {call!r} from a plain one): write `async` before its `def`")
+                await call
             except asyncio.CancelledError:
                 if self._late: getattr(task, "uncancel", lambda: None)()  # from Python 3.11 on
                 elif getattr(task, "cancelling", lambda: 0)(): raise  # this task is cancelled, not something of theirs
                 self._failed("broadcast", f"no end after {self._timeout:g} s" if self._late else "it was cancelled")
                 if not self._late and not hasattr(task, "cancelling"): return self._again()  # Python 3.10 cannot tell the two apart
-            except (Exception, SystemExit, GeneratorExit) as e: self._failed("broadcast", f"{type(e).__name__}: {e}")
+            except (Exception, SystemExit, GeneratorExit) as e: self._failed("broadcast", f"{type(e).__name__}: {e}", e)
 
     def _again(self) -> None:
         if self._events: self._start = asyncio.get_running_loop().call_later(self.DELAY, self._send_all)

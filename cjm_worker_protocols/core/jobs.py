@@ -11,7 +11,7 @@ import os
 import signal as signals
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -84,9 +84,16 @@ def new_id() -> str: # Like `str(uuid.uuid4())`
     return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) % 4]}{h[17:20]}-{h[20:]}"
 
 # %% ../../nbs/core/jobs.ipynb #2c755400
+class _Awaited:
+    "What a job has and does not tell: no fields, so that `dataclasses.asdict`, and with it FastAPI, takes all that is one."
+    _loop: asyncio.AbstractEventLoop | None = None
+    _waiters: Sequence[asyncio.Future[None]] = ()
+    _chunks: Chunks | None = None
+    _stream_buffer: int = 1000
+
 @dataclass(eq=False)
-class Job:
-    "One piece of work. Subclass it, and return yours from `create_job`, to keep more about each."
+class Job(_Awaited):
+    "One piece of work. Subclass it, with `eq=False` if as a dataclass, and return yours from `create_job`, to keep more about each."
     plugin_id: str  # The plugin that runs it
     params: dict[str, Any] = field(default_factory=dict, repr=False)  # What the plugin's `run` is called with
     id: str = field(default_factory=new_id)  # Its id
@@ -105,10 +112,6 @@ class Job:
     timeout: float | None = None  # Seconds it may run
     retries: int = 0  # How often it may be run again after a crash
     attempts: int = field(default=0, init=False)  # How often it was started
-    _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False, repr=False)
-    _waiters: list[asyncio.Future[None]] = field(default_factory=list, init=False, repr=False)
-    _chunks: Chunks | None = field(default=None, init=False, repr=False)
-    _stream_buffer: int = field(default=1000, init=False, repr=False)
 
     @property
     def done(self) -> bool: # Whether it has reached its end
@@ -126,10 +129,10 @@ class Job:
             loop = asyncio.get_running_loop()
             if self._loop is not None and loop is not self._loop: raise WrongLoopError("await job")
             waiter: asyncio.Future[None] = loop.create_future()
-            self._waiters.append(waiter)
+            self._waiters = [*self._waiters, waiter]
             try: await waiter
             finally:
-                if not self.done: self._waiters.remove(waiter)
+                if not self.done: self._waiters = [w for w in self._waiters if w is not waiter]
         return self
 
     def __await__(self) -> Generator[Any, None, Any]: # Gives the result
@@ -153,7 +156,7 @@ class Job:
         "Reach the end: first the result or the error, then the status, then whoever waits."
         self.result, self.error, self.completed_at = result, error, now()
         self.status = status
-        waiters, self._waiters = self._waiters, []
+        waiters, self._waiters = self._waiters, ()
         for waiter in waiters:
             if not waiter.done(): waiter.set_result(None)
         if self._chunks is not None: self._chunks.wake()

@@ -15,7 +15,8 @@ from .errors import ConfigError, PluginLoadError, PluginNotSendableError, Plugin
 from .frames import dumps
 
 # %% auto #0
-__all__ = ['Source', 'pack', 'unpack', 'check_plugin', 'PluginTable', 'Plugin', 'AdaptedPlugin', 'find_plugin', 'drive']
+__all__ = ['Source', 'pack', 'unpack', 'check_plugin', 'PluginTable', 'Plugin', 'AdaptedPlugin', 'find_plugin', 'own_copy',
+           'same_config', 'drive']
 
 # %% ../../nbs/core/plugins.ipynb #cell-6
 Source = Union[str, bytes]  # An import string, or a pickle
@@ -63,8 +64,9 @@ class PluginTable:
     def __init__(self,
         plugins: Mapping[str, Any] # Plugins by id
     ):
-        "Raises `PluginTypeError` or `PluginNotSendableError` for the first that cannot be one, and `ConfigError` for anything but a mapping."
-        if not isinstance(plugins, Mapping): raise ConfigError("plugins", "a mapping of ids to plugins, as {'shout': shout}", plugins)
+        "Raises `PluginTypeError` or `PluginNotSendableError` for the first that cannot be one, and `ConfigError` for anything but a mapping of texts."
+        if not isinstance(plugins, Mapping) or not all(isinstance(plugin_id, str) for plugin_id in plugins):
+            raise ConfigError("plugins", "a mapping of ids to plugins, as {'shout': shout}", plugins)
         for plugin_id, plugin in plugins.items(): check_plugin(plugin_id, plugin)
         self.sources = {plugin_id: pack(f"plugin {plugin_id!r}", plugin) for plugin_id, plugin in plugins.items()}
 
@@ -84,10 +86,11 @@ class PluginTable:
 
 # %% ../../nbs/core/plugins.ipynb #cell-17
 def _ended(outcome: Any) -> Any:
-    "What a coroutine gives at its end; anything else as it is."
+    "What a coroutine gives at its end; anything else as it is. One that was cancelled has failed: a `CancelledError` would end the worker."
     if not isinstance(outcome, CoroutineType): return outcome
     import asyncio
-    return asyncio.run(outcome)
+    try: return asyncio.run(outcome)
+    except asyncio.CancelledError as e: raise RuntimeError("the plugin's coroutine was cancelled, by itself or by something that it awaited") from e
 
 class Plugin:
     "A function, or an instance with a `run` method, as a worker sees it."
@@ -166,6 +169,26 @@ def find_plugin(
     if key not in catalog: raise UnknownPluginError(plugin_id, "what the plugin loader gave", catalog.keys())
     thing = catalog[key]
     return Plugin(f"plugin {plugin_id!r}", unpack(thing) if isinstance(thing, str) else thing)
+
+# %% ../../nbs/core/plugins.ipynb #0d38c2d3
+def own_copy(
+    config: dict[str, Any] # What a plugin will be loaded with
+) -> dict[str, Any]: # The same, as far as it can be copied
+    "A copy of a config that a plugin does not reach."
+    try: copy: dict[str, Any] = pickle.loads(dumps(config))
+    except Exception: return config
+    return copy
+
+def same_config(
+    config: dict[str, Any], # One config
+    other: dict[str, Any] # Another
+) -> bool: # Whether a plugin that is loaded with the one is loaded with the other too
+    "Whether two configs say the same. It never raises."
+    try:
+        if config == other: return True
+    except Exception: pass
+    try: return dumps(config) == dumps(other)
+    except Exception: return False
 
 # %% ../../nbs/core/plugins.ipynb #cell-26
 def drive(

@@ -23,7 +23,7 @@ from typing import Any
 
 from . import context
 from .frames import GLANCE, HEADER, LARGE, PLAIN, Frame, FrameReader, Kind, give_way, pieces
-from .plugins import Plugin, drive, find_plugin, unpack
+from .plugins import Plugin, drive, find_plugin, own_copy, same_config, unpack
 
 # %% auto #0
 __all__ = ['TornFrameError', 'Line', 'RunningJob', 'FrameHandler', 'FrameFile', 'text_file', 'describe', 'Worker', 'Terminated',
@@ -293,7 +293,7 @@ class Worker:
         self._catalog: Any = None
         self._plugin: Plugin | None = None
         self._loaded: tuple[str, str] | None = None  # id and name of the loaded plugin
-        self._config: dict[str, Any] = {}
+        self._config: dict[str, Any] = {}  # What it was loaded with, whatever it has made of that
 
     def serve(self) -> None:
         "Work until told to stop, or until the manager hangs up."
@@ -316,14 +316,14 @@ class Worker:
 
     def _run(self, frame: Frame) -> None:
         "Run one job to its end; whatever happens, it is told."
-        tag, category = frame.tag, "serialization"
+        tag, category, what = frame.tag, "serialization", "the parameters, or the config, cannot be read in the worker"
         self._handler.tag = tag
         job = RunningJob(self._line, tag)
         context.enter(job)
 
         def send_chunk(chunk: Any) -> None:
-            nonlocal category
-            category = "serialization"
+            nonlocal category, what
+            category, what = "serialization", "a chunk cannot be sent"
             self._line.chunk(tag, chunk)
             category = "exception"
 
@@ -334,7 +334,7 @@ class Worker:
             plugin = self._load(tag, plugin_id, plugin_name, config, stream)
             category = "exception"
             result = drive(plugin.run(**parameters), send_chunk)
-            category = "serialization"
+            category, what = "serialization", "the result cannot be sent"
             self._flush()
             self._line.send(Kind.RESULT, tag, result)
         except context.CancelRequested:
@@ -342,7 +342,8 @@ class Worker:
             self._line.send(Kind.CANCELLED, tag)
         except Exception as e:
             self._flush()
-            self._line.send(Kind.FAILED, tag, (category, *describe(e)))
+            message, trace = describe(e)
+            self._line.send(Kind.FAILED, tag, (category, f"{what}: {message}" if category == "serialization" else message, trace))
         finally:
             context.enter(None)
             job.end()
@@ -356,23 +357,23 @@ class Worker:
 
     def _load(self, tag: int, plugin_id: str, plugin_name: str, config: dict[str, Any], stream: bool) -> Plugin:
         "The plugin, loaded with this config."
-        if self._plugin is not None and self._loaded == (plugin_id, plugin_name) and self._config == config: return self._plugin
+        if self._plugin is not None and self._loaded == (plugin_id, plugin_name) and same_config(self._config, config): return self._plugin
         self._line.send(Kind.LOADING, tag)
         if self._plugin is not None and self._loaded == (plugin_id, plugin_name): plugin = self._reloaded(self._plugin, config)
         else:
             self._unload()
             if self._catalog is None: self._catalog = unpack(self._source)()
-            plugin = find_plugin(self._catalog, plugin_id, plugin_name, stream)
+            plugin, kept = find_plugin(self._catalog, plugin_id, plugin_name, stream), own_copy(config)
             plugin.load(config)
-        self._plugin, self._loaded, self._config = plugin, (plugin_id, plugin_name), config
+            self._plugin, self._loaded, self._config = plugin, (plugin_id, plugin_name), kept
         self._line.send(Kind.LOADED, tag)
         return plugin
 
     def _reloaded(self, plugin: Plugin, config: dict[str, Any]) -> Plugin:
         "The same plugin with another config; if that fails nothing is loaded any more."
-        self._plugin, loaded, self._loaded = None, self._loaded, None
+        self._plugin, loaded, self._loaded, kept = None, self._loaded, None, own_copy(config)
         plugin.reload(config)
-        self._plugin, self._loaded, self._config = plugin, loaded, config
+        self._plugin, self._loaded, self._config = plugin, loaded, kept
         return plugin
 
     def _unload(self) -> None:

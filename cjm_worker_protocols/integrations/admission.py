@@ -77,6 +77,11 @@ class Reservation:
         return max(0, self.needs.get(room, 0) - max(0, taken))
 
 # %% ../../nbs/integrations/admission.ipynb #96e222c8
+def _size(plugin_id: str, kind: str, size: Any) -> int:
+    "What is declared, as a number."
+    try: return int(size)
+    except (TypeError, ValueError, OverflowError): raise SettingError(f"needs[{kind!r}] of plugin {plugin_id!r}", "a number of bytes", size) from None
+
 class AdmittingResourceManager(ProcessResourceManager):
     """A `ProcessResourceManager` that also implements `AdmissionProtocol` and `EvictionProtocol`. Raises `SettingError`.
 
@@ -107,8 +112,8 @@ class AdmittingResourceManager(ProcessResourceManager):
         config: Mapping[str, Any], # Its configuration
         estimate: Mapping[str, int] | None = None # What is said of it, in bytes by kind
     ) -> dict[str, int]: # Bytes, by `memory` and `gpu_memory`; what nobody knows is missing
-        "What was declared, and for what was not, the most that was measured, less what a worker needs without a plugin."
-        known = {kind: int(size) for kind, size in (estimate or {}).items() if kind in ("memory", "gpu_memory")}
+        "What was declared, and for what was not, the most that was measured, less what a worker needs without a plugin. Raises `SettingError` for what is no size."
+        known = {kind: _size(plugin_id, kind, size) for kind, size in (estimate or {}).items() if kind in ("memory", "gpu_memory")}
         values = {str(value) for value in config.values()}
         peaks = [p for p in self.peaks.values() if p.plugin_id == plugin_id and (p.loaded_plugin_resource is None or p.loaded_plugin_resource in values)]
         measured: dict[str, list[int | None]] = {"memory": [p.rss - (self._empty or 0) for p in peaks if p.rss is not None], "gpu_memory": [p.gpu_memory for p in peaks]}

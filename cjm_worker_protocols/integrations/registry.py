@@ -1056,7 +1056,9 @@ class EntryPointRegistry:
     ) -> None:
         """Replace the file, all of it or nothing. Raises `UnknownPluginError`, `NoConfigFolderError`, `ConfigFolderError`, `PluginConfigError`,
         `PluginSchemaError`, `RegistryExtraError`, or `ConfigFileError` for a file that is there and cannot be read, which stays as it is."""
-        self._configs.change(self._catalogue.known(plugin_id), lambda stored: _revealed(config))
+        plugin = self._catalogue.known(plugin_id)
+        if not isinstance(config, Mapping): raise PluginConfigError(plugin_id, "", "a mapping of settings to values", f"a {type(config).__name__}")
+        self._configs.change(plugin, lambda stored: _revealed(config))
 
     def set_plugin_option(self,
         plugin_id: str, # A plugin

@@ -554,7 +554,7 @@ class SettingError(ValueError):
         super().__init__(name, expected, got)
         self.name, self.expected, self.got = name, expected, got
 
-    def __str__(self) -> str: return f"ProcessResourceManager({self.name}=…): expected {self.expected} (got {self.got!r})"
+    def __str__(self) -> str: return f"{self.name}: expected {self.expected} (got {self.got!r})"
 
 # %% ../../nbs/integrations/resources.ipynb #00d9f06a
 _TOLD = ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")

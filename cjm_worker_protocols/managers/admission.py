@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from ..core.frames import Kind
 from ..core.jobs import Job
+from ..core.plugins import same_config
 from ..core.pool import PooledWorker, Ticket, WorkerPool
 from .commands import Commands
 from .injection import Resources
@@ -96,7 +97,7 @@ class Door:
         ticket: Ticket # A job
     ) -> bool: # Whether nothing has to be loaded
         "Whether a job may run in a worker without asking."
-        return worker.plugin == (ticket.job.plugin_id, ticket.name) and worker.config == ticket.config
+        return worker.plugin == (ticket.job.plugin_id, ticket.name) and same_config(worker.config, ticket.config)
 
     def knock(self,
         worker: PooledWorker, # Idle; it is held meanwhile

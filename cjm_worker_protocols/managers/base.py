@@ -139,7 +139,7 @@ class BaseJobManager(Hooks):
     ) -> Job: # Pending or running
         """Accept a job. Raises, and then no job exists: `UnknownPluginError`, `PluginNotConfiguredError`, `RegistryUnavailableError`,
         `ResourceValidationError`, `ParametersNotSendableError`, `QueueFullError`, `WorkersUnavailableError`, `ManagerClosedError`,
-        `WrongLoopError`, `NotANewJobError`, `DuplicateJobError`, `ConfigError` for an id, priority, timeout, retries, params or needs that cannot be, and, the first time,
+        `WrongLoopError`, `NotANewJobError`, `DuplicateJobError`, `ConfigError` for an id, priority, timeout, retries, params, needs or hook that cannot be, and, the first time,
         `PluginNotSendableError` or `ConfigError` for a loader that cannot be sent, or cannot be one."""
         runner = self._bind("start_job")
         if not isinstance(plugin_id, str): raise ConfigError("plugin_id", "the id of a plugin", plugin_id)
@@ -180,7 +180,10 @@ class BaseJobManager(Hooks):
 
     def _request(self, job: Job, number: int, name: str, config: dict[str, Any]) -> bytes:
         "The frame that runs a job. Raises `ParametersNotSendableError`."
-        parameters = self.prepare_execute_request(job)
+        parameters: Any = self.prepare_execute_request(job)
+        if not isinstance(parameters, Mapping):
+            if inspect.iscoroutine(parameters): parameters.close()
+            raise ConfigError("prepare_execute_request()", "a mapping of names to values, from a plain `def`", parameters)
         try: return encode(Kind.RUN, number, (job.plugin_id, name, config, self.supports_streaming, parameters))
         except Exception as e:
             if _culprit({"config": config}): raise RegistryUnavailableError("load_plugin_config", f"the config cannot be sent to a worker: {e}") from e
@@ -244,8 +247,9 @@ class BaseJobManager(Hooks):
     async def unload_plugin(self,
         plugin_name: str # Its name, or its id
     ) -> bool: # Whether any worker had it loaded, and has no longer
-        "Unload a plugin wherever it is loaded, after the jobs that run now. Raises `ManagerClosedError` and `WrongLoopError`."
+        "Unload a plugin wherever it is loaded, after the jobs that run now. Raises `ManagerClosedError`, `WrongLoopError`, and `ConfigError` for a name that is no text."
         runner = self._bind("unload_plugin")
+        if not isinstance(plugin_name, str): raise ConfigError("plugin_name", "the name or the id of a plugin", plugin_name)
         return any(await runner.commands.tell_all(self._workers(), Kind.UNLOAD, (plugin_name,)))
 
     async def reload_plugin(self,
@@ -253,9 +257,11 @@ class BaseJobManager(Hooks):
         config: dict[str, Any] # The new config
     ) -> bool: # Whether it is loaded with this config now; False too when no worker is there to load it
         """Load a plugin anew wherever it is loaded, or else in one idle worker. With a registry the next job's config is the registry's again.
-        Raises `ParametersNotSendableError` for a config that cannot be sent, `ManagerClosedError`, `WrongLoopError`, and what `start_job` raises when
-        the registry does not know the plugin or cannot answer."""
+        Raises `ConfigError` for a name that is no text or a config that is no dict, `ParametersNotSendableError` for one that cannot be sent, `ManagerClosedError`,
+        `WrongLoopError`, and what `start_job` raises when the registry does not know the plugin or cannot answer."""
         runner = self._bind("reload_plugin")
+        if not isinstance(plugin_name, str): raise ConfigError("plugin_name", "the name or the id of a plugin", plugin_name)
+        if not isinstance(config, dict): raise ConfigError("config", "a dict", config)
         try: dumps(config)
         except Exception as e: raise ParametersNotSendableError(plugin_name, e, _culprit(config)) from e
         registry, plugin_id = self._injected.registry, plugin_name

@@ -91,7 +91,7 @@ class Registry:
         "On the lane: a plugin's name and config."
         metadata = self._call("get_plugin", plugin_id)
         if metadata is None: raise UnknownPluginError(plugin_id, "the plugin registry", self._known())
-        if not self._told(lambda: _read(metadata, "is_configured", True)): raise PluginNotConfiguredError(plugin_id)
+        if not self._told(lambda: _read(metadata, "is_configured", True)): raise PluginNotConfiguredError(plugin_id, self._told(lambda: str(_read(metadata, "problem") or "")))
         config = self._call("load_plugin_config", plugin_id)
         if not isinstance(config, Mapping):
             reason = f"expected a dict (got a {type(config).__name__})"  # which may have a secret in it

@@ -17,6 +17,7 @@ from ..core.engine import Engine, Exit, WorkerHandle
 from ..core.frames import Frame, Kind, encode
 from ..core.jobs import Chunks, Job, JobCancelled, JobError, now
 from ..core.lanes import plain
+from ..core.plugins import same_config
 from ..core.pool import PooledWorker, Ticket, WorkerPool, how_it_ended
 from .admission import Door
 from .commands import Commands
@@ -287,7 +288,7 @@ class JobRunner:
 
     def _may_give_ahead(self, running: Ticket, following: Ticket) -> bool:
         "With a door, a job whose plugin would be loaded anew must not get past it."
-        return self.door is None or following.config == running.config
+        return self.door is None or same_config(following.config, running.config)
 
     def _start(self, worker: PooledWorker, ticket: Ticket) -> None:
         "Ask whether there is room for a job first, if there is somebody to be asked."
