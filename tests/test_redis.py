@@ -556,6 +556,31 @@ def test_an_id_that_another_process_was_faster_to_read_is_waited_for(shared: Red
     run(scenario())
 
 
+def test_an_id_that_no_process_has_read_gets_a_reset_soon(shared: RedisServer, stream: str) -> None:
+    """It may be of a stream that is lost; also where nothing happens, and right after the ring was filled."""
+
+    async def scenario() -> None:
+        async with broadcasting(shared.url, stream) as broadcaster:
+            await broadcaster.ready()
+            start = time.monotonic()
+            assert [e.type for e in await take(broadcaster.subscribe(last_event_id="9999999999999-0"), 1)] == ["reset"]
+            assert time.monotonic() - start < broadcaster.BLOCK - 1
+
+    run(scenario())
+
+
+def test_who_subscribes_in_a_thread_does_nothing_to_the_loop(shared: RedisServer, stream: str) -> None:
+    """Not even when it asks for an id that may still come; asyncio's debug mode would say so."""
+
+    async def scenario() -> None:
+        async with broadcasting(shared.url, stream) as broadcaster:
+            await broadcaster.ready()
+            subscription = await asyncio.to_thread(broadcaster.subscribe, last_event_id="9999999999999-0")
+            assert [e.type for e in await take(subscription, 1)] == ["reset"]
+
+    asyncio.run(scenario(), debug=True)
+
+
 async def _connect(broadcaster: RedisBroadcaster, last_event_id: str) -> OverAsgi:
     client = OverAsgi()
     scope = {"type": "http", "method": "GET", "query_string": b"", "headers": [(b"last-event-id", last_event_id.encode())]}

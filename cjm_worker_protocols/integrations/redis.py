@@ -499,6 +499,7 @@ class _Reader:
                 del found[:max(0, len(found) - self._history + 1)]  # more than those would push it out of what is kept
             self._cursor = newest
             self._hand_over(found, keeper)
+        self.level = True
 
     def _hand_over(self, entries: _Page, keeper: _Keeper) -> None:
         for event_id, fields in entries:
@@ -653,7 +654,7 @@ class RedisBroadcaster(EventStreams):
         "Whether an id is newer than what was read here, and may still be read."
         with self._lock: newest = self._ring.id_at(self._ring.head)
         if _order(event_id) <= _order(newest) or self._reader.level and time.monotonic() - since > self.LAG: return False
-        if self._lag is None and self._loop is not None: self._lag = self._loop.call_later(self.LAG, self._look_again)
+        if self._lag is None and self._loop is not None and asyncio._get_running_loop() is self._loop: self._lag = self._loop.call_later(self.LAG, self._look_again)
         return True
 
     def _look_again(self) -> None:
