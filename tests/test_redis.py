@@ -46,6 +46,7 @@ from cjm_worker_protocols.integrations.redis import (  # noqa: E402
     _Link,
     _Pages,
     _Reader,
+    _Writer,
     shown_url,
 )
 from cjm_worker_protocols.integrations.sse import BroadcastLoopError, EventDataError, EventTypeError, ServerSentEvent  # noqa: E402
@@ -877,6 +878,40 @@ def test_a_connection_that_breaks_neither_loses_nor_doubles(tmp_path: Path) -> N
             stop.set()
             cutter.join()
         assert numbers(server) == list(range(20_000))
+
+
+def test_a_redis_that_closes_idle_connections_is_not_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer drops its own before, so that the next event neither waits nor is told as a failure; the reader's is never idle."""
+    assert _Writer.IDLE == 60
+    monkeypatch.setattr(_Writer, "IDLE", 0.2)
+    with RedisServer(tmp_path, lines=("timeout 1",)) as server:
+
+        async def scenario() -> None:
+            async with broadcasting(server.url, **FAST) as broadcaster:
+                client = broadcaster.subscribe()
+                for n in range(2):
+                    await broadcaster.broadcast("tick", {"n": n})
+                    assert (await take(client, 1))[0].json() == {"n": n}
+                    await asyncio.sleep(3)
+                connections(server, 2)
+                assert not broadcaster.redis.failures
+
+        run(scenario())
+
+
+def test_an_event_that_is_too_large_for_redis_is_told_and_holds_up_nobody(tmp_path: Path) -> None:
+    """If `buffer_bytes` is what Redis takes."""
+    with RedisServer(tmp_path, lines=("proto-max-bulk-len 1mb",)) as server:
+
+        async def scenario() -> None:
+            async with broadcasting(server.url, buffer_bytes=1 << 20, **FAST) as broadcaster:
+                client = broadcaster.subscribe()
+                await broadcaster.broadcast("large", {"text": "x" * (1 << 20)})
+                await broadcaster.broadcast("small", {})
+                assert [(e.type, e.json()) for e in await take(client, 2)] == [("gap", {"missed": 1}), ("small", {})]
+                assert broadcaster.redis.lost == 1 and not broadcaster.redis.failures
+
+        run(scenario())
 
 
 def test_a_batch_that_redis_gets_to_late_is_not_written_twice(tmp_path: Path) -> None:

@@ -289,6 +289,8 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
 # %% ../../nbs/integrations/redis.ipynb #1b279d4d
 class _Writer:
     "Writes what is in an outbox, one batch after the other, each as often as it takes until Redis has it."
+    IDLE = 60.0  # Seconds after which a connection that nobody uses is dropped, before a server or a firewall does
+
     def __init__(self, shown: str, stream: str, outbox: Outbox, history: int, patience: float, closed: bool):
         self._shown, self._stream, self._history, self._patience = shown, stream, history, patience
         self.outbox, self._lock = outbox, threading.Lock()
@@ -331,7 +333,8 @@ class _Writer:
         self.wanted.set()  # something may wait already
         try:
             while self.outbox or not self.closed:
-                await self.wanted.wait()
+                try: await asyncio.wait_for(self.wanted.wait(), self.IDLE)
+                except asyncio.TimeoutError: await self.link.drop()
                 self.wanted.clear()
                 while self.outbox: await self._write_batch()
         finally:
