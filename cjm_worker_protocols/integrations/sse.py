@@ -255,7 +255,9 @@ class _Signals:
             self._handlers.append(_Chained(signum, before, self._stop))
             signal.signal(signum, self._handlers[-1])
         self._open[streams] = None
-        if any(getattr(getattr(k.before, "__self__", None), "should_exit", False) for k in self._handlers): streams._hear()  # the signal was faster
+        for chained in self._handlers:
+            present: object = signal.getsignal(chained.signum)
+            if present is chained and getattr(getattr(chained.before, "__self__", None), "should_exit", False): return streams._hear()  # the signal was faster
 
     def closed(self, streams: EventStreams) -> None:
         if streams not in self._open: return
