@@ -360,7 +360,7 @@ class _Writer:
     async def _append(self, number: int, batch: list[Entry]) -> None:
         tagged = self._stream if "{" in self._stream else f"{{{self._stream}}}"  # so that a cluster keeps both keys in one place
         fields = [field for entry in batch for field in entry]
-        await self.link.client().eval(_APPEND, 2, self._stream, f"{tagged}:writer:{self.outbox.writer}", self._history, 86400, number, *fields)
+        await self.link.client().eval(_APPEND, 2, self._stream, f"{tagged}:writer:{self.outbox.writer}", self._history + 1, 86400, number, *fields)  # one more: the place before the oldest
 
     def end(self, closing: float) -> None:
         "End when nothing waits any more, or after so many seconds. Only on the loop."
