@@ -297,6 +297,7 @@ def test_another_loop_is_an_error_and_another_thread_is_not(shared: RedisServer,
     """`broadcast` on another loop raises; `broadcast_from_thread` wakes the writer, in the order of each thread."""
     broadcaster = RedisBroadcaster(shared.url, stream)
     broadcaster.broadcast_from_thread("early", {})
+    assert broadcaster.redis.waiting == 1 and broadcaster.last_event_id == ""
     with serve(broadcaster) as served, Client(served.port) as client:
         served.wait_for(1)
         with pytest.raises(BroadcastLoopError, match="broadcast_from_thread"):

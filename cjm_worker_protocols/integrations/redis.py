@@ -618,7 +618,7 @@ class RedisBroadcaster(EventStreams):
         event_type: str, # What happened
         data: dict[str, Any] # The facts
     ) -> None:
-        "The same from any thread. Raises `EventTypeError`, `EventDataError` and `EventMarkError`."
+        "The same from any thread. It is written on the loop on which the broadcaster is used, so not before there is one. Raises `EventTypeError`, `EventDataError` and `EventMarkError`."
         self._writer.put(self._entry(event_type, data))
         with self._lock: self._call()  # if the loop is closed, what waits is written when there is another
 
