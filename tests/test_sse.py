@@ -857,6 +857,35 @@ def test_one_topic_need_not_be_in_a_list() -> None:
     run(scenario())
 
 
+def test_who_is_always_behind_keeps_the_loop_from_nothing() -> None:
+    """A thread broadcasts faster than its follower iterates, which therefore never waits."""
+
+    async def scenario() -> int:
+        broadcaster, turns, end = SSEBroadcaster(), 0, time.monotonic() + 1
+        subscription = broadcaster.subscribe()
+
+        def flood() -> None:
+            while time.monotonic() < end:
+                broadcaster.broadcast_from_thread("t", {})
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        thread, task = threading.Thread(target=flood), asyncio.ensure_future(other())
+        thread.start()
+        async for _ in subscription:
+            if time.monotonic() > end - 0.2:
+                break
+        task.cancel()
+        await asyncio.to_thread(thread.join)
+        return turns
+
+    assert run(scenario()) > 10
+
+
 def test_a_thread_that_is_faster_than_the_first_wait_is_heard() -> None:
     """Whoever begins to iterate looks, finds nothing, and waits; what a thread does in between wakes them."""
 

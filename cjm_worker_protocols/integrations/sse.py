@@ -293,7 +293,9 @@ class Subscription:
         self._streams._bind("async for")  # before it looks whether there is anything, so that a thread that comes next calls this loop
         while not self._closed:
             if self._begin() and self._ready: return self._ready.popleft()
-            if self._fetch(1): continue
+            if self._fetch(1):
+                if self._position and not self._position % 64: await asyncio.sleep(0)  # who is far behind would keep the loop from all else
+                continue
             if self._streams.closed: break
             await self._streams._wait("async for")
         raise StopAsyncIteration
