@@ -1101,6 +1101,26 @@ def test_a_stream_that_opens_after_the_signal_ends_too(others: bool, tmp_path: P
         assert b"retry: " in got and got.endswith(b"\r\n0\r\n\r\n")
 
 
+LIMITED = """
+import sys
+from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+import uvicorn
+
+uvicorn.run(SSEBroadcaster(), port=int(sys.argv[1]), log_level="critical", limit_max_requests=1, timeout_graceful_shutdown=1)
+"""
+
+
+def test_a_server_that_ends_by_itself_ends_as_the_docs_say(tmp_path: Path) -> None:
+    """After so many requests, while a stream is still open. Its client can tell, and would come back."""
+    port = free_port()
+    with script(tmp_path / "server.py", LIMITED, str(port)) as process:
+        wait_until_served(port, 20)
+        with Client(port) as client:
+            Client(port, method="HEAD").sock.close()
+            client.until_end(10)
+            finish(process, 10)
+
+
 @pytest.mark.parametrize("how", ["close", "_hear"])
 def test_what_was_broadcast_before_the_end_still_comes(how: str) -> None:
     """Also when it is more than one write takes, whether it is `close` or a signal that ends the streams."""
