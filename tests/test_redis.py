@@ -46,6 +46,7 @@ from cjm_worker_protocols.integrations.redis import (  # noqa: E402
     _Link,
     _Pages,
     _Reader,
+    _Writer,
     shown_url,
 )
 from cjm_worker_protocols.integrations.sse import BroadcastLoopError, EventDataError, EventTypeError, ServerSentEvent  # noqa: E402
@@ -296,6 +297,7 @@ def test_another_loop_is_an_error_and_another_thread_is_not(shared: RedisServer,
     """`broadcast` on another loop raises; `broadcast_from_thread` wakes the writer, in the order of each thread."""
     broadcaster = RedisBroadcaster(shared.url, stream)
     broadcaster.broadcast_from_thread("early", {})
+    assert broadcaster.redis.waiting == 1 and broadcaster.last_event_id == ""
     with serve(broadcaster) as served, Client(served.port) as client:
         served.wait_for(1)
         with pytest.raises(BroadcastLoopError, match="broadcast_from_thread"):
@@ -522,10 +524,11 @@ def test_an_id_that_was_trimmed_or_is_of_another_stream_gets_a_reset(asked: str,
         async with broadcasting(shared.url, stream, history=10) as broadcaster:
             await broadcaster.ready()
             first = broadcaster.last_event_id if asked == "trimmed" else asked
-            for n in range(300):
-                await broadcaster.broadcast("tick", {"n": n})
-            await written(broadcaster)
-            await until(lambda: broadcaster.last_event_id == shared.events(stream)[-1][0])
+            for _ in range(2):  # the first time the reader may still have been at that id when it was overtaken
+                for n in range(300):
+                    await broadcaster.broadcast("tick", {"n": n})
+                await written(broadcaster)
+                await until(lambda: broadcaster.last_event_id == shared.events(stream)[-1][0])
             client = broadcaster.subscribe(last_event_id=first)
             (reset,) = await take(client, 1)
             assert (reset.type, reset.json()) == ("reset", {"last_event_id": first})
@@ -554,6 +557,48 @@ def test_an_id_that_another_process_was_faster_to_read_is_waited_for(shared: Red
             await client.close()
 
     run(scenario())
+
+
+def test_who_comes_back_after_as_many_events_as_are_kept_misses_nothing(shared: RedisServer, stream: str) -> None:
+    """At a process that has just started too, wherever the stream was trimmed."""
+
+    async def scenario() -> None:
+        async with broadcasting(shared.url, stream, history=100) as broadcaster:
+            client = broadcaster.subscribe()
+            ids: "list[str]" = []
+            for n in range(400):
+                await broadcaster.broadcast("tick", {"n": n})
+                ids += [event.id for event in await take(client, 1)]
+                if n > 200 and shared.ask("XLEN", stream) <= 101:
+                    async with broadcasting(shared.url, stream, history=100) as other:
+                        assert (await take(other.subscribe(last_event_id=ids[-101]), 1))[0].type == "tick"
+
+    run(scenario())
+
+
+def test_an_id_that_no_process_has_read_gets_a_reset_soon(shared: RedisServer, stream: str) -> None:
+    """It may be of a stream that is lost; also where nothing happens, and right after the ring was filled."""
+
+    async def scenario() -> None:
+        async with broadcasting(shared.url, stream) as broadcaster:
+            await broadcaster.ready()
+            start = time.monotonic()
+            assert [e.type for e in await take(broadcaster.subscribe(last_event_id="9999999999999-0"), 1)] == ["reset"]
+            assert time.monotonic() - start < broadcaster.BLOCK - 1
+
+    run(scenario())
+
+
+def test_who_subscribes_in_a_thread_does_nothing_to_the_loop(shared: RedisServer, stream: str) -> None:
+    """Not even when it asks for an id that may still come; asyncio's debug mode would say so."""
+
+    async def scenario() -> None:
+        async with broadcasting(shared.url, stream) as broadcaster:
+            await broadcaster.ready()
+            subscription = await asyncio.to_thread(broadcaster.subscribe, last_event_id="9999999999999-0")
+            assert [e.type for e in await take(subscription, 1)] == ["reset"]
+
+    asyncio.run(scenario(), debug=True)
 
 
 async def _connect(broadcaster: RedisBroadcaster, last_event_id: str) -> OverAsgi:
@@ -852,6 +897,40 @@ def test_a_connection_that_breaks_neither_loses_nor_doubles(tmp_path: Path) -> N
             stop.set()
             cutter.join()
         assert numbers(server) == list(range(20_000))
+
+
+def test_a_redis_that_closes_idle_connections_is_not_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The writer drops its own before, so that the next event neither waits nor is told as a failure; the reader's is never idle."""
+    assert _Writer.IDLE == 60
+    monkeypatch.setattr(_Writer, "IDLE", 0.2)
+    with RedisServer(tmp_path, lines=("timeout 1",)) as server:
+
+        async def scenario() -> None:
+            async with broadcasting(server.url, **FAST) as broadcaster:
+                client = broadcaster.subscribe()
+                for n in range(2):
+                    await broadcaster.broadcast("tick", {"n": n})
+                    assert (await take(client, 1))[0].json() == {"n": n}
+                    await asyncio.sleep(3)
+                connections(server, 2)
+                assert not broadcaster.redis.failures
+
+        run(scenario())
+
+
+def test_an_event_that_is_too_large_for_redis_is_told_and_holds_up_nobody(tmp_path: Path) -> None:
+    """If `buffer_bytes` is what Redis takes."""
+    with RedisServer(tmp_path, lines=("proto-max-bulk-len 1mb",)) as server:
+
+        async def scenario() -> None:
+            async with broadcasting(server.url, buffer_bytes=1 << 20, **FAST) as broadcaster:
+                client = broadcaster.subscribe()
+                await broadcaster.broadcast("large", {"text": "x" * (1 << 20)})
+                await broadcaster.broadcast("small", {})
+                assert [(e.type, e.json()) for e in await take(client, 2)] == [("gap", {"missed": 1}), ("small", {})]
+                assert broadcaster.redis.lost == 1 and not broadcaster.redis.failures
+
+        run(scenario())
 
 
 def test_a_batch_that_redis_gets_to_late_is_not_written_twice(tmp_path: Path) -> None:

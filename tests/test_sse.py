@@ -1,6 +1,8 @@
 """Server-sent events over real connections: under Starlette, FastAPI and FastHTML, served by uvicorn."""
 
 import asyncio
+import contextlib
+import enum
 import inspect
 import json
 import signal
@@ -23,7 +25,7 @@ pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e 
 pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[dev]'")
 pytest.importorskip("fasthtml", reason="python-fasthtml is not installed: pip install -e '.[dev]'")
 
-from sse_kit import APPS, PATHS, Client, InProcess, OverAsgi, Parser, free_port, serve, starlette_app  # noqa: E402
+from sse_kit import APPS, PATHS, Client, InProcess, OverAsgi, Parser, free_port, serve, starlette_app, wait_until_served  # noqa: E402
 
 from cjm_worker_protocols.conformance import check  # noqa: E402
 from cjm_worker_protocols.core.errors import ConfigError  # noqa: E402
@@ -90,6 +92,19 @@ def test_an_event_whose_topic_or_key_cannot_be_used_is_refused() -> None:
                 broadcaster.broadcast_from_thread("t", data)
         served.broadcast("ok", topic="a", key=("progress", "j1"))
         assert [e.type for e in client.until()] == ["ok"]
+
+
+def test_a_type_may_be_a_member_of_an_enum() -> None:
+    """It goes as the text that it is, and not as its name."""
+
+    class Happened(str, enum.Enum):
+        STARTED = "job:started"
+
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served, Client(served.port, "/events?topic=job:started") as client:
+        served.wait_for(1)
+        served.broadcast(Happened.STARTED)
+        assert [e.type for e in client.until()] == ["job:started"]
 
 
 def test_what_is_rendered_must_be_text() -> None:
@@ -829,6 +844,75 @@ def test_code_in_the_process_iterates() -> None:
     run(scenario())
 
 
+def test_one_topic_need_not_be_in_a_list() -> None:
+    """A text is one topic, and not its letters."""
+
+    async def scenario() -> None:
+        broadcaster = SSEBroadcaster()
+        client = broadcaster.subscribe(topics="job:started")
+        for event_type in ("job:started", "j"):
+            await broadcaster.broadcast(event_type, {})
+        assert [e.type for e in client.take()] == ["job:started"]
+
+    run(scenario())
+
+
+def test_who_is_always_behind_keeps_the_loop_from_nothing() -> None:
+    """A thread broadcasts faster than its follower iterates, which therefore never waits."""
+
+    async def scenario() -> int:
+        broadcaster, turns, end = SSEBroadcaster(), 0, time.monotonic() + 1
+        subscription = broadcaster.subscribe()
+
+        def flood() -> None:
+            while time.monotonic() < end:
+                broadcaster.broadcast_from_thread("t", {})
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        thread, task = threading.Thread(target=flood), asyncio.ensure_future(other())
+        thread.start()
+        async for _ in subscription:
+            if time.monotonic() > end - 0.2:
+                break
+        task.cancel()
+        await asyncio.to_thread(thread.join)
+        return turns
+
+    assert run(scenario()) > 10
+
+
+def test_a_thread_that_is_faster_than_the_first_wait_is_heard() -> None:
+    """Whoever begins to iterate looks, finds nothing, and waits; what a thread does in between wakes them."""
+
+    class Late(SSEBroadcaster):
+        def _wait(self, call: str) -> Any:
+            thread = threading.Thread(target=between, args=(self,))
+            thread.start()
+            thread.join()
+            return super()._wait(call)
+
+    async def scenario() -> "list[str]":
+        return [e.type async for e in Late().subscribe()]
+
+    def closing(broadcaster: SSEBroadcaster) -> None:
+        broadcaster.close()
+
+    def telling(broadcaster: SSEBroadcaster) -> None:
+        if not broadcaster._ring.head:
+            return broadcaster.broadcast_from_thread("t", {})
+        broadcaster.close()
+
+    between = closing
+    assert run(asyncio.wait_for(scenario(), 10)) == []
+    between = telling
+    assert run(asyncio.wait_for(scenario(), 10)) == ["t"]
+
+
 def test_a_subscription_in_another_loop_is_an_error() -> None:
     """As is everything else away from the loop of the clients."""
     broadcaster = SSEBroadcaster()
@@ -979,6 +1063,62 @@ def test_a_signal_ends_a_stuck_stream_too(tmp_path: Path) -> None:
             start = time.monotonic()
             finish(process, 10)
             assert time.monotonic() - start < 4
+
+
+ENDING = """
+import asyncio, json, sys
+from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+from starlette.applications import Starlette
+from starlette.routing import Route
+import uvicorn
+
+async def authorize(scope):
+    print(json.dumps("asked"), flush=True)
+    await asyncio.sleep(1)
+    return True
+
+routes = [Route("/events", SSEBroadcaster(authorize=authorize)), Route("/others", SSEBroadcaster())]
+uvicorn.run(Starlette(routes=routes), port=int(sys.argv[1]), log_level="warning")
+"""
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_stream_that_opens_after_the_signal_ends_too(others: bool, tmp_path: Path) -> None:
+    """Its client was let in before, and still had to be authorized; also when the signal has just ended another broadcaster's streams."""
+    port = free_port()
+    with script(tmp_path / "server.py", ENDING, str(port)) as process, contextlib.ExitStack() as stack:
+        wait_until_served(port, 20)
+        if others:
+            stack.enter_context(Client(port, "/others"))
+        with socket.create_connection(("127.0.0.1", port), 10) as late:
+            late.sendall(b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert said_json(process) == "asked"
+            process.send_signal(signal.SIGTERM)
+            finish(process, 10)
+            got = b""
+            while data := late.recv(65536):
+                got += data
+        assert b"retry: " in got and got.endswith(b"\r\n0\r\n\r\n")
+
+
+LIMITED = """
+import sys
+from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+import uvicorn
+
+uvicorn.run(SSEBroadcaster(), port=int(sys.argv[1]), log_level="critical", limit_max_requests=1, timeout_graceful_shutdown=1)
+"""
+
+
+def test_a_server_that_ends_by_itself_ends_as_the_docs_say(tmp_path: Path) -> None:
+    """After so many requests, while a stream is still open. Its client can tell, and would come back."""
+    port = free_port()
+    with script(tmp_path / "server.py", LIMITED, str(port)) as process:
+        wait_until_served(port, 20)
+        with Client(port) as client:
+            Client(port, method="HEAD").sock.close()
+            client.until_end(10)
+            finish(process, 10)
 
 
 @pytest.mark.parametrize("how", ["close", "_hear"])

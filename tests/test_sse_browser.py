@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Iterator
 
+import nbformat
 import pytest
 from harness import nothing_left, said_json, script  # noqa: F401
 
@@ -17,6 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[dev]'")
 
 from redis_kit import REDIS, RedisServer  # noqa: E402
+from repo import NBS  # noqa: E402
 from sse_kit import APPS, free_port, wait_until_served  # noqa: E402
 
 from cjm_worker_protocols.integrations.redis import RedisBroadcaster  # noqa: E402
@@ -144,6 +147,67 @@ def test_a_browser_is_told_when_the_server_is_another(browser: Any, tmp_path: Pa
         order(process, [3, 4])
         page.wait_for_function("got.length == 5", timeout=20000)
         assert [type for type, _, _ in page.evaluate("got")] == ["tick", "tick", "tick", "reset", "tick"]
+        page.close()
+
+
+PROXIED = """
+import json, sys, threading
+from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+from starlette.applications import Starlette
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+import uvicorn
+
+broadcaster, away = SSEBroadcaster(retry=0.2), False
+
+class Proxy:  # the answers of a proxy whose server may be away
+    async def __call__(self, scope, receive, send):
+        if not away: return await broadcaster(scope, receive, send)
+        print(json.dumps("refused"), flush=True)
+        await Response("bad gateway", 502)(scope, receive, send)
+
+def orders():
+    global away
+    for line in sys.stdin:
+        if (order := json.loads(line)) == "away": away = True; broadcaster._hear()
+        elif order == "back": away, broadcaster._stopped = False, float("-inf")
+        else: broadcaster.broadcast_from_thread("job:progress", {"n": order})
+
+threading.Thread(target=orders, daemon=True).start()
+uvicorn.run(Starlette(routes=[Route("/", lambda request: HTMLResponse(sys.argv[2])), Route("/events", Proxy())]), port=int(sys.argv[1]), log_level="error")
+"""
+
+
+def test_the_page_that_the_docs_show_comes_back_after_a_502_too(browser: Any, tmp_path: Path) -> None:
+    """A browser alone would give up for good; the few lines make it miss nothing."""
+    text = "\n".join(cell.source for cell in nbformat.read(NBS / "integrations/sse.ipynb", 4).cells)  # type: ignore[no-untyped-call]
+    (code,) = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
+    port = free_port()
+    page_text = f"<!doctype html><script>const got = []; const show = e => got.push([e.type, e.data]); {code}</script>"
+    with script(tmp_path / "proxied.py", PROXIED, str(port), page_text) as process:
+
+        def order(what: Any) -> None:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(what) + "\n")
+            process.stdin.flush()
+
+        wait_until_served(port, 20)
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}/")
+        while not page.evaluate("got.length"):
+            order(0)
+            time.sleep(0.1)
+        first = page.evaluate("got.length")
+        order("away")
+        assert said_json(process) == "refused"
+        order(1)
+        order("back")
+        page.wait_for_function("got.some(([type, data]) => data == '{\"n\":1}')", timeout=20000)
+        order(2)
+        page.wait_for_function("got.some(([type, data]) => data == '{\"n\":2}')", timeout=20000)
+        got = page.evaluate("got")
+        assert len(got) >= first and got[-2:] == [["job:progress", '{"n":1}'], ["job:progress", '{"n":2}']]
+        assert {type for type, _ in got} == {"job:progress"}
         page.close()
 
 

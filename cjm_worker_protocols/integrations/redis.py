@@ -289,6 +289,8 @@ async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
 # %% ../../nbs/integrations/redis.ipynb #1b279d4d
 class _Writer:
     "Writes what is in an outbox, one batch after the other, each as often as it takes until Redis has it."
+    IDLE = 60.0  # Seconds after which a connection that nobody uses is dropped, before a server or a firewall does
+
     def __init__(self, shown: str, stream: str, outbox: Outbox, history: int, patience: float, closed: bool):
         self._shown, self._stream, self._history, self._patience = shown, stream, history, patience
         self.outbox, self._lock = outbox, threading.Lock()
@@ -331,7 +333,8 @@ class _Writer:
         self.wanted.set()  # something may wait already
         try:
             while self.outbox or not self.closed:
-                await self.wanted.wait()
+                try: await asyncio.wait_for(self.wanted.wait(), self.IDLE)
+                except asyncio.TimeoutError: await self.link.drop()
                 self.wanted.clear()
                 while self.outbox: await self._write_batch()
         finally:
@@ -357,7 +360,7 @@ class _Writer:
     async def _append(self, number: int, batch: list[Entry]) -> None:
         tagged = self._stream if "{" in self._stream else f"{{{self._stream}}}"  # so that a cluster keeps both keys in one place
         fields = [field for entry in batch for field in entry]
-        await self.link.client().eval(_APPEND, 2, self._stream, f"{tagged}:writer:{self.outbox.writer}", self._history, 86400, number, *fields)
+        await self.link.client().eval(_APPEND, 2, self._stream, f"{tagged}:writer:{self.outbox.writer}", self._history + 1, 86400, number, *fields)  # one more: the place before the oldest
 
     def end(self, closing: float) -> None:
         "End when nothing waits any more, or after so many seconds. Only on the loop."
@@ -499,6 +502,7 @@ class _Reader:
                 del found[:max(0, len(found) - self._history + 1)]  # more than those would push it out of what is kept
             self._cursor = newest
             self._hand_over(found, keeper)
+        self.level = True
 
     def _hand_over(self, entries: _Page, keeper: _Keeper) -> None:
         for event_id, fields in entries:
@@ -614,7 +618,7 @@ class RedisBroadcaster(EventStreams):
         event_type: str, # What happened
         data: dict[str, Any] # The facts
     ) -> None:
-        "The same from any thread. Raises `EventTypeError`, `EventDataError` and `EventMarkError`."
+        "The same from any thread. It is written on the loop on which the broadcaster is used, so not before there is one. Raises `EventTypeError`, `EventDataError` and `EventMarkError`."
         self._writer.put(self._entry(event_type, data))
         with self._lock: self._call()  # if the loop is closed, what waits is written when there is another
 
@@ -653,7 +657,7 @@ class RedisBroadcaster(EventStreams):
         "Whether an id is newer than what was read here, and may still be read."
         with self._lock: newest = self._ring.id_at(self._ring.head)
         if _order(event_id) <= _order(newest) or self._reader.level and time.monotonic() - since > self.LAG: return False
-        if self._lag is None and self._loop is not None: self._lag = self._loop.call_later(self.LAG, self._look_again)
+        if self._lag is None and self._loop is not None and asyncio._get_running_loop() is self._loop: self._lag = self._loop.call_later(self.LAG, self._look_again)
         return True
 
     def _look_again(self) -> None:

@@ -104,7 +104,7 @@ def encode_event(
     if not isinstance(event_type, str) or not event_type or _NOT_IN_A_TYPE.search(event_type): raise EventTypeError(event_type)
     if not isinstance(data, str): raise EventDataError(event_type, f"some text expected, got a {type(data).__name__}")
     if "\n" in data or "\r" in data: data = _LINE_END.sub("\ndata: ", data)
-    try: return f"event: {event_type}\ndata: {data}\n\n".encode()
+    try: return "".join(("event: ", event_type, "\ndata: ", data, "\n\n")).encode()  # of a member of an enum, an f-string would write the name
     except UnicodeEncodeError as e:
         if not _encodable(event_type): raise EventTypeError(event_type) from None
         raise EventDataError(event_type, e) from None
@@ -255,6 +255,9 @@ class _Signals:
             self._handlers.append(_Chained(signum, before, self._stop))
             signal.signal(signum, self._handlers[-1])
         self._open[streams] = None
+        for chained in self._handlers:
+            present: object = signal.getsignal(chained.signum)
+            if present is chained and getattr(getattr(chained.before, "__self__", None), "should_exit", False): return streams._hear()  # the signal was faster
 
     def closed(self, streams: EventStreams) -> None:
         if streams not in self._open: return
@@ -287,9 +290,12 @@ class Subscription:
     def __aiter__(self) -> Subscription: return self
 
     async def __anext__(self) -> ServerSentEvent:
+        self._streams._bind("async for")  # before it looks whether there is anything, so that a thread that comes next calls this loop
         while not self._closed:
             if self._begin() and self._ready: return self._ready.popleft()
-            if self._fetch(1): continue
+            if self._fetch(1):
+                if self._position and not self._position % 64: await asyncio.sleep(0)  # who is far behind would keep the loop from all else
+                continue
             if self._streams.closed: break
             await self._streams._wait("async for")
         raise StopAsyncIteration
@@ -466,7 +472,7 @@ class Feed:
         last_event_id: str | None = None # Begin after this event; `None` is now
     ) -> Subscription: # Iterate over it with `async for`
         "Follow the events in this process."
-        subscription = Subscription(self, last_event_id, None if topics is None else frozenset(topics))
+        subscription = Subscription(self, last_event_id, None if topics is None else frozenset([topics] if isinstance(topics, str) else topics))
         with self._lock: self._subscriptions.add(subscription)
         subscription._begin()  # the ring may have been filled by now
         return subscription
