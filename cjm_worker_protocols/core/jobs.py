@@ -11,7 +11,7 @@ import os
 import signal as signals
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -87,7 +87,7 @@ def new_id() -> str: # Like `str(uuid.uuid4())`
 class _Awaited:
     "What a job has and does not tell: no fields, so that `dataclasses.asdict`, and with it FastAPI, takes all that is one."
     _loop: asyncio.AbstractEventLoop | None = None
-    _waiters: Sequence[asyncio.Future[None]] = ()
+    _waiters: list[asyncio.Future[None]] | None = None
     _chunks: Chunks | None = None
     _stream_buffer: int = 1000
 
@@ -129,10 +129,11 @@ class Job(_Awaited):
             loop = asyncio.get_running_loop()
             if self._loop is not None and loop is not self._loop: raise WrongLoopError("await job")
             waiter: asyncio.Future[None] = loop.create_future()
-            self._waiters = [*self._waiters, waiter]
+            waiters = self._waiters = self._waiters or []
+            waiters.append(waiter)
             try: await waiter
             finally:
-                if not self.done: self._waiters = [w for w in self._waiters if w is not waiter]
+                if not self.done: waiters.remove(waiter)
         return self
 
     def __await__(self) -> Generator[Any, None, Any]: # Gives the result
@@ -156,8 +157,8 @@ class Job(_Awaited):
         "Reach the end: first the result or the error, then the status, then whoever waits."
         self.result, self.error, self.completed_at = result, error, now()
         self.status = status
-        waiters, self._waiters = self._waiters, ()
-        for waiter in waiters:
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
             if not waiter.done(): waiter.set_result(None)
         if self._chunks is not None: self._chunks.wake()
 
