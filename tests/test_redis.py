@@ -989,6 +989,7 @@ def test_what_is_dropped_is_said_everywhere(tmp_path: Path, caplog: pytest.LogCa
         served.broadcast_many(10)
         for client in clients:
             client.until(10)
+        served.call(written(broadcaster))  # Redis has said so, too
         server.kill()
         served.broadcast_many(1000, start=10)
         lost, waiting = broadcaster.redis.lost, broadcaster.redis.waiting
