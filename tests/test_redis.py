@@ -986,6 +986,7 @@ def test_what_is_dropped_is_said_everywhere(tmp_path: Path, caplog: pytest.LogCa
         broadcaster, other = RedisBroadcaster(server.url, buffer=100, **FAST), RedisBroadcaster(server.url, **FAST)
         served, elsewhere = stack.enter_context(serve(broadcaster)), stack.enter_context(serve(other))
         clients = [stack.enter_context(Client(s.port)) for s in (served, elsewhere)]
+        elsewhere.call(other.ready())  # whoever comes before that may miss what is broadcast meanwhile
         served.broadcast_many(10)
         for client in clients:
             client.until(10)
