@@ -184,11 +184,14 @@ def same_config(
     other: dict[str, Any] # Another
 ) -> bool: # Whether a plugin that is loaded with the one is loaded with the other too
     "Whether two configs say the same. It never raises."
-    try:
-        if config == other: return True
-    except Exception: pass
-    try: return dumps(config) == dumps(other)
+    try: return config.keys() == other.keys() and all(_same(value, other[key]) for key, value in config.items())
     except Exception: return False
+
+def _same(value: Any, other: Any) -> bool:
+    try:
+        if value is other or value == other: return True
+    except Exception: pass
+    return dumps(value) == dumps(other)
 
 # %% ../../nbs/core/plugins.ipynb #cell-26
 def drive(
