@@ -1241,6 +1241,29 @@ def test_a_plugin_may_change_the_config_it_was_loaded_with() -> None:
     run(scenario())
 
 
+class Handle:
+    """Can be sent, and arrives as what cannot be sent again."""
+
+    def __reduce__(self) -> "tuple[Any, ...]":
+        return threading.Lock, ()
+
+
+def test_a_config_that_cannot_be_sent_again() -> None:
+    """Its worker can still be told to unload and to reload, and answers."""
+    registry = Registry(p1="pid", p2="echo")
+    registry.configs["p1"] = {"handle": Handle()}
+
+    async def scenario() -> None:
+        async with manager("pid", "echo", plugin_registry=registry) as m:
+            pid = await (await m.start_job("p1"))
+            assert not await m.unload_plugin("p2")
+            assert await m.reload_plugin("p1", registry.configs["p1"])
+            assert await m.unload_plugin("p1")
+            assert await (await m.start_job("p1")) == pid
+
+    run(scenario())
+
+
 class Ambiguous:
     """Like an array: it cannot be asked whether it is equal."""
 

@@ -173,10 +173,10 @@ def find_plugin(
 # %% ../../nbs/core/plugins.ipynb #0d38c2d3
 def own_copy(
     config: dict[str, Any] # What a plugin will be loaded with
-) -> dict[str, Any]: # The same, as far as it can be copied
+) -> dict[str, Any]: # The same; empty when it cannot be copied, and so could not be told to the manager either
     "A copy of a config that a plugin does not reach."
     try: copy: dict[str, Any] = pickle.loads(dumps(config))
-    except Exception: return config
+    except Exception: return {}
     return copy
 
 def same_config(
