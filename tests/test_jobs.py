@@ -94,6 +94,26 @@ def test_a_job_can_be_told_at_any_time(gate: Gate) -> None:
     run(scenario())
 
 
+def test_an_endpoint_of_fastapi_may_return_a_job() -> None:
+    """As it is, also when it says so, if FastAPI is to make no model of it."""
+    fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[dev]'")
+    from fastapi.testclient import TestClient
+
+    app, job = fastapi.FastAPI(), Job("whisper", {"audio": "a.wav"})
+
+    @app.get("/plain")  # type: ignore[untyped-decorator]
+    def plain():  # type: ignore[no-untyped-def]
+        return job
+
+    @app.get("/annotated", response_model=None)  # type: ignore[untyped-decorator]
+    def annotated() -> Job:
+        return job
+
+    for path in ("/plain", "/annotated"):
+        told = TestClient(app).get(path).json()
+        assert told["id"] == job.id and told["params"] == {"audio": "a.wav"}
+
+
 def test_nothing_is_started_before_it_is_needed() -> None:
     """A manager without jobs has no process, also when it has been entered."""
 
