@@ -94,6 +94,26 @@ def test_a_job_can_be_told_at_any_time(gate: Gate) -> None:
     run(scenario())
 
 
+def test_an_endpoint_of_fastapi_may_return_a_job() -> None:
+    """As it is, also when it says so, if FastAPI is to make no model of it."""
+    fastapi = pytest.importorskip("fastapi", reason="fastapi is not installed: pip install -e '.[dev]'")
+    from fastapi.testclient import TestClient
+
+    app, job = fastapi.FastAPI(), Job("whisper", {"audio": "a.wav"})
+
+    @app.get("/plain")
+    def plain():  # type: ignore[no-untyped-def]
+        return job
+
+    @app.get("/annotated", response_model=None)  # type: ignore[untyped-decorator]
+    def annotated() -> Job:
+        return job
+
+    for path in ("/plain", "/annotated"):
+        told = TestClient(app).get(path).json()
+        assert told["id"] == job.id and told["params"] == {"audio": "a.wav"}
+
+
 def test_nothing_is_started_before_it_is_needed() -> None:
     """A manager without jobs has no process, also when it has been entered."""
 
@@ -1241,6 +1261,29 @@ def test_a_plugin_may_change_the_config_it_was_loaded_with() -> None:
     run(scenario())
 
 
+class Handle:
+    """Can be sent, and arrives as what cannot be sent again."""
+
+    def __reduce__(self) -> "tuple[Any, ...]":
+        return threading.Lock, ()
+
+
+def test_a_config_that_cannot_be_sent_again() -> None:
+    """Its worker can still be told to unload and to reload, and answers."""
+    registry = Registry(p1="pid", p2="echo")
+    registry.configs["p1"] = {"handle": Handle()}
+
+    async def scenario() -> None:
+        async with manager("pid", "echo", plugin_registry=registry) as m:
+            pid = await (await m.start_job("p1"))
+            assert not await m.unload_plugin("p2")
+            assert await m.reload_plugin("p1", registry.configs["p1"])
+            assert await m.unload_plugin("p1")
+            assert await (await m.start_job("p1")) == pid
+
+    run(scenario())
+
+
 class Ambiguous:
     """Like an array: it cannot be asked whether it is equal."""
 
@@ -1392,9 +1435,10 @@ def test_what_is_no_config_or_no_name_is_refused(registry: Any) -> None:
     async def scenario() -> None:
         async with manager("Loaded", plugin_registry=registry) as m:
             await (await m.start_job("Loaded"))
-            for wrong in (None, [1], "small", [("size", 2)]):
-                with pytest.raises(errors.ConfigError, match="config: expected a dict"):
+            for wrong in (None, [1], "small", [("key", "s3cret")]):
+                with pytest.raises(errors.ConfigError, match="config: expected a dict") as refused:
                     await m.reload_plugin("Loaded", wrong)
+                assert "s3cret" not in str(refused.value)
             for call in (m.unload_plugin([1]), m.reload_plugin([1], {}), m.reload_plugin(None, {})):
                 with pytest.raises(errors.ConfigError, match="plugin_name: expected the name or the id of a plugin"):
                     await call

@@ -566,12 +566,15 @@ def test_who_comes_back_after_as_many_events_as_are_kept_misses_nothing(shared: 
         async with broadcasting(shared.url, stream, history=100) as broadcaster:
             client = broadcaster.subscribe()
             ids: "list[str]" = []
+            looked = 0
             for n in range(400):
                 await broadcaster.broadcast("tick", {"n": n})
                 ids += [event.id for event in await take(client, 1)]
                 if n > 200 and shared.ask("XLEN", stream) <= 101:
+                    looked += 1
                     async with broadcasting(shared.url, stream, history=100) as other:
                         assert (await take(other.subscribe(last_event_id=ids[-101]), 1))[0].type == "tick"
+            assert looked
 
     run(scenario())
 

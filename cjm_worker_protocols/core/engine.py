@@ -371,10 +371,11 @@ class Connection:
 
     def _glance(self) -> None:
         "Look now, and again as soon as the loop has seen to everything else."
-        self._awake = time.monotonic() - self._asked < GLANCE and not (self._closed or self._paused or self.receive())
-        if self._awake:
-            give_way()
-            self._loop.call_soon(self._glance)
+        self._awake = False # what is handed over may give it the next job, or raise
+        if time.monotonic() - self._asked >= GLANCE or self._closed or self._paused or self.receive(): return
+        give_way()
+        self._awake = True
+        self._loop.call_soon(self._glance)
 
     def pause(self) -> None:
         "Hand over no more, and take no more from the socket."

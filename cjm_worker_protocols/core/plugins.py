@@ -173,10 +173,10 @@ def find_plugin(
 # %% ../../nbs/core/plugins.ipynb #0d38c2d3
 def own_copy(
     config: dict[str, Any] # What a plugin will be loaded with
-) -> dict[str, Any]: # The same, as far as it can be copied
+) -> dict[str, Any]: # The same; empty when it cannot be copied, and so could not be told to the manager either
     "A copy of a config that a plugin does not reach."
     try: copy: dict[str, Any] = pickle.loads(dumps(config))
-    except Exception: return config
+    except Exception: return {}
     return copy
 
 def same_config(
@@ -184,11 +184,14 @@ def same_config(
     other: dict[str, Any] # Another
 ) -> bool: # Whether a plugin that is loaded with the one is loaded with the other too
     "Whether two configs say the same. It never raises."
-    try:
-        if config == other: return True
-    except Exception: pass
-    try: return dumps(config) == dumps(other)
+    try: return config.keys() == other.keys() and all(_same(value, other[key]) for key, value in config.items())
     except Exception: return False
+
+def _same(value: Any, other: Any) -> bool:
+    try:
+        if value is other or value == other: return True
+    except Exception: pass
+    return dumps(value) == dumps(other)
 
 # %% ../../nbs/core/plugins.ipynb #cell-26
 def drive(

@@ -261,7 +261,7 @@ class BaseJobManager(Hooks):
         `WrongLoopError`, and what `start_job` raises when the registry does not know the plugin or cannot answer."""
         runner = self._bind("reload_plugin")
         if not isinstance(plugin_name, str): raise ConfigError("plugin_name", "the name or the id of a plugin", plugin_name)
-        if not isinstance(config, dict): raise ConfigError("config", "a dict", config)
+        if not isinstance(config, dict): raise ConfigError("config", "a dict", type(config)) # which may have a secret in it
         try: dumps(config)
         except Exception as e: raise ParametersNotSendableError(plugin_name, e, _culprit(config)) from e
         registry, plugin_id = self._injected.registry, plugin_name
