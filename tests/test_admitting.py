@@ -89,7 +89,7 @@ def test_wrong_settings_are_refused(wrong: "dict[str, Any]") -> None:
         AdmittingResourceManager(**wrong)
 
 
-@pytest.mark.parametrize("size", ["5GB", None, float("nan"), [1]], ids=str)
+@pytest.mark.parametrize("size", ["5GB", "5", None, True, -5, float("nan"), float("inf"), [1]], ids=str)
 def test_a_need_that_is_no_size_is_told(size: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The log says which plugin needs what that cannot be; its job is let in, as after any failure of a resource manager."""
     with pytest.raises(SettingError, match=r"needs\['memory'\] of plugin 'it': expected a number of bytes \(got "):

@@ -5,11 +5,13 @@
 # %% ../../nbs/integrations/admission.ipynb #c1dfc85d
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from .resources import ProcessResourceManager, SettingError, Snapshot, Worker
@@ -79,8 +81,8 @@ class Reservation:
 # %% ../../nbs/integrations/admission.ipynb #96e222c8
 def _size(plugin_id: str, kind: str, size: Any) -> int:
     "What is declared, as a number."
-    try: return int(size)
-    except (TypeError, ValueError, OverflowError): raise SettingError(f"needs[{kind!r}] of plugin {plugin_id!r}", "a number of bytes", size) from None
+    if isinstance(size, Real) and not isinstance(size, bool) and 0 <= size < math.inf: return int(size)
+    raise SettingError(f"needs[{kind!r}] of plugin {plugin_id!r}", "a number of bytes", size)
 
 class AdmittingResourceManager(ProcessResourceManager):
     """A `ProcessResourceManager` that also implements `AdmissionProtocol` and `EvictionProtocol`. Raises `SettingError`.
