@@ -81,7 +81,7 @@ class Reservation:
 # %% ../../nbs/integrations/admission.ipynb #96e222c8
 def _size(plugin_id: str, kind: str, size: Any) -> int:
     "What is declared, as a number."
-    if isinstance(size, Real) and not isinstance(size, bool) and 0 <= size < math.inf: return int(size)
+    if isinstance(size, Real) and not isinstance(size, bool) and 0 <= (number := float(size)) < math.inf: return int(number)
     raise SettingError(f"needs[{kind!r}] of plugin {plugin_id!r}", "a number of bytes", size)
 
 class AdmittingResourceManager(ProcessResourceManager):
