@@ -136,6 +136,7 @@ class Broadcasts:
         self._start: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None  # Looks after the call that is being made
         self._since, self._late = 0.0, False  # When that call began, and whether it was given up
+        self._over = False  # Whether no call is waited for any longer
 
     def put(self,
         event: Event # What happened
@@ -176,7 +177,7 @@ class Broadcasts:
                 await call
             except asyncio.CancelledError:
                 if self._late: getattr(task, "uncancel", lambda: None)()  # from Python 3.11 on
-                elif getattr(task, "cancelling", lambda: 0)(): raise  # this task is cancelled, not something of theirs
+                elif self._over or getattr(task, "cancelling", lambda: 0)(): raise  # this task is cancelled, not something of theirs
                 self._failed("broadcast", f"no end after {self._timeout:g} s" if self._late else "it was cancelled")
                 if not self._late and not hasattr(task, "cancelling"): return self._again()  # Python 3.10 cannot tell the two apart
             except (Exception, SystemExit, GeneratorExit) as e: self._failed("broadcast", f"{type(e).__name__}: {e}", e)
@@ -205,5 +206,6 @@ class Broadcasts:
         if self._events: self._failed("dropped", f"{len(self._events)} events were dropped at shutdown")
         self._events.clear()
         if self._task is not None and not self._task.done():
+            self._over = True
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=timeout)
