@@ -151,7 +151,7 @@ class Search:
     ) -> None:
         "Make the runs. Raises `Broken` with the shortest, and leaves it in the trail; `NotObservable` when there was time for none."
         try:
-            with no_notes(): run_state_machine_as_test(model, settings=self._settings()) # type: ignore[arg-type]  # which says that it may be a function
+            with no_notes(): run_state_machine_as_test(model, settings=self._settings()) # type: ignore[arg-type, no-untyped-call, unused-ignore]  # which says that it may be a function
         except Departed: chosen = self.found[-1] # made once more at the end
         except (Flaky, Stop):
             if self.reason: raise self.reason from None
@@ -192,7 +192,7 @@ class Search:
             again = model()
             try:
                 for call in calls: again.make(call)
-            finally: again.teardown()
+            finally: again.teardown() # type: ignore[no-untyped-call, unused-ignore]
         except Departed: return self.found[-1]
         except Stop: pass
         return None
