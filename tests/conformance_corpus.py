@@ -2416,6 +2416,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(a worker that was (un)?registered is (not|still) there|job_id of one worker is).*", "a worker that was registered is not there", text)
     text = re.sub(r"one thread got .* where another got .*", "one thread got … where another got …", text)
     text = re.sub(r"\.? Did you mean '\w+'\?", "", text)
+    text = text.replace("Can't get local object", "Can't pickle local object")
     return text.replace(str(Path(__file__).parents[1]), "…")
 
 

@@ -50,10 +50,11 @@ def differences(want: str, got: str, names: "tuple[str, str]") -> str:
 
 
 SOURCE_LINK = re.compile(r"(blob/\w+/[\w/.]+\.py)#L\d+")
+SUGGESTION = re.compile(r"\.? Did you mean '\w+'\?")
 
 
 def shown(outputs: "list[dict[str, Any]]") -> str:
-    """The outputs of a cell as text, less the line numbers in links to the source, which any edit moves."""
+    """The outputs of a cell as text, less the line numbers in links to the source, which any edit moves, and what only a newer Python suggests."""
 
     def joined(value: Any) -> Any:
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -61,7 +62,8 @@ def shown(outputs: "list[dict[str, Any]]") -> str:
         return {k: joined(v) for k, v in sorted(value.items())} if isinstance(value, dict) else value
 
     kept = [{k: joined(v) for k, v in o.items() if k not in ("execution_count", "metadata")} for o in outputs]
-    return SOURCE_LINK.sub(r"\1", json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True).replace("\\n", "\n"))
+    text = json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True).replace("\\n", "\n")
+    return SUGGESTION.sub("", SOURCE_LINK.sub(r"\1", text))
 
 
 @pytest.fixture(scope="session")

@@ -471,7 +471,10 @@ async def from_elsewhere(
         if not ended.done(): ended.set_result(how)
 
     async def elsewhere() -> None:
-        with quiet(): await asyncio.wait_for(it.impl.broadcast(event_type, {"n": 1}), LIMIT)
+        with quiet():
+            await asyncio.wait_for(it.impl.broadcast(event_type, {"n": 1}), LIMIT)
+            begun = asyncio.all_tasks() - {asyncio.current_task()}
+            if begun: await asyncio.wait(begun, timeout=0.05) # a loop does not end as soon as it has called it
 
     def run() -> None:
         error: BaseException | None = None
