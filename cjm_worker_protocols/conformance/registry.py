@@ -389,6 +389,8 @@ def switching() -> Iterator[None]: # A context
 
 _turns, _turning = list[float](), threading.Lock()  # The interval as it was, once for each check that changes it now
 
+_OPCODES = sys.version_info[:2] != (3, 12)  # Python 3.12 crashes when several threads are told of opcodes; of lines it tells all the same
+
 class halting:
     "A context that makes this thread halt for a moment, now and then, between two steps of what is checked: then others go on in between."
     STEPS, OFTEN = 300, 16 # How many steps are looked at, and after how many it halts on average
@@ -401,7 +403,7 @@ class halting:
 
     def __enter__(self) -> None:
         if sys.gettrace() is not None: return # a debugger is there, or somebody who looks at what is run
-        sys._getframe().f_trace_opcodes = True # without which some versions of Python tell of no step
+        sys._getframe().f_trace_opcodes = _OPCODES # without which some versions of Python tell of no step
         _trace(self)
 
     def __exit__(self, *error: object) -> None:
@@ -411,7 +413,7 @@ class halting:
         "As `sys.settrace` calls it."
         if event == "call":
             if self.left <= 0 or not _checked(str(frame.f_globals.get("__name__"))): return None
-            frame.f_trace_opcodes = True
+            frame.f_trace_opcodes = _OPCODES
         elif event in ("line", "opcode"):
             self.left -= 1
             self.dice = (self.dice * 1_103_515_245 + 12_345) % 2**31
