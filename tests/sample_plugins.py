@@ -134,8 +134,8 @@ def says() -> "Iterator[int]":
     """Print, write to stderr and log, each in an order that can be told apart."""
     print("printed")
     print("to stderr", file=sys.stderr)
-    logging.getLogger("some.library").warning("logged %s", "text")
-    logging.getLogger("some.library").info("in detail")
+    logging.getLogger("third.party").warning("logged %s", "text")
+    logging.getLogger("third.party").info("in detail")
     subprocess.run(["/bin/sh", "-c", "echo from a child; echo child error >&2"], check=True)
     try:
         raise ValueError("ünïcödé")

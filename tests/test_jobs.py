@@ -2200,7 +2200,7 @@ def test_what_a_plugin_says_reaches_the_managers_log(caplog: pytest.LogCaptureFi
         ("stdout", "INFO", line) for line in ("from a child", "no newline at its end", "printed")
     ]
     assert sorted(t for t in texts if t[0] == "stderr") == [("stderr", "WARNING", line) for line in ("child error", "to stderr")]
-    assert ("some.library", "WARNING", "logged text") in texts and ("some.library", "INFO", "in detail") in texts
+    assert ("third.party", "WARNING", "logged text") in texts and ("third.party", "INFO", "in detail") in texts
     caught = next(text for name, _, text in said if name == "root")
     assert caught.startswith("caught\n") and "ValueError: ünïcödé" in caught
     logged = next(r for r in mine if r.getMessage() == "logged text")
@@ -2215,7 +2215,7 @@ def test_a_log_level_holds_for_workers_too(caplog: pytest.LogCaptureFixture) -> 
             await (await m.start_job("says"))
             caplog.set_level(logging.INFO, WORKER_LOG)
             await (await m.start_job("says"))
-        return [r.levelname for r in caplog.records if r.name == f"{WORKER_LOG}.some.library"]
+        return [r.levelname for r in caplog.records if r.name == f"{WORKER_LOG}.third.party"]
 
     caplog.set_level(logging.WARNING, WORKER_LOG)
     assert run(scenario()) == ["WARNING", "WARNING", "INFO"]
