@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional
 
+from repo import SUGGESTION
+
 from cjm_worker_protocols.conformance import Finding, Report, calls, check, checks, events, kit, registry
 from cjm_worker_protocols.extensions.protocols import (
     UNSET,
@@ -2415,7 +2417,7 @@ def plain(text: str) -> str:
     text = re.sub(r"left \d+", "left N", text)
     text = re.sub(r"(a worker that was (un)?registered is (not|still) there|job_id of one worker is).*", "a worker that was registered is not there", text)
     text = re.sub(r"one thread got .* where another got .*", "one thread got … where another got …", text)
-    text = re.sub(r"\.? Did you mean '\w+'\?", "", text)
+    text = re.sub(SUGGESTION, "", text)
     text = text.replace("Can't get local object", "Can't pickle local object")
     return text.replace(str(Path(__file__).parents[1]), "…")
 

@@ -17,6 +17,8 @@ PACKAGE = SETTINGS["lib_path"]
 LIB = ROOT / PACKAGE
 NBS = ROOT / SETTINGS["nbs_path"]
 
+SUGGESTION = r"\.? Did you mean '\w+'\?"  # What only a newer Python adds to an error
+
 _MADE = (".*", "_proc", "_docs", "build", "dist", "*.egg-info", "__pycache__", "*.pyc", "venv")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from repo import LIB, NBS, PACKAGE, ROOT, SETTINGS, copy_checkout, modules, notebooks, python, run, said
+from repo import LIB, NBS, PACKAGE, ROOT, SETTINGS, SUGGESTION, copy_checkout, modules, notebooks, python, run, said
 
 nbdev = pytest.importorskip("nbdev", reason="nbdev is not installed: pip install -e '.[dev]'")
 yaml = pytest.importorskip("yaml")
@@ -50,7 +50,6 @@ def differences(want: str, got: str, names: "tuple[str, str]") -> str:
 
 
 SOURCE_LINK = re.compile(r"(blob/\w+/[\w/.]+\.py)#L\d+")
-SUGGESTION = re.compile(r"\.? Did you mean '\w+'\?")
 
 
 def shown(outputs: "list[dict[str, Any]]") -> str:
@@ -63,7 +62,7 @@ def shown(outputs: "list[dict[str, Any]]") -> str:
 
     kept = [{k: joined(v) for k, v in o.items() if k not in ("execution_count", "metadata")} for o in outputs]
     text = json.dumps(kept, indent=1, ensure_ascii=False, sort_keys=True).replace("\\n", "\n")
-    return SUGGESTION.sub("", SOURCE_LINK.sub(r"\1", text))
+    return re.sub(SUGGESTION, "", SOURCE_LINK.sub(r"\1", text))
 
 
 @pytest.fixture(scope="session")
