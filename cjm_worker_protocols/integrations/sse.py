@@ -274,6 +274,10 @@ class _Signals:
 _signals = _Signals()
 
 # %% ../../nbs/integrations/sse.ipynb #c7a6f0e7
+def _set_of(topics: Collection[str]) -> frozenset[str]:
+    "Topics as a set; one that stands alone is one, and not its letters."
+    return frozenset([topics] if isinstance(topics, str) else topics)
+
 class Subscription:
     "An async iterator over the events from a place on."
     def __init__(self,
@@ -472,7 +476,7 @@ class Feed:
         last_event_id: str | None = None # Begin after this event; `None` is now
     ) -> Subscription: # Iterate over it with `async for`
         "Follow the events in this process."
-        subscription = Subscription(self, last_event_id, None if topics is None else frozenset([topics] if isinstance(topics, str) else topics))
+        subscription = Subscription(self, last_event_id, None if topics is None else _set_of(topics))
         with self._lock: self._subscriptions.add(subscription)
         subscription._begin()  # the ring may have been filled by now
         return subscription
@@ -700,7 +704,7 @@ class EventStreams(Feed):
         if inspect.isawaitable(allowed): allowed = await allowed
         if allowed is False or allowed is None: return await _refuse(send, 403, "not for you")
         if allowed is not True:
-            allowed = frozenset([allowed] if isinstance(allowed, str) else allowed)
+            allowed = _set_of(allowed)
             if topics is not None and not topics <= allowed: return await _refuse(send, 403, "not all of these topics are for you")
             topics = allowed if topics is None else topics
         self._bind("the app")
