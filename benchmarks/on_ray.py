@@ -8,7 +8,7 @@ from bench import Row, Target, compare, interleave, main, timed
 from workloads import noop, stream
 
 from cjm_worker_protocols import JobManager, WorkerConfig
-from cjm_worker_protocols.integrations.ray import RayEngine, start_ray
+from cjm_worker_protocols.engines.ray import RayEngine, start_ray
 
 
 class Actor:

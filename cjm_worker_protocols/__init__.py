@@ -5,7 +5,7 @@ __version__ = "0.0.1"
 TYPE_CHECKING = False  # as type checkers read it, it is true; nothing is imported here, not even typing
 if TYPE_CHECKING:
     from .core.config import RestartPolicy as RestartPolicy, WorkerConfig as WorkerConfig
-    from .core.context import check_cancel as check_cancel, report_progress as report_progress
+    from .worker.context import check_cancel as check_cancel, report_progress as report_progress
     from .core.jobs import Job as Job, JobCancelled as JobCancelled, JobError as JobError
     from .extensions.protocols import (EventBroadcasterProtocol as EventBroadcasterProtocol, PluginRegistryProtocol as PluginRegistryProtocol,
         ResourceManagerProtocol as ResourceManagerProtocol)
@@ -18,7 +18,7 @@ _where = {
     "BaseJobManager": "managers.base", "JobManager": "managers.base",
     "WorkerConfig": "core.config", "RestartPolicy": "core.config",
     "Job": "core.jobs", "JobError": "core.jobs", "JobCancelled": "core.jobs",
-    "report_progress": "core.context", "check_cancel": "core.context",
+    "report_progress": "worker.context", "check_cancel": "worker.context",
 }
 
 __all__ = ["PluginRegistryProtocol", "ResourceManagerProtocol", "EventBroadcasterProtocol", "BaseJobManager", "JobManager", "WorkerConfig",

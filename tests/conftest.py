@@ -1,5 +1,6 @@
 """In CI nothing may be skipped: whatever a test needs, .ci/run installs. A GPU is the one thing that it cannot install."""
 
+import inspect
 import os
 from typing import Any, Generator, Iterator
 
@@ -26,6 +27,19 @@ def pytest_make_collect_report(collector: pytest.Collector) -> "Generator[None, 
     _no_skip((yield).get_result())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> "bool | None":
+    """Run an async test on a loop of its own, for 30 s at most, or as long as `@pytest.mark.limit(seconds)` says."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    from harness import run
+
+    wanted = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    marker = pyfuncitem.get_closest_marker("limit")
+    run(pyfuncitem.obj(**wanted), *(marker.args if marker else ()))
+    return True
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of the worker system with each engine."""
     if metafunc.module.__name__ not in engines.MODULES or not engines.uses_the_managers_of_the_harness(metafunc.function):
@@ -43,7 +57,7 @@ def engine(request: pytest.FixtureRequest) -> "Iterator[None]":
         if not engines.installed():
             pytest.skip("ray is not installed: pip install 'cjm-worker-protocols[ray]'")
         engines.start_ray()
-        from cjm_worker_protocols.integrations.ray import RayEngine
+        from cjm_worker_protocols.engines.ray import RayEngine
 
         engines.make = RayEngine
     yield

@@ -67,7 +67,7 @@ def start_ray(**settings: Any) -> None:
         return
     import ray
 
-    from cjm_worker_protocols.integrations.ray import start_ray
+    from cjm_worker_protocols.engines.ray import start_ray
 
     os.environ.setdefault("PYTHONWARNINGS", "ignore::DeprecationWarning")
     start_ray(ray, None, num_cpus=8, num_gpus=2, object_store_memory=200_000_000, resources={"thing": 2}, **settings)

@@ -202,7 +202,7 @@ def _ours(process: psutil.Process) -> bool:
         above = [process, *process.parents()]
         if not any(p.name().startswith(("raylet", "gcs_server", "ray::")) or "/ray/" in " ".join(p.cmdline()) for p in above):
             return True
-        return any("cjm_worker_protocols.core.worker" in argument for p in above for argument in p.cmdline())
+        return any("cjm_worker_protocols.worker.main" in argument for p in above for argument in p.cmdline())
     except psutil.NoSuchProcess:
         return False
 

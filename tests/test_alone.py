@@ -25,7 +25,7 @@ def test_an_integration_imports_no_manager(module: str, tmp_path: Path) -> None:
 import sys
 import cjm_worker_protocols.integrations.{module}
 ours = {{name.removeprefix("cjm_worker_protocols.") for name in sys.modules if name.startswith("cjm_worker_protocols.")}}
-assert not any(name.startswith(("managers", "conformance")) or name in ("core.engine", "core.pool", "core.worker", "cli") for name in ours), ours
+assert not any(name.startswith(("managers", "conformance")) or name in ("engines.local", "managers.pool", "worker.main", "cli") for name in ours), ours
 others = {{"registry", "resources", "admission", "sse", "redis"}} - {{{module!r}, {{"admission": "resources", "redis": "sse"}}.get({module!r})}}
 assert not any(f"integrations.{{name}}" in ours for name in others), ours
 """

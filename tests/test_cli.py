@@ -17,9 +17,9 @@ import psutil
 import pytest
 from repo import ROOT, run, said
 
-from cjm_worker_protocols.integrations.speech import NEEDS, sample_recording
+from cjm_worker_protocols.plugins.speech import NEEDS, sample_recording
 
-MAIN = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
+MAIN = "import sys; from cjm_worker_protocols.cli.commands import main; sys.exit(main())"
 MISSING = [package for package in NEEDS if importlib.util.find_spec(package) is None]
 speech = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install -e '.[speech]'")
 TEXT = (
@@ -351,7 +351,7 @@ def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, t
 
 def test_plugins_lists_our_own(tmp_path: Path) -> None:
     """The speech plugin is there as soon as the package is installed; its extra need not be."""
-    offer(tmp_path / "site", "ours", "pocketsphinx = cjm_worker_protocols.integrations.speech:PocketSphinx")
+    offer(tmp_path / "site", "ours", "pocketsphinx = cjm_worker_protocols.plugins.speech:PocketSphinx")
     done = cli("plugins", "--json", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{tmp_path / 'site'}")
     (ours,) = [data for data in of("plugin", events(done)) if data["id"] == "pocketsphinx"]
     assert ours["parameters"] == ["audio"] and ours["about"] and not ours["problem"], said(done)
@@ -578,7 +578,7 @@ def test_a_terminal_shows_it_live(tmp_path: Path) -> None:
     assert "✓ workers.wav" in last and "━" not in last
     for sentence in ("the model is loaded once and then it answers many questions", "if one of the workers dies the others"):
         assert last.count(sentence) == 1
-    assert re.search(r"registry +pocketsphinx is cjm_worker_protocols.integrations.speech:PocketSphinx", last)
+    assert re.search(r"registry +pocketsphinx is cjm_worker_protocols.plugins.speech:PocketSphinx", last)
     assert re.search(r"resource manager +worker \d+ had 1 process, \d+ threads?, \d+ MB, [\d.]+ s of CPU time", last)
     assert re.search(r"with pocketsphinx loaded it was \d+ MB at most", last)
     assert re.search(r"broadcaster +1 job:queued, .*\d+ job:chunk, 1 job:completed", last)

@@ -46,7 +46,7 @@ from repo import LIB, PACKAGE, ROOT
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, RestartPolicy, WorkerConfig
 from cjm_worker_protocols.core import errors
-from cjm_worker_protocols.core.engine import LocalEngine
+from cjm_worker_protocols.engines.local import LocalEngine
 from cjm_worker_protocols.core.frames import Kind
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -731,7 +731,7 @@ def test_a_registry_that_cannot_list_still_names_an_unknown_plugin() -> None:
             await works(m)
             with pytest.raises(errors.RegistryUnavailableError, match="get_plugins_by_category"):
                 await m.reload_plugin("echo", {})
-            with pytest.raises(errors.UnknownPluginError, match="Known are: echo"):
+            with pytest.raises(errors.UnknownPluginError, match="Known ids: echo"):
                 registry.bad = set()
                 await m.start_job("nope")
             assert len(m.jobs) == 1

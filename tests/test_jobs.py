@@ -27,7 +27,7 @@ from repo import NBS
 
 from cjm_worker_protocols import BaseJobManager, Job, JobCancelled, JobError, JobManager, WorkerConfig, check_cancel, report_progress
 from cjm_worker_protocols.core import errors
-from cjm_worker_protocols.core.context import CancelRequested
+from cjm_worker_protocols.worker.context import CancelRequested
 
 pytestmark = pytest.mark.filterwarnings("error")
 WORKER_LOG = "cjm_worker_protocols.worker"

@@ -28,7 +28,7 @@ from cjm_worker_protocols.extensions.hosts import NO_PID
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'cjm-worker-protocols[ray]'")
 
-from cjm_worker_protocols.integrations.ray import (  # noqa: E402
+from cjm_worker_protocols.engines.ray import (  # noqa: E402
     EngineLoopError,
     RayConnectionError,
     RayElsewhereError,
@@ -59,7 +59,7 @@ def on_ray(*plugins: Any, **settings: Any) -> Any:
 
 def test_importing_the_package_imports_no_ray(tmp_path: Path) -> None:
     """Neither the package nor the module of the engine imports Ray."""
-    code = "import sys, cjm_worker_protocols, cjm_worker_protocols.managers.base, cjm_worker_protocols.integrations.ray; print('ray' in sys.modules)"
+    code = "import sys, cjm_worker_protocols, cjm_worker_protocols.managers.base, cjm_worker_protocols.engines.ray; print('ray' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) == "False\n"
 
 
@@ -307,7 +307,7 @@ def test_nothing_stays_when_the_managers_process_is_killed(tmp_path: Path) -> No
 import asyncio, json, sys
 import sample_plugins
 from cjm_worker_protocols import JobManager
-from cjm_worker_protocols.integrations.ray import RayEngine
+from cjm_worker_protocols.engines.ray import RayEngine
 
 async def main():
     async with JobManager("t", "t", plugins={"p": sample_plugins.with_children}, engine=RayEngine(sys.argv[1])) as m:
@@ -473,7 +473,7 @@ class Located:
 def test_a_resource_manager_is_told_where_workers_live(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a worker is registered its host, its pid there and what Ray knows are told; one of another host has a number that is no pid."""
     if elsewhere:
-        monkeypatch.setattr("cjm_worker_protocols.integrations.ray.machine", lambda: "another host")
+        monkeypatch.setattr("cjm_worker_protocols.engines.ray.machine", lambda: "another host")
     located = Located()
 
     async def scenario() -> int:
@@ -617,7 +617,7 @@ import asyncio, json, sys
 import ray
 ray.__version__ = "1.2.3"
 from cjm_worker_protocols import JobManager, JobError, WorkerConfig
-from cjm_worker_protocols.integrations.ray import RayEngine
+from cjm_worker_protocols.engines.ray import RayEngine
 
 async def main():
     async with JobManager("t", "t", plugins={"p": print}, engine=RayEngine(sys.argv[1])) as m:
@@ -732,7 +732,7 @@ def test_a_cluster_is_reached_through_a_client(tmp_path: Path, monkeypatch: pyte
 import asyncio, json, sys
 import sample_plugins
 from cjm_worker_protocols import JobManager
-from cjm_worker_protocols.integrations.ray import RayEngine
+from cjm_worker_protocols.engines.ray import RayEngine
 
 async def main():
     plugins = {"count": sample_plugins.count, "stuck": sample_plugins.stuck}
@@ -762,7 +762,7 @@ def test_a_client_that_the_cluster_could_not_serve_at_once_is_served_then(tmp_pa
 import asyncio, json, sys
 import sample_plugins
 from cjm_worker_protocols import JobManager
-from cjm_worker_protocols.integrations.ray import RayEngine
+from cjm_worker_protocols.engines.ray import RayEngine
 
 async def main():
     async with JobManager("t", "t", plugins={"echo": sample_plugins.echo}, engine=RayEngine(sys.argv[1])) as m:
@@ -786,7 +786,7 @@ import asyncio, json, os, sys, threading, time
 import psutil
 import sample_plugins
 from cjm_worker_protocols import JobManager, WorkerConfig
-from cjm_worker_protocols.integrations.ray import RayEngine
+from cjm_worker_protocols.engines.ray import RayEngine
 
 def say(*facts): print(json.dumps(facts), flush=True)
 
@@ -882,7 +882,7 @@ def test_a_head_that_dies_whole_ends_the_jobs_of_all(tmp_path: Path, monkeypatch
 import asyncio, json, sys, time
 import sample_plugins
 from cjm_worker_protocols import JobManager, WorkerConfig
-from cjm_worker_protocols.integrations.ray import RayEngine
+from cjm_worker_protocols.engines.ray import RayEngine
 from harness import ticking
 
 async def main():
@@ -952,7 +952,7 @@ def test_a_program_that_leaves_ray(tmp_path: Path) -> None:
 import asyncio, json
 import ray, sample_plugins
 from cjm_worker_protocols import JobManager
-from cjm_worker_protocols.integrations.ray import RayEngine
+from cjm_worker_protocols.engines.ray import RayEngine
 
 async def main():
     m = JobManager("t", "t", plugins={"stuck": sample_plugins.stuck}, engine=RayEngine())

@@ -15,9 +15,9 @@ import pytest
 from repo import python, said
 
 from cjm_worker_protocols import JobError, JobManager
-from cjm_worker_protocols.core import context
-from cjm_worker_protocols.core.plugins import drive
-from cjm_worker_protocols.integrations.speech import (
+from cjm_worker_protocols.worker import context
+from cjm_worker_protocols.worker.plugins import drive
+from cjm_worker_protocols.plugins.speech import (
     NEEDS,
     AudioFileError,
     PocketSphinx,
@@ -383,7 +383,7 @@ def test_cancelled_in_a_worker(speech: PocketSphinx, samples: "list[float]", tmp
 
 def test_importing_it_imports_no_recognizer(tmp_path: Path) -> None:
     """The module costs nothing until a model is loaded."""
-    code = "import sys, cjm_worker_protocols.integrations.speech as s; print(*(p for p in (*s.NEEDS, 'numpy', 'asyncio') if p in sys.modules))"
+    code = "import sys, cjm_worker_protocols.plugins.speech as s; print(*(p for p in (*s.NEEDS, 'numpy', 'asyncio') if p in sys.modules))"
     done = python(code, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.strip() == "", said(done)
 

@@ -13,7 +13,7 @@ from enum import Enum
 from .errors import ConfigError
 
 # %% auto #0
-__all__ = ['RestartPolicy', 'check_resources', 'WorkerConfig']
+__all__ = ['RestartPolicy', 'check_number', 'check_resources', 'WorkerConfig']
 
 # %% ../../nbs/core/config.ipynb #cell-6
 class RestartPolicy(Enum):
@@ -24,8 +24,15 @@ class RestartPolicy(Enum):
     BACKOFF = "backoff"  # It is replaced after a delay that doubles with every crash in a row
 
 # %% ../../nbs/core/config.ipynb #cell-8
-def _number(name: str, value: object, low: float, optional: bool = False, whole: bool = False, positive: bool = False) -> None:
-    "Raise `ConfigError` unless `value` is a finite number, at least `low`, and above it when `positive`."
+def check_number(
+    name: str, # The setting
+    value: object, # Its value
+    low: float, # The lowest number that is allowed
+    optional: bool = False, # Whether `None` is allowed
+    whole: bool = False, # Whether it has to be an integer
+    positive: bool = False # Whether `low` itself is not allowed
+) -> None:
+    "Raise `ConfigError` unless `value` is a finite number of at least `low`."
     if optional and value is None: return
     kind = int if whole else (int, float)
     ok = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value) and (value > low if positive else value >= low)
@@ -41,7 +48,7 @@ def check_resources(
     "Raise `ConfigError` unless `value` maps names to amounts."
     if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
         raise ConfigError(name, "a mapping of names to amounts, as {'CPU': 1}", value)
-    for key, amount in value.items(): _number(f"{name}[{key!r}]", amount, 0)
+    for key, amount in value.items(): check_number(f"{name}[{key!r}]", amount, 0)
 
 def _variable(name: object, value: object) -> bool:
     "Whether an environment can hold this."
@@ -74,11 +81,11 @@ class WorkerConfig:
 
     def __post_init__(self) -> None:
         "Check every value."
-        for name in ("max_workers", "stream_buffer", "event_buffer", "max_pending"): _number(name, getattr(self, name), 1, whole=True)
-        for name in ("keep_finished", "max_restarts", "stderr_tail"): _number(name, getattr(self, name), 0, whole=True)
-        for name in ("load_timeout", "job_timeout"): _number(name, getattr(self, name), 0, optional=True, positive=True)
-        for name in ("start_timeout", "integration_timeout", "stall_timeout"): _number(name, getattr(self, name), 0, positive=True)
-        for name in ("grace_timeout", "backoff_base", "backoff_max"): _number(name, getattr(self, name), 0)
+        for name in ("max_workers", "stream_buffer", "event_buffer", "max_pending"): check_number(name, getattr(self, name), 1, whole=True)
+        for name in ("keep_finished", "max_restarts", "stderr_tail"): check_number(name, getattr(self, name), 0, whole=True)
+        for name in ("load_timeout", "job_timeout"): check_number(name, getattr(self, name), 0, optional=True, positive=True)
+        for name in ("start_timeout", "integration_timeout", "stall_timeout"): check_number(name, getattr(self, name), 0, positive=True)
+        for name in ("grace_timeout", "backoff_base", "backoff_max"): check_number(name, getattr(self, name), 0)
         if not isinstance(self.standby, bool): raise ConfigError("standby", "True or False", self.standby)
         if not isinstance(self.restart, RestartPolicy): raise ConfigError("restart", f"one of {', '.join(map(str, RestartPolicy))}", self.restart)
         if self.python is not None and (not isinstance(self.python, str) or not self.python or "\0" in self.python):

@@ -15,7 +15,7 @@ from itertools import islice
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
-from .errors import WrongLoopError, worth_telling
+from .errors import WrongLoopError, should_log
 
 _log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Broadcasts:
     def _failed(self, what: str, reason: str, error: BaseException | None = None) -> None:
         key = f"event_broadcaster.{what}"
         self._errors[key] += 1
-        if worth_telling(self._errors[key]): _log.warning("%s (%d so far): %s", key, self._errors[key], reason, exc_info=error)
+        if should_log(self._errors[key]): _log.warning("%s (%d so far): %s", key, self._errors[key], reason, exc_info=error)
 
     async def _run(self) -> None:
         "Send what waits. The calls run in this very task, and a timer, one for all of them, cancels the one that is late."

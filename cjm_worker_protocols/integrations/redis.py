@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, unquote
 
-from ..core.errors import ConfigError, worth_telling
+from ..core.errors import ConfigError, should_log
 from ..core.masking import MASK, Secret
 from .sse import LIMIT, EventMarkError, EventStreams, Ring, Subscription, as_json, check_counts, check_seconds, encode_event
 
@@ -261,7 +261,7 @@ class _Link:
         before, self.reason = self.reason, _said(error, self._url)
         self.failures += 1
         self.in_a_row += 1
-        if self.reason != before or worth_telling(self.in_a_row):
+        if self.reason != before or should_log(self.in_a_row):
             _log.warning("%s is away, %s waits (attempt %d): %s", shown_url(self._url.reveal()), self._what, self.in_a_row, self.reason)
         await self.drop()
         await asyncio.sleep(min(self._longest, 0.05 * 2 ** min(self.in_a_row - 1, 16)) * random.uniform(0.5, 1))
@@ -315,7 +315,7 @@ class _Writer:
         with self._lock:
             lost = self.outbox.refuse() if self.closed else self.outbox.put(entry)
             total = self.outbox.lost
-        if lost and worth_telling(total):
+        if lost and should_log(total):
             _log.warning("an event for %s was dropped (%d so far): %s", self._shown, total, "it is closed" if self.closed else "too many wait to be written")
 
     def counts(self) -> tuple[int, int, int]:
@@ -523,7 +523,7 @@ class _Incoming:
             if b"begin" not in fields: return decode_entry(fields)
         except (KeyError, ValueError) as e:
             self.unreadable += 1
-            if worth_telling(self.unreadable):
+            if should_log(self.unreadable):
                 _log.warning("%s: entry %s of %r is no event (%d so far): %r", self._shown, event_id, self._stream, self.unreadable, e)
         return b"\n", None, None
 

@@ -26,7 +26,7 @@ from urllib.parse import unquote
 
 from ..core.errors import ConfigError, PluginTypeError, UnknownPluginError
 from ..core.masking import Secret
-from ..core.plugins import check_plugin
+from ..worker.plugins import check_plugin
 
 _log = logging.getLogger(__name__)
 

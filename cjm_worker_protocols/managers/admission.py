@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from ..core.frames import Kind
 from ..core.jobs import Job
-from ..core.plugins import same_config
-from ..core.pool import PooledWorker, Ticket, WorkerPool
+from ..worker.plugins import same_config
+from .pool import PooledWorker, Ticket, WorkerPool
 from .commands import Commands
-from .injection import Resources
+from .integrations import Resources
 
 # %% auto #0
 __all__ = ['DoorOwner', 'Visit', 'Door']

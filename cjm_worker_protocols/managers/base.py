@@ -15,17 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
-from ..core.config import WorkerConfig, _number
-from ..core.engine import Engine, LocalEngine
+from ..core.config import WorkerConfig, check_number
+from ..engines.base import Engine
+from ..engines.local import LocalEngine
 from ..core.errors import (ConfigError, DuplicateJobError, ManagerClosedError, NotANewJobError, ParametersNotSendableError, QueueFullError, RegistryUnavailableError, ResourceValidationError,
     UnknownPluginError, WorkersUnavailableError, WrongLoopError)
 from ..core.events import Event, EventStream, json_safe
 from ..core.frames import Kind, dumps, encode
 from ..core.jobs import Job, now
-from ..core.plugins import PluginTable, pack
-from ..core.pool import PooledWorker, Ticket
+from ..worker.plugins import PluginTable, pack
+from .pool import PooledWorker, Ticket
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
-from .injection import Injected
+from .integrations import Integrations
 from .runner import Hooks, JobBook, JobRunner
 
 # %% auto #0
@@ -76,7 +77,7 @@ class BaseJobManager(Hooks):
         self.worker_config = WorkerConfig() if worker_config is None else worker_config
         if not isinstance(self.worker_config, WorkerConfig): raise ConfigError("worker_config", "a WorkerConfig, as WorkerConfig(max_workers=2), or None", worker_config)
         self.plugin_registry, self.resource_manager, self.event_broadcaster = plugin_registry, resource_manager, event_broadcaster
-        self._injected = Injected(worker_type, category, self.worker_config, plugin_registry, resource_manager, event_broadcaster)
+        self._injected = Integrations(worker_type, category, self.worker_config, plugin_registry, resource_manager, event_broadcaster)
         self._book = JobBook(self.worker_config.keep_finished)
         self._engine: Engine = engine if engine is not None else LocalEngine()
         self._configs: dict[str, dict[str, Any]] = {}  # From `reload_plugin`, for a manager without a registry
@@ -144,11 +145,11 @@ class BaseJobManager(Hooks):
         runner = self._bind("start_job")
         if not isinstance(plugin_id, str): raise ConfigError("plugin_id", "the id of a plugin", plugin_id)
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
-        if timeout is not None: _number("timeout", timeout, 0, optional=True, positive=True)
-        if type(retries) is not int or retries < 0: _number("retries", retries, 0, whole=True)
+        if timeout is not None: check_number("timeout", timeout, 0, optional=True, positive=True)
+        if type(retries) is not int or retries < 0: check_number("retries", retries, 0, whole=True)
         if params is not None and not isinstance(params, Mapping): raise ConfigError("params", "a mapping of names to values, or None", params)
         name, config = await self._look_up(plugin_id)
-        needs = self._engine.needs(self.worker_config, config)
+        placement = self._engine.placement(self.worker_config, config)
         validating: Any = self._validate_resources(plugin_id, config)
         if not inspect.isawaitable(validating): raise ConfigError("_validate_resources()", "an `async def`", validating)
         reason = await validating
@@ -165,7 +166,7 @@ class BaseJobManager(Hooks):
         job.priority, job.timeout, job.retries = priority, timeout, retries
         number = next(runner.numbers)
         request = self._request(job, number, name, config)
-        runner.accept(Ticket(job, number, name, config, request, needs))
+        runner.accept(Ticket(job, number, name, config, request, placement))
         return job
 
     async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
@@ -271,10 +272,10 @@ class BaseJobManager(Hooks):
         else:
             plugin_id = await registry.id_of(plugin_name)
             if plugin_id == plugin_name: plugin_name, _ = await self._look_up(plugin_id)
-        needs = self._engine.needs(self.worker_config, config)
+        placement = self._engine.placement(self.worker_config, config)
         holders = [w for w in self._workers() if w.plugin is not None and w.plugin[0] == plugin_id]
         request = (plugin_id, plugin_name, config, self.supports_streaming)
-        done = await runner.commands.tell_all(holders or [w for w in self._workers() if w.idle and w.needs == needs][:1], Kind.RELOAD, request)
+        done = await runner.commands.tell_all(holders or [w for w in self._workers() if w.idle and w.placement == placement][:1], Kind.RELOAD, request)
         return bool(done) and all(done)
 
     def events(self) -> EventStream: # An async iterator of `Event`

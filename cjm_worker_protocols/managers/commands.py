@@ -13,7 +13,7 @@ from typing import Any
 from ..core.config import WorkerConfig
 from ..core.frames import Frame, Kind, encode
 from ..core.jobs import JobError
-from ..core.pool import PooledWorker
+from .pool import PooledWorker
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable
 
 from ..core.config import WorkerConfig
 from ..core.jobs import Job
-from ..core.pool import JobQueue, PooledWorker, Ticket, WorkerPool
+from .pool import JobQueue, PooledWorker, Ticket, WorkerPool
 
 # %% auto #0
 __all__ = ['Dispatcher']
@@ -36,7 +36,7 @@ class Dispatcher:
         ticket: Ticket # A job that waits, anew or again
     ) -> None:
         "Put a job in line; it may be started at once."
-        worker = None if len(self.queue) else self._pool.idle_for(ticket.job.plugin_id, ticket.needs)
+        worker = None if len(self.queue) else self._pool.idle_for(ticket.job.plugin_id, ticket.placement)
         if worker is not None and self._config.max_workers == 1: return self._start(worker, ticket)  # nobody else waits for it
         self.queue.push(ticket)
         self.dispatch()
@@ -46,22 +46,22 @@ class Dispatcher:
     ) -> None:
         "Take a job out of line."
         ticket = self.queue.discard(job_id) or self.aside.discard(job_id)
-        if ticket is not None: self.spare_room(ticket.needs)
+        if ticket is not None: self.spare_room(ticket.placement)
 
     def spare_room(self,
-        needs: Hashable # What the worker of a job took, or would have taken
+        placement: Hashable # What the worker of a job took, or would have taken
     ) -> None:
         "Ask for room no longer, if no job needs such a worker."
-        if not (self.aside.any_for(needs) or self.queue.any_for(needs)): self._pool.end_waiting(needs)
+        if not (self.aside.any_for(placement) or self.queue.any_for(placement)): self._pool.end_waiting(placement)
 
     def dispatch(self) -> None:
         "Hand the jobs that wait to the workers that are idle, and the next one also to those that are busy."
         while self._waiting():
             ticket = self.queue.peek()
-            worker = self._pool.idle_for(ticket.job.plugin_id, ticket.needs)
+            worker = self._pool.idle_for(ticket.job.plugin_id, ticket.placement)
             if worker is not None: self._start(worker, self.queue.pop())
-            elif self._pool.want(len(self.queue), ticket.needs): pass
-            elif reason := self._pool.waiting_for(ticket.needs): self._set_aside(self.queue.pop(), reason)
+            elif self._pool.want(len(self.queue), ticket.placement): pass
+            elif reason := self._pool.waiting_for(ticket.placement): self._set_aside(self.queue.pop(), reason)
             else: break
         if len(self.queue): self._give_ahead()
 
@@ -92,7 +92,7 @@ class Dispatcher:
             if worker.next is not None and not (self.queue.before(worker.next) and self.take_back(worker)): continue
             if not len(self.queue): return
             following = self.queue.peek()
-            if following.job.plugin_id != running.job.plugin_id or following.needs != worker.needs or not self._may_give_ahead(running, following): continue
+            if following.job.plugin_id != running.job.plugin_id or following.placement != worker.placement or not self._may_give_ahead(running, following): continue
             worker.next = self.queue.pop()
             handle.give(following.number, following.frame)
 

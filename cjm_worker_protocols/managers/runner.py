@@ -13,16 +13,16 @@ from itertools import count
 from typing import Any
 
 from ..core.config import WorkerConfig
-from ..core.engine import Engine, Exit, WorkerHandle
+from ..engines.base import Engine, Exit, WorkerHandle
 from ..core.frames import Frame, Kind, encode
 from ..core.jobs import Chunks, Job, JobCancelled, JobError, now
-from ..core.lanes import plain
-from ..core.plugins import same_config
-from ..core.pool import PooledWorker, Ticket, WorkerPool, how_it_ended
+from .serial import plain
+from ..worker.plugins import same_config
+from .pool import PooledWorker, Ticket, WorkerPool, how_it_ended
 from .admission import Door
 from .commands import Commands
 from .dispatch import Dispatcher
-from .injection import Injected
+from .integrations import Integrations
 
 _log = logging.getLogger(__name__)
 _worker_log = logging.getLogger("cjm_worker_protocols.worker")
@@ -113,7 +113,7 @@ class Endings:
     "Ends jobs, and tells of it."
     def __init__(self,
         book: JobBook, # Where jobs are kept
-        injected: Injected, # Told of each end
+        injected: Integrations, # Told of each end
         hooks: Hooks, # The manager
         forget: Callable[[Job], None] = lambda job: None # Takes a job out of wherever it still waits
     ):
@@ -212,7 +212,7 @@ class JobRunner:
         engine: Engine, # Where workers live
         loader: Any, # The packed plugin loader
         path: list[str] | None, # The workers' `sys.path`; None leaves them their own
-        injected: Injected, # Told of everything
+        injected: Integrations, # Told of everything
         hooks: Hooks, # The manager
         book: JobBook # Where jobs are kept
     ):
@@ -428,7 +428,7 @@ class JobRunner:
             elif worker.commands: self.commands.limit(worker)
             if len(self.dispatcher.queue) or self._config.max_workers > 1: self.dispatcher.dispatch()
             if worker.idle and len(self.dispatcher.aside): self.dispatcher.recall()
-            if self._config.max_workers > 1: self.dispatcher.spare_room(worker.needs)
+            if self._config.max_workers > 1: self.dispatcher.spare_room(worker.placement)
         finally:
             if verdict is not None: self.endings.fail(job, verdict)
             else: self.endings.settle(job, frame)
