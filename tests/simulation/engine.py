@@ -53,14 +53,15 @@ class SimulatedWorker:
 
     def __init__(self, engine: SimulatedEngine, events: WorkerEvents, place: Hashable, number: int) -> None:
         self.pid, self.place, self.number = 0, place, number
-        self._engine, self._events, self._loop = engine, events, asyncio.get_running_loop()
+        self._events: WorkerEvents = events
+        self._engine, self._loop = engine, asyncio.get_running_loop()
         self._rng, self._faults, self._book = engine.rng, engine.faults, engine.book
         self._inbox, self._incoming = deque[Frame](), FrameReader(1024)  # What the manager has sent
         self._claims, self._claim = deque[int](), 0  # The claims in the pipe, and the one that was taken out of it
         self._wire, self._unread, self._outgoing = bytearray(), 0, FrameReader(1024)  # What was said and has not arrived
         self._frames = deque[Frame]()  # What has arrived and was not handed over
         self._fates: dict[int, Fate] = {}  # By tag
-        self.ready = self.dead = self.gone = self._paused = self._hung_up = self._asleep = False
+        self.ready = self.dead = self.gone = self._paused = self._hung_up = self.asleep = False
         self._stubborn, self.undead = self._likely("stubborn"), self._likely("undead")
         self._job: Fate | None = None
         self.loaded: tuple[str, str] | None = None
@@ -220,7 +221,7 @@ class SimulatedWorker:
     def _terminated(self) -> None:
         if self.dead or self._stubborn:
             return
-        self._asleep = False
+        self.asleep = False
         if not self.ready:
             return self.die(None, 15)
         if self._step_timer is not None:
@@ -231,7 +232,7 @@ class SimulatedWorker:
         """The process ends; the manager notices it later."""
         if self.dead or self.gone:
             return
-        self.dead, self._asleep = True, False
+        self.dead, self.asleep = True, False
         self._book.note(self, "dies", code, signal)
         self._book.died(self, self._job, self.ready)
         if self._step_timer is not None:
@@ -251,7 +252,8 @@ class SimulatedWorker:
         for tag in tags:
             self._fates[tag].spared += 1
             self._book.check("poison", self._fates[tag].spared < 30, self._fates[tag], "is given out for ever")
-        self._events.on_exit(exit._replace(never_begun=tags))
+        events, self._events = self._events, _NoEvents()
+        events.on_exit(exit._replace(never_begun=tags))
 
     def bury(self) -> None:
         """End one that ignores SIGKILL and that the manager has given up, if it has not ended."""
@@ -265,8 +267,8 @@ class SimulatedWorker:
         self._step_timer = self._loop.call_later(delay, self._step)
 
     def _wake(self) -> None:
-        if self._asleep and not self.dead:
-            self._asleep = False
+        if self.asleep and not self.dead:
+            self.asleep = False
             self._schedule(0.0001)
 
     def _step(self) -> None:
@@ -279,7 +281,7 @@ class SimulatedWorker:
         except Death as death:
             return self.die(death.code, death.signal)
         if delay is None:
-            self._asleep = True
+            self.asleep = True
         else:
             self._schedule(delay)
 
@@ -393,6 +395,7 @@ class SimulatedWorker:
                 if any(f.kind == Kind.CANCEL and f.tag == tag for f in self._inbox):
                     return Kind.CANCELLED, None
             elif what == "garbage":
+                fate.garbled = True
                 self._wire += b"\xff" * 40
                 self._arrive_later()
                 yield 1000.0

@@ -112,9 +112,9 @@ class Resources(Mind):
             self.failed = True
             raise Trouble("a resource manager failed")
 
-    def at_rest(self, workers: dict[int, Any]) -> None:
+    def at_rest(self, workers: dict[int, Any], undead: set[int]) -> None:
         """Nothing runs: what it last heard is true. `workers` gives what each has loaded."""
-        self.book.check("all are registered", self.states.keys() == workers.keys(), self.states, workers)
+        self.book.check("all are registered", self.states.keys() - undead == workers.keys(), self.states, workers)
         for pid, loaded in workers.items():
             state = self.states.get(pid, {})
             told = state.get("plugin_id"), state.get("job_id")

@@ -14,6 +14,8 @@ from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 KNOWN: dict[str, str] = {  # Invariants that today's managers break, and the fault behind it: they are counted, not failed
     "read first": "suspended_app, blocked_loop_timeout, cancel_late_result",
     "others' crashes": "poison, panic_hurts_others",
+    "no run too many after garbage": "new: a job that was given ahead and begun is run again when its predecessor's result was lost",
+    "no worker rests while a job waits behind one of another place": "new: the first in line keeps those of other places waiting",
     "poison": "poison_parameter",  # such jobs are not drawn
 }
 
@@ -51,6 +53,7 @@ class Fate:
         self.begun = 0  # How often a worker has begun it
         self.deaths = 0  # How many workers died while they ran it
         self.spared = 0  # How many died that had been given it and had not begun it
+        self.garbled = False  # Whether a worker that ran it has sent what is no frame, and all before that may be lost
         self.said: tuple[str, Any] | None = None  # How its last run ended, as its worker said
         self.chunks: list[Any] = []  # What it yielded, in all its runs
         self.started_at = 0.0
@@ -87,6 +90,8 @@ class Book:
         self.pending: dict[int, Fate] = {}
         self.ready: dict[Any, dict[int, dict[int, Fate]]] = {}  # By placement and priority: those that any worker may take
         self.failed_starts = 0
+        self.limits: tuple[float | None, ...] = ()  # The timeouts of the config
+        self._resting: dict[tuple[int, int], float] = {}  # Since when a job waits while a worker, by pid, has nothing to do
         self.admission = self.closing = False
         self.tail: deque[str] = deque(maxlen=200)
         self._hash = hashlib.blake2b(digest_size=12)
@@ -106,7 +111,7 @@ class Book:
 
     def check(self, name: str, holds: Any, *facts: Any) -> None:
         """Note a violation unless this holds. It is not raised: the managers survive what their callbacks raise."""
-        if holds:
+        if holds or self.violations:  # what follows from the first one is of no interest
             return
         self.note("VIOLATION", name, *facts)
         if name in KNOWN:
@@ -198,8 +203,6 @@ class Book:
             limits = [limit for limit in (fate.timeout, *self.limits) if limit is not None]
             self.check("timeout has passed", limits and self._clock() - fate.started_at >= min(limits) - 1e-6, fate, limits)
 
-    limits: tuple[float | None, ...] = ()  # The timeouts of the config
-
     # Workers
 
     def given(self, fate: Fate, worker: Any) -> None:
@@ -208,7 +211,7 @@ class Book:
         fate.given = worker
         self._update_ready(fate)
         self.note(worker, "is given", fate)
-        if self.admission:
+        if self.admission or fate.job is None or fate.job.status == "running":  # which is given again, since it was taken back with another one
             return
         for priority, waiting in self.ready.get(fate.place, {}).items():
             self.check("priority", priority <= fate.priority or not waiting, fate, fate.priority, "before", *waiting.values(), priority)
@@ -225,7 +228,7 @@ class Book:
         self.check("nothing after the end", fate.job is not None and not fate.job.done, fate, "is begun after its end")
         fate.begun += 1
         fate.worker, fate.said = worker, None
-        self.check("no run too many", fate.begun <= 1 + fate.retries, fate, "is run for the", fate.begun, "time")
+        self.check("no run too many" + (" after garbage" if fate.garbled else ""), fate.begun <= 1 + fate.retries, fate, "is run for the", fate.begun, "time")
 
     def says_end(self, fate: Fate, kind: str, value: Any = None) -> None:
         """A worker has said how a job ended."""
@@ -249,12 +252,27 @@ class Book:
             raise self.violations[0]
         self.check("limit of workers", len(self.running) <= self._max_workers, *self.running.values())
 
-    def look(self, manager: Any) -> None:
+    def look(self, manager: Any, workers: list[Any]) -> None:
         """What the manager shows of its jobs and workers fits together, and its limits hold."""
         busy = [(view.pid, view.job_id) for view in manager.workers if view.job_id is not None]
         jobs = {fate.job.id: fate.job for fate in self.running.values() if fate.job is not None}
         self.check("one job a worker", len({job_id for _, job_id in busy}) == len(busy) == len({pid for pid, _ in busy}), busy)
         self.check("workers and jobs agree", {job_id: pid for pid, job_id in busy} == {i: job.worker_pid for i, job in jobs.items()}, busy, self.running)
+        most = manager.worker_config.max_pending + sum(fate.begun + fate.spared > 0 for fate in self.pending.values())
+        self.check("limit of pending jobs", len(self.pending) <= most, len(self.pending), most)
+        if not self.admission:
+            self._nobody_rests({view.pid for view in manager.workers if view.status == "idle"}, workers)
+
+    def _nobody_rests(self, idle: set[int], workers: list[Any]) -> None:
+        """No worker has nothing to do for long while a job waits that it could run."""
+        now, before, self._resting = self._clock(), self._resting, {}
+        places = sum(any(waiting.values()) for waiting in self.ready.values())
+        for worker in workers:
+            if worker.pid in idle and worker.asleep:
+                ready = (fate for waiting in self.ready.get(worker.place, {}).values() for fate in waiting.values())
+                for fate in list(ready)[:1]:
+                    since = self._resting[worker.pid, fate.number] = before.get((worker.pid, fate.number), now)
+                    self.check("no worker rests while a job waits" + (" behind one of another place" if places > 1 else ""), now - since < 0.5, worker, fate, since)
 
     def quiet(self) -> None:
         """Every accepted job has ended."""
@@ -276,6 +294,11 @@ class Book:
                 end = last.get(fate.job.id, "")
                 self.check("events of refused jobs", fate.accepted or not end, fate, end)
                 self.check("end is told", not complete or not fate.accepted or end == fate.job.status, fate, end, fate.job.status)
+
+    def forget(self) -> None:
+        """Hold no job and no worker any longer."""
+        for kept in (self.fates, self.running, self.pending, self.ready):
+            kept.clear()
 
     def nothing_left(self, loop: asyncio.AbstractEventLoop, workers: list[Any], timer: str) -> None:
         """Nothing goes on after the shutdown."""

@@ -128,7 +128,7 @@ def _config(rng: Random) -> dict[str, Any]:
         "job_timeout": rng.choice((None, None, 1.0, 10.0)),
         "grace_timeout": rng.choice((0.0, 0.1, 2.0)),
         "integration_timeout": rng.choice((0.2, 5.0)),
-        "restart": rng.choices(tuple(RestartPolicy), (1, 2, 5, 8))[0],
+        "restart": rng.choices(tuple(RestartPolicy), (1, 2, 8, 12))[0],
         "max_restarts": rng.choice((1, 5, 1000, 1000, 1000)),
         "backoff_base": rng.choice((0.0, 0.01, 0.1)),
         "backoff_max": rng.choice((0.01, 2.0)),
@@ -257,7 +257,7 @@ class Play:
                 await getattr(self, "_" + op.do)(*op.arguments)
             except errors.ManagerClosedError:
                 self.book.check("closed only after shutdown", self.closed, op)
-            self.book.look(self.manager)
+            self.book.look(self.manager, self.engine.workers)
 
     def _spawn(self, call: Any) -> None:
         task = self.loop.create_task(call)
@@ -291,7 +291,7 @@ class Play:
         self.book.check("waits for ever", all(not f.accepted or f.job is None or f.job.done for f in self.book.fates))
         await asyncio.sleep(30)
         if self.resources is not None and not self.closed and not self.resources.failed and self.scenario.habits == Habits():
-            self.resources.at_rest({w.pid: w.loaded for w in self.engine.workers if w.ready and not w.undead})
+            self.resources.at_rest({w.pid: w.loaded for w in self.engine.workers if w.ready and not w.undead}, {w.pid for w in self.engine.workers if w.undead})
 
     async def _over(self) -> None:
         """Look at what is left."""
@@ -530,14 +530,14 @@ def _run(scenario: Scenario, loop: VirtualLoop, verbose: bool) -> Outcome:
             pass
         except Stuck as e:
             book.check("nothing waits for ever", False, e, *[fate for fate in book.fates if fate.job is not None and not fate.job.done])
+        loop.clock.on_turn = lambda: None
         if not book.violations:
             book.nothing_left(loop, engine.workers, loop.rest())
         for task in asyncio.all_tasks(loop):
             task.cancel()
+        loop.rest()
         del play
-        loop.clock.on_turn = lambda: None
-        for fate in book.fates:
-            fate.job = None
+        book.forget()
         gc.collect()
         book.check("the manager is freed", book.violations or manager() is None)
     return Outcome(scenario, book.violations, dict(book.counts), dict(book.known), book.digest, list(book.tail), loop.time())
