@@ -210,6 +210,8 @@ class SimulatedWorker:
                 self._frames.extend(self._outgoing.received(size))
             except ValueError:
                 self._hung_up = True
+                for fate in self._fates.values():
+                    fate.garbled = True
                 return self.kill()
             view = view[size:]
         self._unread = 0
@@ -395,7 +397,6 @@ class SimulatedWorker:
                 if any(f.kind == Kind.CANCEL and f.tag == tag for f in self._inbox):
                     return Kind.CANCELLED, None
             elif what == "garbage":
-                fate.garbled = True
                 self._wire += b"\xff" * 40
                 self._arrive_later()
                 yield 1000.0
@@ -443,6 +444,7 @@ class SimulatedEngine:
         self.book.check("closed engines start nothing", not self.closed)
         if self.faults.refuses and self.rng.random() < self.faults.refuses:
             self.book.failed_starts += 1
+            self.book.refused_starts += 1
             self.book.note("no worker can be started")
             raise OSError("no more processes")
         worker = SimulatedWorker(self, events, placement, next(self._numbers))

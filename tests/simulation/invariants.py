@@ -14,6 +14,7 @@ from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 KNOWN: dict[str, str] = {  # Invariants that today's managers break, and the fault behind it: they are counted, not failed
     "read first": "suspended_app, blocked_loop_timeout, cancel_late_result",
     "others' crashes": "poison, panic_hurts_others",
+    "one end after a refused start": "start_fails_waits",
     "no run too many after garbage": "new: a job that was given ahead and begun is run again when its predecessor's result was lost",
     "no worker rests while a job waits behind one of another place": "new: the first in line keeps those of other places waiting",
     "poison": "poison_parameter",  # such jobs are not drawn
@@ -89,7 +90,7 @@ class Book:
         self.running: dict[int, Fate] = {}
         self.pending: dict[int, Fate] = {}
         self.ready: dict[Any, dict[int, dict[int, Fate]]] = {}  # By placement and priority: those that any worker may take
-        self.failed_starts = 0
+        self.failed_starts = self.refused_starts = 0
         self.limits: tuple[float | None, ...] = ()  # The timeouts of the config
         self._resting: dict[tuple[int, int], float] = {}  # Since when a job waits while a worker, by pid, has nothing to do
         self.admission = self.closing = False
@@ -196,7 +197,7 @@ class Book:
         if kind in ("exception", "load", "serialization"):
             self.check("failed for a reason", said == kind or (kind == "load" and self.admission), fate, error, fate.said)
         elif kind == "crash":
-            self.check("failed for a reason", fate.deaths or fate.spared > 1, fate, error)
+            self.check("failed for a reason", fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
         elif kind == "start":
             self.check("others' crashes", self.failed_starts, fate, error)
         elif kind == "timeout":
@@ -278,7 +279,7 @@ class Book:
         """Every accepted job has ended."""
         for fate in self.fates:
             if fate.accepted and fate.job is not None:
-                self.check("one end", fate.job.done, fate, fate.job.status, "has no end")
+                self.check("one end" + (" after a refused start" if self.refused_starts else ""), fate.job.done, fate, fate.job.status, "has no end")
 
     def events(self, events: list[Event], complete: bool) -> None:
         """The events of each job are in order, and nothing comes after its end."""
