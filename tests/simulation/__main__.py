@@ -1,4 +1,4 @@
-"""`python -m tests.simulation --jobs N --seed S`: simulate so many jobs from that seed on; `--only` replays one seed, and shows its trace."""
+"""Simulate so many jobs, from a seed on; or replay one seed, with its trace."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def explain(outcome: Outcome) -> str:
     small = shrink(outcome)
     ops = "\n".join(f"  {op}" for op in small.scenario.ops)
     scenario = small.scenario
-    setting = f"{scenario.config}\n{scenario.faults}\n{scenario.habits}\n{scenario.moods}\nregistry {scenario.registry}, {scenario.resources}, broadcaster {scenario.broadcaster}"
+    setting = "\n".join(f"{name}: {value}" for name, value in vars(scenario).items() if name != "ops")
     return (
         f"seed {outcome.scenario.seed}: {outcome.violations[0]}\n"
         f"repeat it: python -m tests.simulation --only --seed {outcome.scenario.seed}\n"
@@ -58,13 +58,16 @@ def explain(outcome: Outcome) -> str:
 def report(done: Campaign, took: float) -> str:
     """A campaign in a few lines."""
     jobs, lines = done.counts["jobs"], []
-    lines.append(f"{jobs} jobs in {done.seeds} scenarios from seed {done.first} on: {took:.1f} s, {took / max(1, jobs) * 1e6:.0f} µs a job, {done.seconds:.0f} simulated s")
+    lines.append(f"{jobs} jobs in {done.seeds} scenarios from seed {done.first} on")
+    lines.append(f"{took:.1f} s, {took / max(1, jobs) * 1e6:.0f} µs a job, {done.seconds:.0f} simulated s")
     lines.append(", ".join(f"{count} {what}" for what, count in sorted(done.counts.items())))
     if done.known:
         lines.append("known: " + ", ".join(f"{count} {what}" for what, count in done.known.items()))
     if done.failures:
-        names = Counter(outcome.violations[0].name for outcome in done.failures)
-        lines += [f"{count:6} {name}: seed {next(o.scenario.seed for o in done.failures if o.violations[0].name == name)}" for name, count in names.most_common()]
+        seeds: dict[str, list[int]] = {}
+        for outcome in done.failures:
+            seeds.setdefault(outcome.violations[0].name, []).append(outcome.scenario.seed)
+        lines += [f"{len(found)} times {name}: seeds {found[:5]}" for name, found in seeds.items()]
         lines.append(explain(done.failures[0]))
     return "\n".join(lines)
 
@@ -72,7 +75,7 @@ def report(done: Campaign, took: float) -> str:
 def show(seed: int) -> int:
     """Replay one seed; gives the exit status."""
     outcome = run(draw(seed), verbose=True)
-    print(outcome.scenario.config, outcome.scenario.faults, outcome.scenario.habits, outcome.scenario.moods, outcome.counts, outcome.digest, sep="\n")
+    print(f"{outcome.counts}\ntrace {outcome.digest}")
     if outcome.violations:
         print(explain(outcome))
     return bool(outcome.violations)

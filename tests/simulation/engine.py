@@ -356,7 +356,8 @@ class SimulatedWorker:
         plugin_id, name, config, _, _ = frame.value()
         self._job = fate
         self._book.begins(fate, self)
-        kind, value, failure = Kind.FAILED, None, ""
+        kind, failure = Kind.FAILED, ""
+        value: Any = None
         if self.loaded != (plugin_id, name) or self._config != config:
             self.say(Kind.LOADING, tag)
             if failure := (yield from self._load((plugin_id, name), config)):
@@ -365,7 +366,8 @@ class SimulatedWorker:
                 self.say(Kind.LOADED, tag)
         if not failure:
             kind, value = yield from self._carry_out(tag, fate)
-        self._book.says_end(fate, "result" if kind == Kind.RESULT else "cancelled" if kind == Kind.CANCELLED else value[0], value if kind == Kind.RESULT else None)
+        said = {Kind.RESULT: ("result", value), Kind.CANCELLED: ("cancelled", None)}.get(kind) or (value[0], None)
+        self._book.says_end(fate, *said)
         self._job = None
         self.say(kind, tag, value)
         if self._likely("stray"):

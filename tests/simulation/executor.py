@@ -168,7 +168,8 @@ class SimulatedExecutor:
 def simulated_executors(rng: Random, habits: Habits) -> Iterator[None]:
     """Have the managers use simulated executors meanwhile, wherever they name the real one."""
     real, stand_in = serial.SerialExecutor, partial(SimulatedExecutor, rng, habits)
-    places = [m for name, m in sys.modules.items() if name.startswith("cjm_worker_protocols.") and getattr(m, "SerialExecutor", None) is real]
+    ours = [module for name, module in sys.modules.items() if name.startswith("cjm_worker_protocols.")]
+    places = [module for module in ours if getattr(module, "SerialExecutor", None) is real]
     try:
         for module in places:
             setattr(module, "SerialExecutor", stand_in)

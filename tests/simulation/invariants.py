@@ -21,7 +21,7 @@ KNOWN: dict[str, str] = {  # Invariants that today's managers break, and the fau
 }
 
 CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start"})
-MOVES = frozenset({("pending", "running"), ("running", "pending"), ("pending", "failed"), ("pending", "cancelled"), *(("running", end) for end in ENDS)})
+MOVES = {"pending": {"running", "failed", "cancelled"}, "running": {"pending", *ENDS}, **{end: set() for end in ENDS}}  # From status to status
 FOLLOWS = {  # Which event of a job may come after which
     "": {"queued"},
     "queued": {"queued", "started", "failed", "cancelled"},
@@ -158,7 +158,7 @@ class Book:
     def moved(self, fate: Fate, old: str, new: str) -> None:
         """A job's status has changed."""
         self.note(fate, old, "->", new)
-        self.check("legal moves", (old, new) in MOVES, fate, old, new)
+        self.check("legal moves", new in MOVES[old], fate, old, new)
         self.accept(fate)
         self.pending.pop(fate.number, None)
         self.running.pop(fate.number, None)
@@ -212,8 +212,8 @@ class Book:
         fate.given = worker
         self._update_ready(fate)
         self.note(worker, "is given", fate)
-        if self.admission or fate.job is None or fate.job.status == "running":  # which is given again, since it was taken back with another one
-            return
+        if self.admission or fate.job is None or fate.job.status == "running":
+            return  # one that runs is given again when it was taken back together with the next one
         for priority, waiting in self.ready.get(fate.place, {}).items():
             self.check("priority", priority <= fate.priority or not waiting, fate, fate.priority, "before", *waiting.values(), priority)
 
@@ -229,7 +229,8 @@ class Book:
         self.check("nothing after the end", fate.job is not None and not fate.job.done, fate, "is begun after its end")
         fate.begun += 1
         fate.worker, fate.said = worker, None
-        self.check("no run too many" + (" after garbage" if fate.garbled else ""), fate.begun <= 1 + fate.retries, fate, "is run for the", fate.begun, "time")
+        name = "no run too many" + (" after garbage" if fate.garbled else "")
+        self.check(name, fate.begun <= 1 + fate.retries, fate, "is run for the", fate.begun, "time")
 
     def says_end(self, fate: Fate, kind: str, value: Any = None) -> None:
         """A worker has said how a job ended."""
@@ -257,8 +258,9 @@ class Book:
         """What the manager shows of its jobs and workers fits together, and its limits hold."""
         busy = [(view.pid, view.job_id) for view in manager.workers if view.job_id is not None]
         jobs = {fate.job.id: fate.job for fate in self.running.values() if fate.job is not None}
-        self.check("one job a worker", len({job_id for _, job_id in busy}) == len(busy) == len({pid for pid, _ in busy}), busy)
-        self.check("workers and jobs agree", {job_id: pid for pid, job_id in busy} == {i: job.worker_pid for i, job in jobs.items()}, busy, self.running)
+        pids = {job_id: pid for pid, job_id in busy}
+        self.check("one job a worker", len(pids) == len(busy) == len(set(pids.values())), busy)
+        self.check("workers and jobs agree", pids == {i: job.worker_pid for i, job in jobs.items()}, busy, self.running)
         most = manager.worker_config.max_pending + sum(fate.begun + fate.spared > 0 for fate in self.pending.values())
         self.check("limit of pending jobs", len(self.pending) <= most, len(self.pending), most)
         if not self.admission:
@@ -273,7 +275,8 @@ class Book:
                 ready = (fate for waiting in self.ready.get(worker.place, {}).values() for fate in waiting.values())
                 for fate in list(ready)[:1]:
                     since = self._resting[worker.pid, fate.number] = before.get((worker.pid, fate.number), now)
-                    self.check("no worker rests while a job waits" + (" behind one of another place" if places > 1 else ""), now - since < 0.5, worker, fate, since)
+                    name = "no worker rests while a job waits" + (" behind one of another place" if places > 1 else "")
+                    self.check(name, now - since < 0.5, worker, fate, since)
 
     def quiet(self) -> None:
         """Every accepted job has ended."""
@@ -304,5 +307,6 @@ class Book:
     def nothing_left(self, loop: asyncio.AbstractEventLoop, workers: list[Any], timer: str) -> None:
         """Nothing goes on after the shutdown."""
         self.check("no worker is left", not workers, *workers)
-        self.check("no task is left", not (tasks := asyncio.all_tasks(loop)), *tasks)
+        tasks = asyncio.all_tasks(loop)
+        self.check("no task is left", not tasks, *tasks)
         self.check("no timer is left", not timer, timer)

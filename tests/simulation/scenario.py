@@ -224,9 +224,10 @@ class Play:
         self.engine = SimulatedEngine(Random(seed + 1), scenario.faults, self.book)
         moods, rng = scenario.moods, Random(seed + 2)
         self.registry = Registry(rng, moods, self.book) if scenario.registry else None
-        self.resources = scenario.resources(rng, moods, self.book) if scenario.resources else None
+        self.resources: Any = scenario.resources(rng, moods, self.book) if scenario.resources else None
         self.broadcaster = Broadcaster(rng, moods, self.book) if scenario.broadcaster else None
-        self.manager = Manager("simulated", "simulated", False, config, self.registry, self.resources, self.broadcaster, engine=self.engine)
+        lent: Any = (self.registry, self.resources, self.broadcaster)
+        self.manager = Manager("simulated", "simulated", False, config, *lent, engine=self.engine)
         self.manager.book = self.book
         self.listener = self.manager.events() if scenario.listens else None
         self.tasks: set[asyncio.Task[None]] = set()
@@ -291,7 +292,9 @@ class Play:
         self.book.quiet()
         await asyncio.sleep(30)
         if self.resources is not None and not self.closed and not self.resources.failed and self.scenario.habits == Habits():
-            self.resources.at_rest({w.pid: w.loaded for w in self.engine.workers if w.ready and not w.undead}, {w.pid for w in self.engine.workers if w.undead})
+            workers = [worker for worker in self.engine.workers if worker.ready]
+            undead = {worker.pid for worker in workers if worker.undead}
+            self.resources.at_rest({worker.pid: worker.loaded for worker in workers if not worker.undead}, undead)
 
     async def _over(self) -> None:
         """Look at what is left."""
@@ -579,6 +582,7 @@ def _simpler(scenario: Scenario) -> Iterator[dict[str, Any]]:
     yield {"broadcaster": False}
     yield {"resources": None}
     yield {"registry": False}
-    for name in Faults.__dataclass_fields__:
+    for name in vars(scenario.faults):
         if getattr(scenario.faults, name):
-            yield {"faults": replace(scenario.faults, **{name: Faults.__dataclass_fields__[name].default})}
+            without: dict[str, Any] = {name: 0}
+            yield {"faults": replace(scenario.faults, **without)}
