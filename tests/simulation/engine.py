@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from cjm_worker_protocols import WorkerConfig
 from cjm_worker_protocols.core.frames import Frame, FrameReader, Kind, encode
 from cjm_worker_protocols.engines.base import Exit, WorkerEvents
 
+from .clock import Clock, Happening
 from .invariants import Book, Fate
 
 Steps = tuple[tuple[Any, ...], ...]  # What a job does: ("work", seconds), ("chunks", count), …, and an end
@@ -54,11 +54,12 @@ class SimulatedWorker:
     def __init__(self, engine: SimulatedEngine, events: WorkerEvents, place: Hashable, number: int) -> None:
         self.pid, self.place, self.number = 0, place, number
         self._events: WorkerEvents = events
-        self._engine, self._loop = engine, asyncio.get_running_loop()
+        self._engine, self._clock = engine, engine.clock
         self._rng, self._faults, self._book = engine.rng, engine.faults, engine.book
         self._inbox, self._incoming = deque[Frame](), FrameReader(1024)  # What the manager has sent
-        self._claims, self._claim = deque[int](), 0  # The claims in the pipe, and the one that was taken out of it
+        self.claims, self._claim = deque[int](), 0  # The claims in the pipe, and the one that was taken out of it
         self._wire, self._unread, self._outgoing = bytearray(), 0, FrameReader(1024)  # What was said and has not arrived
+        self._printed: list[str] = []  # What C code has written
         self._frames = deque[Frame]()  # What has arrived and was not handed over
         self._fates: dict[int, Fate] = {}  # By tag
         self.ready = self.dead = self.gone = self._paused = self._hung_up = self.asleep = False
@@ -67,8 +68,8 @@ class SimulatedWorker:
         self.loaded: tuple[str, str] | None = None
         self._config: dict[str, Any] = {}
         self._life = self._live()
-        self._step_timer: asyncio.TimerHandle | None = None
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._next_step: Happening | None = None
+        self._coming: dict[str, Happening] = {}  # What will happen to it from outside
 
     def __repr__(self) -> str:
         return f"worker {self.number}"
@@ -78,17 +79,18 @@ class SimulatedWorker:
         return odds > 0 and self._rng.random() < odds
 
     def _after(self, name: str, delay: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Set one of the timers of its surroundings, unless it runs already."""
-        if name not in self._timers:
-            self._timers[name] = self._loop.call_later(delay, self._fire, name, call, arguments)
+        """Have something happen to it, unless that is coming already."""
+        if name not in self._coming:
+            self._coming[name] = self._clock.after(delay, self._comes, name, call, arguments)
 
-    def _fire(self, name: str, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        del self._timers[name]
+    def _comes(self, name: str, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        del self._coming[name]
         call(*arguments)
 
     # The handle: what the manager does with it
 
     def send(self, data: bytes) -> None:
+        self._clock.catch_up()
         if self.gone:
             return
         view = memoryview(data)
@@ -101,22 +103,25 @@ class SimulatedWorker:
         self._wake()
 
     def give(self, tag: int, data: bytes) -> None:
+        self._clock.catch_up()
         if self.gone:
             return
-        self._claims.append(tag)
+        self.claims.append(tag)
         self.send(data)
         run = self._inbox[-1]
         self._fates[tag] = fate = self._book.fates[run.value()[4]["n"]]
         self._book.given(fate, self)
 
     def withdraw(self) -> frozenset[int]:
-        tags = frozenset(() if self.gone else self._claims)
-        self._claims.clear()
+        self._clock.catch_up()
+        tags = frozenset(() if self.gone else self.claims)
+        self.claims.clear()
         for tag in tags:
             self._book.withdrawn(self._fates[tag])
         return tags
 
     def drain(self) -> None:
+        self._clock.catch_up()
         self._receive()
         self._hand_over(drained=True)
 
@@ -124,12 +129,14 @@ class SimulatedWorker:
         self._paused = True
 
     def resume(self) -> None:
+        self._clock.catch_up()
         self._paused = False
         if not self.gone:
-            self._after("resumed", 0.0, self._deliver)
+            self._after("resumed", 0.0, self._clock.arrive, self._deliver)
             self._wake()
 
     def terminate(self) -> None:
+        self._clock.catch_up()
         if self.dead or self.gone:
             return
         self._book.note(self, "is terminated")
@@ -140,11 +147,12 @@ class SimulatedWorker:
             self._after("terminated", 0.0001, self._terminated)
 
     def kill(self) -> None:
+        self._clock.catch_up()
         if self.dead or self.gone:
             return
         self._book.note(self, "is killed")
         if not self.pid:
-            self._after("killed", 0.0, self._ended, Exit())
+            self._after("killed", 0.0, self._clock.arrive, self._ended, Exit())
         elif not self.undead:
             self._after("killed", 0.0001, self.die, None, 9)
 
@@ -182,7 +190,8 @@ class SimulatedWorker:
         self._arrive_later()
 
     def _arrive_later(self) -> None:
-        self._after("arrival", self._rng.random() if self._likely("slow") else 0.0001, self._deliver)
+        delay = self._rng.random() if self._likely("slow") else 0.0001
+        self._after("arrival", delay, self._clock.arrive, self._deliver)
 
     def _deliver(self) -> None:
         """What is on its way arrives: all of it, or a piece."""
@@ -212,11 +221,13 @@ class SimulatedWorker:
                 self._hung_up = True
                 for fate in self._fates.values():
                     fate.garbled = True
-                return self.kill()
+                return self._after("killed", 0.0001, self.die, None, 9)
             view = view[size:]
         self._unread = 0
 
     def _hand_over(self, drained: bool = False) -> None:
+        while self._printed:  # what was written before something was said comes first
+            self._events.on_output("stdout", self._printed.pop(0))
         while self._frames and (drained or not self._paused):
             self._events.on_frame(self._frames.popleft())
 
@@ -226,9 +237,9 @@ class SimulatedWorker:
         self.asleep = False
         if not self.ready:
             return self.die(None, 15)
-        if self._step_timer is not None:
-            self._step_timer.cancel()
-        self._step_timer = self._loop.call_later(self._rng.choice([0.0, 0.001, 0.1]), self.die, 143)
+        if self._next_step is not None:
+            self._next_step.cancel()
+        self._next_step = self._clock.after(self._rng.choice([0.0, 0.001, 0.1]), self.die, 143)
 
     def die(self, code: int | None = None, signal: int | None = None) -> None:
         """The process ends; the manager notices it later."""
@@ -237,9 +248,9 @@ class SimulatedWorker:
         self.dead, self.asleep = True, False
         self._book.note(self, "dies", code, signal)
         self._book.died(self, self._job, self.ready)
-        if self._step_timer is not None:
-            self._step_timer.cancel()
-        self._after("end", self._rng.choice([0.0, 0.0002, 0.01]), self._ended, Exit(code, signal))
+        if self._next_step is not None:
+            self._next_step.cancel()
+        self._after("end", self._rng.choice([0.0, 0.0002, 0.01]), self._clock.arrive, self._ended, Exit(code, signal))
 
     def _ended(self, exit: Exit) -> None:
         """The manager notices: first all that was said, then the end."""
@@ -248,14 +259,18 @@ class SimulatedWorker:
         self.drain()
         tags = self.withdraw()
         self.gone = True
-        self._engine.gone(self)
-        for timer in self._timers.values():
-            timer.cancel()
+        for event in self._coming.values():
+            event.cancel()
         for tag in tags:
             self._fates[tag].spared += 1
             self._book.check("poison", self._fates[tag].spared < 30, self._fates[tag], "is given out for ever")
+        self.report(exit._replace(never_begun=tags))
+
+    def report(self, exit: Exit) -> None:
+        """The last that the manager hears of it."""
+        self._engine.gone(self)
         events, self._events = self._events, _NoEvents()
-        events.on_exit(exit._replace(never_begun=tags))
+        events.on_exit(exit)
 
     def bury(self) -> None:
         """End one that ignores SIGKILL and that the manager has given up, if it has not ended."""
@@ -266,7 +281,7 @@ class SimulatedWorker:
     # The process: one generator, which gives the seconds that it takes, or None when it waits for something
 
     def _schedule(self, delay: float) -> None:
-        self._step_timer = self._loop.call_later(delay, self._step)
+        self._next_step = self._clock.after(delay, self._step)
 
     def _wake(self) -> None:
         if self.asleep and not self.dead:
@@ -338,9 +353,9 @@ class SimulatedWorker:
     def _take_claim(self, tag: int) -> bool:
         """Whether the manager still wants this job to be run here."""
         if not self._claim:
-            if not self._claims:
+            if not self.claims:
                 return False
-            self._claim = self._claims.popleft()
+            self._claim = self.claims.popleft()
         if self._claim != tag:
             return False
         self._claim = 0
@@ -354,8 +369,7 @@ class SimulatedWorker:
         if not self._take_claim(tag):
             return
         plugin_id, name, config, _, _ = frame.value()
-        self._job = fate
-        self._book.begins(fate, self)
+        self.begin(tag, fate)
         kind, failure = Kind.FAILED, ""
         value: Any = None
         if self.loaded != (plugin_id, name) or self._config != config:
@@ -372,6 +386,11 @@ class SimulatedWorker:
         self.say(kind, tag, value)
         if self._likely("stray"):
             self.say(self._rng.choice([Kind.PROGRESS, Kind.COOPERATIVE, Kind.CANCELLED, Kind.LOADING]), tag, (0.5, "late"))
+
+    def begin(self, tag: int, fate: Fate) -> None:
+        """From here on it has begun a job."""
+        self._job = fate
+        self._book.begins(fate, self)
 
     def _carry_out(self, tag: int, fate: Fate) -> Any:
         """Do the steps of a job's plan; gives the kind and the value of its last frame."""
@@ -391,7 +410,8 @@ class SimulatedWorker:
             elif what == "print":
                 self.say(Kind.OUTPUT, tag, ("stderr", "something\n"))
             elif what == "writes":
-                self._events.on_output("stdout", "written by C code")
+                self._printed.append("written by C code")
+                self._arrive_later()
             elif what == "ask":
                 if not asked:
                     asked = True
@@ -405,7 +425,7 @@ class SimulatedWorker:
             elif what == "hangs up":
                 self._wire += encode(Kind.RESULT, tag, "torn")[:-3]
                 self._arrive_later()
-                self._after("hung up", 1.0, self.kill)
+                self._after("hung up", 1.0, self.die, None, 9)  # by the engine, which waits so long for its end
                 yield 1000.0
             elif what == "stop":
                 return Kind.CANCELLED, None
@@ -431,8 +451,8 @@ class _NoEvents:
 class SimulatedEngine:
     """Starts simulated workers."""
 
-    def __init__(self, rng: Random, faults: Faults, book: Book) -> None:
-        self.rng, self.faults, self.book = rng, faults, book
+    def __init__(self, rng: Random, faults: Faults, book: Book, clock: Clock) -> None:
+        self.rng, self.faults, self.book, self.clock = rng, faults, book, clock
         self.workers: list[SimulatedWorker] = []
         self.closed = False
         self._numbers = iter(range(1, 1_000_000_000))
@@ -443,6 +463,7 @@ class SimulatedEngine:
 
     def start_worker(self, config: WorkerConfig, events: WorkerEvents, placement: Hashable = None) -> SimulatedWorker:
         """Start a worker at once, or let it wait for room."""
+        self.clock.catch_up()
         self.book.check("closed engines start nothing", not self.closed)
         if self.faults.refuses and self.rng.random() < self.faults.refuses:
             self.book.failed_starts += 1
@@ -454,7 +475,7 @@ class SimulatedEngine:
         if not self.faults.room:
             worker.place_it(self._new_pid())
         else:
-            asyncio.get_running_loop().call_later(0.001, self._find_room, worker)
+            self.clock.after(0.001, self.clock.arrive, self._find_room, worker)
         return worker
 
     def _new_pid(self) -> int:
@@ -470,14 +491,15 @@ class SimulatedEngine:
             worker.started()
         else:
             worker.waits(self.rng.choice(["a place", "another place"]))
-            asyncio.get_running_loop().call_later(0.5, self._find_room, worker)
+            self.clock.after(0.5, self.clock.arrive, self._find_room, worker)
 
     def gone(self, worker: SimulatedWorker) -> None:
         """A worker has ended."""
         self.workers.remove(worker)
 
     def kill_one(self, which: int, signal: int) -> None:
-        """Somebody kills a worker from outside."""
+        """A worker is killed from outside."""
+        self.clock.catch_up()
         if alive := [w for w in self.workers if w.pid and not w.dead]:
             alive[which % len(alive)].die(None, signal)
 

@@ -261,8 +261,9 @@ class Book:
         pids = {job_id: pid for pid, job_id in busy}
         self.check("one job a worker", len(pids) == len(busy) == len(set(pids.values())), busy)
         self.check("workers and jobs agree", pids == {i: job.worker_pid for i, job in jobs.items()}, busy, self.running)
-        most = manager.worker_config.max_pending + sum(fate.begun + fate.spared > 0 for fate in self.pending.values())
-        self.check("limit of pending jobs", len(self.pending) <= most, len(self.pending), most)
+        if len(self.pending) > (most := manager.worker_config.max_pending):
+            new = [fate for fate in self.pending.values() if not fate.begun and not fate.spared]
+            self.check("limit of pending jobs", len(new) <= most, *new)
         if not self.admission:
             self._nobody_rests({view.pid for view in manager.workers if view.status == "idle"}, workers)
 

@@ -217,11 +217,11 @@ class Play:
         self.scenario, self.loop = scenario, loop
         seed = scenario.seed
         config = WorkerConfig(**scenario.config)
-        self.book = Book(loop.time, config.max_workers, verbose)
+        self.book = Book(lambda: loop.clock.moment, config.max_workers, verbose)
         loop.clock.on_turn = self.book.turn
         self.book.limits = (config.job_timeout, config.load_timeout)
         self.book.admission = scenario.resources is Admission
-        self.engine = SimulatedEngine(Random(seed + 1), scenario.faults, self.book)
+        self.engine = SimulatedEngine(Random(seed + 1), scenario.faults, self.book, loop.clock)
         moods, rng = scenario.moods, Random(seed + 2)
         self.registry = Registry(rng, moods, self.book) if scenario.registry else None
         self.resources: Any = scenario.resources(rng, moods, self.book) if scenario.resources else None
@@ -349,6 +349,8 @@ class Play:
         if what == "parameter":
             return await self._start(**arguments, cannot=True)
         if what == "taken":
+            if self.registry is not None or self.scenario.resources is Admission:
+                return  # the other one may be forgotten while they are asked
             fate = self._job(0)
             return await self._start(**arguments, taken=fate.job.id) if fate and fate.job and fate.job.id in self.manager.jobs else None
         try:
