@@ -6,7 +6,7 @@ import asyncio
 import math
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +18,7 @@ from cjm_worker_protocols.managers import serial
 
 from .clock import VirtualLoop
 
-Done = Callable[[Any, "BaseException | None"], None]
-Call = tuple[str, Callable[[], Any], "Done | None"]
+STATES = serial.SerialExecutor.STATES
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class SimulatedExecutor:
 
     def __init__(self, rng: Random, habits: Habits, name: str, limit: int, errors: Counter[str]) -> None:
         self.name, self._rng, self._habits, self._limit, self._errors = name, rng, habits, limit, errors
-        self._calls: deque[Call] = deque()
+        self._calls: deque[serial.Call] = deque()
         self._busy, self._since, self._working, self._closed = "", 0.0, False, False
         self._idle: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -55,12 +54,8 @@ class SimulatedExecutor:
             return self._rng.random() / 2, self._rng.random() / 2
         return 0.0, 0.0001
 
-    def _put(self, label: str, call: Callable[[], Any], done: Done | None) -> None:
-        if self._closed:
-            if done is not None:
-                done(None, ManagerClosedError(label))
-            return
-        self._calls.append((label, call, done))
+    def _put(self, call: serial.Call) -> None:
+        self._calls.append(call)
         if not self._working:
             self._working = True
             self._timer = self._loop.call_later(0.0002, self._next)
@@ -74,7 +69,7 @@ class SimulatedExecutor:
                 self._idle.set_result(None)
             return
         call, (before, after) = self._calls.popleft(), self._takes()
-        self.at(call[0])
+        self.at(call.label)
         self._after(before, self._make, call, after)
 
     def _after(self, delay: float, step: Callable[..., None], *arguments: Any) -> None:
@@ -83,41 +78,45 @@ class SimulatedExecutor:
         elif delay < math.inf:
             self._timer = self._loop.call_later(delay, step, *arguments)
 
-    def _make(self, call: Call, after: float) -> None:
+    def _make(self, call: serial.Call, after: float) -> None:
         """The call itself happens."""
         result, error = None, None
         try:
-            result = call[1]()
+            result = serial.require_sync(call.function())
         except BaseException as e:
             error = e
         self._after(after, self._answer, call, result, error)
 
-    def _answer(self, call: Call, result: Any, error: BaseException | None) -> None:
-        label, _, done = call
-        if error is not None and done is None:
-            self.failed(label, error)
-        if done is not None:
-            done(result, error)
+    def _answer(self, call: serial.Call, result: Any, error: BaseException | None) -> None:
+        if call.done is not None:
+            call.done(result, error)
+        elif error is not None:
+            self.failed(call.label, error)
         self._next()
 
-    def at(self, label: str) -> float:
-        """A call begins, or one of several that a question takes; gives the time."""
+    def at(self, label: str) -> None:
+        """Note that a call begins, or one of several that a question takes."""
         self._busy, self._since = label, self._loop.time()
-        return self._since
 
     def failed(self, label: str, reason: object) -> None:
         """Count a failure."""
         self._errors[f"{self.name}.{label}"] += 1
 
-    def post(self, label: str, call: Callable[[], Any], needed: bool = False) -> None:
-        """Make a call whose result nobody waits for."""
-        if len(self._calls) >= self._limit and not needed:
-            return self.failed(f"{label}.dropped", f"{self._limit} calls are waiting")
-        self._put(label, call, None)
+    def post(self, label: str, function: Callable[[], Any], key: Hashable = None, needed: bool = False) -> None:
+        """Make a call whose result is not needed; of states with one key, only the newest wait."""
+        states = [call for call in self._calls if key is not None and call.key == key]
+        for call in states[: max(0, len(states) - STATES + 1)]:
+            self._calls.remove(call)
+        if len(self._calls) < self._limit or needed:
+            self._put(serial.Call(label, function, None, key, needed))
+        else:
+            self.failed(f"{label}.dropped", f"{self._limit} calls are waiting")
 
-    async def ask(self, label: str, call: Callable[[], Any], timeout: float, limit: float = math.inf) -> Any:
+    async def ask(self, label: str, function: Callable[[], Any], timeout: float, limit: float = math.inf) -> Any:
         """Make a call and wait for its answer, with the errors of the real one."""
-        loop, asked, given_up = self._loop, self._loop.time(), False
+        if self._closed:
+            raise ManagerClosedError(label)
+        loop, asked = self._loop, self._loop.time()
         answer: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
         def done(result: Any, error: BaseException | None) -> None:
@@ -126,21 +125,22 @@ class SimulatedExecutor:
 
         if len(self._calls) >= self._limit:
             raise serial.ExecutorFullError(label, self._limit, self._busy)
-        self._put(label, lambda: None if given_up else call(), done)
+        call = serial.Call(label, function, done)
+        self._put(call)
         try:
             while not answer.done() and (left := min(max(asked, self._since) + timeout, asked + limit) - loop.time()) > 0:
                 await asyncio.wait({answer}, timeout=left)
         finally:
-            given_up = not answer.done()
-        if given_up:
-            answer.cancel()
+            if call in self._calls:
+                self._calls.remove(call)
+        if not answer.done():
             raise serial.ExecutorTimeout(label, timeout, self._busy)
         result, error = answer.result()
         if error is None:
             return result
         raise error if isinstance(error, Exception) and not isinstance(error, StopIteration) else RuntimeError(repr(error))
 
-    def ask_blocking(self, label: str, call: Callable[[], Any], timeout: float) -> Any:
+    def ask_blocking(self, label: str, function: Callable[[], Any], timeout: float) -> Any:
         """The same for a synchronous caller: the loop is blocked meanwhile."""
         if self._closed:
             raise ManagerClosedError(label)
@@ -148,20 +148,17 @@ class SimulatedExecutor:
         self._loop.clock.block(min(takes, timeout))
         if takes > timeout:
             raise serial.ExecutorTimeout(label, timeout, self._busy)
-        return call()
+        return function()
 
     async def close(self, timeout: float) -> None:
-        """Finish what waits, for a limited time."""
+        """Finish what waits, for a limited time; needed calls also after that, if the one that hangs comes back."""
         self._closed = True
         if self._working:
             self._idle = self._loop.create_future()
             await asyncio.wait({self._idle}, timeout=timeout)
             if not self._idle.done():
-                self._idle.cancel()
-                self.failed("close", f"{len(self._calls)} calls are dropped")
-        self._calls.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+                self._calls = deque(call for call in self._calls if call.needed)
+                self.failed("close", "it hangs")
 
 
 @contextmanager

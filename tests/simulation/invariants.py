@@ -11,13 +11,9 @@ from typing import Any
 from cjm_worker_protocols.core.events import Event
 from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 
-KNOWN: dict[str, str] = {  # Invariants that today's managers break, and the fault behind it: they are counted, not failed
-    "read first": "suspended_app, blocked_loop_timeout, cancel_late_result",
-    "others' crashes": "poison, panic_hurts_others",
-    "one end after a refused start": "start_fails_waits",
-    "no run too many after garbage": "new: a job that was given ahead and begun is run again when its predecessor's result was lost",
-    "no worker rests while a job waits behind one of another place": "new: the first in line keeps those of other places waiting",
-    "poison": "poison_parameter",  # such jobs are not drawn
+KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: they are counted, not failed
+    "no run too many after garbage": "a job that was prefetched and begun runs again when its predecessor's end was lost",
+    "no worker rests while a job waits behind one of another place": "the first in line keeps jobs for other placements waiting",
 }
 
 CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start"})
@@ -93,7 +89,7 @@ class Book:
         self.failed_starts = self.refused_starts = 0
         self.limits: tuple[float | None, ...] = ()  # The timeouts of the config
         self._resting: dict[tuple[int, int], float] = {}  # Since when a job waits while a worker, by pid, has nothing to do
-        self.admission = self.closing = False
+        self.admission = self.closing = self.never_replaced = False
         self.tail: deque[str] = deque(maxlen=200)
         self._hash = hashlib.blake2b(digest_size=12)
 
@@ -199,7 +195,7 @@ class Book:
         elif kind == "crash":
             self.check("failed for a reason", fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
         elif kind == "start":
-            self.check("others' crashes", self.failed_starts, fate, error)
+            self.check("others' crashes", self.failed_starts or self.never_replaced, fate, error)
         elif kind == "timeout":
             limits = [limit for limit in (fate.timeout, *self.limits) if limit is not None]
             self.check("timeout has passed", limits and self._clock() - fate.started_at >= min(limits) - 1e-6, fate, limits)

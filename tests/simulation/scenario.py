@@ -220,6 +220,7 @@ class Play:
         self.book = Book(lambda: loop.clock.moment, config.max_workers, verbose)
         loop.clock.on_turn = self.book.turn
         self.book.limits = (config.job_timeout, config.load_timeout)
+        self.book.never_replaced = config.restart is RestartPolicy.NEVER
         self.book.admission = scenario.resources is Admission
         self.engine = SimulatedEngine(Random(seed + 1), scenario.faults, self.book, loop.clock)
         moods, rng = scenario.moods, Random(seed + 2)
@@ -402,7 +403,8 @@ class Play:
             except StopAsyncIteration:
                 break
             except JobError as e:
-                self.book.check("a stream ends with its job's error", e is job.error, fate, e)
+                same = job.error is not None and (e.category, e.message) == (job.error.category, job.error.message)
+                self.book.check("a stream ends with its job's error", same, fate, e)
                 break
             self.book.check("chunks in order", chunk == index == fate.chunks[index], fate, chunk, index)
             index += 1
