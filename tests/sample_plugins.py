@@ -802,12 +802,12 @@ def exit_with_child() -> None:
 
 def dies_after_its_result(x: Any) -> Any:
     """Give a result, and die when it has been sent."""
-    from cjm_worker_protocols.core import worker
+    from cjm_worker_protocols.worker.channel import Channel
 
     def die(self: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    worker.Line.receive = die  # type: ignore[assignment]
+    Channel.receive = die  # type: ignore[assignment]
     return x
 
 

@@ -142,7 +142,8 @@ class PoolOwner(Protocol):
     def on_output(self,
         worker: PooledWorker, # The one that wrote it
         stream: str, # `stdout` or `stderr`
-        text: str # The line, without its end
+        text: str, # The line, without its end
+        tag: int | None = None # The number of the job that wrote it; the running job's by default
     ) -> None:
         "A worker wrote a line."
 
@@ -235,11 +236,12 @@ class PooledWorker:
 
     def printed(self,
         stream: str, # `stdout` or `stderr`
-        text: str # A line
+        text: str, # A line
+        tag: int | None = None # The number of the job that wrote it; the running job's by default
     ) -> None:
         "Keep the end of its stderr, and pass every line on."
         if stream == "stderr": self.stderr_tail.add(text)
-        try: self._owner.on_output(self, stream, text)
+        try: self._owner.on_output(self, stream, text, tag)
         except Exception: _log.exception("handling the output of worker %d failed", self.pid)
 
     def on_waiting(self, reason: str, competes: Callable[[Any], bool] = lambda placement: False) -> None:
