@@ -368,7 +368,7 @@ class JobRunner:
 
     def _on_worker_frame(self, worker: PooledWorker, frame: Frame) -> None:
         kind = frame.kind
-        if kind == Kind.LOG: relog(worker, *frame.value(), tag=frame.tag)
+        if kind == Kind.LOG: relog(worker, *[*frame.value(), frame.tag])
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
             for line in filter(None, text.split("\n")): worker.printed(stream, line, frame.tag)

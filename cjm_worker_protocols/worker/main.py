@@ -133,16 +133,15 @@ def _shortened(text: str) -> str:
     text, half = text.strip(), _LONGEST // 2 - 40
     return text if len(text) <= _LONGEST else f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
 
-# %% ../../nbs/worker/main.ipynb #599f0b8f
+# %% ../../nbs/worker/main.ipynb #d4b9a249
 class JobExecution:
     "A job in the worker, from the frame that starts it to the frame that ends it."
     def __init__(self,
         channel: Channel, # To the manager
         slot: PluginSlot, # Has the loaded plugin
-        flush: Callable[[], None], # Sends what was printed
-        disarm: Callable[[], None] # Stops the job's timers
+        flush: Callable[[], None] # Sends what was printed
     ):
-        self._channel, self._slot, self._flush, self._disarm = channel, slot, flush, disarm
+        self._channel, self._slot, self._flush = channel, slot, flush
         self._stage = "serialization", "the parameters, or the config, cannot be read in the worker: "  # category and start of an error
 
     def run(self,
@@ -153,7 +152,7 @@ class JobExecution:
         context.enter(job)
         try:
             try: result = self._result(*frame.value())
-            finally: self._disarm()
+            finally: WorkerProcess.disarm()
             self._stage = "serialization", "the result cannot be sent: "
             self._end(Kind.RESULT, result)
         except context.CancelRequested: self._end(Kind.CANCELLED)
@@ -186,7 +185,7 @@ class JobExecution:
         self._channel.chunk(self._job.tag, value)
         self._stage = "exception", ""
 
-# %% ../../nbs/worker/main.ipynb #8581f630
+# %% ../../nbs/worker/main.ipynb #3e3f5b36
 class Worker:
     "Acts on the manager's frames."
     def __init__(self,
@@ -217,7 +216,7 @@ class Worker:
         "Run a job, unless the manager has withdrawn it."
         if not self._channel.claim(frame.tag): return
         if self._process is not None: self._process.restore()
-        JobExecution(self._channel, self._slot, self._stdio.flush, WorkerProcess.disarm).run(frame)
+        JobExecution(self._channel, self._slot, self._stdio.flush).run(frame)
 
     def _command(self, frame: Frame, command: Callable[..., bool]) -> None:
         "Do what a manager's method asks for, and reply."
@@ -240,7 +239,7 @@ class Worker:
         self._slot.load((plugin_id, name), config, stream)
         return True
 
-# %% ../../nbs/worker/main.ipynb #245c7935
+# %% ../../nbs/worker/main.ipynb #ec309f51
 def end_process(
     code: int # The exit code
 ) -> None:
@@ -255,6 +254,7 @@ def end_process(
         sys.stderr.flush()
     finally: os._exit(code)
 
+# %% ../../nbs/worker/main.ipynb #6067b41f
 def main(
     fd: int, # The worker's end of the socketpair
     claims: int # The worker's end of the pipe of claims
