@@ -109,7 +109,7 @@ class WorkerProcess:
         "Stop the timers that a job has set."
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF): signal.setitimer(timer, 0)
 
-# %% ../../nbs/worker/main.ipynb #1d8d0a99
+# %% ../../nbs/worker/main.ipynb #9739200b
 _HERE = os.path.dirname(os.path.abspath(context.__file__))
 _LONGEST = 1 << 17  # characters of a message or a traceback
 
@@ -120,6 +120,7 @@ def describe(
     import traceback
     tb, name = error.__traceback__, type(error).__name__
     while tb is not None and tb.tb_next is not None and os.path.dirname(tb.tb_frame.f_code.co_filename) == _HERE: tb = tb.tb_next
+    _cut_chain(error)
     try:
         message = "".join(traceback.format_exception_only(type(error), error))
         trace = "".join(traceback.format_exception(type(error), error, tb))
@@ -128,6 +129,14 @@ def describe(
         message = f"{name} (its message cannot be formatted: {type(e).__name__})"
         trace = "".join([*traceback.format_tb(tb), message])
     return _shortened(message), _shortened(trace)
+
+def _cut_chain(error: BaseException) -> None:
+    "Forget all but the last 50 exceptions of a chain: to format thousands takes minutes."
+    for _ in range(50):
+        earlier = error.__cause__ if error.__suppress_context__ else error.__context__
+        if earlier is None: return
+        error = earlier
+    error.__cause__ = error.__context__ = None
 
 def _shortened(text: str) -> str:
     text, half = text.strip(), _LONGEST // 2 - 40
