@@ -31,7 +31,7 @@ needs_loops = pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio.ge
 
 
 class Ended(NamedTuple):
-    """One job, as its worker told it."""
+    """What a worker said of one job."""
 
     kind: Kind
     value: Any
@@ -994,7 +994,7 @@ def guard(pipe: int) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-I", "-S", "-c", code, str(ROOT / "cjm_worker_protocols" / "worker")], stdin=pipe, start_new_session=True)
 
 
-def test_a_guardian_ends_when_it_is_told_goodbye() -> None:
+def test_a_guardian_ends_at_a_goodbye() -> None:
     """Also while another process holds its pipe open; a worker that is still listed is killed, one that has ended is not."""
     sleeping = [sys.executable, "-c", "import time; time.sleep(1000)"]
     workers = [subprocess.Popen(sleeping, start_new_session=True) for _ in range(2)]

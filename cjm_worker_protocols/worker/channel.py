@@ -24,7 +24,7 @@ from ..core.frames import HEADER, LARGE, PLAIN, Frame, FrameReader, Kind, pieces
 __all__ = ['TornFrameError', 'LostChannelError', 'WholeFrames', 'Descriptor', 'BlockingSocket', 'FrameWriter', 'ChunkBuffer',
            'FrameInbox', 'ClaimReader', 'Channel']
 
-# %% ../../nbs/worker/channel.ipynb #e5e4057d
+# %% ../../nbs/worker/channel.ipynb #2f6bd97e
 class TornFrameError(FactError, BrokenPipeError):
     "An exception interrupted a frame, so no further frame can cross the socket."
     cause: BaseException | None  # The exception; None if it is unknown
@@ -32,9 +32,9 @@ class TornFrameError(FactError, BrokenPipeError):
     template = "{0.what} was raised while a frame was being {0.doing}, after which nothing more can be {0.doing}"
 
     @property
-    def what(self) -> str: # Type and message
-        "Describe the exception."
-        return "something" if self.cause is None else f"{type(self.cause).__name__} ({self.cause})"
+    def what(self) -> str: # Its text may be anything, and is left out
+        "The type of the exception."
+        return "something" if self.cause is None else type(self.cause).__name__
 
 class LostChannelError(FactError, BrokenPipeError):
     "The plugin closed a descriptor of the worker's connection to the manager, or replaced it."

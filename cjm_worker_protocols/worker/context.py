@@ -97,7 +97,7 @@ class RunningJob:
         self._warned = True
         _log.warning("thread %r called %s after its job had ended; ignored", threading.current_thread().name, call)
 
-# %% ../../nbs/worker/context.ipynb #10960c6f
+# %% ../../nbs/worker/context.ipynb #a82cef0a
 def enter(
     job: RunningJob # The job that runs from now on
 ) -> None:
@@ -120,6 +120,7 @@ def _sort_pool_threads(job: RunningJob) -> None:
     pools = sys.modules.get("concurrent.futures.thread")
     if pools is None: return
     idle, busy, frames = pools._worker.__code__, pools._WorkItem.run.__code__, sys._current_frames()
+    del frames[threading.get_ident()] # a frame that refers to itself would keep the job's result alive
     for thread in threading.enumerate():
         codes, frame = set(), frames.get(thread.ident or 0)
         while frame is not None:

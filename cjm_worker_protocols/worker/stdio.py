@@ -45,7 +45,7 @@ def record_fields(
     extra = {name: _readable(value) for name, value in vars(record).items() if name not in _STANDARD}
     return record.name, record.levelno, text, record.pathname, record.lineno, record.funcName, record.created, extra
 
-# %% ../../nbs/worker/stdio.ipynb #e002f1ef
+# %% ../../nbs/worker/stdio.ipynb #5bfbb667
 _rendering = threading.local()  # `on` while a plugin's handlers render a record
 
 class FrameHandler(logging.Handler):
@@ -73,14 +73,14 @@ class FrameHandler(logging.Handler):
         "Take every record that reaches the root logger, whatever handlers a plugin adds or removes."
         call_handlers, basic_config = logging.Logger.callHandlers, logging.basicConfig
         def capture(logger: logging.Logger, record: logging.LogRecord) -> None:
-            last = logger
+            last, outer = logger, getattr(_rendering, "on", False)
             while last.propagate and last.parent is not None: last = last.parent
-            if last.parent is not None: return call_handlers(logger, record) # it does not reach the root logger
+            if last.parent is not None or not self._channel.ours: return call_handlers(logger, record) # not for the app
             if record.levelno >= self.level: self.emit(record)
-            _rendering.on = True
             try:
+                _rendering.on = True
                 if logger.hasHandlers(): call_handlers(logger, record)
-            finally: _rendering.on = False
+            finally: _rendering.on = outer
         def configure(**options: Any) -> None:
             if options: basic_config(**options) # `logging.warning` and its like call it without options
         setattr(logging.Logger, "callHandlers", capture)
