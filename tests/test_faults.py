@@ -1619,7 +1619,7 @@ def test_sigterm_is_heard_wherever_the_plugin_is(where: str, tmp_path: Path) -> 
     run(scenario(), limit=90)
 
 
-@pytest.mark.parametrize("how", sample_plugins._UNWOUND)
+@pytest.mark.parametrize("how", sample_plugins.UNWOUND)
 def test_a_plugin_that_goes_on_after_sigterm_is_told_again(how: str, tmp_path: Path) -> None:
     """It catches the first `SystemExit`, and gets another; then no clean-up is disturbed, however it is done, and the grace period is not used up."""
 

@@ -89,7 +89,7 @@ class WorkerSignals:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._unblock()
 
-# %% ../../nbs/worker/main.ipynb #6b05c9e7
+# %% ../../nbs/worker/main.ipynb #50cbbb02
 class WorkerProcess:
     "The state of the process that jobs rely on."
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class WorkerProcess:
         self.restore()
 
     def restore(self) -> None:
-        "Restore it before a job."
+        "Restore it between two jobs."
         self._signals.restore()
         renew_event_loop()
         for fd in (1, 2):
@@ -194,7 +194,7 @@ class JobExecution:
         self._channel.chunk(self._job.tag, value)
         self._stage = "exception", ""
 
-# %% ../../nbs/worker/main.ipynb #3e3f5b36
+# %% ../../nbs/worker/main.ipynb #0d4e9bfd
 class Worker:
     "Acts on the manager's frames."
     def __init__(self,
@@ -212,6 +212,7 @@ class Worker:
             elif frame.kind == Kind.RELOAD: self._command(frame, self._reload)
             elif frame.kind == Kind.LEVEL: self._stdio.handler.set_level(frame.value())
             elif frame.kind == Kind.INIT: self._init(*frame.value())
+            if self._process is not None: self._process.restore() # now, while the manager reads what was said
         self._slot.unload()
 
     def _init(self, path: list[str] | None, source: Any, level: int) -> None:
@@ -223,9 +224,7 @@ class Worker:
 
     def _run(self, frame: Frame) -> None:
         "Run a job, unless the manager has withdrawn it."
-        if not self._channel.claim(frame.tag): return
-        if self._process is not None: self._process.restore()
-        JobExecution(self._channel, self._slot, self._stdio.flush).run(frame)
+        if self._channel.claim(frame.tag): JobExecution(self._channel, self._slot, self._stdio.flush).run(frame)
 
     def _command(self, frame: Frame, command: Callable[..., bool]) -> None:
         "Do what a manager's method asks for, and reply."
