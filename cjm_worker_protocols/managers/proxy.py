@@ -54,7 +54,7 @@ class Commands:
         "Answer all commands: the worker has ended."
         for tag in list(self._replies): self.reply(tag, False, "the worker ended")
 
-# %% ../../nbs/managers/proxy.ipynb #39cd449b
+# %% ../../nbs/managers/proxy.ipynb #53733110
 _OF_JOBS = frozenset({Kind.LOADING, Kind.LOADED, Kind.COOPERATIVE, Kind.CHUNK, Kind.PROGRESS, Kind.FINISHED,
     Kind.RESULT, Kind.FAILED, Kind.CANCELLED})
 
@@ -280,10 +280,11 @@ class WorkerProxy(WorkerProcess):
 
     def _hear_of_worker(self, frame: Frame) -> None:
         kind, ticket = frame.kind, self.ticket
+        if ticket is not None and ticket.tag != frame.tag: ticket = None # what an earlier job left running speaks for no job
         if kind == Kind.LOG: self._report(Logged(self, ticket, frame.value()))
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
-            for line in filter(None, text.split("\n")): self._printed(stream, line)
+            for line in filter(None, text.split("\n")): self._printed(stream, line, ticket)
         elif kind == Kind.READY and not self.ready: self._hear_ready(*frame.value())
         elif kind == Kind.REPLY:
             done, reason, self.plugin, self.config = frame.value()
@@ -298,13 +299,13 @@ class WorkerProxy(WorkerProcess):
 
     def on_output(self, stream: str, text: str) -> None:
         self._raw_output = True
-        try: self._printed(stream, text)
+        try: self._printed(stream, text, self.ticket)
         except Exception as e: log_safely(_log, logging.ERROR, "handling the output of worker %d failed", self.pid, error=e)
 
-    def _printed(self, stream: str, text: str) -> None:
+    def _printed(self, stream: str, text: str, ticket: Ticket | None) -> None:
         if stream == "stderr": self.stderr_tail.add(text)
         level = logging.INFO if stream == "stdout" else logging.WARNING
-        self._report(Logged(self, self.ticket, (stream, level, text, stream)))
+        self._report(Logged(self, ticket, (stream, level, text, stream)))
 
     def on_waiting(self, reason: str, competes: Callable[[Any], bool] = lambda placement: False) -> None:
         if self.gone or self.ready: return
