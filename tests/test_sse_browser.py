@@ -169,8 +169,8 @@ class Proxy:  # the answers of a proxy whose server may be away
 def orders():
     global away
     for line in sys.stdin:
-        if (order := json.loads(line)) == "away": away = True; broadcaster._hear()
-        elif order == "back": away, broadcaster._stopped = False, float("-inf")
+        if (order := json.loads(line)) == "away": away = True; broadcaster.server_stop.hear()
+        elif order == "back": away, broadcaster.LINGER = False, 0.0
         else: broadcaster.broadcast_from_thread("job:progress", {"n": order})
 
 threading.Thread(target=orders, daemon=True).start()
@@ -180,7 +180,7 @@ uvicorn.run(Starlette(routes=[Route("/", lambda request: HTMLResponse(sys.argv[2
 
 def test_the_page_that_the_docs_show_comes_back_after_a_502_too(browser: Any, tmp_path: Path) -> None:
     """A browser alone would give up for good; the few lines make it miss nothing."""
-    text = "\n".join(cell.source for cell in nbformat.read(NBS / "integrations/sse.ipynb", 4).cells)  # type: ignore[no-untyped-call]
+    text = "\n".join(cell.source for cell in nbformat.read(NBS / "integrations/sse/app.ipynb", 4).cells)  # type: ignore[no-untyped-call]
     (code,) = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
     port = free_port()
     page_text = f"<!doctype html><script>const got = []; const show = e => got.push([e.type, e.data]); {code}</script>"
