@@ -38,18 +38,16 @@ from cjm_worker_protocols.core.errors import ConfigError  # noqa: E402
 from cjm_worker_protocols.core.masking import Secret  # noqa: E402
 from cjm_worker_protocols.extensions.protocols import EventBroadcasterProtocol  # noqa: E402
 from cjm_worker_protocols.integrations.redis import (  # noqa: E402
-    EventMarkError,
     RedisAwayError,
     RedisBroadcaster,
     RedisExtraError,
     RedisUrlError,
-    _Link,
-    _Pages,
-    _Reader,
-    _Writer,
     shown_url,
 )
-from cjm_worker_protocols.integrations.sse import BroadcastLoopError, EventDataError, EventTypeError, ServerSentEvent  # noqa: E402
+from cjm_worker_protocols.integrations.redis.connection import RedisLink  # noqa: E402
+from cjm_worker_protocols.integrations.redis.reader import PageSize, RedisLog, RedisReader  # noqa: E402
+from cjm_worker_protocols.integrations.redis.writer import RedisWriter  # noqa: E402
+from cjm_worker_protocols.integrations.sse import BroadcastLoopError, EventDataError, EventMarkError, EventTypeError, ServerSentEvent  # noqa: E402
 
 pytestmark = pytest.mark.skipif(REDIS is None, reason="redis-server is not installed: apt-get install redis-server")
 STREAM = "cjm-workers:events"
@@ -82,7 +80,7 @@ async def broadcasting(*given: Any, **settings: Any) -> "AsyncIterator[RedisBroa
 
 def ended(broadcaster: RedisBroadcaster) -> bool:
     """Whether its tasks have."""
-    return all(task is None or task.done() for task in (broadcaster._writer.task, broadcaster._reader.task))
+    return all(task is None or task.done() for task in (broadcaster.writer.task, broadcaster.reader.task))
 
 
 async def until(condition: "Callable[[], Any]", limit: float = 20) -> None:
@@ -129,13 +127,14 @@ def test_a_client_hears_over_the_stream(shared: RedisServer, stream: str) -> Non
     with serve(broadcaster) as served, Client(served.port) as client, Client(served.port, "/events?topic=j2") as other:
         served.broadcast("job:started", job_id="j1", text="naïve\r\nlines\0")
         served.broadcast("job:started", job_id="j2")
-        served.broadcast("all")
-        events = client.until(3)
-        assert [e.json() for e in events] == [{"job_id": "j1", "text": "naïve\r\nlines\0"}, {"job_id": "j2"}, {}]
-        assert [e.type for e in other.until(2)] == ["job:started", "all"]
+        served.broadcast("no topic")
+        served.broadcast("job:ended", job_id="j2")
+        events = client.until(4)
+        assert [e.json() for e in events] == [{"job_id": "j1", "text": "naïve\r\nlines\0"}, {"job_id": "j2"}, {}, {"job_id": "j2"}]
+        assert [e.type for e in other.until(2)] == ["job:started", "job:ended"]
         entries = shared.events(stream)
         assert [e.id for e in events] == [event_id for event_id, _ in entries]
-        assert [fields.get("topic") for _, fields in entries] == ["j1", "j2", None]
+        assert [fields.get("topic") for _, fields in entries] == ["j1", "j2", None, "j2"]
         assert broadcaster.last_event_id == entries[-1][0]
 
 
@@ -212,9 +211,9 @@ def test_a_history_of_one_survives_a_lost_stream(tmp_path: Path) -> None:
                 assert (await take(client, 1))[0].type == "reset"
                 await broadcaster.broadcast("new", {})
                 assert (await take(client, 1))[0].type == "new"
-                head = broadcaster._ring.head
+                head = broadcaster.log.ring.head
                 await asyncio.sleep(0.3)
-                assert broadcaster._ring.head == head
+                assert broadcaster.log.ring.head == head
 
         run(scenario())
 
@@ -544,7 +543,7 @@ def test_an_id_that_another_process_was_faster_to_read_is_waited_for(shared: Red
     async def scenario() -> None:
         async with broadcasting(shared.url, stream) as broadcaster:
             await broadcaster.ready()
-            broadcaster.LAG = 20
+            broadcaster.log.LAG = 20
             soon = f"{int(time.time() * 1000) + 500}-0"
             subscription, client = broadcaster.subscribe(last_event_id=soon), await _connect(broadcaster, soon)
             await asyncio.sleep(0.1)
@@ -696,40 +695,35 @@ def test_a_reader_that_the_trimming_overtakes_says_so(shared: RedisServer, strea
 def test_a_reader_hands_over_each_entry_once_and_says_what_does_not_follow(shared: RedisServer, stream: str) -> None:
     """It tells whoever keeps what it reads: where they begin, what is new, and after which entry something may be missing."""
 
-    class Keeper:
-        BLOCK, closed = 0.2, False
-
+    class Kept(RedisLog):
         def __init__(self) -> None:
+            super().__init__(stream, 100, 1 << 20)
             self.kept, self.skipped = list[str](), list[str]()
 
-        def _has(self, event_id: str) -> bool:
-            return event_id in self.kept
-
-        def _fill(self, entries: Any) -> None:
-            self.kept += [event_id.decode() for event_id, _ in entries]
-
-        def _take(self, event_id: str, fields: Any) -> None:
+        def take(self, event_id: str, fields: Any) -> None:
             self.kept.append(event_id)
+            super().take(event_id, fields)
 
-        def _skip(self, event_id: str) -> None:
-            self.skipped.append(event_id)
+        def skip(self, cursor: str) -> None:
+            self.skipped.append(self.cursor)
+            super().skip(cursor)
 
     async def scenario() -> None:
-        keeper, reader = Keeper(), _Reader(stream, "me", 100, 1 << 20)
-        reader.reset(_Link(Secret(shared.url), "reading", 5, 5, 0.1))
+        log = Kept()
+        reader = RedisReader(log, RedisLink(Secret(shared.url), "reading", 5, 5, 0.1), stream, "me", (100, 1 << 20), 0.2)
         with shared.client() as redis:
             added = [redis.xadd(stream, {"n": n}) for n in range(40)]
-            await asyncio.wait_for(reader.begin(asyncio.get_running_loop(), keeper), 20)
-            assert keeper.kept == added
+            await asyncio.wait_for(reader.begin(), 20)
+            assert log.kept == added
             added += [redis.xadd(stream, {"n": n}) for n in range(40, 80)]
-            await until(lambda: len(keeper.kept) == 80)
-            assert not keeper.skipped
+            await until(lambda: len(log.kept) == 80)
+            assert not log.skipped
             lost = redis.pipeline()  # as one step
             lost.delete(stream)
             lost.xadd(stream, {"n": 80})
             added.append(lost.execute()[1])
-            await until(lambda: len(keeper.kept) == 81)
-            assert keeper.kept == added and keeper.skipped == [keeper.kept[79]]
+            await until(lambda: len(log.kept) == 81)
+            assert log.kept == added and log.skipped == [log.kept[79]]
         reader.end()
         assert reader.task is not None
         await asyncio.wait({reader.task})
@@ -741,7 +735,7 @@ def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str, 
     """What is read at once is bounded by bytes as well, when a ring is filled and when a reader is behind; nothing is missing for that."""
     large, few, read = "x" * 100_000, 120, list[int]()
 
-    class Watched(_Pages):
+    class Watched(PageSize):
         def learn(self, page: Any) -> int:
             read.append(super().learn(page))
             return read[-1]
@@ -764,7 +758,7 @@ def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str, 
             assert max(read) < (1 << 21) / 4 + 1000
             await broadcaster.aclose()
 
-    monkeypatch.setattr("cjm_worker_protocols.integrations.redis._Pages", Watched)
+    monkeypatch.setattr("cjm_worker_protocols.integrations.redis.reader.PageSize", Watched)
     run(scenario())
 
 
@@ -818,7 +812,7 @@ def test_small_events_are_read_in_long_pages(shared: RedisServer, stream: str) -
                 redis.xadd(stream, {"type": "tick", "data": json.dumps({"n": n})})
         async with broadcasting(shared.url, stream) as broadcaster:
             await broadcaster.ready()
-            assert broadcaster._reader.pages.count == 1024 and broadcaster.redis.read == 2999
+            assert broadcaster.reader.pages.count == 1024 and broadcaster.redis.read == 3000
 
     run(scenario())
 
@@ -844,26 +838,26 @@ def test_a_writers_number_that_was_evicted_does_no_harm(shared: RedisServer, str
 def test_subscribing_from_threads_while_the_ring_is_filled(shared: RedisServer, stream: str) -> None:
     """The ring's filling looks at all subscriptions, and others come and go meanwhile."""
 
-    def come_and_go(broadcaster: RedisBroadcaster, done: threading.Event) -> int:
+    def come_and_go(broadcasters: "list[RedisBroadcaster]", done: threading.Event) -> int:
         kept = []
         while not done.is_set():
-            kept.append(broadcaster.subscribe())
+            kept.append(broadcasters[-1].subscribe())
             if len(kept) > 500:
                 kept.pop(0).close()
         return len(kept)
 
     async def scenario() -> None:
-        async with broadcasting(shared.url, stream) as broadcaster:
-            done = threading.Event()
-            await broadcaster.ready()
-            threads = [asyncio.ensure_future(asyncio.to_thread(come_and_go, broadcaster, done)) for _ in range(3)]
-            try:
-                for _ in range(30):
-                    broadcaster._filled, broadcaster._reader._cursor = False, ""
-                    await broadcaster._reader._catch_up(broadcaster)
-            finally:
-                done.set()
-            assert all(await asyncio.gather(*threads))
+        done, made = threading.Event(), [RedisBroadcaster(shared.url, stream)]
+        threads = [asyncio.ensure_future(asyncio.to_thread(come_and_go, made, done)) for _ in range(3)]
+        try:
+            for _ in range(30):
+                await made[-1].ready()
+                made.append(RedisBroadcaster(shared.url, stream))
+        finally:
+            done.set()
+        assert all(await asyncio.gather(*threads))
+        for broadcaster in made:
+            await broadcaster.aclose()
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -904,8 +898,8 @@ def test_a_connection_that_breaks_neither_loses_nor_doubles(tmp_path: Path) -> N
 
 def test_a_redis_that_closes_idle_connections_is_not_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer drops its own before, so that the next event neither waits nor is told as a failure; the reader's is never idle."""
-    assert _Writer.IDLE == 60
-    monkeypatch.setattr(_Writer, "IDLE", 0.2)
+    assert RedisWriter.IDLE == 60
+    monkeypatch.setattr(RedisWriter, "IDLE", 0.2)
     with RedisServer(tmp_path, lines=("timeout 1",)) as server:
 
         async def scenario() -> None:
@@ -1085,7 +1079,7 @@ def test_closing_while_redis_is_away_ends(tmp_path: Path, caplog: pytest.LogCapt
                 await broadcaster.ready()
 
         run(scenario())
-    assert "10 events" in caplog.text and "closed before" in caplog.text
+    assert "10 events" in caplog.text
 
 
 def test_closing_while_redis_hangs_behind_tls_ends(tmp_path: Path) -> None:
@@ -1147,10 +1141,10 @@ def test_the_password_is_shown_nowhere(tmp_path: Path, caplog: pytest.LogCapture
                     assert "AuthenticationError" in str(e) or "Connect" in str(e)
                     shown.extend((str(e), repr(e), repr(e.__dict__), repr(e.__cause__), repr(e.__context__)))
                 await broadcaster.broadcast("t", {})
-                client = broadcaster._writer.link.client()
+                client = broadcaster.writer.link.client()
                 shown.extend((repr(broadcaster), str(broadcaster), repr(vars(broadcaster)), repr(client), repr(client.connection_pool)))
                 shown.append(repr(client.connection_pool.connection_kwargs))
-                shown.extend(repr(vars(part)) for part in (broadcaster._writer, broadcaster._writer.link, broadcaster._reader, broadcaster._reader.link))
+                shown.extend(repr(vars(part)) for part in (broadcaster.writer, broadcaster.writer.link, broadcaster.reader, broadcaster.reader.link))
                 broadcaster.CLOSING = 0.1
                 await broadcaster.aclose()
 
@@ -1270,7 +1264,7 @@ def test_without_redis_the_module_is_there_and_the_class_says_what_is_missing() 
 
 
 def _cells() -> "list[Any]":
-    return list(nbformat.read(NBS / "integrations/redis.ipynb", 4).cells)  # type: ignore[no-untyped-call]
+    return list(nbformat.read(NBS / "integrations/redis/broadcaster.ipynb", 4).cells)  # type: ignore[no-untyped-call]
 
 
 def _prose() -> str:

@@ -207,7 +207,7 @@ class Counters(NamedTuple):
     aborted: int  # Clients whose connection was aborted, since they did not read
     refused: int  # Requests that got 503, since too many streams were open
 
-# %% ../../../nbs/integrations/sse/app.ipynb #424c28ef
+# %% ../../../nbs/integrations/sse/app.ipynb #7e7b66ef
 _forkable: WeakSet[EventStreams] = WeakSet()
 _of_the_parent: list[dict[str, Any]] = []  # kept, since to end the parent's tasks and connections here would disturb both processes
 
@@ -278,7 +278,7 @@ class EventStreams:
     @property
     def last_event_id(self) -> str: # For `?last_event_id=` in a page that shows the present state
         "The id of the newest event."
-        return self.log.id_at(self.log.ring.head)
+        return self.log.last_event_id
 
     def subscribe(self, *,
         topics: Collection[str] | None = None, # Only these topics; `None` is everything

@@ -223,7 +223,7 @@ def topic_set(
     "Make a set of topics; a text by itself is one topic, and not its letters."
     return frozenset([topics] if isinstance(topics, str) else topics)
 
-# %% ../../../nbs/integrations/sse/log.ipynb #444f4df6
+# %% ../../../nbs/integrations/sse/log.ipynb #c55a963e
 class EventLog:
     "The newest events of a process, and those who read them."
     def __init__(self,
@@ -272,6 +272,11 @@ class EventLog:
     ) -> str: # The id of the event before it
         "Return the id of the last event that a client at this position has had."
         with self._lock: return self.ring.id_at(position)
+
+    @property
+    def last_event_id(self) -> str: # An id
+        "The id of the newest event."
+        return self.id_at(self.ring.head)
 
     def resume(self,
         last_event_id: str | None, # The last event that a client has had; `0` is the oldest that is kept, `None` or empty is now
