@@ -697,12 +697,12 @@ def test_a_reader_hands_over_each_entry_once_and_says_what_does_not_follow(share
 
     class Kept(RedisLog):
         def __init__(self) -> None:
-            super().__init__(stream, 100, 1 << 20)
+            super().__init__(stream, 100, 1 << 20, rebound=lambda: None, follow=lambda: None)
             self.kept, self.skipped = list[str](), list[str]()
 
-        def take(self, event_id: str, fields: Any) -> None:
-            self.kept.append(event_id)
-            super().take(event_id, fields)
+        def take(self, entries: Any) -> None:
+            self.kept += [event_id.decode() for event_id, _ in entries]
+            super().take(entries)
 
         def skip(self, cursor: str) -> None:
             self.skipped.append(self.cursor)

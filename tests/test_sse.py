@@ -14,7 +14,7 @@ import time
 import zlib
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 from harness import finish, manager, nothing_left, run, said_json, script  # noqa: F401
@@ -27,8 +27,10 @@ pytest.importorskip("fasthtml", reason="python-fasthtml is not installed: pip in
 
 from sse_kit import APPS, PATHS, Client, InProcess, OverAsgi, Parser, free_port, serve, starlette_app, wait_until_served  # noqa: E402
 
+from cjm_worker_protocols import JobManager  # noqa: E402
 from cjm_worker_protocols.conformance import check  # noqa: E402
 from cjm_worker_protocols.core.errors import ConfigError  # noqa: E402
+from cjm_worker_protocols.core.jobs import Job  # noqa: E402
 from cjm_worker_protocols.extensions.protocols import EventBroadcasterProtocol  # noqa: E402
 from cjm_worker_protocols.integrations.sse import (  # noqa: E402
     AuthorizeError,
@@ -40,7 +42,7 @@ from cjm_worker_protocols.integrations.sse import (  # noqa: E402
     UnsupportedScopeError,
     encode_event,
 )
-from cjm_worker_protocols.integrations.sse.delivery import Delivery, JoinedReads, WaitingWrites  # noqa: E402
+from cjm_worker_protocols.integrations.sse.delivery import Delivery, JoinedReads, Sender  # noqa: E402
 
 each_app = pytest.mark.parametrize("name", sorted(APPS))
 TYPE = st.text(min_size=1).filter(lambda t: not set(t) & set("\r\n\0"))
@@ -358,6 +360,330 @@ def test_events_may_be_rendered_as_html() -> None:
         served.broadcast("page", n=1)
         assert client.until()[0].data == "<p>\n1\n</p>"
 
+# Fails closed
+
+
+async def as_user(broadcaster: Any, user: "str | None", **query: str) -> OverAsgi:
+    """A client of somebody who is logged in, or not."""
+    client = OverAsgi()
+    scope = {"type": "http", "method": "GET", "query_string": urlencode(query).encode(), "headers": [], "session": {"user": user} if user else {}}
+    client.task = asyncio.ensure_future(broadcaster(scope, client.receive, client.send))
+    while client.parser.retry is None and not client.task.done():
+        await asyncio.sleep(0)
+    return client
+
+
+async def test_each_user_sees_the_events_of_their_own_jobs() -> None:
+    """With a real manager and the recipe of the docs: not those of others, nor of workers, nor of nobody; an admin sees all; also by replay."""
+    from contextvars import ContextVar
+
+    user: ContextVar[str] = ContextVar("user")
+
+    class UserJobs(JobManager):
+        def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
+            job = super().create_job(plugin_id, **parameters)
+            if owner := user.get(""):
+                job.metadata["user"] = owner
+            return job
+
+    def user_of_job(event_type: str, data: "dict[str, Any]") -> "str | None":
+        job = manager.get_job(data.get("job_id", ""))
+        return job.metadata.get("user") if job else None
+
+    def authorize(scope: Any) -> Any:
+        name = scope["session"].get("user")
+        return True if name == "root" else {name}
+
+    broadcaster = SSEBroadcaster(topic=user_of_job, authorize=authorize)
+    begin = broadcaster.last_event_id
+    names = ("ann", "bob", "eve", "root")
+    clients = {name: await as_user(broadcaster, name) for name in names}
+    jobs: "dict[str, Job]" = {}
+    async with UserJobs("text", "demo", plugins={"echo": "sample_plugins:echo"}, event_broadcaster=broadcaster) as manager:
+        for name in ("ann", "bob", ""):
+            user.set(name)
+            jobs[name] = await manager.start_job("echo", x=f"secret of {name}")
+            await jobs[name]
+    await asyncio.sleep(0.05)
+    clients |= {f"{name} again": await as_user(broadcaster, name, last_event_id=begin) for name in names}
+    await asyncio.sleep(0.05)
+    for who, client in clients.items():
+        got, name = client.received(), who.split()[0]
+        seen = {data.get("job_id") for _, data in got}
+        if name == "root":
+            assert seen >= {job.id for job in jobs.values()} and "worker:started" in [t for t, _ in got]
+        else:
+            assert seen == ({jobs[name].id} if name in jobs else set()), (who, got)
+            assert not got or [t for t, _ in got][-1] == "job:completed"
+        await client.close()
+
+
+@pytest.mark.parametrize("topic", [None, "", "b"])
+async def test_a_client_of_topics_gets_no_other_event(topic: "str | None") -> None:
+    """Whether it asked for topics or may have no more; at once, behind a key, by replay, and in the process."""
+    broadcaster = SSEBroadcaster(topic=lambda t, d: d["topic"], key=lambda t, d: d["topic"], authorize=lambda scope: {"a"} if scope["session"] else True)
+    begin = broadcaster.last_event_id
+    clients = [await as_user(broadcaster, "ann"), await as_user(broadcaster, None, topic="a")]
+    inside = broadcaster.subscribe(topics={"a"})
+    for n, its_topic in enumerate((topic, "a", topic)):
+        await broadcaster.broadcast("t", {"n": n, "topic": its_topic})
+    clients += [await as_user(broadcaster, "ann", last_event_id=begin), await as_user(broadcaster, None, topic="a", last_event_id="0")]
+    await asyncio.sleep(0.05)
+    for client in clients:
+        assert [data["n"] for _, data in client.received()] == [1]
+        await client.close()
+    assert [event.json()["n"] for event in inside.take()] == [1]
+
+
+@pytest.mark.parametrize("answer", [False, None, "", set(), [], 0, {None}, {""}, [None, ""]])
+async def test_who_is_allowed_nothing_is_refused(answer: Any) -> None:
+    """Somebody who is not logged in often shows up as `{None}`, or as an empty text."""
+    broadcaster = SSEBroadcaster(authorize=lambda scope: answer, topic=lambda t, d: None)
+    statuses: "list[int]" = []
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status"))
+
+    await broadcaster(dict(SCOPE), None, send)  # type: ignore[arg-type]
+    assert statuses[0] == 403 and not broadcaster.counters.clients
+
+
+@pytest.mark.parametrize("answer", [7, {7}, object(), LookupError("of the session")])
+async def test_an_answer_that_is_none_is_an_error_and_no_stream(answer: Any) -> None:
+    """What `authorize` raises, and what it should not return, ends the request before anything is sent."""
+
+    def authorize(scope: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    with pytest.raises((AuthorizeError, LookupError)):
+        await SSEBroadcaster(authorize=authorize)(dict(SCOPE), None, send)  # type: ignore[arg-type]
+
+
+async def test_who_has_missed_something_learns_of_it_whatever_its_topics() -> None:
+    """`gap` and `reset` are for every client."""
+    broadcaster = SSEBroadcaster(history=2, topic=lambda t, d: d.get("topic"))
+    slow, old = broadcaster.subscribe(topics={"a"}), broadcaster.subscribe(topics={"a"}, last_event_id="another-7")
+    for _ in range(3):
+        await broadcaster.broadcast("t", {})
+    assert [event.type for event in slow.take()] == ["gap"]
+    assert [event.type for event in old.take()] == ["reset", "gap"]
+
+
+# Names that are taken
+
+
+@pytest.mark.parametrize("event_type", ["error", "open", "gap", "reset"])
+async def test_a_reserved_type_is_refused(event_type: str) -> None:
+    """It means something else to `EventSource`, or to the page; from a thread and from a manager too, and as a member of an enum."""
+
+    class Happened(str, enum.Enum):
+        THIS = event_type
+
+    broadcaster = SSEBroadcaster(render=lambda t, d: "never asked")
+    for name in (event_type, Happened.THIS):
+        with pytest.raises(EventTypeError):
+            await broadcaster.broadcast(name, {})
+        with pytest.raises(EventTypeError):
+            broadcaster.broadcast_from_thread(name, {})
+    async with manager("echo", event_broadcaster=broadcaster) as workers:
+        await workers.broadcast_event(event_type, {})
+    assert workers.integration_errors["event_broadcaster.broadcast"] == 1
+    assert event_type not in [event.type for event in broadcaster.subscribe(last_event_id="0").take()]
+
+
+@pytest.mark.parametrize("event_type", ["message", "Error", "upload:error", "gaps"])
+async def test_other_types_are_not_reserved(event_type: str) -> None:
+    """`message` is what `onmessage` gets, and a prefix makes a name of one's own."""
+    broadcaster = SSEBroadcaster()
+    client = broadcaster.subscribe()
+    await broadcaster.broadcast(event_type, {})
+    assert [event.type for event in client.take()] == [event_type]
+
+
+# From the oldest
+
+
+@pytest.mark.parametrize("asked", ["0", "0-0"])
+@pytest.mark.parametrize("events", [0, 3, 10])
+def test_zero_is_the_oldest_event_that_is_kept(asked: str, events: int) -> None:
+    """By header, by query and in the process; also when older ones are gone, and without a `reset` or a `gap`."""
+    broadcaster = SSEBroadcaster(history=5)
+    with serve(broadcaster) as served:
+        served.broadcast_many(events)
+        want = list(range(events))[-5:]
+        with Client(served.port, f"/events?last_event_id={asked}") as by_query, Client(served.port, Last_Event_ID=asked) as by_header:
+            served.wait_for(2)
+            assert [event.json()["n"] for event in broadcaster.subscribe(last_event_id=asked).take()] == want
+            for client in (by_query, by_header):
+                client.until(len(want))
+            served.broadcast("last", n=99)
+            for client in (by_query, by_header):
+                assert [e.json()["n"] for e in client.until(type="last")] == [*want, 99]
+
+
+# What an app renders
+
+
+async def test_a_render_that_returns_none_leaves_the_event_out() -> None:
+    """Neither clients nor the ids know of it; a manager counts no error."""
+    broadcaster = SSEBroadcaster(render=lambda t, d: None if t.startswith("worker:") else json.dumps(d), topic=lambda t, d: d["job_id"])
+    async with manager("echo", event_broadcaster=broadcaster) as workers:
+        await (await workers.start_job("echo", x=1))
+    assert not workers.integration_errors
+    types = [event.type for event in broadcaster.subscribe(last_event_id="0").take()]
+    assert types and {t.split(":")[0] for t in types} == {"job"} and broadcaster.last_event_id.endswith(f"-{len(types)}")
+
+
+@pytest.mark.parametrize("setting", ["render", "topic", "key"])
+async def test_what_a_function_of_the_app_raises_names_the_event(setting: str) -> None:
+    """The event is not sent, its type and the error are named, and the cause is chained; other events go on."""
+
+    def job_id(event_type: str, data: "dict[str, Any]") -> Any:
+        return str(data["job_id"])
+
+    broadcaster = SSEBroadcaster(**{setting: job_id})  # type: ignore[arg-type]
+    with pytest.raises(EventDataError) as caught:
+        await broadcaster.broadcast("worker:started", {"pid": 7})
+    assert "worker:started" in str(caught.value) and "KeyError" in str(caught.value) and isinstance(caught.value.__cause__, KeyError)
+    await broadcaster.broadcast("job:started", {"job_id": "j1"})
+    assert [event.type for event in broadcaster.subscribe(last_event_id="0").take()] == ["job:started"]
+
+
+# Floods
+
+
+def test_only_so_many_streams_are_open_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The next client gets 503 and a time to come back; when one leaves there is room; the log does not have a line for each."""
+    broadcaster = SSEBroadcaster(max_clients=3)
+    with serve(broadcaster) as served:
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Client(served.port)) for _ in range(3)]
+            for _ in range(12):
+                with Client(served.port) as refused:
+                    assert refused.status == 503 and "retry-after" in refused.headers
+            assert broadcaster.counters.refused == 12 and broadcaster.counters.clients == 3
+            served.broadcast("t")
+            for client in clients:
+                client.until()
+        served.wait_for(0)
+        with Client(served.port) as client:
+            assert client.status == 200
+    assert len([r for r in caplog.records if "503" in r.getMessage()]) == 2
+
+
+def test_clients_that_do_not_read_hold_a_limited_number_of_bytes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that have waited longest are aborted, and one that reads has everything."""
+    monkeypatch.setattr(Sender, "WAITING", 1 << 20)
+    broadcaster = SSEBroadcaster()
+    with serve(broadcaster) as served, contextlib.ExitStack() as stack:
+        for _ in range(30):
+            stack.enter_context(Client(served.port))
+        reading = stack.enter_context(Client(served.port))
+        served.wait_for(31)
+        for n in range(60):
+            served.broadcast("large", n=n, text="x" * 200_000)
+            reading.until(n + 1, limit=30)
+        assert [e.json()["n"] for e in reading.parser.events] == list(range(60))
+        assert broadcaster.counters.clients <= 1 + 6 and broadcaster.counters.aborted >= 24
+    assert 1 <= len([r for r in caplog.records if "aborting" in r.getMessage()]) <= 3
+
+
+async def test_one_large_event_is_not_too_much_for_a_single_slow_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would come back for the same event, again and again."""
+    monkeypatch.setattr(Sender, "WAITING", 1000)
+    broadcaster = SSEBroadcaster()
+    client = await OverAsgi.connect(broadcaster)
+    for _ in range(3):
+        await broadcaster.broadcast("large", {"text": "x" * 2000})
+        await asyncio.sleep(0.01)
+    while len(client.received()) < 3:
+        await asyncio.sleep(0)
+    assert not broadcaster.counters.aborted
+    await client.close()
+
+
+async def test_a_turn_of_the_loop_begins_only_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other code has its turn between, no client is passed over, and many broadcasts in a row wait for all of them to have had theirs."""
+    monkeypatch.setattr(Delivery, "TURN", 100_000)
+    turn, opened, written = 0, 0, list[int]()
+
+    async def ticking() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    async def send(message: Any) -> None:
+        nonlocal opened
+        opened += b"retry" in message.get("body", b"")
+        if b"event: large" in message.get("body", b""):
+            written.append(turn)
+
+    broadcaster, left, ticks = SSEBroadcaster(history=20), asyncio.Event(), asyncio.ensure_future(ticking())
+    streams = [asyncio.ensure_future(streamed(broadcaster, send, left.wait)) for _ in range(50)]
+    while opened < 50:
+        await asyncio.sleep(0)
+    for n in range(100):
+        await broadcaster.broadcast("large", {"n": n, "text": "x" * 40_000})
+    while broadcaster.counters.sent + broadcaster.counters.dropped < 50 * 100:
+        await asyncio.sleep(0)
+    assert broadcaster.counters.dropped == 0
+    assert max(written.count(n) for n in set(written)) <= 4, "40 KB each"
+    ticks.cancel()
+    left.set()
+    await asyncio.gather(*streams)
+
+
+# Before the server stops
+
+STOPPING = """
+import asyncio, json, sys, time
+from contextlib import asynccontextmanager
+sys.path.insert(0, {tests!r})
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+from starlette.applications import Starlette
+from starlette.routing import Route
+import uvicorn
+
+def endless(): time.sleep(600)
+
+broadcaster = SSEBroadcaster(before_stop={before_stop})
+broadcaster.STOPPING = 1.0
+manager = JobManager("text", "demo", plugins={{"endless": endless}}, event_broadcaster=broadcaster)
+
+@asynccontextmanager
+async def lifespan(app):
+    async with manager:
+        await manager.start_job("endless")
+        yield
+
+app = Starlette(routes=[Route("/events", broadcaster)], lifespan=lifespan)
+uvicorn.run(app, port=int(sys.argv[1]), log_level="critical")
+"""
+
+
+@pytest.mark.parametrize("before_stop, hears", [("lambda: manager.shutdown()", True), ("lambda: 1 / 0", False), ("lambda: asyncio.sleep(60)", False)])
+def test_browsers_hear_the_end_of_jobs_before_their_streams_end(before_stop: str, hears: bool, tmp_path: Path) -> None:
+    """On SIGTERM the manager is shut down first, then streams end; what goes wrong there does not keep the server."""
+    port = free_port()
+    source = STOPPING.format(tests=str(Path(__file__).parent), before_stop=before_stop)
+    with script(tmp_path / "stopping.py", source, str(port)) as process:
+        wait_until_served(port, 20)
+        with Client(port, "/events?last_event_id=0") as client:
+            client.until(type="job:started")
+            process.send_signal(signal.SIGTERM)
+            start = time.monotonic()
+            client.until_end(10)
+            assert ("job:cancelled" in [e.type for e in client.parser.events]) == hears
+            finish(process, 15)
+            assert time.monotonic() - start < 10
+
 
 # Slow clients
 
@@ -597,7 +923,7 @@ def two_events_to(broadcaster: SSEBroadcaster, clients: "list[type[OverAsgi]]") 
         with pytest.raises(KeyboardInterrupt):
             loop.run_until_complete(broadcast())
         loop.run_until_complete(broadcast())
-        loop.run_until_complete(asyncio.sleep(2 * Delivery.GRACE))
+        loop.run_until_complete(asyncio.sleep(2 * Sender.GRACE))
         found = [(client.task.done(), len(client.received())) for client in connected]
         loop.run_until_complete(leave())
     finally:
@@ -630,7 +956,7 @@ def test_an_interrupt_amid_the_preparing_costs_nobody_an_event(monkeypatch: pyte
         return read(self, position, topics)
 
     monkeypatch.setattr(JoinedReads, "read", clumsy)
-    assert two_events_to(SSEBroadcaster(), [OverAsgi] * 4) == [(True, 0), (True, 0), (True, 0), (False, 2)]
+    assert two_events_to(SSEBroadcaster(), [OverAsgi] * 4) == [(False, 2), (False, 2), (True, 0), (False, 2)]
 
 
 def test_who_cancels_all_tasks_stops_no_stream_that_goes_on() -> None:

@@ -35,7 +35,7 @@ class RedisCounters(NamedTuple):
     failures: int  # Attempts to write or to read that failed
     away: bool  # Whether the last attempt failed
 
-# %% ../../../nbs/integrations/redis/broadcaster.ipynb #6b219eca
+# %% ../../../nbs/integrations/redis/broadcaster.ipynb #8c5683fb
 class RedisBroadcaster(EventStreams):
     "Server-sent events for many processes: an ASGI app, an `EventBroadcasterProtocol`, and an async iterator."
     CLOSING = 5.0  # Seconds in which what waits is still written after `close`
@@ -70,33 +70,37 @@ class RedisBroadcaster(EventStreams):
     def __repr__(self) -> str: return f"{type(self).__name__}({self.shown!r}, {self.stream!r})"
 
     def new_log(self) -> RedisLog:
-        self.outbox, self._events = Outbox(*self._buffer), RedisLog(self.stream, self.history, self.history_bytes)
+        self.outbox = Outbox(*self._buffer)
+        self._events = RedisLog(self.stream, self.history, self.history_bytes, self.rebound, self._follow)
         return self._events
 
     def rebound(self) -> None:
         super().rebound()
         patience, keep = self._timeout + self._pause, (self.history, self.history_bytes)
-        self.writer = RedisWriter(self.outbox, self._link("writing", self._timeout), self.stream, self.history + 1, patience)
-        self.reader = RedisReader(self._events, self._link("reading", self._timeout + self.BLOCK), self.stream, self.outbox.writer, keep, self.BLOCK)
-        self._events.on_follow(self._follow)
+        writing, reading = self._link("writing", self._timeout), self._link("reading", self._timeout + self.BLOCK)
+        self.writer = RedisWriter(self.outbox, writing, self.stream, self.history + 1, patience)
+        self.reader = RedisReader(self._events, reading, self.stream, self.outbox.writer, keep, self.BLOCK)
+        if self.log.notifier.loop is None: return
         self.log.notifier.followers[self.writer.wake] = None
-        if self.log.notifier.loop is not None and not self.closed: self.writer.begin()
+        if not self.closed: self.writer.begin()
 
-    def _link(self, what: str, patience: float) -> RedisLink: return RedisLink(self._url, what, self._timeout, patience, self._pause)
+    def _link(self, what: str, patience: float) -> RedisLink:
+        return RedisLink(self._url, what, self._timeout, patience, self._pause)
 
     def _follow(self) -> None:
         if not self.closed: self.writer.begin(self.reader.begin())
 
     @property
+    def last_event_id(self) -> str: # Empty until the log is filled
+        "The id of the newest event."
+        return self._events.cursor
+
+    @property
     def redis(self) -> RedisCounters: # The numbers to watch, beside `counters`
         "What has passed between this process and Redis so far."
-        links = self.writer.link, self.reader.link
-        failures, away = sum(link.failures for link in links), any(link.in_a_row for link in links)
-        return RedisCounters(len(self.outbox), self.outbox.written, self.outbox.lost, self._events.entries, self._events.unreadable, failures, away)
-
-    def start_anew(self) -> None:
-        super().start_anew()
-        if self.closed: self.outbox.close()
+        outbox, log, writing, reading = self.outbox, self._events, self.writer.link, self.reader.link
+        failures, away = writing.failures + reading.failures, bool(writing.in_a_row or reading.in_a_row)
+        return RedisCounters(len(outbox), outbox.written, outbox.lost, log.decoder.entries, log.decoder.unreadable, failures, away)
 
     async def broadcast(self,
         event_type: str, # What happened, such as `job:started`
@@ -115,7 +119,7 @@ class RedisBroadcaster(EventStreams):
         self.writer.wake()
         self._calls += 1
         if self.outbox.crowded or not self._calls % 64: await asyncio.sleep(0)  # many in a row would keep the loop from writing any
-        if self.outbox.crowded and self.writer.keeps_up: await self.writer.written(self.NEAR)
+        if self.outbox.crowded: await self.writer.batches.apply_backpressure(self.NEAR)
 
     def broadcast_from_thread(self,
         event_type: str, # What happened
@@ -127,7 +131,7 @@ class RedisBroadcaster(EventStreams):
         :raises EventDataError: when the data cannot be written
         :raises EventMarkError: when the topic or the key cannot be used
         """
-        if self._put(event_type, data): self.log.notifier.wake_from_thread()
+        if self._put(event_type, data): self.log.notifier.notify()
 
     def _put(self, event_type: str, data: dict[str, Any]) -> bool:
         if (event := self.renderer.render(event_type, data)) is None: return False
@@ -153,18 +157,22 @@ class RedisBroadcaster(EventStreams):
         self.log.notifier.bind("ready")
         self._follow()
         if self.reader.first is not None: await asyncio.wait({self.reader.first}, timeout=timeout)
-        if not self._events.cursor: raise RedisAwayError(self.shown, timeout, "it was closed" if self.closed else self.reader.link.reason or "no answer")
+        reason = "it was closed" if self.closed else self.reader.link.reason or "no answer"
+        if not self._events.cursor: raise RedisAwayError(self.shown, timeout, reason)
 
     async def flush(self) -> None:
         "Wait until this process has read what it wrote, for a second at most."
         with suppress(asyncio.TimeoutError): await asyncio.wait_for(self._flush(), self._events.LAG)
 
     async def _flush(self) -> None:
-        while self.outbox: await self.writer.written(1.0)
+        while self.outbox: await self.writer.batches.next(1.0)
         while self._events.cursor and id_order(self._events.cursor) < id_order(self.writer.last_id): await self.log.notifier.wait("flush")
 
     def close(self) -> None:
-        "End all streams and subscriptions, and those to come. What waits is still written, for `CLOSING` seconds. You may call it from any thread."
+        """End all streams and subscriptions, and those to come. You may call it from any thread.
+
+        What waits is still written, for `CLOSING` seconds.
+        """
         super().close()
         self.outbox.close()
         try:

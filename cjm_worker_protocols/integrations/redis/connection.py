@@ -46,7 +46,7 @@ class RedisAwayError(FactError, ConnectionError):
     reason: str  # Why
     template = "{0.url} could not be followed within {0.timeout:g} s: {0.reason}"
 
-# %% ../../../nbs/integrations/redis/connection.ipynb #132b02d4
+# %% ../../../nbs/integrations/redis/connection.ipynb #a6274ee6
 _URL = re.compile(r"(?P<scheme>rediss?|unix)://((?P<user>[^:@/?#]*)(?P<password>:[^/?#]*)?@)?"
                   r"(?P<place>([\w.-]+|\[[\w:.%]+\])(:\d{1,5})?(/\d*)?|/[^?#@]+)(\?(?P<settings>[^#@]*))?", re.ASCII)
 
@@ -59,8 +59,8 @@ def shown_url(
     """
     found = _URL.fullmatch(url)
     if not found or (found["scheme"] == "unix") != found["place"].startswith("/"): raise RedisUrlError()
-    user = ""
-    if found["user"] is not None: user = f"{found['user']}:{MASK}@" if found["password"] else f"{MASK}@"  # a single word may be the password
+    user = "" if found["user"] is None else f"{MASK}@"  # a single word may be the password
+    if found["password"]: user = f"{found['user']}:{user}"
     return f"{found['scheme']}://{user}{found['place']}"
 
 # %% ../../../nbs/integrations/redis/connection.ipynb #8f154b23

@@ -16,7 +16,7 @@ from ..sse.format import EventMarkError, as_json, check_type, encode_event
 from ..sse.log import EVERYONE, LIMIT
 
 # %% auto #0
-__all__ = ['Entry', 'encode_entry', 'decode_entry', 'Outbox']
+__all__ = ['Entry', 'encode_entry', 'decode_entry', 'Backlog', 'Outbox']
 
 # %% ../../../nbs/integrations/redis/outbox.ipynb #6d4cc3a4
 class Entry(NamedTuple):
@@ -63,23 +63,17 @@ def decode_entry(
     check_type(event_type)
     return block, None if topic is None else topic.decode(), key
 
-# %% ../../../nbs/integrations/redis/outbox.ipynb #d2a9e4da
-class Outbox:
-    "Events that wait to be written, in order and numbered. Any thread may put one."
+# %% ../../../nbs/integrations/redis/outbox.ipynb #d6fafbbe
+class Backlog:
+    "Entries that wait, in order, up to a number and a size."
     def __init__(self,
-        events: int, # The most events that may wait, besides the batch that is being written
-        size: int # The most bytes that may wait, likewise
+        events: int, # The most entries
+        size: int # The most bytes
     ):
-        self.writer = secrets.token_hex(8)  # whose numbers these are
-        self.written = self.lost = 0
-        self.closed = False
-        self._most, self._size, self._lock = events, size, threading.Lock()
+        self._most, self._size, self._bytes = events, size, 0
         self._entries: deque[Entry] = deque()
-        self._batch: list[Entry] = []
-        self._bytes = self._missed = self._number = 0
 
-    def __len__(self) -> int: return len(self._entries) + sum(entry.type != b"gap" for entry in self._batch)
-    def __bool__(self) -> bool: return bool(self._entries or self._batch or self._missed)
+    def __len__(self) -> int: return len(self._entries)
 
     @property
     def crowded(self) -> bool: # Whether it is half full, or two batches wait
@@ -87,25 +81,65 @@ class Outbox:
         return len(self._entries) > min(512, self._most // 2) or 2 * self._bytes > self._size
 
     def put(self,
+        entry: Entry # The newest entry
+    ) -> int: # How many entries are dropped for it
+        "Add an entry, and drop the oldest to make room. An entry that alone is too large is dropped itself."
+        if entry.size > self._size: return 1
+        self._entries.append(entry)
+        self._bytes += entry.size
+        before = len(self._entries)
+        while len(self._entries) > self._most or self._bytes > self._size: self._pop()
+        return before - len(self._entries)
+
+    def _pop(self) -> Entry:
+        entry = self._entries.popleft()
+        self._bytes -= entry.size
+        return entry
+
+    def take(self,
+        events: int, # The most entries
+        size: int, # Bytes
+        first: bool # Whether a first entry that is larger is taken all the same
+    ) -> list[Entry]: # The oldest first
+        "Take the oldest entries."
+        taken: list[Entry] = []
+        while self._entries and len(taken) < events and (first and not taken or self._entries[0].size <= size):
+            taken.append(self._pop())
+            size -= taken[-1].size
+        return taken
+
+# %% ../../../nbs/integrations/redis/outbox.ipynb #67c7ced0
+class Outbox:
+    "Events that wait to be written, in order and numbered. Any thread may put one."
+    def __init__(self,
+        events: int, # The most events that may wait, besides the batch that is being written
+        size: int # The most bytes that may wait, likewise
+    ):
+        self.writer = secrets.token_hex(8)  # whose numbers these are
+        self.written = self.lost = self._missed = 0
+        self.closed = False
+        self._room, self._lock = (events, size), threading.Lock()
+        self._backlog, self._batch = Backlog(events, size), list[Entry]()
+
+    def __len__(self) -> int:
+        return len(self._backlog) + sum(entry.type != b"gap" for entry in self._batch)
+
+    def __bool__(self) -> bool: return bool(len(self._backlog) or self._batch or self._missed)
+
+    @property
+    def crowded(self) -> bool: # Whether it is half full, or two batches wait
+        "Whether it would be good to wait, if Redis keeps up."
+        return self._backlog.crowded
+
+    def put(self,
         entry: Entry # The newest event
     ) -> int: # How many events are lost by that
-        "Add an event, and drop the oldest to make room. An event that alone is too large is dropped itself."
+        "Add an event, and drop the oldest to make room. A closed outbox drops the event."
         with self._lock:
-            before, fits = self.lost, entry.size <= self._size
-            if self.closed:
-                self.lost += 1
-                return 1
-            if fits: self._entries.append(entry)
-            self._bytes += entry.size if fits else 0
-            if not fits: self._lose(1)
-            while len(self._entries) > self._most or self._bytes > self._size:
-                self._bytes -= self._entries.popleft().size
-                self._lose(1)
-            return self.lost - before
-
-    def _lose(self, events: int) -> None:
-        self.lost += events
-        self._missed += events
+            lost = 1 if self.closed else self._backlog.put(entry)
+            self.lost += lost
+            self._missed += 0 if self.closed else lost
+            return lost
 
     def batch(self,
         events: int = 256, # The most events
@@ -114,20 +148,13 @@ class Outbox:
         "Return what is to be written next: the same again until it is `done`."
         with self._lock:
             if not self._batch:
-                if self._missed: self._batch.append(Entry(b"gap", as_json("gap", {"missed": self._missed}).encode()))
-                self._missed, left = 0, size
-                while self._entries and len(self._batch) < events and (not self._batch or self._entries[0].size <= left):
-                    self._batch.append(self._entries.popleft())
-                    self._bytes -= self._batch[-1].size
-                    left -= self._batch[-1].size
-            return self._number + 1, self._batch
+                gap = [Entry(b"gap", as_json("gap", {"missed": self._missed}).encode())] if self._missed else []
+                self._batch, self._missed = gap + self._backlog.take(events - len(gap), size, not gap), 0
+            return self.written + 1, self._batch
 
     def done(self) -> None:
         "Note that Redis has the batch."
-        with self._lock:
-            self._number += len(self._batch)
-            self.written += len(self._batch)
-            self._batch = []
+        with self._lock: self.written, self._batch = self.written + len(self._batch), []
 
     def close(self) -> None:
         "Take no more events."
@@ -138,6 +165,5 @@ class Outbox:
         with self._lock:
             left = len(self)
             self.lost += left
-            self._entries.clear()
-            self._batch, self._bytes, self._missed = [], 0, 0
+            self._backlog, self._batch, self._missed = Backlog(*self._room), [], 0
             return left

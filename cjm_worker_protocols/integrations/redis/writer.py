@@ -15,7 +15,7 @@ from .outbox import Entry, Outbox
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['append', 'RedisWriter']
+__all__ = ['append', 'BatchWatch', 'RedisWriter']
 
 # %% ../../../nbs/integrations/redis/writer.ipynb #e8fdf0a2
 _APPEND = """
@@ -49,11 +49,38 @@ async def append(
     added: bytes = await link.client().eval(_APPEND, 2, stream, f"{tagged}:writer:{writer}", length, 86400, number, *fields)
     return added.decode()
 
-# %% ../../../nbs/integrations/redis/writer.ipynb #5db18200
+# %% ../../../nbs/integrations/redis/writer.ipynb #3aab9018
+class BatchWatch:
+    "Knows how long the present batch takes, and wakes those who wait for it."
+    SLOW = 0.5  # Seconds for one batch, from which on a broadcast does not wait
+
+    def __init__(self) -> None:
+        self.failed, self._since = False, float("-inf")  # whether the last batch could not be written; when the present one was begun
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def begin(self) -> None:
+        "Note that a batch is being written."
+        self._since = time.monotonic()
+
+    def end(self, failed: bool) -> None: # Whether it could not be written
+        "Note that a batch has ended, and wake those who wait."
+        self.failed, waiting, self._waiting = failed, self._waiting, []
+        for waiter in waiting:
+            if not waiter.done(): waiter.set_result(None)
+
+    async def next(self, timeout: float) -> None: # Seconds at most
+        "Wait until a batch has ended."
+        self._waiting.append(waiter := asyncio.get_running_loop().create_future())
+        await asyncio.wait({waiter}, timeout=timeout)
+
+    async def apply_backpressure(self, timeout: float) -> None: # Seconds at most
+        "Wait until a batch has ended, unless Redis is slow or away."
+        if not self.failed and time.monotonic() - self._since < self.SLOW: await self.next(timeout)
+
+# %% ../../../nbs/integrations/redis/writer.ipynb #f971e184
 class RedisWriter:
     "Writes what is in an outbox, on one event loop."
     IDLE = 60.0  # Seconds after which an unused connection is dropped, before a server or a firewall does
-    SLOW = 0.5  # Seconds for one batch, from which on a broadcast does not wait
 
     def __init__(self,
         outbox: Outbox, # What to write
@@ -62,13 +89,12 @@ class RedisWriter:
         length: int, # The length to which the stream is trimmed, about
         patience: float # Seconds to wait for the reader
     ):
-        self.outbox, self.link, self.last_id = outbox, link, ""
+        self.outbox, self.link, self.batches, self.last_id = outbox, link, BatchWatch(), ""
         self.task: asyncio.Task[None] | None = None
         self._stream, self._length, self._patience = stream, length, patience
         self._wanted = asyncio.Event()
         self._reader: asyncio.Future[None] | None = None
-        self._waited, self._since = False, float("inf")  # whether it has waited for the reader; when the present batch was begun
-        self._written: list[asyncio.Future[None]] = []  # those who wait for a batch
+        self._waited = False  # whether it has waited for the reader
 
     def begin(self,
         reader: asyncio.Future[None] | None = None # Done when the reader has taken its place
@@ -80,19 +106,6 @@ class RedisWriter:
     def wake(self) -> None:
         "Write what is in the outbox. Call it on the loop."
         self._wanted.set()
-
-    async def written(self,
-        timeout: float # Seconds at most
-    ) -> None:
-        "Wait until a batch is written, or could not be."
-        waiter = asyncio.get_running_loop().create_future()
-        self._written.append(waiter)
-        await asyncio.wait({waiter}, timeout=timeout)
-
-    @property
-    def keeps_up(self) -> bool: # Whether it is worth waiting
-        "Whether Redis takes what it gets."
-        return not self.link.in_a_row and time.monotonic() - self._since < self.SLOW
 
     async def _write_all(self) -> None:
         self._wanted.set()  # something may wait already
@@ -107,25 +120,22 @@ class RedisWriter:
             await self.link.drop()  # with TLS that waits for an answer
 
     async def _write_batch(self) -> None:
-        self._since = time.monotonic()
+        self.batches.begin()
         try:
             if self._reader is not None and not self._reader.done() and (self.link.fresh or not self._waited):
                 self._waited = True
                 await asyncio.wait({self._reader}, timeout=self._patience)
             number, batch = self.outbox.batch()
             self.last_id = await append(self.link, self._stream, self._length, self.outbox.writer, number, batch) or self.last_id
-        except Exception as e: await self.link.failed(e)
+        except Exception as e:
+            self.batches.end(failed=True)
+            await self.link.failed(e)
         else:
             self.outbox.done()
             self.link.worked()
-        finally:
-            self._since, waiting, self._written = float("inf"), self._written, []
-            for waiter in waiting:
-                if not waiter.done(): waiter.set_result(None)
+            self.batches.end(failed=False)
 
-    def end(self,
-        closing: float # Seconds for what waits
-    ) -> None:
+    def end(self, closing: float) -> None: # Seconds for what waits
         "End when the outbox, which is closed, is empty, or after a while. Call it on the loop."
         self._wanted.set()
         if self.task is None or self.task.done(): return self.unwritten()
