@@ -289,6 +289,74 @@ def test_any_program_may_add_an_event_and_none_can_do_harm(shared: RedisServer, 
     run(scenario())
 
 
+async def test_a_client_of_topics_gets_no_other_event(shared: RedisServer, stream: str) -> None:
+    """As in one process: an event without a topic is for those who may see everything, at once and by replay; a `gap` is for all."""
+    async with broadcasting(shared.url, stream, topic=lambda t, d: d.get("topic")) as writer, broadcasting(shared.url, stream) as reader:
+        await reader.ready()
+        now, every = reader.subscribe(topics={"a"}), reader.subscribe()
+        for n, topic in enumerate((None, "b", "a")):
+            await writer.broadcast("t", {"n": n, "topic": topic})
+        await written(writer)
+        with shared.client() as redis:
+            redis.xadd(stream, {"type": "gap", "data": '{"missed":3}'})
+        assert len(await take(every, 4)) == 4
+        for client in (now, reader.subscribe(topics={"a"}, last_event_id="0")):
+            assert [(event.type, event.json().get("n")) for event in client.take()] == [("t", 2), ("gap", None)]
+
+
+@pytest.mark.parametrize("asked", ["0", "0-0"])
+@pytest.mark.parametrize("events", [0, 3, 30])
+async def test_zero_is_the_oldest_event_that_is_kept(asked: str, events: int, shared: RedisServer) -> None:
+    """In the process that wrote them, and in one that came later; also when older ones are gone, and without a `reset`."""
+    stream = f"zero:{asked}:{events}"
+    async with broadcasting(shared.url, stream, history=10) as writer, broadcasting(shared.url, stream, history=10) as late:
+        for n in range(events):
+            await writer.broadcast("tick", {"n": n})
+        await written(writer)
+        want = list(range(events))[-10:]
+        for broadcaster in (late, writer):
+            await broadcaster.ready()
+            assert [event.json()["n"] for event in broadcaster.subscribe(last_event_id=asked).take()] == want
+            client = await _connect(broadcaster, asked)
+            await until(lambda: len(client.received()) >= len(want))
+            assert [data["n"] for _, data in client.received()] == want
+            await client.close()
+
+
+async def test_no_program_can_forge_what_a_broadcaster_says_of_itself(shared: RedisServer, stream: str) -> None:
+    """Nor what `EventSource` says; and `broadcast` refuses these types here too. A `render` may leave an event out."""
+    async with broadcasting(shared.url, stream, render=lambda t, d: None if t == "left out" else "x") as broadcaster:
+        await broadcaster.ready()
+        client = broadcaster.subscribe()
+        with shared.client() as redis:
+            for event_type in ("error", "open", "reset"):
+                redis.xadd(stream, {"type": event_type, "data": "{}"})
+        for event_type in ("error", "open", "reset", "gap"):
+            with pytest.raises(EventTypeError):
+                await broadcaster.broadcast(event_type, {})
+        await broadcaster.broadcast("left out", {})
+        await broadcaster.broadcast("last", {})
+        assert [event.type for event in await take(client, 1)] == ["last"]
+        assert broadcaster.redis.unreadable == 3 and broadcaster.redis.written == 1
+
+
+async def test_browsers_hear_the_end_of_jobs_before_their_streams_end(shared: RedisServer, stream: str) -> None:
+    """What is broadcast before the server stops goes to Redis and comes back, then streams end."""
+    ended = [f"job:{n}" for n in range(100)]
+
+    async def before_stop() -> None:
+        for event_type in ended:
+            await broadcaster.broadcast(event_type, {})
+
+    async with broadcasting(shared.url, stream, before_stop=before_stop) as broadcaster:
+        await broadcaster.ready()
+        client = await _connect(broadcaster, "")
+        await until(lambda: client.parser.retry)
+        broadcaster.server_stop.hear()
+        await until(lambda: client.received() is None or client.task.done())
+        assert [event_type for event_type, _ in client.received()] == ended
+
+
 # Loops and threads
 
 

@@ -35,7 +35,7 @@ class RedisCounters(NamedTuple):
     failures: int  # Attempts to write or to read that failed
     away: bool  # Whether the last attempt failed
 
-# %% ../../../nbs/integrations/redis/broadcaster.ipynb #8c5683fb
+# %% ../../../nbs/integrations/redis/broadcaster.ipynb #c36fae22
 class RedisBroadcaster(EventStreams):
     "Server-sent events for many processes: an ASGI app, an `EventBroadcasterProtocol`, and an async iterator."
     CLOSING = 5.0  # Seconds in which what waits is still written after `close`
@@ -81,7 +81,7 @@ class RedisBroadcaster(EventStreams):
         self.writer = RedisWriter(self.outbox, writing, self.stream, self.history + 1, patience)
         self.reader = RedisReader(self._events, reading, self.stream, self.outbox.writer, keep, self.BLOCK)
         if self.log.notifier.loop is None: return
-        self.log.notifier.followers[self.writer.wake] = None
+        self.log.notifier.followers[self.writer.wanted.set] = None
         if not self.closed: self.writer.begin()
 
     def _link(self, what: str, patience: float) -> RedisLink:
@@ -116,7 +116,7 @@ class RedisBroadcaster(EventStreams):
         self.log.notifier.bind("broadcast")
         if not self._put(event_type, data) or self.closed: return
         self.writer.begin()
-        self.writer.wake()
+        self.writer.wanted.set()
         self._calls += 1
         if self.outbox.crowded or not self._calls % 64: await asyncio.sleep(0)  # many in a row would keep the loop from writing any
         if self.outbox.crowded: await self.writer.batches.apply_backpressure(self.NEAR)

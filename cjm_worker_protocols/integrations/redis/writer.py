@@ -77,7 +77,7 @@ class BatchWatch:
         "Wait until a batch has ended, unless Redis is slow or away."
         if not self.failed and time.monotonic() - self._since < self.SLOW: await self.next(timeout)
 
-# %% ../../../nbs/integrations/redis/writer.ipynb #f971e184
+# %% ../../../nbs/integrations/redis/writer.ipynb #77b98dd2
 class RedisWriter:
     "Writes what is in an outbox, on one event loop."
     IDLE = 60.0  # Seconds after which an unused connection is dropped, before a server or a firewall does
@@ -92,9 +92,8 @@ class RedisWriter:
         self.outbox, self.link, self.batches, self.last_id = outbox, link, BatchWatch(), ""
         self.task: asyncio.Task[None] | None = None
         self._stream, self._length, self._patience = stream, length, patience
-        self._wanted = asyncio.Event()
+        self.wanted, self._waited = asyncio.Event(), False  # whether it has waited for the reader
         self._reader: asyncio.Future[None] | None = None
-        self._waited = False  # whether it has waited for the reader
 
     def begin(self,
         reader: asyncio.Future[None] | None = None # Done when the reader has taken its place
@@ -103,17 +102,13 @@ class RedisWriter:
         if reader is not None: self._reader = reader
         if self.task is None or self.task.done(): self.task = spawn(self._write_all())
 
-    def wake(self) -> None:
-        "Write what is in the outbox. Call it on the loop."
-        self._wanted.set()
-
     async def _write_all(self) -> None:
-        self._wanted.set()  # something may wait already
+        self.wanted.set()  # something may wait already
         try:
             while self.outbox or not self.outbox.closed:
-                try: await asyncio.wait_for(self._wanted.wait(), self.IDLE)
+                try: await asyncio.wait_for(self.wanted.wait(), self.IDLE)
                 except asyncio.TimeoutError: await self.link.drop()
-                self._wanted.clear()
+                self.wanted.clear()
                 while self.outbox: await self._write_batch()
         finally:
             self.unwritten()
@@ -125,8 +120,8 @@ class RedisWriter:
             if self._reader is not None and not self._reader.done() and (self.link.fresh or not self._waited):
                 self._waited = True
                 await asyncio.wait({self._reader}, timeout=self._patience)
-            number, batch = self.outbox.batch()
-            self.last_id = await append(self.link, self._stream, self._length, self.outbox.writer, number, batch) or self.last_id
+            added = await append(self.link, self._stream, self._length, self.outbox.writer, *self.outbox.batch())
+            self.last_id = added or self.last_id
         except Exception as e:
             self.batches.end(failed=True)
             await self.link.failed(e)
@@ -137,7 +132,7 @@ class RedisWriter:
 
     def end(self, closing: float) -> None: # Seconds for what waits
         "End when the outbox, which is closed, is empty, or after a while. Call it on the loop."
-        self._wanted.set()
+        self.wanted.set()
         if self.task is None or self.task.done(): return self.unwritten()
         limit = self.task.get_loop().call_later(closing, self.task.cancel)
         self.task.add_done_callback(lambda task: limit.cancel())
