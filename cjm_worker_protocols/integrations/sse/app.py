@@ -93,7 +93,7 @@ async def granted(
     if asked is None or asked <= topics: return topics if asked is None else asked
     return Refusal(403, "Forbidden: `authorize` does not allow all of these topics")
 
-# %% ../../../nbs/integrations/sse/app.ipynb #9c9494a5
+# %% ../../../nbs/integrations/sse/app.ipynb #e3eda863
 class ChainedHandler:
     "A signal handler that stands before another, and then calls it."
     def __init__(self,
@@ -108,7 +108,7 @@ class ChainedHandler:
         self.before(signum, frame)
 
     @property
-    def set(self) -> bool: # Whether nobody has set another since
+    def set(self) -> bool: # Whether no other handler was set since
         "Whether this is the handler of its signal."
         return signal.getsignal(self.signum) is self  # type: ignore[comparison-overlap, unused-ignore]
 
