@@ -761,7 +761,7 @@ def test_a_reader_that_the_trimming_overtakes_says_so(shared: RedisServer, strea
 
 
 def test_a_reader_hands_over_each_entry_once_and_says_what_does_not_follow(shared: RedisServer, stream: str) -> None:
-    """It tells whoever keeps what it reads: where they begin, what is new, and after which entry something may be missing."""
+    """The log learns where it begins, what is new, and after which entry something may be missing."""
 
     class Kept(RedisLog):
         def __init__(self) -> None:
@@ -858,7 +858,7 @@ def test_attempts_become_rarer_while_redis_is_away() -> None:
 
 
 def test_the_stream_is_trimmed_by_length(shared: RedisServer, stream: str) -> None:
-    """It has no more than the docs say, whoever writes how much."""
+    """It has no more than the docs say, however much is written."""
 
     async def scenario() -> None:
         async with broadcasting(shared.url, stream, history=200) as broadcaster:
@@ -936,7 +936,7 @@ def test_subscribing_from_threads_while_the_ring_is_filled(shared: RedisServer, 
 
 
 def test_a_connection_that_breaks_neither_loses_nor_doubles(tmp_path: Path) -> None:
-    """Again and again, while batches are being written and nobody knows which of them Redis has taken."""
+    """Again and again, while batches are being written and the writer cannot know which of them Redis has taken."""
     with RedisServer(tmp_path) as server:
         stop = threading.Event()
 
@@ -965,7 +965,7 @@ def test_a_connection_that_breaks_neither_loses_nor_doubles(tmp_path: Path) -> N
 
 
 def test_a_redis_that_closes_idle_connections_is_not_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer drops its own before, so that the next event neither waits nor is told as a failure; the reader's is never idle."""
+    """The writer drops its own before, so that the next event neither waits nor counts as a failure; the reader's is never idle."""
     assert RedisWriter.IDLE == 60
     monkeypatch.setattr(RedisWriter, "IDLE", 0.2)
     with RedisServer(tmp_path, lines=("timeout 1",)) as server:
@@ -1051,7 +1051,7 @@ def test_what_is_dropped_is_said_everywhere(tmp_path: Path, caplog: pytest.LogCa
         broadcaster, other = RedisBroadcaster(server.url, buffer=100, **FAST), RedisBroadcaster(server.url, **FAST)
         served, elsewhere = stack.enter_context(serve(broadcaster)), stack.enter_context(serve(other))
         clients = [stack.enter_context(Client(s.port)) for s in (served, elsewhere)]
-        elsewhere.call(other.ready())  # whoever comes before that may miss what is broadcast meanwhile
+        elsewhere.call(other.ready())  # a client that comes before that may miss what is broadcast meanwhile
         served.broadcast_many(10)
         for client in clients:
             client.until(10)
@@ -1270,7 +1270,7 @@ def test_tls_and_a_password(tmp_path: Path) -> None:
 
 
 def test_an_acl_with_the_rights_that_the_docs_name(tmp_path: Path) -> None:
-    """A user who may do no more can do all of it; one who may not write is told so, and nothing is lost meanwhile."""
+    """A user who may do no more can do all of it; one who may not write gets an error, and nothing is lost meanwhile."""
     (rights,) = re.findall(r"An ACL needs `([^`]+)`", _prose())
     user = f"user app on >pw resetchannels -@all {rights} ~{STREAM} ~{{{STREAM}}}:*"
     with RedisServer(tmp_path, lines=(user,)) as server:

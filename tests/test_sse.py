@@ -85,7 +85,7 @@ def test_data_that_are_no_json_are_refused(value: Any) -> None:
 
 
 def test_an_event_whose_topic_or_key_cannot_be_used_is_refused() -> None:
-    """It would put out every client that comes to it, again and again; so who made it is told, from a thread too."""
+    """It would end the stream of every client that comes to it, again and again; so the caller gets an error, from a thread too."""
     broadcaster = SSEBroadcaster(topic=lambda t, d: d.get("topic"), key=lambda t, d: d.get("key"))
     with serve(broadcaster) as served, Client(served.port, "/events?topic=a") as client:
         served.wait_for(1)
@@ -151,7 +151,7 @@ def test_a_client_connects_and_hears(name: str) -> None:
 @pytest.mark.parametrize("http", ["h11", "httptools"])
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_every_engine_of_uvicorn(http: str, loop: str) -> None:
-    """Both of uvicorn's parsers, and uvloop, stream, notice who leaves, and put out who is stuck."""
+    """Both of uvicorn's parsers, and uvloop, stream, notice a client that leaves, and abort one that is stuck."""
     if loop == "uvloop":
         pytest.importorskip("uvloop")
     broadcaster = SSEBroadcaster(send_timeout=0.5)
@@ -333,7 +333,7 @@ def test_an_app_says_who_may_have_what() -> None:
 
     async def authorize(scope: Any) -> Any:
         user = dict(scope["headers"]).get(b"x-user", b"").decode()
-        return {"": False, "nobody": None, "root": True}.get(user, {user, "all"})
+        return {"": False, "unknown": None, "root": True}.get(user, {user, "all"})
 
     broadcaster = SSEBroadcaster(authorize=authorize, topic=lambda event_type, data: data["for"])
 
@@ -342,7 +342,7 @@ def test_an_app_says_who_may_have_what() -> None:
             return client.status
 
     with serve(broadcaster) as served:
-        assert refused("/events") == refused("/events", X_User="nobody") == refused("/events?topic=bob", X_User="ann") == 403
+        assert refused("/events") == refused("/events", X_User="unknown") == refused("/events?topic=bob", X_User="ann") == 403
         with Client(served.port, X_User="ann") as ann, Client(served.port, "/events?topic=all", X_User="ann") as few, Client(served.port, X_User="root") as root:
             served.wait_for(3)
             for who in ("bob", "ann", "all"):
@@ -374,7 +374,7 @@ async def as_user(broadcaster: Any, user: "str | None", **query: str) -> OverAsg
 
 
 async def test_each_user_sees_the_events_of_their_own_jobs() -> None:
-    """With a real manager and the recipe of the docs: not those of others, nor of workers, nor of nobody; an admin sees all; also by replay."""
+    """With a real manager and the recipe of the docs: not those of others, of workers, or without a user; an admin sees all; also by replay."""
     from contextvars import ContextVar
 
     user: ContextVar[str] = ContextVar("user")
@@ -837,7 +837,7 @@ def test_a_send_runs_in_one_task_and_in_the_context_of_the_request(waits: int, f
     """However often it has to wait, so that the timeouts and the context variables of a middleware work; and another client does not see them."""
     from contextvars import ContextVar
 
-    mine: ContextVar[str] = ContextVar("mine", default="nobody's")
+    mine: ContextVar[str] = ContextVar("mine", default="no request")
     sent: "list[tuple[bytes, str]]" = []
 
     def sender(name: str) -> Any:
@@ -904,7 +904,7 @@ def test_what_a_send_raises_ends_the_app_with_it(waits: bool) -> None:
 
 
 def two_events_to(broadcaster: SSEBroadcaster, clients: "list[type[OverAsgi]]") -> "list[tuple[bool, int]]":
-    """Broadcast twice, the first time interrupted, on a loop that goes on as a notebook's does: whether each client was put out, and how many events it has."""
+    """Broadcast twice, the first time interrupted, on a loop that goes on as a notebook's does: whether each client was aborted, and how many events it has."""
 
     async def connect() -> "list[OverAsgi]":
         return [await kind.connect(broadcaster) for kind in clients]
@@ -932,7 +932,7 @@ def two_events_to(broadcaster: SSEBroadcaster, clients: "list[type[OverAsgi]]") 
 
 
 def test_an_interrupt_amid_the_sending_costs_nobody_an_event() -> None:
-    """Who was not sent the event is put out, to come back for it."""
+    """A client that was not sent the event is aborted, to come back for it."""
     interrupts = [KeyboardInterrupt]
 
     class Clumsy(OverAsgi):
@@ -978,7 +978,7 @@ def test_who_cancels_all_tasks_stops_no_stream_that_goes_on() -> None:
 
 def test_a_send_that_waits_is_told_when_the_client_leaves() -> None:
     """It is cancelled, may clean up, and has ended before the app has; a stream that waits keeps no other waiting."""
-    told: "list[str]" = []
+    heard: "list[str]" = []
 
     async def send(message: Any) -> None:
         if b"event" in message.get("body", b""):
@@ -986,7 +986,7 @@ def test_a_send_that_waits_is_told_when_the_client_leaves() -> None:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
                 await asyncio.sleep(0.01)
-                told.append("cancelled")
+                heard.append("cancelled")
                 raise
 
     async def scenario() -> None:
@@ -999,7 +999,7 @@ def test_a_send_that_waits_is_told_when_the_client_leaves() -> None:
             await asyncio.sleep(0.01)
         assert len(other.received()) == 3
         left.set()
-        assert await stuck is None and told == ["cancelled"]
+        assert await stuck is None and heard == ["cancelled"]
         await other.close()
 
     run(scenario())
@@ -1007,7 +1007,7 @@ def test_a_send_that_waits_is_told_when_the_client_leaves() -> None:
 
 def test_a_send_that_is_left_as_soon_as_it_waits_is_told_too() -> None:
     """The client leaves before the task that is to wait has begun to."""
-    told: "list[str]" = []
+    heard: "list[str]" = []
 
     async def scenario() -> None:
         broadcaster, left = SSEBroadcaster(), asyncio.Event()
@@ -1018,10 +1018,10 @@ def test_a_send_that_is_left_as_soon_as_it_waits_is_told_too() -> None:
                 try:
                     await asyncio.sleep(60)
                 finally:
-                    told.append("told")
+                    heard.append("cancelled")
 
         assert await streamed(broadcaster, send, left.wait) is None
-        assert told == ["told"]
+        assert heard == ["cancelled"]
 
     run(scenario())
 
@@ -1051,7 +1051,7 @@ def test_a_send_need_not_be_a_coroutine_function() -> None:
 
 
 def test_a_forked_process_has_ids_of_its_own() -> None:
-    """An id of one is unknown to the other, so that a client that meets the other gets a reset and not somebody else's events."""
+    """An id of one is unknown to the other, so that a client that meets the other gets a reset and not the events of the other."""
     code = """
 import asyncio, json, os
 from cjm_worker_protocols.integrations.sse import SSEBroadcaster
@@ -1161,7 +1161,7 @@ def test_code_in_the_process_iterates() -> None:
         event = await now.__anext__()
         assert (event.type, event.json()) == ("gap", {"missed": 15}) and (await now.__anext__()).json() == {"n": 15}
         assert (await broadcaster.subscribe(last_event_id=start).__anext__()).type == "reset"
-        assert [e.type for e in some.take()] == ["gap"], "nobody knows what topics they had"
+        assert [e.type for e in some.take()] == ["gap"], "what topics they had is unknown"
         waiting = asyncio.ensure_future(some.__anext__())
         await asyncio.sleep(0)
         some.close()
@@ -1216,7 +1216,7 @@ def test_who_is_always_behind_keeps_the_loop_from_nothing() -> None:
 
 
 def test_a_thread_that_is_faster_than_the_first_wait_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever begins to iterate looks, finds nothing, and waits; what a thread does in between wakes them."""
+    """A subscription looks, finds nothing, and waits; what a thread does in between wakes it."""
 
     async def scenario() -> "list[str]":
         broadcaster = SSEBroadcaster()
@@ -1268,7 +1268,7 @@ def test_a_stream_in_another_loop_is_no_empty_response() -> None:
 
 
 def test_close_ends_everything() -> None:
-    """Open streams end properly, at once, and new ones too; broadcasting goes on and nobody hears."""
+    """Open streams end properly, at once, and new ones too; broadcasting goes on without clients."""
     broadcaster = SSEBroadcaster()
     with serve(broadcaster) as served, Client(served.port) as client, Client(served.port) as stuck:
         served.wait_for(2)

@@ -67,7 +67,7 @@ async def main():
             while not server.started: await asyncio.sleep(0.01)
         elif order == "lose":
             server.should_exit = True
-            while not serving.done(): # the page may be back before the server has closed its door, and uvicorn waits for whoever is in
+            while not serving.done(): # the page may be back before the server has stopped listening, and uvicorn waits for open streams
                 for connection in list(server.server_state.connections): connection.transport.abort()
                 await asyncio.sleep(0.01)
             await serving
@@ -124,7 +124,7 @@ def test_a_browser_that_loses_its_server_misses_nothing(name: str, browser: Any,
 
 
 def test_a_browser_is_told_when_the_server_is_another(browser: Any, tmp_path: Path) -> None:
-    """After a real restart the page gets `reset`, since nobody knows what it has missed, and then goes on."""
+    """After a real restart the page gets `reset`, since the server cannot know what it has missed, and then goes on."""
     port = free_port()
     source = SERVER.format(tests=str(Path(__file__).parent), port=port)
 

@@ -64,11 +64,11 @@ class Refusal(NamedTuple):
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.reason.encode()})
 
-# %% ../../../nbs/integrations/sse/app.ipynb #da8494a6
+# %% ../../../nbs/integrations/sse/app.ipynb #7a8d7b03
 class AuthorizeError(FactError, TypeError):
     "`authorize` returned something that is no answer. The client gets nothing."
     got: object  # What it returned
-    template = "authorize: expected True, False, None, or topics as text (got {0.got!r} that is a {0.got.__class__.__name__})"
+    template = "authorize: expected True, False, None, or topics as text (got a {0.got.__class__.__name__})"
 
 _NOT_ALLOWED = Refusal(405, "Method not allowed: GET this stream of events", ((b"allow", b"GET, HEAD"),))
 _FORBIDDEN = Refusal(403, "Forbidden: `authorize` refused this client")

@@ -126,14 +126,14 @@ class BroadcastLoopError(FactError, RuntimeError):
     template = ("{0.call} was used on another event loop than the one that serves the clients: "
                 "only broadcast_from_thread may be called from everywhere")
 
-# %% ../../../nbs/integrations/sse/log.ipynb #d509de32
+# %% ../../../nbs/integrations/sse/log.ipynb #fd354081
 class Notifier:
     "Wakes, on one event loop, the code that waits for the next event."
     def __init__(self,
         rebound: Callable[[], None] # Called whenever the notifier belongs to another loop
     ):
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._rebound, self._lock = rebound, threading.Lock()
+        self._rebound, self._lock = rebound, threading.RLock()  # a signal handler may call `notify` amid a call
         self._reset()
 
     def _reset(self) -> None:
