@@ -61,9 +61,9 @@ class Hooks:
         plugin_id: str, # The plugin
         plugin_config: dict[str, Any] # Its config
     ) -> dict[str, int] | None: # Bytes by kind, e.g. `memory` and `gpu_memory`; None when nobody knows
-        "What a plugin needs, for a resource manager that decides whether there is room. By default what its config says under `needs`."
-        needs = plugin_config.get("needs")
-        return dict(needs) if isinstance(needs, dict) else None
+        "What a plugin needs, for a resource manager that decides whether there is room. By default what its config says under `estimate`."
+        estimate = plugin_config.get("estimate")
+        return dict(estimate) if isinstance(estimate, dict) else None
 
     async def _validate_resources(self,
         plugin_id: str, # The plugin
