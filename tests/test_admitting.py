@@ -75,9 +75,10 @@ def taking(resources: Any, says: bool = True, plugin: Any = Takes, **settings: A
     return manager(cls=made, resource_manager=resources, plugin_registry=Registry(says), **settings)
 
 
-def test_it_keeps_the_contract() -> None:
+@pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_keeps_the_contract(deep: bool) -> None:
     """It is a resource manager like its base, and implements both optional protocols."""
-    report = check(AdmittingResourceManager, ResourceManagerProtocol, probe=_probe, deep=True)
+    report = check(AdmittingResourceManager, ResourceManagerProtocol, probe=_probe, deep=deep)
     assert report.ok and report.counts["passed"] == len(report.outcomes), report
     made = AdmittingResourceManager()
     assert isinstance(made, AdmissionProtocol) and isinstance(made, EvictionProtocol)
@@ -97,7 +98,7 @@ def test_wrong_settings_are_refused(wrong: "dict[str, Any]") -> None:
 
 
 @pytest.mark.parametrize("size", ["5GB", "5", None, True, -5, float("nan"), float("inf"), [1]], ids=str)
-def test_an_estimate_that_is_no_size_is_named(size: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_estimate_that_is_no_size_is_named(size: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The log says which plugin needs what that cannot be; its job is let in, as after any failure of a resource manager."""
     with pytest.raises(SettingError, match="memory.*'it'") as raised:
         AdmittingResourceManager().estimate("it", {}, {"memory": size})
@@ -107,50 +108,39 @@ def test_an_estimate_that_is_no_size_is_named(size: Any, caplog: pytest.LogCaptu
         def estimate_resources(self, plugin_id: str, config: "dict[str, Any]") -> Any:
             return {"memory": size}
 
-    async def scenario() -> None:
-        async with Estimates("test", "sizes", plugins={"it": "os:getpid"}, resource_manager=AdmittingResourceManager()) as m:
-            job = await end(await m.start_job("it"))
-            assert job.status == "completed" and m.integration_errors["resource_manager.can_start"] == 1
-
-    run(scenario())
+    async with Estimates("test", "sizes", plugins={"it": "os:getpid"}, resource_manager=AdmittingResourceManager()) as m:
+        job = await end(await m.start_job("it"))
+        assert job.status == "completed" and m.integration_errors["resource_manager.can_start"] == 1
     assert "SettingError" in caplog.text and "'memory'" in caplog.text and "'it'" in caplog.text
 
 
-def test_what_can_never_fit_is_refused_at_once() -> None:
+async def test_what_can_never_fit_is_refused_at_once() -> None:
     """More than the machine has, or than the limit: no job exists, and no worker."""
-
-    async def scenario() -> None:
-        async with taking(AdmittingResourceManager()) as m:
-            with pytest.raises(errors.ResourceValidationError, match="needs 100000.0 GB of memory, and there is no more than"):
-                await m.start_job("100000000")
-            assert m.jobs == {} and m.workers == []
-        async with taking(AdmittingResourceManager(limit=150 * MB)) as m:
-            with pytest.raises(errors.ResourceValidationError, match="200 needs 200 MB of memory, and there is no more than 150 MB"):
-                await m.start_job("200")
-
-    run(scenario())
+    async with taking(AdmittingResourceManager()) as m:
+        with pytest.raises(errors.ResourceValidationError, match="needs 100000.0 GB of memory, and there is no more than"):
+            await m.start_job("100000000")
+        assert m.jobs == {} and m.workers == []
+    async with taking(AdmittingResourceManager(limit=150 * MB)) as m:
+        with pytest.raises(errors.ResourceValidationError, match="200 needs 200 MB of memory, and there is no more than 150 MB"):
+            await m.start_job("200")
 
 
-def test_a_job_waits_until_there_is_room(gate: Gate) -> None:
+async def test_a_job_waits_until_there_is_room(gate: Gate) -> None:
     """While a plugin runs it is not unloaded; when it has ended it makes room, and the memory is seen to be back."""
     resources = AdmittingResourceManager(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=2) as m:
-            seen = Seen(m)
-            first = await m.start_job("300", gate=gate.path)
-            await seen.until("job:started", job_id=first.id)
-            await _until(lambda: _used(resources) > 300 * MB)
-            second = await m.start_job("200")
-            await seen.when(lambda e: e.data.get("job_id") == second.id and "waiting_for" in e.data)
-            assert second.status == "pending" and second.waiting_for.startswith("200 needs 200 MB of memory, and ")
-            gate.open()
-            assert await first == 300 * MB and await second == 200 * MB
-            assert _used(resources) < 450 * MB
-            assert [w.plugin_id for w in m.workers if w.plugin_id] == ["200"]
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=2) as m:
+        seen = Seen(m)
+        first = await m.start_job("300", gate=gate.path)
+        await seen.until("job:started", job_id=first.id)
+        await _until(lambda: _used(resources) > 300 * MB)
+        second = await m.start_job("200")
+        await seen.when(lambda e: e.data.get("job_id") == second.id and "waiting_for" in e.data)
+        assert second.status == "pending" and second.waiting_for.startswith("200 needs 200 MB of memory, and ")
+        gate.open()
+        assert await first == 300 * MB and await second == 200 * MB
+        assert _used(resources) < 450 * MB
+        assert [w.plugin_id for w in m.workers if w.plugin_id] == ["200"]
+    assert m.integration_errors == {}
 
 
 def _used(resources: AdmittingResourceManager) -> int:
@@ -174,58 +164,50 @@ class Leaks(Takes):
         type(self).left.append(self.memory)
 
 
-def test_memory_that_a_plugin_left_behind_comes_back_with_its_worker() -> None:
+@pytest.mark.slow
+async def test_memory_that_a_plugin_left_behind_comes_back_with_its_worker() -> None:
     """When there is nothing to unload any more, the worker is replaced, and the job that waits is not kept waiting for ever."""
     resources = AdmittingResourceManager(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, plugin=Leaks, max_workers=1, standby=False) as m:
-            first = await m.start_job("300")
-            assert await first == 300 * MB
-            second = await m.start_job("200")
-            assert await asyncio.wait_for(second, 20) == 200 * MB
-            assert second.worker_pid != first.worker_pid and [w.pid for w in m.workers] == [second.worker_pid]
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, plugin=Leaks, max_workers=1, standby=False) as m:
+        first = await m.start_job("300")
+        assert await first == 300 * MB
+        second = await m.start_job("200")
+        assert await asyncio.wait_for(second, 20) == 200 * MB
+        assert second.worker_pid != first.worker_pid and [w.pid for w in m.workers] == [second.worker_pid]
+    assert m.integration_errors == {}
 
 
-def test_a_worker_is_replaced_only_when_nothing_else_helps() -> None:
+@pytest.mark.slow
+async def test_a_worker_is_replaced_only_when_nothing_else_helps() -> None:
     """Where unloading gives the memory back, the worker stays."""
     resources = AdmittingResourceManager(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=1, standby=False) as m:
-            jobs = [await m.start_job(size) for size in ("300", "200", "300")]
-            assert [await job for job in jobs] == [300 * MB, 200 * MB, 300 * MB]
-            assert len({job.worker_pid for job in jobs}) == 1
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=1, standby=False) as m:
+        jobs = [await m.start_job(size) for size in ("300", "200", "300")]
+        assert [await job for job in jobs] == [300 * MB, 200 * MB, 300 * MB]
+        assert len({job.worker_pid for job in jobs}) == 1
+    assert m.integration_errors == {}
 
 
-def test_what_fits_nowhere_with_the_workers_that_there_are_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_fits_nowhere_with_the_workers_that_there_are_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers need memory themselves: before there were any the job seemed to fit. When that is said for long enough, it fails."""
     monkeypatch.setattr(Door, "NEVER", 0.5)
     resources = AdmittingResourceManager(limit=300 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=1) as m:
-            job = await end(await m.start_job("295"))
-            assert job.status == "failed" and job.error and job.error.category == "load" and job.worker_pid is None
-            assert "295 needs 295 MB of memory, and there is no more than 2" in job.error.message
-            with pytest.raises(errors.ResourceValidationError, match="295 needs 295 MB"):
-                await m.start_job("295")
-            assert await (await m.start_job("100")) == 100 * MB
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=1) as m:
+        job = await end(await m.start_job("295"))
+        assert job.status == "failed" and job.error and job.error.category == "load" and job.worker_pid is None
+        assert "295 needs 295 MB of memory, and there is no more than 2" in job.error.message
+        with pytest.raises(errors.ResourceValidationError, match="295 needs 295 MB"):
+            await m.start_job("295")
+        assert await (await m.start_job("100")) == 100 * MB
+    assert m.integration_errors == {}
 
 
-def test_a_job_that_is_cancelled_while_it_is_asked_about_holds_nothing_for_long() -> None:
+async def test_a_job_that_is_cancelled_while_it_is_asked_about_holds_nothing_for_long() -> None:
     """What was promised to it is over soon, and the next job begins."""
 
     class Slow(AdmittingResourceManager):
+        PROMISE = 0.5
+
         def can_start(self, *args: Any) -> "str | None":
             answer = super().can_start(*args)
             asked.set()
@@ -233,71 +215,55 @@ def test_a_job_that_is_cancelled_while_it_is_asked_about_holds_nothing_for_long(
             return answer
 
     asked, later, resources = threading.Event(), threading.Event(), Slow(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=1) as m:
-            first = await m.start_job("300")
-            await asyncio.to_thread(asked.wait, 10)
-            assert await m.cancel_job(first.id)
-            later.set()
-            assert await asyncio.wait_for(await m.start_job("200"), 3 * resources.PROMISE) == 200 * MB
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=1) as m:
+        first = await m.start_job("300")
+        await asyncio.to_thread(asked.wait, 10)
+        assert await m.cancel_job(first.id)
+        later.set()
+        assert await asyncio.wait_for(await m.start_job("200"), 10) == 200 * MB
+    assert m.integration_errors == {}
 
 
-def test_shutdown_while_it_is_asked() -> None:
+@pytest.mark.parametrize("after", [0.0, 0.05, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.002, 0.01, 0.3, 1.05, 1.1))])
+async def test_shutdown_while_it_is_asked(after: float) -> None:
     """A manager that is shut down while its job is asked about, while room is made, or while a worker is replaced, ends at once, and so does the job."""
-
-    async def scenario(after: float) -> None:
-        async with taking(AdmittingResourceManager(limit=450 * MB), plugin=Leaks, max_workers=1) as m:
-            await (await m.start_job("300"))
-            job = await m.start_job("200")
-            await asyncio.sleep(after)
-            began = asyncio.get_running_loop().time()
-        assert job.done and asyncio.get_running_loop().time() - began < 3
-        assert m.integration_errors == {}
-
-    for after in (0.0, 0.002, 0.01, 0.05, 0.3, 1.05, 1.1):
-        run(scenario(after))
+    async with taking(AdmittingResourceManager(limit=450 * MB), plugin=Leaks, max_workers=1) as m:
+        await (await m.start_job("300"))
+        job = await m.start_job("200")
+        await asyncio.sleep(after)
+        began = asyncio.get_running_loop().time()
+    assert job.done and asyncio.get_running_loop().time() - began < 3
+    assert m.integration_errors == {}
 
 
-def test_what_was_promised_is_set_aside(gate: Gate) -> None:
+async def test_what_was_promised_is_set_aside(gate: Gate) -> None:
     """Two that fit alone, asked for at the same time, do not both get the same room."""
     resources = AdmittingResourceManager(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=2) as m:
-            jobs = [await m.start_job("200", gate=gate.path), await m.start_job("300", gate=gate.path)]
-            await _until(lambda: any(job.status == "running" for job in jobs) and any(job.waiting_for for job in jobs))
-            assert sorted(job.status for job in jobs) == ["pending", "running"]
-            gate.open(2)
-            assert [(await end(job)).status for job in jobs] == ["completed", "completed"]
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=2) as m:
+        jobs = [await m.start_job("200", gate=gate.path), await m.start_job("300", gate=gate.path)]
+        await _until(lambda: any(job.status == "running" for job in jobs) and any(job.waiting_for for job in jobs))
+        assert sorted(job.status for job in jobs) == ["pending", "running"]
+        gate.open(2)
+        assert [(await end(job)).status for job in jobs] == ["completed", "completed"]
+    assert m.integration_errors == {}
 
 
-def test_it_learns_what_a_plugin_needs(gate: Gate) -> None:
+async def test_it_learns_what_a_plugin_needs(gate: Gate) -> None:
     """A plugin that says nothing is let in once; from then on it needs what was measured."""
     resources = AdmittingResourceManager(limit=450 * MB, interval=0.02)
-
-    async def scenario() -> None:
-        async with taking(resources, says=False) as m:
-            first = await m.start_job("300", gate=gate.path)
-            await _until(lambda: resources.estimate("300", {"model": "300 MB"}).get("memory", 0) >= 300 * MB)
-            gate.open()
-            await first
-        assert 300 * MB <= resources.estimate("300", {"model": "300 MB"})["memory"] < 350 * MB
-        assert resources.estimate("300", {"model": "another"}) == {} == resources.estimate("200", {"model": "300 MB"})
-        assert resources.estimate("300", {"model": "300 MB"}, {"memory": 5}) == {"memory": 5}
-        resources.limit = 299 * MB
-        async with taking(resources, says=False) as m:
-            with pytest.raises(errors.ResourceValidationError, match="300 needs 3.. MB of memory, and there is no more than 299 MB"):
-                await m.start_job("300")
-        resources.close()
-
-    run(scenario())
+    async with taking(resources, says=False) as m:
+        first = await m.start_job("300", gate=gate.path)
+        await _until(lambda: resources.estimate("300", {"model": "300 MB"}).get("memory", 0) >= 300 * MB)
+        gate.open()
+        await first
+    assert 300 * MB <= resources.estimate("300", {"model": "300 MB"})["memory"] < 350 * MB
+    assert resources.estimate("300", {"model": "another"}) == {} == resources.estimate("200", {"model": "300 MB"})
+    assert resources.estimate("300", {"model": "300 MB"}, {"memory": 5}) == {"memory": 5}
+    resources.limit = 299 * MB
+    async with taking(resources, says=False) as m:
+        with pytest.raises(errors.ResourceValidationError, match="300 needs 3.. MB of memory, and there is no more than 299 MB"):
+            await m.start_job("300")
+    resources.close()
 
 
 def admits(resources: AdmittingResourceManager, plugin_id: str = "other", size: int = 80) -> bool:
