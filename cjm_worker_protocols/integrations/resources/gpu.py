@@ -100,7 +100,7 @@ class NvmlLibrary:
             if self._started: self.ask("", "nvmlShutdown")
             self._started = False
 
-# %% ../../../nbs/integrations/resources/gpu.ipynb #3fd8f0cc
+# %% ../../../nbs/integrations/resources/gpu.ipynb #489f8884
 class Nvml:
     "List GPUs, and the memory that processes hold, through NVIDIA's management library. An unknown answer is None."
     def __init__(self,
@@ -154,7 +154,7 @@ class Nvml:
         return replace(gpu, name=name, uuid=uuid, total=int(memory.total), used=int(memory.used))
 
 _MIG_HANDLE = "nvmlDeviceGetMigDeviceHandleByIndex"
-_NO_MIG = dict.fromkeys(("NotSupported", "FunctionNotFound", "AttributeError"), [0])
+_NO_MIG: dict[str, list[int]] = dict.fromkeys(("NotSupported", "FunctionNotFound", "AttributeError"), [0])
 _NO_MEMORY = {"NotSupported": None}
 _NO_LIST: dict[str, list[Any]] = {"NotSupported": [], "FunctionNotFound": []}
 _LISTS: dict[str, dict[str, list[Any]]] = {"Compute": {}, "Graphics": _NO_LIST, "MPSCompute": _NO_LIST}  # Each GPU computes; not each draws
