@@ -577,7 +577,7 @@ def test_what_is_reserved_on_a_gpu_is_counted_there() -> None:
 
 
 def test_headroom_is_left_alone() -> None:
-    """The part of each memory that is nobody's."""
+    """A part of each memory stays free."""
     snapshot = on_gpus(SMALL, LARGE).snapshot()
     whole, half = rooms(snapshot, 0.0), rooms(snapshot, 0.5)
     assert half["GPU 1"].size == 12 * GB and half["GPU 1"].free == 8 * GB

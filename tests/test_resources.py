@@ -68,7 +68,7 @@ def python(source: str, **popen: Any) -> "Iterator[subprocess.Popen[str]]":
                 pass
 
 
-def tell(process: "subprocess.Popen[str]", answer: str = "ready") -> None:
+def proceed(process: "subprocess.Popen[str]", answer: str = "ready") -> None:
     """Let a process go on, and wait for what it says."""
     assert process.stdin is not None and process.stdout is not None
     print(file=process.stdin, flush=True)
@@ -176,7 +176,7 @@ def test_memory_that_is_allocated_is_seen() -> None:
     with python(ALLOCATE) as process, ProcessResourceManager(pss_interval=0) as rm:
         rm.register_worker(process.pid, "test")
         before = measured(rm, process.pid)
-        tell(process)
+        proceed(process)
         after = measured(rm, process.pid)
     assert before.rss and after.rss and 60 * MiB < after.rss - before.rss < 100 * MiB
     if LINUX:
@@ -185,7 +185,7 @@ def test_memory_that_is_allocated_is_seen() -> None:
 
 
 def test_numbers_are_those_of_psutil() -> None:
-    """rss, threads and CPU time are what psutil tells of the same processes."""
+    """rss, threads and CPU time are those that psutil reports of the same processes."""
     with python(FORK) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         usage = measured(rm, process.pid)
@@ -198,7 +198,7 @@ def test_numbers_are_those_of_psutil() -> None:
         assert worker.processes[0].pid == process.pid
 
 
-@pytest.mark.skipif(not LINUX, reason="only Linux tells pss")
+@pytest.mark.skipif(not LINUX, reason="only Linux reports pss")
 def test_shared_pages_count_once_in_pss_and_for_each_in_rss() -> None:
     """A fork shares 64 MiB: three processes have 192 MiB in use, and 64 MiB together."""
     with python(FORK) as process, ProcessResourceManager() as rm:
@@ -226,7 +226,7 @@ def test_cpu_time_of_a_busy_and_of_a_lazy_worker() -> None:
             rm.register_worker(process.pid, "test")
         first = measured(rm, busy.pid)
         assert (first.cpu_percent, first.cpu_seconds) == (None, 0)
-        tell(busy)
+        proceed(busy)
         usage, idle = measured(rm, busy.pid), rm.worker(lazy.pid)
     assert usage.cpu_seconds == pytest.approx(0.4, abs=0.15) and usage.cpu_percent and usage.cpu_percent > 1
     assert idle is not None and idle.usage.cpu_seconds is not None and idle.usage.cpu_seconds < 0.1
@@ -237,7 +237,7 @@ def test_cpu_time_of_a_child_that_came_and_went() -> None:
     with python(SHORT) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         rm.sample()
-        tell(process)
+        proceed(process)
         usage = measured(rm, process.pid)
     assert usage.processes == 1 and usage.cpu_seconds == pytest.approx(0.55, abs=0.2)
 
@@ -267,7 +267,7 @@ def test_cpu_time_never_falls_and_never_exceeds_the_cores() -> None:
 def test_an_orphan_belongs_to_the_session_of_its_worker() -> None:
     """A grandchild whose parent has ended is still the worker's."""
     with python(ORPHAN) as process, ProcessResourceManager() as rm:
-        tell(process)
+        proceed(process)
         rm.register_worker(process.pid, "test")
         assert measured(rm, process.pid).processes == 2
 
@@ -285,7 +285,7 @@ def test_a_worker_below_a_worker_is_counted_once() -> None:
 
 
 def test_a_zombie_below_a_worker_is_a_process_that_uses_nothing() -> None:
-    """A child that nobody has waited for is counted, and pss stays known."""
+    """A child that was not waited for is counted, and pss stays known."""
     with python(ZOMBIE) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         usage = measured(rm, process.pid)
@@ -310,26 +310,26 @@ def test_the_machine_is_looked_at_once_for_all_workers(monkeypatch: pytest.Monke
         assert scans == [1]
 
 
-def test_strangers_are_not_read_again_and_kin_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second measurement reads the processes of workers only; a new child, and a stranger that becomes a worker, are seen by the next one."""
+def test_unrelated_processes_are_not_read_again_and_children_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second measurement reads the processes of workers only; a new child, and an unrelated process that becomes a worker, are seen by the next one."""
     if not LINUX:
-        pytest.skip("elsewhere nothing tells two processes of one pid apart")
+        pytest.skip("only Linux has a mark that tells two processes of one pid apart")
     read: "list[int]" = []
     real = processes.node_procfs
     monkeypatch.setattr(processes, "node_procfs", lambda pid, mark: (read.append(pid), real(pid, mark))[1])
-    with python(STARTS_WHEN_TOLD) as worker, python(FORK) as stranger, ProcessResourceManager() as rm:
+    with python(STARTS_A_CHILD) as worker, python(FORK) as unrelated, ProcessResourceManager() as rm:
         assert worker.stdin and worker.stdout
         rm.register_worker(worker.pid, "test")
         rm.sample()
-        assert stranger.pid in read and len(read) > 3
+        assert unrelated.pid in read and len(read) > 3
         read.clear()
         rm.sample()
-        assert worker.pid in read and stranger.pid not in read
+        assert worker.pid in read and unrelated.pid not in read
         worker.stdin.write("go\n")
         worker.stdin.flush()
         child = int(worker.stdout.readline())
         assert [p.pid for p in rm.snapshot().workers[0].processes] == [worker.pid, child]
-        rm.register_worker(stranger.pid, "test")
+        rm.register_worker(unrelated.pid, "test")
         assert [w.usage.processes for w in rm.snapshot().workers] == [2, 3]
         read.clear()
         monkeypatch.setattr(processes, "time", types.SimpleNamespace(monotonic=lambda: time.monotonic() + processes.UnrelatedProcesses.KEPT))
@@ -337,7 +337,7 @@ def test_strangers_are_not_read_again_and_kin_are_seen_at_once(monkeypatch: pyte
         assert 1 in read
 
 
-STARTS_WHEN_TOLD = """
+STARTS_A_CHILD = """
 import subprocess, sys
 print("ready", flush=True)
 sys.stdin.readline()
@@ -348,7 +348,7 @@ child.wait()
 
 
 def test_psutil_and_procfs_agree() -> None:
-    """Both ways to read a process tell the same, so that what is tested here holds where there is no /proc."""
+    """Both ways to read a process report the same, so that what is tested here holds where there is no /proc."""
     if not LINUX:
         pytest.skip("there is no /proc to compare with")
     with python(FORK) as process:
@@ -356,8 +356,8 @@ def test_psutil_and_procfs_agree() -> None:
         assert one._replace(started=0.0, rss=0, cpu=0.0, waited=0.0) == other._replace(started=0.0, rss=0, cpu=0.0, waited=0.0)
         assert one.rss == pytest.approx(other.rss, rel=0.05) and one.cpu == pytest.approx(other.cpu, abs=0.05)
         assert processes.node_procfs(process.pid, 0)[:3] == processes.node_psutil(process.pid, 0)[:3]
-    kins = [lambda pid, kin=kin: kin(pid, 0) for kin in (processes.node_procfs, processes.node_psutil)]
-    for read in (processes.read_procfs, processes.read_psutil, *kins):
+    nodes = [lambda pid, node=node: node(pid, 0) for node in (processes.node_procfs, processes.node_psutil)]
+    for read in (processes.read_procfs, processes.read_psutil, *nodes):
         with pytest.raises(OSError):
             read(2**22 + 1)
 
@@ -395,7 +395,7 @@ def test_a_worker_that_died_is_reaped() -> None:
 
 
 def test_a_zombie_is_a_dead_worker() -> None:
-    """A worker that has ended, and that nobody has waited for, is reaped too."""
+    """A worker that has ended, and that was not waited for, is dropped too."""
     process = subprocess.Popen([sys.executable, "-S", "-c", ""])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     with ProcessResourceManager() as rm:
@@ -423,7 +423,7 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 if os.access(LAST_PID, os.W_OK):  # only root can make Linux use a pid again, and not in every container
 
     def test_a_real_pid_that_is_used_again() -> None:
-        """The kernel itself hands out the same pid once more, unless somebody else gets it first."""
+        """The kernel itself hands out the same pid once more, unless another process gets it first."""
         assert any(used_again() for _ in range(20)), "the pid was never used again"
 
     def used_again() -> bool:
@@ -443,20 +443,20 @@ if os.access(LAST_PID, os.W_OK):  # only root can make Linux use a pid again, an
                         return True
         return False
 
-    def test_a_stranger_is_not_mistaken_for_another_of_its_pid() -> None:
-        """Who has its pid later is read again, since the kernel gives its folder another number."""
+    def test_an_unrelated_process_is_not_mistaken_for_another_of_its_pid() -> None:
+        """A later process with its pid is read again, since the kernel gives its folder another number."""
         assert any(read_again() for _ in range(20)), "the pid was never used again"
 
     def read_again() -> bool:
         """One try."""
         with python(SLEEP) as process:
-            pid, strangers = process.pid, dict(processes.process_marks())
-            assert pid not in processes.scan(strangers)
+            pid, marks = process.pid, processes.process_marks()
+            assert pid not in processes.scan(marks)
         for _ in range(3):
             LAST_PID.write_text(str(pid - 1))
             with python(SLEEP) as process:
                 if process.pid == pid:
-                    assert pid in processes.scan(strangers)
+                    assert pid in processes.scan(marks)
                     return True
         return False
 
@@ -470,7 +470,7 @@ def test_a_pid_that_no_process_has_is_kept_and_unknown() -> None:
         assert worker.status == "running" and worker.usage == Usage() and rm.peaks == {}
 
 
-def test_when_the_system_tells_nothing_nobody_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_nothing_can_be_read_no_worker_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a free descriptor nothing can be read: a worker stays, and is unknown, until something can be read again."""
     with python(SLEEP) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
@@ -486,7 +486,7 @@ def test_when_the_system_tells_nothing_nobody_dies(monkeypatch: pytest.MonkeyPat
         assert measured(rm, process.pid).rss
 
 
-def test_what_nobody_may_read_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_read_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process of the tree that may not be read makes the sum unknown, not smaller."""
     with python(FORK) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
@@ -496,9 +496,9 @@ def test_what_nobody_may_read_is_unknown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert usage.pss is None and usage.rss
 
 
-@pytest.mark.skipif(not LINUX, reason="only Linux tells pss")
+@pytest.mark.skipif(not LINUX, reason="only Linux reports pss")
 def test_processes_of_another_user_are_unknown() -> None:
-    """Somebody who is not root measures a process of root: rss is public, pss is not."""
+    """A user who is not root measures a process of root: rss is public, pss is not."""
     other, (reader, writer) = os.getpid() if os.geteuid() == 0 else 1, os.pipe()
     if (child := os.fork()) == 0:
         try:
@@ -518,7 +518,7 @@ def test_processes_of_another_user_are_unknown() -> None:
     os.waitpid(child, 0)
 
 
-# What was told
+# What is reported
 
 
 def test_omitted_stays_none_clears_and_idle_has_no_job() -> None:
@@ -605,7 +605,7 @@ def test_a_peak_is_the_most_that_was_measured_with_a_plugin() -> None:
         rm.update_worker_state(process.pid, plugin_id="small")
         rm.sample()
         rm.update_worker_state(process.pid, plugin_id="large", loaded_plugin_resource="xl")
-        tell(process)
+        proceed(process)
         rm.sample()
         rm.update_worker_state(process.pid, plugin_id=None, loaded_plugin_resource=None)
         rm.sample()
@@ -624,7 +624,7 @@ for line in sys.stdin:
     else: held.append(b"x" * (64 * 2**20))
     print("ready", flush=True)
 """
-linux_only = pytest.mark.skipif(not LINUX, reason="only Linux tells pss")
+linux_only = pytest.mark.skipif(not LINUX, reason="only Linux reports pss")
 
 
 @linux_only
@@ -637,7 +637,7 @@ def test_a_peak_is_no_number_from_before_the_plugin(reported: str) -> None:
         if reported == "before it grows":
             rm.update_worker_state(process.pid, plugin_id="p")
             rm.sample()
-        tell(process)
+        proceed(process)
         if reported == "after it has grown":
             rm.sample()
         rm.update_worker_state(process.pid, plugin_id="p")
@@ -652,10 +652,10 @@ def test_a_peak_is_no_number_of_the_plugin_before(after: "dict[str, str]") -> No
     """What was loaded before was larger: the next plugin, or the next resource, gets its own number."""
     with python(GROWS) as process, ProcessResourceManager(pss_interval=1000) as rm:
         rm.register_worker(process.pid, "test")
-        tell(process)
+        proceed(process)
         rm.update_worker_state(process.pid, plugin_id="large", loaded_plugin_resource="xl")
         rm.sample()
-        tell(process)
+        proceed(process)
         rm.update_worker_state(process.pid, **after)
         rm.sample()
         (_, large), (_, small) = rm.peaks.items()
@@ -687,7 +687,7 @@ def test_a_worker_that_is_registered_anew_meanwhile_gets_nothing_of_the_old(monk
 
 
 def test_a_snapshot_is_consistent_while_others_write() -> None:
-    """Fields that are told together are seen together, and the numbers are those of one measurement."""
+    """Fields that are reported together are seen together, and the numbers are those of one measurement."""
     with python(SLEEP) as one, python(SLEEP) as other, ProcessResourceManager() as rm:
         pids = (one.pid, other.pid)
         stop = threading.Event()
@@ -719,7 +719,7 @@ def test_a_snapshot_is_consistent_while_others_write() -> None:
 
 
 def test_many_threads_at_once() -> None:
-    """Register, tell, measure, look and unregister from eight threads: nothing is lost, nothing raises."""
+    """Register, report, measure, look and unregister from eight threads: nothing is lost, nothing raises."""
     errors: "list[BaseException]" = []
     with python(SLEEP) as process, ProcessResourceManager(interval=0.01) as rm:
         rm.register_worker(process.pid, "test")
@@ -752,7 +752,7 @@ def measuring_threads() -> "list[threading.Thread]":
 
 
 def test_without_an_interval_there_is_no_thread() -> None:
-    """Measurements are made when somebody asks."""
+    """Measurements are made only in `sample` and `snapshot`."""
     with python(SLEEP) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         rm.snapshot()
@@ -777,7 +777,7 @@ def test_the_thread_lives_as_long_as_there_are_workers() -> None:
 
 
 def test_the_thread_ends_when_the_last_worker_died() -> None:
-    """Nobody has to unregister it."""
+    """Also when it was not unregistered."""
     with ProcessResourceManager(interval=0.01) as rm:
         with python(SLEEP) as process:
             rm.register_worker(process.pid, "test")
@@ -786,7 +786,7 @@ def test_the_thread_ends_when_the_last_worker_died() -> None:
 
 
 def test_the_thread_ends_with_a_manager_that_is_forgotten() -> None:
-    """A thread keeps nobody alive."""
+    """A thread does not keep its manager alive."""
     with python(SLEEP) as process:
         rm = ProcessResourceManager(interval=0.01)
         rm.register_worker(process.pid, "test")
@@ -1322,7 +1322,7 @@ def test_prometheus_reads_real_workers() -> None:
     with python(SPIN) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         rm.sample()
-        tell(process)
+        proceed(process)
         families = list(text_string_to_metric_families(rm.snapshot().prometheus()))
     found = {s.name: s.value for family in families for s in family.samples if s.labels.get("pid") == str(process.pid)}
     assert found["cjm_worker_resident_memory_bytes"] > MiB and found["cjm_worker_cpu_seconds_total"] > 0.2
@@ -1389,7 +1389,7 @@ async def test_a_worker_that_is_killed_leaves_no_row(gate: Gate) -> None:  # noq
 
 
 class IgnoresNone:
-    """Takes None for what was not told."""
+    """Takes None for an omitted field."""
 
     def __init__(self) -> None:
         self.workers: "dict[int, dict[str, Any]]" = {}
@@ -1426,7 +1426,7 @@ class IgnoresNone:
 
 
 class IgnoresEmpty(IgnoresNone):
-    """Takes what is empty for what was not told."""
+    """Takes an empty value for an omitted field."""
 
     def take(self, record: "dict[str, Any]", given: "dict[str, Any]") -> None:
         record.update({name: value for name, value in given.items() if value})
@@ -1490,7 +1490,7 @@ async def test_an_adapter_with_a_real_job_manager(kind: "type[IgnoresNone]") -> 
     seen: "list[tuple[Any, Any]]" = []
 
     class Both(ClearingAdapter):
-        """Tells a right manager the same, and compares."""
+        """Reports the same to a right manager, and compares."""
 
         def register_worker(self, pid: int, worker_type: str) -> None:
             super().register_worker(pid, worker_type)
@@ -1518,7 +1518,7 @@ async def test_an_adapter_with_a_real_job_manager(kind: "type[IgnoresNone]") -> 
 
 
 def test_an_adapter_registers_anew_only_when_something_goes() -> None:
-    """A manager that is told of news only is not disturbed; the full state is always told."""
+    """A report that only adds something does not register the worker anew."""
     inner = IgnoresNone()
     adapter = ClearingAdapter(inner)
     adapter.register_worker(1, "test")
@@ -1610,7 +1610,7 @@ def test_an_adapter_unregisters_before_it_registers_again() -> None:
 
 
 def test_an_adapter_takes_the_job_of_a_worker_reported_idle() -> None:
-    """Also when it is told no more than that; a job in the same call counts."""
+    """Also when nothing else is reported; a job in the same call counts."""
     inner = IgnoresNone()
     adapter = ClearingAdapter(inner)
     adapter.register_worker(1, "test")
@@ -1622,7 +1622,7 @@ def test_an_adapter_takes_the_job_of_a_worker_reported_idle() -> None:
 
 
 def test_an_adapter_clears_what_is_empty_and_what_cannot_be_compared() -> None:
-    """An empty text is no None; values that raise when they are compared count as changed, and nothing that was told is lost."""
+    """An empty text is no None; values that raise when they are compared count as changed, and nothing that was reported is lost."""
 
     class Odd:
         def __eq__(self, other: object) -> bool:
@@ -1640,7 +1640,7 @@ def test_an_adapter_clears_what_is_empty_and_what_cannot_be_compared() -> None:
 
 
 def test_an_adapter_recovers_from_a_manager_that_raises() -> None:
-    """What raised half way is told again, from the beginning."""
+    """After an error, everything is reported anew."""
     inner = IgnoresNone()
     adapter = ClearingAdapter(inner)
     adapter.register_worker(1, "test")

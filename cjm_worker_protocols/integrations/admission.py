@@ -21,10 +21,10 @@ from .resources.records import Peak, Worker
 from .resources.render import Snapshot
 
 # %% auto #0
-__all__ = ['Room', 'rooms', 'cuda_index', 'Choice', 'choose_rooms', 'learned', 'declared_sizes', 'format_size', 'Reservation',
-           'loads', 'equal', 'uses', 'Reservations', 'AdmittingResourceManager']
+__all__ = ['Room', 'rooms', 'cuda_index', 'Choice', 'choose_rooms', 'learned', 'declared_sizes', 'format_size', 'refusal',
+           'Reservation', 'loads', 'equal', 'uses', 'Reservations', 'AdmittingResourceManager']
 
-# %% ../../nbs/integrations/admission.ipynb #7c67dec8
+# %% ../../nbs/integrations/admission.ipynb #4cc57231
 @dataclass(frozen=True)
 class Room:
     "Memory that plugins are loaded into, in bytes."
@@ -38,19 +38,18 @@ def rooms(
     limit: int | None = None # The most bytes of memory for all workers together, plugins or not; None for no limit but the machine's
 ) -> dict[str, Room]: # By name; without the GPUs whose memory is unknown
     "List the rooms of a machine."
-    found = {}
+    def room(name: str, size: int, free: int) -> Room:
+        return Room(name, int(size * (1 - headroom)), int(free - size * headroom))
+
+    known = [(gpu.label, gpu.total, gpu.used) for gpu in snapshot.gpus or ()]
+    found = [room(label, total, total - used) for label, total, used in known if total is not None and used is not None]
     if (m := snapshot.memory) is not None:
-        size = m.total if m.limit is None else min(m.total, m.limit)
-        size, free = int(size * (1 - headroom)), int(m.room - size * headroom)
+        memory = room("memory", m.total if m.limit is None else min(m.total, m.limit), m.room)
         if limit is not None:
-            size = max(0, min(size, limit - sum(worker.base or 0 for worker in snapshot.workers)))
-            free = min(free, limit - sum(worker.usage.rss or 0 for worker in snapshot.workers))
-        found["memory"] = Room("memory", size, free)
-    for gpu in snapshot.gpus or ():
-        if gpu.total is None or gpu.used is None: continue
-        spare = gpu.total * headroom
-        found[gpu.label] = Room(gpu.label, int(gpu.total - spare), int(gpu.total - gpu.used - spare))
-    return found
+            empty, taken = sum(worker.base or 0 for worker in snapshot.workers), sum(worker.usage.rss or 0 for worker in snapshot.workers)
+            memory = Room("memory", max(0, min(memory.size, limit - empty)), min(memory.free, limit - taken))
+        found.append(memory)
+    return {room.name: room for room in found}
 
 # %% ../../nbs/integrations/admission.ipynb #38ad23a5
 def cuda_index(
@@ -128,6 +127,20 @@ def format_size(
     "Write a size for people, in decimal units."
     if size is None: return "an unknown amount of memory"
     return f"{size / 1e9:.1f} GB" if abs(size) >= 1e9 else f"{size / 1e6:.0f} MB"
+
+# %% ../../nbs/integrations/admission.ipynb #4cdef1f7
+def refusal(
+    plugin_id: str, # A plugin
+    choice: Choice, # The rooms that it needs
+    left: Mapping[str, int], # Bytes by room
+    there_is: str # How the sentence goes on, with `{}` for a size
+) -> str | None: # None when it fits
+    "Say why a plugin does not fit."
+    if choice.problem: return f"{plugin_id} needs a GPU, and {choice.problem}"
+    for room, size in choice.rooms.items():
+        if size > left[room]:
+            return f"{plugin_id} needs {format_size(size)} of {room}, and {there_is.format(format_size(max(0, left[room])))}"
+    return None
 
 # %% ../../nbs/integrations/admission.ipynb #84640696
 @dataclass
@@ -207,7 +220,7 @@ class Reservations:
         mine = next((r for r in open_ones if equal(r.config, worker.config)), open_ones[0])
         mine.pid, mine.before = worker.pid, uses(worker, mine.rooms)
 
-# %% ../../nbs/integrations/admission.ipynb #5bb69b8d
+# %% ../../nbs/integrations/admission.ipynb #3deb64de
 class AdmittingResourceManager(ProcessResourceManager):
     """Measure workers, and decide what they may load. Implements `AdmissionProtocol` and `EvictionProtocol` as well.
 
@@ -238,11 +251,8 @@ class AdmittingResourceManager(ProcessResourceManager):
         snapshot = self.snapshot(measure=False)
         sizes = {name: room.size for name, room in rooms(snapshot, self.headroom, self.limit).items()}
         choice = choose_rooms(config, self.estimate(plugin_id, config, estimate), snapshot, sizes)
-        if choice.problem: return f"{plugin_id} needs a GPU, and {choice.problem}" if choice.certain else None
-        for room, size in choice.rooms.items():
-            if size > sizes[room] and (choice.certain or room == "memory"):
-                return f"{plugin_id} needs {format_size(size)} of {room}, and there is no more than {format_size(sizes[room])}"
-        return None
+        if not choice.certain: choice = Choice({name: size for name, size in choice.rooms.items() if name == "memory"})
+        return refusal(plugin_id, choice, sizes, "there is no more than {}")
 
     def can_start(self, plugin_id: str, config: dict[str, Any], estimate: dict[str, int] | None = None) -> str | None:
         with self._deciding:
@@ -251,12 +261,9 @@ class AdmittingResourceManager(ProcessResourceManager):
             there = rooms(snapshot, self.headroom, self.limit)
             free = {name: room.free - self._reservations.left(name, workers) for name, room in there.items()}
             choice = choose_rooms(config, self.estimate(plugin_id, config, estimate), snapshot, free)
-            if choice.problem: return f"{plugin_id} needs a GPU, and {choice.problem}"
-            for room, size in choice.rooms.items():
-                left = max(0, free[room])
-                if size > left: return f"{plugin_id} needs {format_size(size)} of {room}, and {format_size(left)} is free"
-            self._reservations.add(Reservation(plugin_id, config, choice.rooms, time.monotonic() + self.PROMISE))
-            return None
+            reason = refusal(plugin_id, choice, free, "{} is free")
+            if not reason: self._reservations.add(Reservation(plugin_id, config, choice.rooms, time.monotonic() + self.PROMISE))
+            return reason
 
     def choose_victim(self, plugin_id: str, config: dict[str, Any], idle: list[int]) -> int | None:
         workers = [worker for worker in map(self.worker, idle) if worker is not None and worker.plugin_id is not None]
