@@ -776,6 +776,23 @@ def test_the_thread_lives_as_long_as_there_are_workers() -> None:
         assert measuring_threads() == [] and measured(rm, process.pid).rss
 
 
+def test_a_thread_that_cannot_be_started_now_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the system has no thread to give, a worker is registered all the same; the next report that needs a thread starts it."""
+
+    class Full(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with python(SLEEP) as process, ProcessResourceManager(interval=0.01) as rm:
+        with monkeypatch.context() as patched:
+            patched.setattr(managing.threading, "Thread", Full)
+            with pytest.raises(RuntimeError):
+                rm.register_worker(process.pid, "test")
+            assert rm.worker(process.pid) and measuring_threads() == []
+        rm.register_worker(process.pid, "test")
+        until(lambda: (worker := rm.worker(process.pid)) is not None and worker.usage.rss is not None)
+
+
 def test_the_thread_ends_when_the_last_worker_died() -> None:
     """Also when it was not unregistered."""
     with ProcessResourceManager(interval=0.01) as rm:

@@ -59,7 +59,7 @@ def cuda_index(
     named = re.fullmatch(r"(?:(?:cuda|gpu):?)?(\d*)", str(config.get("device", "")).strip().lower())
     return int(named[1] or 0) if named and named[0] else None
 
-# %% ../../nbs/integrations/admission.ipynb #8e0bfa8e
+# %% ../../nbs/integrations/admission.ipynb #74497c9e
 class Choice(NamedTuple):
     "The rooms that a plugin needs."
     rooms: dict[str, int]  # Bytes by room
@@ -75,7 +75,7 @@ def choose_rooms(
     "Choose the rooms of a plugin."
     wanted = {"memory": estimate["memory"]} if "memory" in estimate and "memory" in sizes else {}
     size, unlisted = estimate.get("gpu_memory", 0), snapshot.gpus is None
-    if not size or config.get("device") == "cpu" or unlisted and not snapshot.gpu_problem: return Choice(wanted)
+    if not size or str(config.get("device")).lower() == "cpu" or unlisted and not snapshot.gpu_problem: return Choice(wanted)
     if unlisted: return Choice(wanted, f"no GPU can be listed: {snapshot.gpu_problem}", False)
     setting, index = os.environ.get("CUDA_VISIBLE_DEVICES"), cuda_index(config)
     gpus = visible_gpus(snapshot.gpus or (), setting)

@@ -53,7 +53,7 @@ def describe(
     "Name an exception and its message."
     return f"{type(error).__name__}: {error}"
 
-# %% ../../../nbs/integrations/resources/gpu.ipynb #406e3f9d
+# %% ../../../nbs/integrations/resources/gpu.ipynb #432d6e90
 class NvmlLibrary:
     "Start NVIDIA's management library when it is first needed, and ask it one question at a time."
     def __init__(self,
@@ -67,7 +67,7 @@ class NvmlLibrary:
     @property
     def problem(self) -> str | None: # None when nothing failed
         "Return why something is unknown."
-        return "; ".join(dict.fromkeys(self._problems.values())) or None
+        return "; ".join(dict.fromkeys(list(self._problems.values()))) or None
 
     def start(self) -> bool: # Whether it can be asked
         "Start the library, once."

@@ -170,7 +170,7 @@ class WorkerTable:
         history = (*record.worker.history, found.usage)[-self._history:]
         record.worker = replace(record.worker, usage=found.usage, processes=found.processes, history=history)
 
-# %% ../../../nbs/integrations/resources/manager.ipynb #5248359c
+# %% ../../../nbs/integrations/resources/manager.ipynb #a5173689
 class Ticker:
     "Call `owner.sample()` at an interval, on a thread that lives as long as it is needed and something else refers to the owner."
     def __init__(self,
@@ -190,8 +190,9 @@ class Ticker:
             if not workers: self._end()
             elif self._interval is not None and self._thread is None and not self._closed:
                 self._stop = threading.Event()
-                self._thread = threading.Thread(target=self._run, args=(self._stop, self._interval), name="resources", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, args=(self._stop, self._interval), name="resources", daemon=True)
+                thread.start()  # before it is kept: when no thread can be started now, the next call tries again
+                self._thread = thread
 
     def close(self) -> None:
         "End the thread for good, and wait until it has ended."
