@@ -278,7 +278,9 @@ class SimulatedWorker:
         """The last that the manager hears of it."""
         self._engine.gone(self)
         events, self._events = self._events, _NoEvents()
+        self._book.told_of_end = True
         events.on_exit(exit)
+        self._book.told_of_end = False
 
     def bury(self) -> None:
         """End one that ignores SIGKILL and that the manager has given up, if it has not ended."""

