@@ -163,8 +163,8 @@ class SimulatedWorker:
         """No worker is ended for a job that has ended, as the manager would know had it looked."""
         asked = [self._fates[tag] for tag in self._asked]
         for fate in self._book.running.values():
-            if fate in asked:
-                continue  # the decision was made before
+            if fate in asked or fate.garbled:
+                continue  # the decision was made before, or what it said is lost
             if fate.job is not None and fate.job.worker_pid == self.pid and fate.said is not None:
                 self._book.check("read first", self._book.closing, self, "has said", fate.said[0], "of", fate)
 

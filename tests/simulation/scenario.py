@@ -542,7 +542,8 @@ def _run(scenario: Scenario, loop: VirtualLoop, verbose: bool) -> Outcome:
         except Violation:
             pass
         except Stuck as e:
-            book.check("nothing waits for ever", False, e, *[fate for fate in book.fates if fate.job is not None and not fate.job.done])
+            waiting = [fate for fate in book.fates if fate.job is not None and not fate.job.done]
+            book.check("shutdown returns" if book.closing else "nothing waits for ever", False, e, *waiting)
         loop.clock.on_turn = lambda: None
         if not book.violations:
             book.nothing_left(loop, engine.workers, loop.rest())
