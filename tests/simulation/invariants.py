@@ -91,6 +91,7 @@ class Book:
         self.running: dict[int, Fate] = {}
         self.pending: dict[int, Fate] = {}
         self.ready: dict[Any, dict[int, dict[int, Fate]]] = {}  # By placement and priority: those that any worker may take
+        self.given_up = False  # Whether the simulation was broken off
         self.told_of_end = False  # Whether the manager is told of a worker's end just now
         self.failed_starts = self.refused_starts = 0
         self.limits: tuple[float | None, ...] = ()  # The timeouts of the config
@@ -114,7 +115,7 @@ class Book:
 
     def check(self, name: str, holds: Any, *facts: Any) -> None:
         """Note a violation unless this holds. It is not raised: the managers survive what their callbacks raise."""
-        if holds or self.violations:  # what follows from the first one is of no interest
+        if holds or self.violations or self.given_up:  # what follows from the first one is of no interest
             return
         self.note("VIOLATION", name, *facts)
         if name in KNOWN:

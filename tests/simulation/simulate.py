@@ -103,17 +103,16 @@ def _run(scenario: Scenario, loop: VirtualLoop, verbose: bool) -> Outcome:
     play = Play(scenario, loop, verbose)
     book, engine, manager = play.book, play.engine, weakref.ref(play.manager)
     with _listening(book, loop):
-        ended = False
         try:
             loop.run_until_complete(play.play())
-            ended = True
         except Violation:
             pass
         except Stuck as e:
             waiting = [fate for fate in book.fates if fate.job is not None and not fate.job.done]
             book.check("shutdown returns" if book.closing else "nothing waits for ever", False, e, *waiting)
         loop.clock.on_turn = lambda: None
-        if ended and not book.violations:
+            book.given_up = True
+        if not book.given_up and not book.violations:
             book.nothing_left(loop, engine.workers, loop.rest())
         for task in asyncio.all_tasks(loop):
             task.cancel()
@@ -121,7 +120,7 @@ def _run(scenario: Scenario, loop: VirtualLoop, verbose: bool) -> Outcome:
         del play
         book.forget()
         gc.collect()
-        book.check("the manager is freed", not ended or book.violations or manager() is None)
+        book.check("the manager is freed", manager() is None)
     return Outcome(scenario, book.violations, dict(book.counts), dict(book.known), book.digest, list(book.tail), loop.time())
 
 
