@@ -110,8 +110,8 @@ def _run(scenario: Scenario, loop: VirtualLoop, verbose: bool) -> Outcome:
         except Stuck as e:
             waiting = [fate for fate in book.fates if fate.job is not None and not fate.job.done]
             book.check("shutdown returns" if book.closing else "nothing waits for ever", False, e, *waiting)
-        loop.clock.on_turn = lambda: None
             book.given_up = True
+        loop.clock.on_turn = lambda: None
         if not book.given_up and not book.violations:
             book.nothing_left(loop, engine.workers, loop.rest())
         for task in asyncio.all_tasks(loop):
