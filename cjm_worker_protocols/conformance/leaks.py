@@ -20,7 +20,10 @@ from .subject import Subject, described
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/conformance/leaks.ipynb #ccebcdbd
+# %% ../../nbs/conformance/leaks.ipynb #7330f5f6
+WORKERS = 10_000  # How many come and go
+
+# %% ../../nbs/conformance/leaks.ipynb #585c768d
 def come_and_go(
     it: Subject, # A resource manager
     workers: int, # How many
@@ -41,7 +44,7 @@ def come_and_go(
             if updated: update(pid=pid, **full())
             unregister(pid)
             if updated: update(pid=pid, **full())  # a late one
-            if time.monotonic() > end: raise NotObservable("it is too slow for 10,000 workers here")
+            if time.monotonic() > end: raise NotObservable(f"it is too slow for {WORKERS:,} workers here")
     except NotObservable: raise
     except Exception as e: raise Broken(f"it raised {described(e)}") from e
 
@@ -57,13 +60,13 @@ def held() -> dict[str, int]: # By what is counted
     with suppress(OSError): counts["open files"] = len(os.listdir("/proc/self/fd"))
     return counts
 
-# %% ../../nbs/conformance/leaks.ipynb #674082d6
+# %% ../../nbs/conformance/leaks.ipynb #20313ac1
 @rule("resources.leaves_nothing", "unregister_worker", "A server runs for months and has many workers.",
       "Remove all that is kept of a worker when it is unregistered; give a log a limit: `deque(maxlen=…)`.", "warning",
       ("resources.unregister_forgets", "resources.unknown_pid"))
 def _(it: Subject) -> None:
-    "10,000 workers that came and went leave nothing behind."
-    half, end, sizes = 5_000, time.monotonic() + 6, list[int]()
+    "Workers that came and went leave nothing behind."
+    half, end, sizes = WORKERS // 2, time.monotonic() + 6, list[int]()
     new_pid = it.processes.gone if takes_any_pid(it) else it.processes.living
     before = held()
     for _ in range(2):
@@ -77,6 +80,6 @@ def _(it: Subject) -> None:
     for n in (half, half):
         come_and_go(it, n, new_pid, end, updated)
         sizes.append(footprint(it.impl))
-    it.trail[:] = [_times(10_000, updated)]
+    it.trail[:] = [_times(WORKERS, updated)]
     if (more := sizes[1] - sizes[0]) > half // 2:
-        raise Broken(f"it keeps {more:,} more references after 10,000 workers than after 5,000")
+        raise Broken(f"it keeps {more:,} more references after {WORKERS:,} workers than after {half:,}")
