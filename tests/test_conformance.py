@@ -414,7 +414,18 @@ async def stream_connect(hub: Any) -> StreamClient:
 
 
 REAL: "dict[str, tuple[Any, str, Any, set[str]]]" = {
-    "the registry": (field().UnifiedPluginRegistry, "registry", field().some_categories, {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call"}),
+    "the registry": (
+        field().UnifiedPluginRegistry,
+        "registry",
+        field().some_categories,
+        {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call", "registry.hostile_ids"},
+    ),
+    "the registry, mended": (
+        field().Mended,
+        "registry",
+        field().some_categories,
+        {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call"},
+    ),
     "the resource manager": (
         field().ResourceManager,
         "resources",
@@ -437,7 +448,7 @@ def test_real_implementations_are_told_what_to_mend(name: str) -> None:
 
 def test_the_words_for_real_implementations_name_the_cause() -> None:
     """A rename, another order, and `is not None`."""
-    registry, manager = (check(factory, protocol, probe=probe) for factory, protocol, probe, _ in list(REAL.values())[:2])
+    registry, manager = (check(*REAL[name][:2], probe=REAL[name][2]) for name in ("the registry", "the resource manager"))
     assert "`unique_id` looks like a rename of `plugin_id`" in str(registry)
     by_id = {f.id: f for f in manager.findings}
     assert "The order differs: pid, job_id, plugin_id, plugin_name, loaded_plugin_resource, config, status" in by_id["resources.update_worker_state.every_call"].fix
