@@ -802,7 +802,7 @@ def exit_with_child() -> None:
 
 def dies_after_its_result(x: Any) -> Any:
     """Give a result, and die when it has been sent."""
-    from cjm_worker_protocols.core import worker
+    from cjm_worker_protocols.worker import main as worker
 
     def die(self: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -14,7 +14,7 @@ from cjm_worker_protocols.conformance import check
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.extensions.admission import AdmissionProtocol, EvictionProtocol
 from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
-from cjm_worker_protocols.managers.admission import Door
+from cjm_worker_protocols.managers.admission import AdmissionGate as Door
 from cjm_worker_protocols.integrations.admission import AdmittingResourceManager, rooms
 from cjm_worker_protocols.integrations.resources import Gpu, SettingError, Usage, memory_now
 

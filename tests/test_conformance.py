@@ -48,7 +48,7 @@ from cjm_worker_protocols.conformance.run import AGAIN, DEEP, Run, checks_of
 from cjm_worker_protocols.conformance.subject import Subject
 from cjm_worker_protocols.conformance.threads import switching
 from cjm_worker_protocols.integrations.resources import ClearingAdapter
-from cjm_worker_protocols.managers.pool import PooledWorker
+from cjm_worker_protocols.managers.proxy import WorkerProxy
 from cjm_worker_protocols.extensions.protocols import (
     EventBroadcasterProtocol,
     PluginRegistryProtocol,
@@ -1311,9 +1311,9 @@ def test_without_a_way_to_start_processes_pids_are_made_up(monkeypatch: pytest.M
     assert report.counts["passed"] == len(report.outcomes), str(report)
 
 
-def test_the_kit_tells_of_workers_what_the_manager_tells() -> None:
-    """The same fields, and every status that a worker of the pool can have."""
-    told = {snapshot["status"] for snapshot in resources.LIFE}
-    source = inspect.getsource(PooledWorker)
-    assert told == set(re.findall(r"`(\w+)`", source[source.index("def status") :].partition("\n")[0]))
+def test_the_kit_sends_of_workers_what_the_manager_sends() -> None:
+    """The same fields, and every status that a worker can have."""
+    sent = {snapshot["status"] for snapshot in resources.LIFE}
+    source = inspect.getsource(WorkerProxy)
+    assert sent == set(re.findall(r"`(\w+)`", source[source.index("def status") :].partition("\n")[0]))
     assert all(set(snapshot) == set(resources.FIELDS) for snapshot in resources.LIFE)

@@ -1805,7 +1805,7 @@ import asyncio, sys
 sys.path[:] = [sys.argv[1], *(p for p in sys.path if p != sys.argv[2])]
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in f.__module__]
 from cjm_worker_protocols import JobManager
-from cjm_worker_protocols.core import engine
+from cjm_worker_protocols.engines import local as engine
 
 def where():
     import cjm_worker_protocols

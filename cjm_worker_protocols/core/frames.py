@@ -40,6 +40,7 @@ class Kind(IntEnum):
     CANCELLED = 25  # from the worker: the job stopped because it was asked to
     OUTPUT = 26  # from the worker: `stdout` or `stderr`, and what was written to it
     REPLY = 27  # from the worker: whether the command did anything, why not, the plugin that is loaded now, and its config
+    FINISHED = 28  # from the worker: the job has ended in time; its large result follows
 
 # %% ../../nbs/core/frames.ipynb #d12817bf
 PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types that hold nothing of another type
@@ -133,7 +134,7 @@ class FrameReader:
         frames, start, view = [], 0, self._view
         while end - start >= HEADER.size:
             kind, tag, size = HEADER.unpack_from(view, start)
-            if not Kind.INIT <= kind <= Kind.REPLY: raise ValueError(f"expected a frame (got one of kind {kind})")
+            if not Kind.INIT <= kind <= Kind.FINISHED: raise ValueError(f"expected a frame (got one of kind {kind})")
             body = start + HEADER.size
             stop = body + size
             if stop <= end:
