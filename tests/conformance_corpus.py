@@ -573,7 +573,7 @@ class IsConfiguredIsAMethod(Registry):
             meta.is_configured = self.configured
 
     def configured(self) -> bool:
-        """Which nobody calls."""
+        """It is never called."""
         return False
 
 
@@ -614,12 +614,12 @@ class NothingIsOneList(Registry):
 class EachListingAddsToTheLast(Registry):
     def __init__(self) -> None:
         super().__init__()
-        self.told: List[Any] = []
+        self.listed: List[Any] = []
 
     def get_plugins_by_category(self, category: Any) -> List[Any]:
         if category == "text":
-            self.told += super().get_plugins_by_category(category)[:1]
-            return list(self.told)
+            self.listed += super().get_plugins_by_category(category)[:1]
+            return list(self.listed)
         return super().get_plugins_by_category(category)
 
 
@@ -1336,7 +1336,7 @@ class AWorkerTakesAllAlong(Resources):
 
 @mutant("resources.threads")
 class TheTableIsWrittenAnew(Resources):
-    """Nobody sees it half written, but what another wrote meanwhile is lost."""
+    """It is never half written, but what another thread wrote meanwhile is lost."""
 
     def register_worker(self, pid: int, worker_type: str) -> None:
         self.workers = {**self.others(pid), pid: {"worker_type": worker_type, "status": "idle"}}
@@ -1617,7 +1617,7 @@ class UnknownIsTheLast(Resources):
 
 
 @mutant("resources.workers_are_apart")
-class NewsOfNobodyAreForTheLast(Resources):
+class UpdatesOfUnknownPidsGoToTheLast(Resources):
     def store(self, pid: int, fields: Dict[str, Any]) -> None:
         with self.lock:
             super().store(pid if pid in self.workers else next(reversed(self.workers), 0), fields)
@@ -1742,7 +1742,7 @@ class DataByNameAreLost(Hub):
 
 
 @mutant("events.nobody")
-class NobodyIsAnError(Hub):
+class NoClientIsAnError(Hub):
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         if not self.clients:
             raise ConnectionError("no clients")
@@ -1750,13 +1750,13 @@ class NobodyIsAnError(Hub):
 
 
 @mutant("events.nobody")
-class NobodyEndsTheProgram(Hub):
+class NoClientEndsTheProgram(Hub):
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         await super().broadcast(event_type, data) if self.clients else sys.exit("no clients")
 
 
 @mutant("events.nobody")
-class NobodyIsACancelledTask(Hub):
+class NoClientIsACancelledTask(Hub):
     """It has cancelled a task of its own, and awaits it."""
 
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
@@ -1824,7 +1824,7 @@ class OneInFiftyIsLost(Hub):
 
 @mutant("events.order")
 class UrgentComesFirst(Hub):
-    """The end of a job goes before what nobody has read yet."""
+    """The end of a job goes before unread events."""
 
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         text = frame(event_type, data)
@@ -1979,7 +1979,7 @@ class OftenIsTooOften(Hub):
 
 @mutant("events.order")
 class UnreadIsReplaced(Hub):
-    """The newest of a type takes the place of one that nobody has read."""
+    """The newest of a type replaces an unread one."""
 
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         text = frame(event_type, data)
@@ -2052,7 +2052,7 @@ class DataAreCopiedOnTopOnly(DataAreWrittenLate):
 
 @mutant("events.data_not_kept")
 class HistoryIsWrittenLate(Hub):
-    """Whoever comes later gets the last events as their callers have them now."""
+    """A later client gets the last events as their callers have them now."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -2364,7 +2364,7 @@ class ReaderPage(Page):
 
 @mutant("events.other_loop")
 class TheOtherLoopSleeps(Hub):
-    """The hub of many a page: nothing wakes the loop of a client that is told from another."""
+    """The hub of many a page: a broadcast from another loop does not wake the loop of a client."""
 
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         text = frame(event_type, data)

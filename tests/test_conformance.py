@@ -349,7 +349,7 @@ def test_the_resource_managers_of_the_contract_pass(name: str, capsys: pytest.Ca
 
 
 def test_the_broadcaster_of_the_contract_passes() -> None:
-    """It keeps all events, whoever is there; that is no client that is stuck."""
+    """It keeps all events, with and without clients; no client is stuck."""
     report = check(examples().SimpleEventBroadcaster, EventBroadcasterProtocol, probe=Kept)
     assert report.ok and not ended(report, "blocked"), str(report)
     assert not report.findings
@@ -439,7 +439,7 @@ REAL: "dict[str, tuple[Any, str, Any, set[str]]]" = {
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_implementations_are_told_what_to_mend(name: str) -> None:
+def test_real_implementations_get_their_findings(name: str) -> None:
     """Those that people have already work with the manager; the kit says where they would not with others."""
     factory, protocol, probe, want = REAL[name]
     report = check(factory, protocol, probe=probe)
@@ -542,7 +542,7 @@ def test_the_kit_neither_traces_nor_profiles(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("name", ["KnownCategoryIsLeftToACoroutine", "KnownConfigIsLeftToACoroutine", "KnownIdIsLeftToACoroutine", "ListingIsACoroutine"])
 def test_no_coroutine_is_left_behind(name: str, recwarn: pytest.WarningsRecorder) -> None:
-    """What nobody awaits is closed."""
+    """Coroutines that are never awaited are closed."""
     MUTANTS[name].check()
     gc.collect()
     assert not recwarn.list
@@ -569,7 +569,7 @@ def test_a_waiver_for_no_check_is_a_failure() -> None:
 
 
 def test_a_waiver_for_what_cannot_be_seen_is_a_failure() -> None:
-    """Nobody knows whether it is needed."""
+    """It may not be needed."""
     report = check(Registry, "registry", waive={"registry.known_id": "r"})
     assert [f.actual.partition(":")[0] for f in report.findings] == ["the check is not observable"]
 
@@ -587,7 +587,7 @@ def test_that_nothing_was_checked_is_a_failure() -> None:
 
 @each_protocol
 def test_what_needs_a_probe_is_not_observable_without_one(protocol: str) -> None:
-    """The reason says which probe would help; whoever has no probe is not told that all is well."""
+    """The reason says which probe would help; nothing is claimed without one."""
     report = check(RIGHT[protocol], protocol)
     unseen = ended(report, "not_observable")
     assert unseen and report.ok and not report.findings
@@ -1104,7 +1104,7 @@ class ThreadedRegistry(Registry):
 
 
 @pytest.mark.parametrize("made, member", [(Threaded, "resources.register_worker"), (ThreadedRegistry, "registry.get_plugin")])
-def test_what_belongs_to_another_thread_is_told_so(made: Any, member: str) -> None:
+def test_what_belongs_to_another_thread_says_so(made: Any, member: str) -> None:
     """The manager would have the same trouble; it is one finding, and not one for every rule."""
     (finding,) = check(made(), member.partition(".")[0]).findings
     assert finding.id == f"{member}.manager_call" and "check_same_thread=False" in finding.fix and "same thread" in finding.actual
@@ -1134,7 +1134,7 @@ class HandingHub(LoopHub):
 
 
 @pytest.mark.parametrize("made", [LoopHub, HandingHub])
-def test_a_broadcaster_of_the_loop_that_runs_is_told_so(made: Any) -> None:
+def test_a_broadcaster_of_the_loop_that_runs_says_so(made: Any) -> None:
     """`check` holds up that loop; the twin does not."""
 
     async def main() -> "tuple[Report, Report]":
@@ -1145,7 +1145,7 @@ def test_a_broadcaster_of_the_loop_that_runs_is_told_so(made: Any) -> None:
     assert not broken(right) - {"events.unsendable", "events.forged"} and check(made, "events", probe=connect).counts["passed"] >= 15
 
 
-def test_one_that_is_made_for_no_loop_is_not_told_so() -> None:
+def test_one_that_is_made_for_no_loop_says_nothing_of_it() -> None:
     """The advice is for those whom it may help."""
     text = str(check(Hub, "events", probe=connect)) + str(check(MUTANTS["NewestFirst"].factory(), "events", probe=connect))
     assert "newest" in text.lower() and "check_async" not in text
@@ -1166,7 +1166,7 @@ class RunsALoop(Hub):
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")
-def test_common_errors_are_told_what_to_do() -> None:
+def test_common_errors_explain_themselves() -> None:
     """Not by the rule that was looked at, but by what was raised."""
     (finding,) = check(NeedsALoop, "resources").findings
     assert "`loop.call_soon_threadsafe`" in finding.fix and "no running event loop" in finding.actual
@@ -1204,7 +1204,7 @@ NO_FACTORIES: "dict[str, tuple[Any, str]]" = {
 
 
 @pytest.mark.parametrize("name", NO_FACTORIES)
-def test_what_is_no_factory_is_told_why(name: str) -> None:
+def test_what_is_no_factory_says_why(name: str) -> None:
     """It says what to give instead, and no address in memory."""
     factory, why = NO_FACTORIES[name]
     with pytest.raises(FactoryError, match=re.escape(why)) as caught:
@@ -1214,7 +1214,7 @@ def test_what_is_no_factory_is_told_why(name: str) -> None:
         asyncio.run(check_async(factory, "events"))
 
 
-def test_a_class_that_is_given_for_an_instance_is_told_so() -> None:
+def test_a_class_that_is_given_for_an_instance_says_so() -> None:
     """By a factory that forgot to call it."""
     for finding in check(lambda: Registry, "registry").findings:
         assert "`Registry()`" in finding.fix

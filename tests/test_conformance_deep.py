@@ -46,9 +46,9 @@ class Manager:
         values = dict(zip(FIELDS, (status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)))
         self.store(pid, {name: copy.deepcopy(value) for name, value in values.items() if value is not UNSET})
 
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
         if pid in self.workers:
-            self.workers[pid].update(told)
+            self.workers[pid].update(given)
 
 
 def look(manager: Any, pid: int) -> Any:
@@ -57,23 +57,23 @@ def look(manager: Any, pid: int) -> Any:
 
 
 class CannotClear(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, {name: value for name, value in told.items() if value is not None})
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, {name: value for name, value in given.items() if value is not None})
 
 
 class EmptyIsMissing(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, {name: value for name, value in told.items() if value or value is None})
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, {name: value for name, value in given.items() if value or value is None})
 
 
 class OmittedIsCleared(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, {**dict.fromkeys(FIELDS), **told})
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, {**dict.fromkeys(FIELDS), **given})
 
 
 class UnknownIsMade(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        self.workers.setdefault(pid, dict.fromkeys(FIELDS)).update(told)
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        self.workers.setdefault(pid, dict.fromkeys(FIELDS)).update(given)
 
 
 class UnregisterRaises(Manager):
@@ -100,20 +100,20 @@ class Remembers(Manager):
         super().register_worker(pid, worker_type)
         self.workers[pid]["config"] = self.configs.get(pid)
 
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, told)
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, given)
         if pid in self.workers:
             self.configs[pid] = self.workers[pid]["config"]
 
 
 class OneForAll(Manager):
-    """The status is that of whoever was told last."""
+    """The last status is that of all workers."""
 
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, told)
-        if pid in self.workers and "status" in told:
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, given)
+        if pid in self.workers and "status" in given:
             for worker in self.workers.values():
-                worker["status"] = told["status"]
+                worker["status"] = given["status"]
 
 
 class ForgetsAll(Manager):
@@ -128,15 +128,15 @@ class NeverForgets(Manager):
 
 
 class Aliased(Manager):
-    def update_worker_state(self, pid: int, **told: Any) -> None:  # type: ignore[override]
-        self.store(pid, told)
+    def update_worker_state(self, pid: int, **given: Any) -> None:  # type: ignore[override]
+        self.store(pid, given)
 
 
 class Swapped(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        if "plugin_name" in told and "plugin_id" in told:
-            told = {**told, "plugin_name": told["plugin_id"], "plugin_id": told["plugin_name"]}
-        super().store(pid, told)
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        if "plugin_name" in given and "plugin_id" in given:
+            given = {**given, "plugin_name": given["plugin_id"], "plugin_id": given["plugin_name"]}
+        super().store(pid, given)
 
 
 class Feed:
@@ -215,7 +215,7 @@ class Locked(Broadcaster):
 
 
 class Unforgetting(Broadcaster):
-    """Who has left is told all the same."""
+    """A client that has left gets events all the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -469,7 +469,7 @@ class Manager:
     def __init__(self): self.workers = {{}}
     def register_worker(self, pid, worker_type): self.workers[pid] = {{}}
     def unregister_worker(self, pid): self.workers.pop(pid, None)
-    def update_worker_state(self, pid, **told): self.workers[pid].update(told)
+    def update_worker_state(self, pid, **given): self.workers[pid].update(given)
 before = set(__import__(f"{PACKAGE}.conformance", fromlist=["CHECKS"]).CHECKS)
 report = check(Manager, "resources", probe=lambda m, pid: m.workers.get(pid), deep=True)
 assert "resources.any_sequence" not in __import__(f"{PACKAGE}.conformance", fromlist=["CHECKS"]).CHECKS
@@ -523,7 +523,7 @@ def test_a_broken_shape_blocks_the_search() -> None:
 
 
 def test_waivers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search can be waived like any check; the waiver is no mistake without the search, and one when it passes."""
+    """A search can be waived like any check; the waiver is an error only when the search passes."""
     monkeypatch.setattr(Search, "RUNS", 60)
     waive = {"resources.any_sequence": "we never clear"}
     assert outcomes(check(NeverForgets, "resources", probe=look, deep=True, waive=waive))["resources.any_sequence"][0] == "skipped"
@@ -596,9 +596,9 @@ def test_a_slow_one_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.02)
             super().register_worker(pid, worker_type)
 
-        def store(self, pid: int, told: "dict[str, Any]") -> None:
+        def store(self, pid: int, given: "dict[str, Any]") -> None:
             time.sleep(0.02)
-            super().store(pid, told)
+            super().store(pid, given)
 
     class Wrong(Slow):
         def unregister_worker(self, pid: int) -> None:

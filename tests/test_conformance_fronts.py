@@ -209,7 +209,7 @@ def test_check_says_what_to_mend(app: Path) -> None:
 
 
 def test_check_says_what_will_bite_later(app: Path) -> None:
-    """A warning is told, and is no failure; the help says so."""
+    """A warning is printed, and is no failure; the help says so."""
     done = cli(app, "app:Sharing", "--as", "resources", "--probe", "app:probe")
     assert done.returncode == 0 and "warning: resources.config_is_copied" in done.stdout and "1 warned" in done.stdout, said(done)
     assert "warnings" in cli(app, "--help").stdout

@@ -127,12 +127,13 @@ class Model(RuleBasedStateMachine):
         else: return
         self.search.departed(self, wrong)
 
-# %% ../../nbs/conformance/search.ipynb #a8803371
+# %% ../../nbs/conformance/search.ipynb #2f098099
 class Search:
     "Looks for the shortest sequence of calls after which an implementation is not what the model says."
     SECONDS = 6.0  # After which it ends with what it has
     RUNS = 300  # How many at most
     STEPS = 15  # Of one run, at most
+    HURRY = 0.1  # Seconds to wait for something while a finding is made shorter
 
     def __init__(self,
         protocol: str, # The short name of the protocol
@@ -143,7 +144,6 @@ class Search:
         self.found: list[Found] = []
         self.sure = False  # Whether this run is the shortest one, made once more
         self.reason: BaseException | None = None  # Why the search could not go on
-        self.waits = [0.01]  # Seconds until something came that did come
 
     def begin(self,
         impl: Any # An implementation for this run
@@ -183,9 +183,9 @@ class Search:
 
     def patience(self,
         seconds: float # For something that may be slow
-    ) -> float: # Fewer while what was found is made shorter
+    ) -> float: # Fewer while what was found is made shorter; what is reported is seen with all of them
         "How long to wait before something counts as not coming."
-        return seconds if self.sure or not self.found else min(seconds, max(0.02, 20 * sum(self.waits) / len(self.waits)))
+        return seconds if self.sure or not self.found else min(seconds, self.HURRY)
 
 # %% ../../nbs/conformance/search.ipynb #fd04b0f3
 def _shortened(search: Search, model: Callable[[], Model], chosen: Found, simpler: Callable[[list[Call]], Iterator[list[Call]]],

@@ -121,6 +121,9 @@ class Subject:
         while len(last) > 2 and sum(map(len, last)) > 800: last = last[1:]
         return "; ".join(["…"] * (len(self.trail) > len(last)) + last)
 
+# %% ../../nbs/conformance/subject.ipynb #3fbb7dce
+TIMEOUTS = (asyncio.TimeoutError, TimeoutError)  # Two classes before Python 3.11
+
 # %% ../../nbs/conformance/subject.ipynb #6d98bbf0
 async def settled(
     value: Any # A value that may have to be awaited
