@@ -199,7 +199,7 @@ class Mutant:
             from cjm_worker_protocols.conformance.search import Search
 
             Search.SECONDS = 60.0  # on a busy machine; it has a limit of runs too
-        with limited(1.0, workers=10_000 if self.id == "resources.leaves_nothing" else 400):
+        with limited(1.0, workers=4_000 if self.id == "resources.leaves_nothing" else 400):
             return check(self.factory, self.protocol, probe=self.probe, deep=self.deep)
 
 

@@ -131,6 +131,7 @@ def test_a_warning_warns(app: Path) -> None:
     assert [id for id, (how, _) in strict.items() if how != "passed"] == ["resources.config_is_copied"]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_seen_is_skipped_with_the_reason(app: Path) -> None:
     """Without a probe nothing is claimed."""
     found, _ = ended(app, "test_it = conformance_tests(right, 'resources')")
@@ -151,7 +152,7 @@ def test_waivers_in_a_test_file(app: Path) -> None:
     "arguments, message",
     [
         ("Needy, 'resources'", "FactoryError: <class 'app.Needy'> made nothing to check: TypeError: Needy.__init__() missing 1"),
-        ("Right, 'resources', probe=wrong_probe", "ProbeError: the probe, asked for a worker: expected a mapping"),
+        pytest.param("Right, 'resources', probe=wrong_probe", "ProbeError: the probe, asked for a worker: expected a mapping", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_be_checked_fails_every_test_in_a_line(app: Path, arguments: str, message: str) -> None:
@@ -162,18 +163,21 @@ def test_what_cannot_be_checked_fails_every_test_in_a_line(app: Path, arguments:
     assert "conformance/" not in text and "Traceback" not in text
 
 
+@pytest.mark.slow
 def test_a_waiver_without_a_reason_fails_in_a_test_file(app: Path) -> None:
     """As it fails elsewhere."""
     found, _ = ended(app, "test_it = conformance_tests(Sharing, 'resources', probe=probe, waive={'resources.config_is_copied': ''})", "-k", "config_is_copied")
     assert found["resources.config_is_copied"][0] == "failure" and "it gives no reason" in found["resources.config_is_copied"][1]
 
 
+@pytest.mark.slow
 def test_one_check_can_be_chosen(app: Path) -> None:
     """`-k` takes ids."""
     found, _ = ended(app, "test_it = conformance_tests(Right, 'resources', probe=probe)", "-k", "resources.clear")
     assert list(found) == [id for id in IDS if id.startswith("resources.clear")]
 
 
+@pytest.mark.slow
 def test_the_search_is_one_more_test(app: Path) -> None:
     """`deep=True` adds the check that searches, and its finding is a sequence of calls."""
     found, _ = ended(app, "test_it = conformance_tests(Forgetful, 'resources', probe=probe, deep=True)", "-k", "any_sequence or kit")
@@ -196,7 +200,7 @@ def test_check_says_that_all_is_well(app: Path) -> None:
     assert done.stderr == "the app is imported\n"
 
 
-@pytest.mark.parametrize("target", ["app:right", "app:Right"])
+@pytest.mark.parametrize("target", ["app:right", pytest.param("app:Right", marks=pytest.mark.slow)])
 def test_check_takes_factories_and_objects(app: Path, target: str) -> None:
     """And probes of either kind."""
     assert cli(app, target, "--as", "resources", "--probe", "app:slow_probe").returncode == 0
@@ -208,6 +212,7 @@ def test_check_says_what_to_mend(app: Path) -> None:
     assert done.returncode == 1 and "error: resources.unregister_idempotent" in done.stdout and "    mend      " in done.stdout, said(done)
 
 
+@pytest.mark.slow
 def test_check_says_what_will_bite_later(app: Path) -> None:
     """A warning is printed, and is no failure; the help says so."""
     done = cli(app, "app:Sharing", "--as", "resources", "--probe", "app:probe")
@@ -255,18 +260,18 @@ def test_check_with_waivers(app: Path) -> None:
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["app"], "the following arguments are required: --as"),
-        (["app", "--as", "resources"], "expected module:name (got 'app')"),
+        pytest.param(["app"], "the following arguments are required: --as", marks=pytest.mark.slow),
+        pytest.param(["app", "--as", "resources"], "expected module:name (got 'app')", marks=pytest.mark.slow),
         (["nope:Right", "--as", "resources"], "nope:Right cannot be imported: ModuleNotFoundError: No module named 'nope'"),
-        (["app:Wrong", "--as", "resources"], "app:Wrong cannot be imported: AttributeError"),
-        (["app:Right", "--as", "resource"], "got 'resource'"),
+        pytest.param(["app:Wrong", "--as", "resources"], "app:Wrong cannot be imported: AttributeError", marks=pytest.mark.slow),
+        pytest.param(["app:Right", "--as", "resource"], "got 'resource'", marks=pytest.mark.slow),
         (["app:nothing", "--as", "resources"], "app:nothing: expected a factory, or an object with register_worker"),
-        (["app:Needy", "--as", "resources"], "made nothing to check: TypeError"),
-        (["app:Right", "--as", "resources", "--probe", "app:wrong_probe"], "expected a mapping, or None"),
+        pytest.param(["app:Needy", "--as", "resources"], "made nothing to check: TypeError", marks=pytest.mark.slow),
+        pytest.param(["app:Right", "--as", "resources", "--probe", "app:wrong_probe"], "expected a mapping, or None", marks=pytest.mark.slow),
         (["app:Right", "--as", "resources", "--probe", "app:nope"], "app:nope cannot be imported"),
-        (["app:Right", "--as", "resources", "--waive", "resources.snapshot"], "--waive: expected ID=reason (got 'resources.snapshot')"),
+        pytest.param(["app:Right", "--as", "resources", "--waive", "resources.snapshot"], "--waive: expected ID=reason (got 'resources.snapshot')", marks=pytest.mark.slow),
         (["app:Right", "--as", "resources", "--waive", "resources.snapshot= "], "--waive: expected ID=reason (got 'resources.snapshot= ')"),
-        (["app:fixture", "--as", "resources"], "do not `yield` it"),
+        pytest.param(["app:fixture", "--as", "resources"], "do not `yield` it", marks=pytest.mark.slow),
     ],
 )
 def test_check_used_wrongly(app: Path, args: "list[str]", message: str) -> None:
