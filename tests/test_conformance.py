@@ -282,6 +282,19 @@ def test_every_kind_of_bad_id_is_in_the_finding_traversal_first() -> None:
     assert finding.witness.startswith("load_plugin_config(") and "get_plugin(" not in finding.witness
 
 
+def test_a_hole_does_not_hide_behind_an_exception() -> None:
+    """An id of the same kind may raise before another reaches a file."""
+
+    class Picky(ConfigFiles):
+        def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+            if plugin_id.startswith("../"):
+                raise ValueError("not below the folder")
+            return super().load_plugin_config(plugin_id)
+
+    (finding,) = check(Picky, "registry").findings
+    assert finding.actual.startswith(f"{TRAVERSAL}: it opened ") and finding.fix == CHECKS["registry.hostile_ids"].fix
+
+
 def test_a_kind_of_bad_id_that_only_raises_is_mended_otherwise() -> None:
     """It reaches nothing, so there is no hole to close."""
     (long,), (path,) = report_of("LongIdsRaise").findings, report_of("IdsFromTheRootAreRead").findings

@@ -15,8 +15,8 @@ from .checks import Check, callable_checks, short_name
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/conformance/deep.ipynb #51f2042b
-_WHY = "Each check makes the calls that somebody thought of; things happen in other orders too."
+# %% ../../nbs/conformance/deep.ipynb #104fcd14
+_WHY = "The other checks make a few calls each; in an app, things happen in any order."
 _FIX = "Make these calls to a fresh implementation, one after the other: with the last one it departs from the contract."
 _SEARCHES: dict[str, tuple[str, str, Callable[..., Any]]] = {
     "resources": ("update_worker_state",

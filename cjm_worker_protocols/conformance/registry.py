@@ -23,9 +23,9 @@ from .threads import YieldingStr, at_once
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/conformance/registry.ipynb #4438ca8c
-NOBODY = "kit-no-such-plugin"  # An id that no registry knows
-NOWHERE = "kit-no-such-category"  # A category that no registry knows
+# %% ../../nbs/conformance/registry.ipynb #82106abe
+UNKNOWN_ID = "kit-no-such-plugin"  # An id that no registry knows
+UNKNOWN_CATEGORY = "kit-no-such-category"  # A category that no registry knows
 
 # %% ../../nbs/conformance/registry.ipynb #0120ea8f
 def categories(
@@ -89,21 +89,21 @@ def known_ids(
     if not ids: raise NotObservable("no plugin that it lists has an id")
     return ids
 
-# %% ../../nbs/conformance/registry.ipynb #aa20903e
+# %% ../../nbs/conformance/registry.ipynb #cc0c49b2
 @rule("registry.unknown_id", "get_plugin",
       "The manager turns None into a named error before any worker starts; an exception looks like a registry that is "
       "down, and anything else starts a worker for a plugin that does not exist.",
       "Look the id up with `.get(plugin_id)`, which returns None, and not with `[plugin_id]`, which raises.")
 def _(it: Subject) -> None:
     "`get_plugin` returns None for an unknown id."
-    metadata = it.call("get_plugin", NOBODY)
+    metadata = it.call("get_plugin", UNKNOWN_ID)
     if metadata is not None: raise Broken(f"it returned {shown(metadata)}")
 
 @rule("registry.unknown_config", "load_plugin_config", "A plugin without a configuration is loaded with an empty one.",
       "Return `{}` when there is no configuration.")
 def _(it: Subject) -> None:
     "`load_plugin_config` returns an empty dict for an unknown id."
-    config = it.call("load_plugin_config", NOBODY)
+    config = it.call("load_plugin_config", UNKNOWN_ID)
     if not isinstance(config, dict) or config:
         raise Broken(f"it returned {shown(config)}", "Make a dict of it: `dict(…)`." if config == {} else "")
 
@@ -112,7 +112,7 @@ def _(it: Subject) -> None:
       "Return `[]` when there is no such category.")
 def _(it: Subject) -> None:
     "`get_plugins_by_category` returns an empty list for an unknown category."
-    plugins = it.call("get_plugins_by_category", NOWHERE)
+    plugins = it.call("get_plugins_by_category", UNKNOWN_CATEGORY)
     empty = isinstance(plugins, Iterable) and not plugins
     if not isinstance(plugins, list) or plugins:
         raise Broken(f"it returned {shown(plugins)}", "Make a list of it: `list(…)`." if empty else "")
@@ -269,13 +269,13 @@ def spoiled(
 def _parts(value: Any) -> list[Any]:
     return [*value.values()] if isinstance(value, dict) else [*value] if isinstance(value, (list, tuple)) else []
 
-# %% ../../nbs/conformance/registry.ipynb #ad647cd4
+# %% ../../nbs/conformance/registry.ipynb #7408363b
 @rule("registry.list_is_the_callers", "get_plugins_by_category",
       "A caller that sorts or filters the list in place must not change what others get.",
       "Return a fresh list every time: `return list(…)`.", "warning", ("registry.gives_a_list",))
 def _(it: Subject) -> None:
     "The list belongs to the caller, who may change it."
-    for category in [NOWHERE, *(categories(it) if it.probe else ())]:
+    for category in [UNKNOWN_CATEGORY, *(categories(it) if it.probe else ())]:
         given = [it.call("get_plugins_by_category", category) for _ in range(2)]  # the second may come from a cache
         before, again = map(len, given)
         if again != before:
@@ -289,7 +289,7 @@ def _(it: Subject) -> None:
         if after != before: raise Broken(f"the next caller got a list of {after} (before: {before})")
     if it.probe is None: categories(it)
 
-# %% ../../nbs/conformance/registry.ipynb #aa4fdd85
+# %% ../../nbs/conformance/registry.ipynb #beb6b553
 @rule("registry.config_is_a_dict", "load_plugin_config", "The plugin is loaded with it.",
       "Return a dict with strings for keys; `{}` when there is no configuration.",
       requires=("registry.known_id", "registry.unknown_config"))
@@ -320,7 +320,7 @@ def _(it: Subject) -> None:
       requires=("registry.config_can_be_sent",))
 def _(it: Subject) -> None:
     "A configuration belongs to the caller, who may change it, and whatever is in it."
-    for plugin_id in [NOBODY, *known_ids(it)]:
+    for plugin_id in [UNKNOWN_ID, *known_ids(it)]:
         given = [it.call("load_plugin_config", plugin_id) for _ in range(2)]  # the second may come from a cache
         before = shown(given[0])
         for config in given: spoil(config)
@@ -331,15 +331,15 @@ def _(it: Subject) -> None:
         finally:
             for config in given: restore(config)
 
-# %% ../../nbs/conformance/registry.ipynb #7ce73514
+# %% ../../nbs/conformance/registry.ipynb #de8e715d
 @rule("registry.threads", "get_plugin", "The manager calls it from its own thread, and the app from others.",
       "Take a lock, or build the answer before you keep it; open an object that belongs to one thread, like an SQLite "
       "connection, in each of them.",
       requires=("registry.unknown_id", "registry.unknown_config", "registry.unknown_category"))
 def _(it: Subject) -> None:
     "It gives the same answers when several threads ask at once."
-    groups, got = [NOWHERE], list[dict[Any, str]]()
-    with suppress(NotObservable): groups = [*categories(it), NOWHERE]
+    groups, got = [UNKNOWN_CATEGORY], list[dict[Any, str]]()
+    with suppress(NotObservable): groups = [*categories(it), UNKNOWN_CATEGORY]
     it.trail.append("4 threads, each of which asks up to 6 times")  # the first of them before anything else was asked
     end = time.monotonic() + Limits.CALL / 5
 
@@ -363,7 +363,7 @@ def _answers(registry: Any, groups: list[Any], turn: int = 0) -> dict[Any, str]:
         plugins = _closed(registry.get_plugins_by_category(YieldingStr(group) if isinstance(group, str) else group))
         answers["category", group] = mine = [*map(_id_or_none, plugins)]
         ids += [str(i) for i in mine if i is not None]
-    ids = [NOBODY, *ids[:5]]
+    ids = [UNKNOWN_ID, *ids[:5]]
     for i in ids[turn % len(ids):] + ids[:turn % len(ids)]:
         metadata, config = _closed(registry.get_plugin(YieldingStr(i))), _closed(registry.load_plugin_config(YieldingStr(i)))
         answers["id", i] = _id_or_none(metadata), config

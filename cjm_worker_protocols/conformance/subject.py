@@ -41,9 +41,9 @@ def described(
     text = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(": ")
     return text if len(text) <= 300 else f"{text[:240]}…{text[-50:]}"
 
-# %% ../../nbs/conformance/subject.ipynb #412dc8f8
+# %% ../../nbs/conformance/subject.ipynb #3dae65ea
 def closest(
-    name: str, # A name that somebody wrote
+    name: str, # A name that was written
     names: list[str], # The names that exist
     cutoff: float = 0.6 # How similar one must be, from 0 to 1
 ) -> list[str]: # One of them, or none
@@ -137,14 +137,14 @@ def wait_for(
     "Do the same on a thread where no event loop runs."
     return asyncio.run(settled(value)) if inspect.isawaitable(value) else value
 
-# %% ../../nbs/conformance/subject.ipynb #4e0535cc
+# %% ../../nbs/conformance/subject.ipynb #486c1d58
 async def within(
     seconds: float, # The time limit
     given: Awaitable[Any] # From an implementation
 ) -> Any: # Its result
     """Await something for a limited time.
 
-    :raises Broken: when it raises `SystemExit`, or `CancelledError` though nobody cancelled it.
+    :raises Broken: when it raises `SystemExit`, or `CancelledError` by itself.
     :raises asyncio.TimeoutError: when the time is up; it is cancelled then."""
     async def contained() -> Any:
         try: return await given
