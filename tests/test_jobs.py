@@ -1514,7 +1514,7 @@ def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
         async with JobManager("test", "tests", worker_config=config, plugins={"where": "only_there:where", "by value": lambda: 1}) as m:
             job = await m.start_job("where")
             assert Path(await job).resolve() == home.resolve() and job.message == "found"
-            with pytest.raises(JobError, match="No module named 'cloudpickle'.*install it where the worker lives, or name the plugin by import string"):
+            with pytest.raises(JobError, match="No module named 'cloudpickle'.*install it in the worker's environment, or name the plugin by import string"):
                 await (await m.start_job("by value"))
 
     run(scenario())
