@@ -397,7 +397,7 @@ def test_finds_the_fault_of_a_broadcaster(mutant: type, calls: int, essential: s
     assert found, "nothing was found"
     witness, actual = found
     assert len(witness.split("; ")) <= calls and essential in witness and seen in actual, found
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def outcomes(report: Any) -> "dict[str, tuple[str, str]]":
@@ -422,7 +422,7 @@ def test_what_is_right_passes(target: Any, protocol: str, probe: Any) -> None:
     report = check(target, protocol, probe=probe, deep=True)
     assert report.ok, str(report)
     assert outcomes(report) == {f"{protocol}.any_sequence": ("passed", "")}
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert not outcomes(check(target, protocol, probe=probe))
 
 
