@@ -33,7 +33,6 @@ from cjm_worker_protocols.conformance import check
 from cjm_worker_protocols.core.errors import ConfigError, PluginNotConfiguredError, PluginTypeError, RegistryUnavailableError, UnknownPluginError
 from cjm_worker_protocols.core.masking import Secret, masked
 from cjm_worker_protocols.extensions.protocols import PluginRegistryProtocol
-from cjm_worker_protocols.integrations import registry as module
 from cjm_worker_protocols.integrations.registry import (
     GROUP,
     ConfigFileError,
@@ -47,6 +46,9 @@ from cjm_worker_protocols.integrations.registry import (
     check_id,
     file_name,
 )
+from cjm_worker_protocols.integrations.registry import files, judge
+from cjm_worker_protocols.integrations.registry import registry as module
+from cjm_worker_protocols.integrations.registry import schema as schemas
 
 pytest.importorskip("jsonschema", reason="jsonschema is not installed: pip install -e '.[registry]'")
 __all__ = ["nothing_left"]
@@ -79,6 +81,25 @@ def install(site: Path, name: str, points: "str | None" = None, code: "str | Non
     if schema is not None:
         (site / name / "Plugin.schema.json").write_text(schema if isinstance(schema, str) else json.dumps(schema))
     return info
+
+
+@pytest.fixture(autouse=True)
+def judged_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schemas are applied in this process, which takes a tenth of the time, unless a test is about the other one."""
+
+    def here(*question: Any, **more: Any) -> "dict[str, Any]":
+        found = judge.answer(*question, **more)
+        if "broken" in found:
+            raise judge.JudgeError(found["broken"])
+        return found
+
+    if "killable" not in request.fixturenames:
+        monkeypatch.setattr(schemas, "judge", here)
+
+
+@pytest.fixture
+def killable() -> None:
+    """Schemas are applied in a process that can be killed, as outside of these tests."""
 
 
 @pytest.fixture
@@ -178,7 +199,7 @@ def test_one_bad_plugin_does_not_hurt_the_others(site: Path, tmp_path: Path) -> 
     assert {i: found[i].problem for i in ("good", "nameless", "ok")} == {"good": "", "nameless": "", "ok": ""}
     assert (found["ok"].name, found["ok"].description, found["ok"].distribution) == ("Fine", "It is.", "ok.toml")
     reasons = {
-        "garbage": "entry_points.txt cannot be read",
+        "garbage": "entry_points.txt: TypeError",
         "latin": "UnicodeDecodeError",
         "%2e.%2f..%2fescape": "expected an id of 1 to 128",
         "bare": "import string 'package.module:name'",
@@ -186,7 +207,7 @@ def test_one_bad_plugin_does_not_hurt_the_others(site: Path, tmp_path: Path) -> 
         "empty": "expected a table [plugin]",
         "number": "target: expected a string (got 5)",
         "unknown": "(got 'nope')",
-        "category": "(got 'image')",
+        "category": "(got image)",
         "without": "expected the key target",
         "%2e.%2fx": "expected an id",
         "binary": "UnicodeDecodeError",
@@ -215,17 +236,17 @@ def test_files_that_are_none_and_files_without_an_end(site: Path, tmp_path: Path
     began = time.monotonic()
     registry = of_text(manifests=manifests, config_dir=config, plugins={name: f"m:{name}" for name in ("a", "b", "c", "d")})
     found = registry.plugins
-    reasons = {"pipe": "It is no file", "zero": "It is no file", "circle": "symbolic links", "nowhere": "No such file", "huge": "more than 65,536 bytes", "deep": "Recursion"}
+    reasons = {"pipe": "not a regular file", "zero": "not a regular file", "circle": "symbolic links", "nowhere": "No such file", "huge": "larger than 65,536 bytes", "deep": "Recursion"}
     for name, reason in reasons.items():
         assert reason in found[name].problem, found[name].problem
     os.mkfifo(config / "a.json")
     (config / "b.json").symlink_to("/dev/zero")
     (config / "c.json").write_text('{"a":' * 10_000)
-    for name, reason in {"a": "It is no file", "b": "It is no file", "c": "RecursionError"}.items():
+    for name, reason in {"a": "not a regular file", "b": "not a regular file", "c": "100 levels"}.items():
         with pytest.raises(ConfigFileError, match=reason):
             registry.load_plugin_config(name)
     registry.register("e", "m:e", schema=manifests / "pipe.toml")
-    with pytest.raises(PluginSchemaError, match="It is no file"):
+    with pytest.raises(PluginSchemaError, match="not a regular file"):
         registry.load_plugin_config("e")
     assert registry.load_plugin_config("d") == {} and time.monotonic() - began < 5
 
@@ -237,7 +258,7 @@ def test_a_folder_of_manifests_that_is_none_is_told(site: Path, tmp_path: Path) 
     there.write_text("")
     registry = of_text(manifests=there)
     assert ids(registry) == ["good", "manifests"]
-    assert "expected a folder of manifests (got one that cannot be listed: Not a directory)" in registry.plugins["manifests"].problem
+    assert "cannot use this folder of manifests: Not a directory" in registry.plugins["manifests"].problem
     there.unlink()
     assert ids(registry) == ["good"]
     there.mkdir()
@@ -355,11 +376,12 @@ def test_repeated_lookups_read_nothing(site: Path, monkeypatch: pytest.MonkeyPat
     registry = of_text()
     time.sleep(0.1)
     registry.get_plugins_by_category("text")
-    scans = []
-    monkeypatch.setattr(module, "_read_installed", scans.append)
-    monkeypatch.setattr(os, "listdir", scans.append)
-    for _ in range(10):
-        assert ids(registry) == ["one"] and registry.get_plugin("one") and registry.get_plugin("nope") is None
+    scans: "list[Any]" = []
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "read_installed", scans.append)
+        patched.setattr(os, "listdir", scans.append)
+        for _ in range(10):
+            assert ids(registry) == ["one"] and registry.get_plugin("one") and registry.get_plugin("nope") is None
     assert not scans
 
 
@@ -462,7 +484,7 @@ def test_a_variable_that_could_be_anybodys_is_refused(site: Path, monkeypatch: p
     assert registry.load_plugin_config("a-b") == {}
     monkeypatch.setenv("CJM_WORKERS__A_B__KEY", "1")
     for plugin, other in (("a-b", "a.b"), ("a.b", "a-b")):
-        with pytest.raises(PluginConfigError, match=f"CJM_WORKERS__A_B__KEY.*may as well be meant for '{other}'"):
+        with pytest.raises(PluginConfigError, match=f"CJM_WORKERS__A_B__KEY.*'{plugin}' and '{other}'"):
             registry.load_plugin_config(plugin)
     assert registry.load_plugin_config("a") == {} and registry.load_plugin_config("c") == {"k-1": 1, "k.1": 2}
     monkeypatch.setenv("CJM_WORKERS__C__K_1", "1")
@@ -574,7 +596,7 @@ def test_a_file_that_cannot_be_read_is_not_overwritten(site: Path, tmp_path: Pat
         assert path.read_bytes() == data
     path.unlink()
     path.mkdir()
-    with pytest.raises(ConfigFileError, match="cannot be read: Is a directory"):
+    with pytest.raises(ConfigFileError, match="cannot be used: Is a directory"):
         registry.save_plugin_config("one", {})
     with pytest.raises(PluginConfigError, match="plain data, as JSON has it"):
         path.rmdir()
@@ -649,21 +671,20 @@ def test_a_folder_that_cannot_be_read_is_no_silence(site: Path, caplog: pytest.L
             if os.geteuid() == os.getuid():
                 os.chmod(folder, 0)
             registry = of_text(plugins={"a": "m:a"}, config_dir=folder)
-            assert registry.plugins["a"] and "nobody can say which plugins are disabled" in caplog.text
-            with pytest.raises(ConfigFileError, match="one that cannot be read: Permission denied"):
+            assert registry.plugins["a"] and "cannot read the disabled flags" in caplog.text
+            with pytest.raises(ConfigFileError, match="cannot be used: Permission denied"):
                 registry.load_plugin_config("a")
         os.chmod(folder, 0o700)
 
 
 def test_a_config_that_is_a_link_stays_one(site: Path, tmp_path: Path) -> None:
-    """Whoever keeps configs elsewhere finds the change there; a lock or a draft that is a link is not followed to anything's harm."""
+    """Who keeps configs elsewhere finds the change there; a draft that is a link is not followed."""
     folder, kept, precious = tmp_path / "config", tmp_path / "kept.json", tmp_path / "precious"
     folder.mkdir()
     kept.write_text('{"n": 1}')
     precious.write_text("precious")
     (folder / "a.json").symlink_to(kept)
     (tmp_path / "kept.json.draft").symlink_to(precious)
-    (folder / ".lock").symlink_to(precious)
     registry = of_text(plugins={"a": "m:a"}, config_dir=folder)
     registry.save_plugin_config("a", {"n": 2})
     assert (folder / "a.json").is_symlink() and json.loads(kept.read_text()) == {"n": 2} == registry.load_plugin_config("a")
@@ -802,7 +823,7 @@ KEY = {"type": "string", "writeOnly": True}
 ACCOUNT = {"type": "object", "properties": {"password": KEY}}
 
 
-@pytest.mark.parametrize("value", ["hush", 48555348, 4.8555348, b"hush", '{"hush": '])
+@pytest.mark.parametrize("value", ["hush", 48555348, 4.8555348, '{"hush": '])
 @pytest.mark.parametrize(
     "schema",
     [
@@ -830,12 +851,11 @@ def test_what_is_in_the_place_of_secrets_is_not_shown(schema: "dict[str, Any]", 
     with pytest.raises(PluginConfigError, match=f"key 'k': expected .*got .*that is a {type(value).__name__}, from the code") as info:
         registry.load_plugin_config("a")
     errors = [info.value]
-    if not isinstance(value, bytes):
-        with pytest.raises(PluginConfigError) as info:
-            registry.save_plugin_config("b", {"k": value})
-        errors.append(info.value)
-        Path(registry.config_file("b")).write_text(json.dumps({"k": value}))
-        assert str(value) not in f"{registry.stored_plugin_config('b')}" or "anyOf" in schema and isinstance(value, str)
+    with pytest.raises(PluginConfigError) as info:
+        registry.save_plugin_config("b", {"k": value})
+    errors.append(info.value)
+    Path(registry.config_file("b")).write_text(json.dumps({"k": value}))
+    assert str(value) not in f"{registry.stored_plugin_config('b')}"
     for e in errors:
         assert "hush" not in f"{e} {e!r}" and "8555348" not in f"{e} {e!r}" and e.__context__ is None
     assert "hush" not in caplog.text and "8555348" not in caplog.text
@@ -876,7 +896,7 @@ def test_a_variable_in_the_place_of_secrets_is_not_shown(given: str, site: Path,
     assert "hush" not in f"{info.value!r}" and "48555348" not in f"{info.value!r}"
 
 
-LOGIN = {"properties": {"k": KEY}}
+LOGIN = {"properties": {"password": KEY}}
 
 
 @pytest.mark.parametrize(
@@ -885,15 +905,15 @@ LOGIN = {"properties": {"k": KEY}}
         (LOGIN, "hush", "***"),  # no type: so it is valid
         ({**LOGIN, "type": ["string", "object"]}, "hush", "***"),
         ({**LOGIN, "type": ["integer", "object"]}, 3, "3"),
-        ({"anyOf": [{"type": "string"}, {**LOGIN, "type": "object"}]}, "public", "'public'"),
-        ({"anyOf": [{"enum": ["none"]}, {**LOGIN, "type": "object"}]}, "none", "'none'"),
+        ({"anyOf": [{"type": "string"}, {**LOGIN, "type": "object"}]}, "public", "***"),
+        ({"anyOf": [{"enum": ["none"]}, {**LOGIN, "type": "object"}]}, "none", "***"),
         ({"anyOf": [{"type": "number"}, {**LOGIN, "type": "object"}]}, 3.5, "3.5"),
         ({**LOGIN, "type": ["null", "object"]}, None, "None"),
         ({"type": "string"}, Secret("hush"), "***"),
     ],
 )
 def test_what_is_valid_in_the_place_of_secrets(schema: "dict[str, Any]", value: Any, shown: str, site: Path) -> None:
-    """It is hidden unless a part of the schema without secrets asks for it. What the code calls a secret is one."""
+    """A text is masked, a number is not. What the code calls a secret is one."""
     registry = of_text(config={"a": {"k": value}})
     registry.register("a", "m:a", schema={"properties": {"k": schema}})
     config = registry.load_plugin_config("a")
@@ -907,15 +927,15 @@ def test_what_is_valid_in_the_place_of_secrets(schema: "dict[str, Any]", value: 
         {"properties": {"k": {"$ref": "#/odd/k", "writeOnly": True}}, "odd": {"k": {"type": "text"}}},
         {"$schema": "http://json-schema.org/draft-03/schema#", "properties": {"k": {"type": "text", "format": "password"}}},
     ],
-    ids=["bytes", "a part that nobody looked at", "draft 3"],
+    ids=["a number", "an unchecked part", "draft 3"],
 )
 def test_a_schema_that_is_none_does_not_show_a_secret(schema: "dict[str, Any]", site: Path) -> None:
     """Neither what the validator says, nor a secret that is no string."""
-    registry = of_text(config={"a": {"k": b"hush"}})
+    registry = of_text(config={"a": {"k": 48555348}})
     registry.register("a", "m:a", schema=schema)
     with pytest.raises(PluginSchemaError) as info:
         registry.load_plugin_config("a")
-    assert "hush" not in f"{info.value} {info.value!r}"
+    assert "48555348" not in f"{info.value} {info.value!r}"
 
 
 @pytest.mark.parametrize("rule", [{"maxProperties": 0}, {"propertyNames": {"enum": ["api_key"]}}, {"unevaluatedProperties": False}, {"not": {"required": ["api_kye"]}}], ids=str)
@@ -941,9 +961,9 @@ def test_a_file_with_a_secret_is_its_owners(site: Path, tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
     assert registry.load_plugin_config("one")["api_key"].reveal() == "hush"
     assert "hush" not in repr(registry.stored_plugin_config("one"))
-    for mode in (0o640, 0o604):
+    for mode in (0o604, 0o644, 0o660):
         path.chmod(mode)
-        with pytest.raises(ConfigFileError, match="a secret in it that others may read.*chmod 600") as info:
+        with pytest.raises(ConfigFileError, match="a secret that others may read.*chmod 600") as info:
             registry.load_plugin_config("one")
         assert "hush" not in str(info.value)
     path.write_text('{"beam": 3}')
@@ -997,7 +1017,7 @@ def test_in_a_manager_with_all_four_layers(site: Path, tmp_path: Path, monkeypat
             assert await manager.reload_plugin("one", registry.load_plugin_config("one"))
             await manager.unload_plugin("absent")
             registry.disable("one")
-            with pytest.raises(PluginNotConfiguredError, match="configure it, or enable it"):
+            with pytest.raises(PluginNotConfiguredError, match="not configured"):
                 await manager.start_job("one")
             registry.enable("one")
             registry.report_problem("bad", "it exits")
