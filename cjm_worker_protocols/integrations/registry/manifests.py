@@ -36,7 +36,7 @@ def _table(data: bytes) -> dict[str, str]:
     if "target" not in table: raise _ManifestError("expected the key target, 'package.module:name' (got none)")
     return table
 
-# %% ../../../nbs/integrations/registry/manifests.ipynb #8058dfd6
+# %% ../../../nbs/integrations/registry/manifests.ipynb #688b453d
 def _category(table: Mapping[str, str], groups: Mapping[str, Any]) -> Any:
     "The category that a manifest names, by itself or by its entry point group."
     known = {str(name): category for group, category in groups.items() for name in (group, category)}
@@ -50,8 +50,8 @@ def _described(folder: str, name: str, data: bytes, groups: Mapping[str, Any]) -
     table = _table(data)
     plugin_id, target = table.get("id", name.removesuffix(".toml")), table["target"]
     paths = {key: os.path.normpath(os.path.join(folder, table[key])) for key in ("path", "python", "schema") if key in table}
-    return InstalledPlugin(plugin_id, target, name, find_problem(plugin_id, target), table.get("name", ""), _category(table, groups),
-                           description=table.get("description", ""), path=paths.get("path", ""), python=paths.get("python", ""), schema=paths.get("schema"))
+    return InstalledPlugin(plugin_id, target, name, find_problem(plugin_id, target), table.get("name", ""), _category(table, groups), "",
+                           table.get("description", ""), True, paths.get("path", ""), paths.get("python", ""), paths.get("schema"))
 
 # %% ../../../nbs/integrations/registry/manifests.ipynb #9d8a14bd
 def read_manifests(

@@ -23,9 +23,9 @@ from .schema import ConfigSchema, PluginConfigError, PluginSchemaError, parse_se
 from ...worker.plugins import check_plugin
 
 # %% auto #0
-__all__ = ['AnyPath', 'settle', 'DuplicatePluginError', 'Listing', 'Catalogue', 'Targets', 'RegistryLoader', 'EntryPointRegistry']
+__all__ = ['AnyPath', 'DuplicatePluginError', 'RegistryLoader', 'EntryPointRegistry']
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #361c89e3
+# %% ../../../nbs/integrations/registry/registry.ipynb #a875029b
 def _set_apart(rivals: list[InstalledPlugin], settled: dict[str, InstalledPlugin]) -> list[str]:
     "Give each its qualified id, unless a package claims the same id twice."
     ids = [f"{claim.id}@{claim.distribution}" for claim in rivals]
@@ -48,10 +48,8 @@ def _choose(rivals: list[InstalledPlugin], settled: dict[str, InstalledPlugin]) 
     who = " and ".join(f"{claim.origin} ({claim.target})" for claim in rivals)
     return replace(first, target="", distribution="", version="", name="", problem=f"{who} claim this id: {remedy}")
 
-def settle(
-    claims: Iterable[InstalledPlugin] # Those of the code come first
-) -> dict[str, InstalledPlugin]: # By id, sorted
-    "Give every claim a record with an id of its own."
+def _settle(claims: Iterable[InstalledPlugin]) -> dict[str, InstalledPlugin]:
+    "Every claim as a record with an id of its own, sorted. Those of the code come first in `claims`."
     by_id, damaged, settled = dict[str, list[InstalledPlugin]](), list[InstalledPlugin](), dict[str, InstalledPlugin]()
     for claim in claims:
         if check_id(claim.id): damaged.append(claim)
@@ -64,7 +62,7 @@ def settle(
         settled[plugin_id] = replace(claim, id=plugin_id, name=name)
     return dict(sorted(settled.items()))
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #5d994d6d
+# %% ../../../nbs/integrations/registry/registry.ipynb #48625996
 class DuplicatePluginError(FactError, ValueError):
     "Two plugins were registered in code under one id."
     plugin_id: str  # The id
@@ -73,83 +71,63 @@ class DuplicatePluginError(FactError, ValueError):
     template = "plugin {0.plugin_id!r} is registered already, as {0.first}: register {0.second} under another id"
 
 @dataclass(frozen=True)
-class Listing:
+class _Listing:
     "All that is known at one time, and what it was read from."
-    changes: int  # How often the code has changed something
+    changes: int  # How often the code had changed something
     path: list[str]  # The import path
-    installed: Snapshot  # What is installed
+    installed: Snapshot
     watched: list[Snapshot]  # That, manifests, and switches
-    plugins: dict[str, InstalledPlugin]  # By id
-    by_category: dict[Any, list[InstalledPlugin]]  # The same, by category
+    plugins: dict[str, InstalledPlugin]
+    by_category: dict[Any, list[InstalledPlugin]]
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #e32449dc
-class Catalogue:
+# %% ../../../nbs/integrations/registry/registry.ipynb #d545b119
+class _Catalogue:
     "All plugins, wherever they come from, as they are now."
-    def __init__(self,
-        groups: Mapping[Any, str], # The entry point group of each category
-        manifests: str | None = None, # A folder of manifests, absolute
-        switches: Switches | None = None, # Which plugins are disabled
-        coded: Iterable[InstalledPlugin] = () # Those that the code registers
-    ):
+    def __init__(self, groups: Mapping[Any, str], manifests: str | None, switches: Switches, coded: Iterable[InstalledPlugin] = ()):
         self._by_group = {group: category for category, group in groups.items()}
-        self._manifests, self._switches = manifests, switches or Switches(None)
-        self._coded, self._problems = {plugin.id: plugin for plugin in coded}, dict[str, str]()
+        self._manifests, self._switches, self._problems = manifests, switches, dict[str, str]()
+        self.coded = {plugin.id: plugin for plugin in coded}  # What the code registers
         self._changes, self._lock = 0, threading.Lock()
-        self._kept: Listing | None = None
+        self._kept: _Listing | None = None
 
-    @property
-    def coded(self) -> tuple[InstalledPlugin, ...]: # Their records
-        "Give the plugins that the code registers."
-        return tuple(self._coded.values())
-
-    def add(self,
-        plugin: InstalledPlugin # A plugin that the code registers
-    ) -> None:
-        "Add a plugin. Raises `DuplicatePluginError`."
+    def add(self, plugin: InstalledPlugin) -> None:
+        "Add a plugin that the code registers. Raises `DuplicatePluginError`."
         with self._lock:
-            if plugin.id in self._coded: raise DuplicatePluginError(plugin.id, self._coded[plugin.id].target, plugin.target)
-            self._coded = {**self._coded, plugin.id: plugin}
+            if plugin.id in self.coded: raise DuplicatePluginError(plugin.id, self.coded[plugin.id].target, plugin.target)
+            self.coded = {**self.coded, plugin.id: plugin}
             self._changes += 1
 
-    def known(self,
-        plugin_id: str # A plugin
-    ) -> InstalledPlugin: # Its record
-        "Find a plugin. Raises `UnknownPluginError`."
+    def known(self, plugin_id: str) -> InstalledPlugin:
+        "A plugin. Raises `UnknownPluginError`."
         plugins = self.current().plugins
-        if (plugin := plugins.get(plugin_id)) is None: raise UnknownPluginError(plugin_id, "the registry", plugins)
-        return plugin
+        if plugin_id not in plugins: raise UnknownPluginError(plugin_id, "the registry", plugins)
+        return plugins[plugin_id]
 
-    def report(self,
-        plugin_id: str, # A plugin
-        reason: str # What is wrong with it
-    ) -> None:
+    def report(self, plugin_id: str, reason: str) -> None:
         "Note a problem, until what is installed changes. Raises `UnknownPluginError`."
         self.known(plugin_id)
         with self._lock:
             self._problems = {**self._problems, plugin_id: reason}
             self._changes += 1
 
-    def switch(self,
-        plugin_id: str, # A plugin
-        on: bool # Whether it may run
-    ) -> None:
+    def switch(self, plugin_id: str, on: bool) -> None:
         "Enable or disable a plugin. Raises `UnknownPluginError` or `ConfigFolderError`."
         self.known(plugin_id)
         self._switches.turn(plugin_id, on)
         with self._lock: self._changes += 1
 
-    def current(self) -> Listing: # The newest
-        "Give the listing, read anew if anything has changed."
+    def current(self) -> _Listing:
+        "The listing, read anew if anything has changed."
         if (kept := self._kept) is not None and self._holds(kept): return kept
         with self._lock:
             if (kept := self._kept) is not None and self._holds(kept): return kept
             self._kept = made = self._read(kept)
             return made
 
-    def _holds(self, kept: Listing) -> bool:
+    def _holds(self, kept: _Listing) -> bool:
         return kept.changes == self._changes and kept.path == import_path() and all(part.fresh() for part in kept.watched)
 
-    def _read(self, kept: Listing | None) -> Listing:
+    def _read(self, kept: _Listing | None) -> _Listing:
         changes, path = self._changes, import_path()
         installed = kept.installed if kept else Snapshot()
         if not kept or kept.path != path or not installed.fresh():
@@ -158,25 +136,20 @@ class Catalogue:
             if kept and installed.seen != kept.installed.seen: self._problems = {}
         manifests = Snapshot() if self._manifests is None else read_manifests(self._manifests, self._by_group)
         switches, by_category = self._switches.read(), dict[Any, list[InstalledPlugin]]()
-        plugins = settle([*self._coded.values(), *installed.found, *manifests.found])
+        plugins = _settle([*self.coded.values(), *installed.found, *manifests.found])
         for plugin in plugins.values():
             problem = plugin.problem or self._problems.get(plugin.id, "")
             plugins[plugin.id] = plugin = replace(plugin, enabled=file_name(plugin.id) not in switches.found, problem=problem)
             by_category.setdefault(plugin.category, []).append(plugin)
-        return Listing(changes, path, installed, [installed, manifests, switches], plugins, by_category)
+        return _Listing(changes, path, installed, [installed, manifests, switches], plugins, by_category)
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #dbee6d55
-class Targets:
+# %% ../../../nbs/integrations/registry/registry.ipynb #509a2d3f
+class _Targets:
     "In a worker: the import strings of all plugins, as they are installed when one is asked for."
-    def __init__(self,
-        catalogue: Catalogue # Of the worker
-    ):
-        self._catalogue = catalogue
-
+    def __init__(self, catalogue: _Catalogue): self._catalogue = catalogue
     def __contains__(self, plugin_id: object) -> bool: return plugin_id in self.keys()
 
-    def keys(self) -> list[str]: # The ids
-        "List the plugins that can be imported."
+    def keys(self) -> list[str]:
         return [plugin.id for plugin in self._catalogue.current().plugins.values() if not plugin.problem]
 
     def __getitem__(self, plugin_id: str) -> str:
@@ -191,17 +164,18 @@ class RegistryLoader:
     groups: Mapping[Any, str]  # The entry point group of each category
     manifests: str | None  # The folder of manifests
 
-    def __call__(self) -> Targets: # Import strings by id
+    def __call__(self) -> Any: # Import strings by id
         "Read what is installed where the worker lives."
-        return Targets(Catalogue(self.groups, self.manifests, coded=self.plugins))
+        return _Targets(_Catalogue(self.groups, self.manifests, Switches(None), self.plugins))
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #1c9777b4
+# %% ../../../nbs/integrations/registry/registry.ipynb #3fa4185f
 AnyPath = str | os.PathLike[str]
 
 def _absolute(path: AnyPath | None) -> str | None:
-    "A path as it is meant at this moment, `~` and all; it stays so when the working directory changes."
+    "A path as it is meant now, `~` and all. It stays the same when the working directory changes."
     return None if path is None else os.path.abspath(os.path.expanduser(path))
 
+# %% ../../../nbs/integrations/registry/registry.ipynb #d768b789
 class EntryPointRegistry:
     "The plugins of all installed packages, of a folder of manifests, and of your code; and their configs."
     def __init__(self,
@@ -216,7 +190,7 @@ class EntryPointRegistry:
         if not isinstance(plugins or {}, Mapping): raise ConfigError("plugins", "a mapping of ids to import strings, or None", plugins)
         self.groups: Mapping[Any, str] = {groups: groups} if isinstance(groups, str) else dict(groups)
         self._manifests, folder = _absolute(manifests), _absolute(config_dir)
-        self._catalogue = Catalogue(self.groups, self._manifests, Switches(folder))
+        self._catalogue = _Catalogue(self.groups, self._manifests, Switches(folder))
         self._configs = Configs(folder, config or {})
         for plugin_id, target in (plugins or {}).items(): self.register(plugin_id, target)
 
@@ -233,14 +207,13 @@ class EntryPointRegistry:
 
         :raises PluginTypeError: when the target is no import string.
         :raises PluginIdError: when the id cannot be one.
-        :raises PluginSchemaError: when the schema is neither a mapping nor a path.
         :raises DuplicatePluginError: when the code has registered the id already.
         """
         if not isinstance(target, str): raise PluginTypeError(plugin_id, target)
         check_plugin(plugin_id, target)
         if check_id(plugin_id): raise PluginIdError(plugin_id)
         if isinstance(schema, (str, os.PathLike)): schema = _absolute(schema)
-        elif not isinstance(schema, (Mapping, type(None))): raise PluginSchemaError(plugin_id, "the code", f"a {type(schema).__name__}")
+        elif not isinstance(schema or {}, Mapping): raise PluginSchemaError(plugin_id, "the code", f"a {type(schema).__name__}")
         category = next(iter(self.groups), None) if category is None else category
         plugin = InstalledPlugin(plugin_id, target, name=name, category=category, description=description, schema=schema)
         self._catalogue.add(plugin)
@@ -270,7 +243,7 @@ class EntryPointRegistry:
 
     def loader(self) -> RegistryLoader: # It can be sent to a worker
         "Give what a manager's `get_plugin_loader` may return: every plugin, also those that are installed later."
-        return RegistryLoader(self._catalogue.coded, self.groups, self._manifests)
+        return RegistryLoader(tuple(self._catalogue.coded.values()), self.groups, self._manifests)
 
     def report_problem(self,
         plugin_id: str, # A plugin that could not be imported
@@ -319,14 +292,11 @@ class EntryPointRegistry:
         plugin_id: str, # A plugin
         config: Mapping[str, Any] # What its file is to say; what the schema requires may still come from elsewhere
     ) -> None:
-        """Replace a plugin's file, whole or not at all.
+        """Replace a plugin's file, whole or not at all. Raises what `load_plugin_config` raises, and:
 
         :raises UnknownPluginError: when there is no such plugin.
         :raises NoConfigFolderError: when the registry has no `config_dir`.
         :raises ConfigFolderError: when the folder cannot be written.
-        :raises ConfigFileError: when the file is there and cannot be used; it stays as it is.
-        :raises PluginConfigError: when the config is wrong.
-        :raises PluginSchemaError: when the schema cannot be used.
         """
         plugin = self._catalogue.known(plugin_id)
         if not isinstance(config, Mapping):
@@ -339,7 +309,8 @@ class EntryPointRegistry:
         text: str # Its value, as on a command line: JSON or text, as the schema asks for
     ) -> None:
         "Change one setting in a plugin's file. Raises what `save_plugin_config` raises."
-        def change(stored: Settings, schema: ConfigSchema) -> Settings: return {**stored, key: parse_setting(text, schema.types(key))}
+        def change(stored: Settings, schema: ConfigSchema) -> Settings:
+            return {**stored, key: parse_setting(text, schema.types(key))}
         self._configs.change(self._catalogue.known(plugin_id), change, key)
 
     def unset_plugin_option(self,
