@@ -20,7 +20,7 @@ CPU_LIMIT, WALL_LIMIT, MEMORY_LIMIT = 1.0, 30.0, 1 << 30  # Processor seconds an
 
 # %% auto #0
 __all__ = ['CPU_LIMIT', 'WALL_LIMIT', 'MEMORY_LIMIT', 'REFERENCES', 'COMBINED', 'items', 'copied', 'merged', 'SchemaReader',
-           'answer', 'serve', 'JudgeError', 'judge']
+           'declared', 'answer', 'serve', 'JudgeError', 'judge']
 
 # %% ../../../nbs/integrations/registry/judge.ipynb #1c7c15ae
 def items(
@@ -48,7 +48,7 @@ def merged(
         both[key] = merged(low[key], value) if inner else copied(value)
     return both
 
-# %% ../../../nbs/integrations/registry/judge.ipynb #a1754788
+# %% ../../../nbs/integrations/registry/judge.ipynb #b49a96d0
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 COMBINED = ("allOf", "anyOf", "oneOf")
 
@@ -57,8 +57,7 @@ class SchemaReader:
     def __init__(self,
         root: Any # The schema
     ):
-        self.root = root
-        self._anchors: dict[str, list[Any]] | None = None
+        self.root, self._anchors = root, dict[str, list[Any]]()
 
     def follow(self,
         reference: str # The value of a `$ref`
@@ -74,8 +73,8 @@ class SchemaReader:
         return [] if found is None else [found]
 
     def _named(self, name: str) -> list[Any]:
-        if self._anchors is None:
-            self._anchors, ahead = {}, [self.root]
+        if not self._anchors:
+            self._anchors[""], ahead = [], [self.root]
             for part in ahead:  # which grows meanwhile
                 ahead += [below for _, below in items(part)]
                 for key in ("$anchor", "$dynamicAnchor") if isinstance(part, dict) else ():
@@ -95,26 +94,27 @@ class SchemaReader:
             for key in combined: ahead += [below for _, below in items(one.get(key))]
         return [*found.values()]
 
-    def declared(self,
-        schemas: Iterable[dict[str, Any]] # From `applying`
-    ) -> dict[str, list[Any]]: # Their schemas, by name
-        "List the properties that some parts declare."
-        found: dict[str, list[Any]] = {}
-        for schema in schemas:
-            for key, below in items(schema.get("properties")): found.setdefault(key, []).append(below)
-        return found
+# %% ../../../nbs/integrations/registry/judge.ipynb #5d6b3cb2
+def declared(
+    schemas: Iterable[dict[str, Any]] # From `SchemaReader.applying`
+) -> dict[str, list[Any]]: # Their schemas, by name
+    "List the properties that some schemas declare."
+    found: dict[str, list[Any]] = {}
+    for schema in schemas:
+        for key, below in items(schema.get("properties")): found.setdefault(key, []).append(below)
+    return found
 
-# %% ../../../nbs/integrations/registry/judge.ipynb #f01a16af
+# %% ../../../nbs/integrations/registry/judge.ipynb #09b5589a
 def _defaults(reader: SchemaReader, schema: Any, above: frozenset[int] = frozenset()) -> dict[str, Any]:
     "The defaults that a schema, or a part of it, declares. `above` are the parts that it is in, for a schema that contains itself."
     schemas, found = reader.applying(schema), dict[str, Any]()
     ids = frozenset(map(id, schemas))
     if ids & above: return {}
-    for key, declared in reader.declared(schemas).items():
-        parts = [one for below in declared for one in reader.applying(below)]
+    for key, several in declared(schemas).items():
+        parts = [one for below in several for one in reader.applying(below)]
         given = [one["default"] for one in parts if "default" in one]
         inner = dict[str, Any]()
-        for below in () if given else declared: inner = merged(_defaults(reader, below, above | ids), inner)
+        for below in () if given else several: inner = merged(_defaults(reader, below, above | ids), inner)
         if given or inner: found[key] = copied(given[0]) if given else inner
     return found
 

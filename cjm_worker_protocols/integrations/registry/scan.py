@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['GROUP', 'InstalledPlugin', 'check_id', 'PluginIdError', 'file_name', 'find_problem', 'RegistryExtraError',
-           'import_extra', 'Snapshot', 'change_times', 'import_path', 'read_installed']
+           'import_extra', 'ScanResult', 'change_times', 'import_path', 'read_installed']
 
 # %% ../../../nbs/integrations/registry/scan.ipynb #ae43f3c0
 GROUP = "cjm_worker_protocols.plugins"  # The entry point group of plugins
@@ -125,11 +125,11 @@ def import_extra(
     try: return import_module(package)
     except ImportError as e: raise RegistryExtraError(package, why) from e
 
-# %% ../../../nbs/integrations/registry/scan.ipynb #e90644cd
+# %% ../../../nbs/integrations/registry/scan.ipynb #acb145f9
 _RACY = 50_000_000  # Nanoseconds in which a file may change twice and keep its time
 _AHEAD = 5_000_000_000  # Nanoseconds that a file may be newer than the clock; above that, a clock was wrong
 
-class Snapshot:
+class ScanResult:
     "What was read, and when the files and folders it was read from last changed."
     def __init__(self) -> None:
         self.found: list[Any] = []  # What was read
@@ -282,7 +282,7 @@ def _find_packages(watched: _Watched) -> dict[str, list[_Package]]:
             if package.name: found.setdefault(package.key, []).append(package)
     return found
 
-# %% ../../../nbs/integrations/registry/scan.ipynb #bef52d4b
+# %% ../../../nbs/integrations/registry/scan.ipynb #9985bb4a
 def _counting(same: list[_Package], watched: _Watched) -> _Package:
     "The metadata that count, of all that one package has."
     if len(same) == 1: return same[0]
@@ -293,9 +293,9 @@ def _counting(same: list[_Package], watched: _Watched) -> _Package:
 
 def read_installed(
     groups: Mapping[str, Any] # Categories by entry point group
-) -> Snapshot: # Its `found` are records of plugins
+) -> ScanResult: # Its `found` are records of plugins
     "Read the plugins of all packages on the import path."
-    snapshot, watched = Snapshot(), _Watched()
+    snapshot, watched = ScanResult(), _Watched()
     for same in _find_packages(watched).values():
         package = _counting(same, watched)
         try: name, changed, data = package.entry_points()
