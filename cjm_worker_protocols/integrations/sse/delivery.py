@@ -192,7 +192,7 @@ class StreamClient:
         "Whether the request's task was cancelled by `abort`."
         return self._late and not getattr(self._task, "uncancel", int)()
 
-# %% ../../../nbs/integrations/sse/delivery.ipynb #b3ac1e85
+# %% ../../../nbs/integrations/sse/delivery.ipynb #f0338c88
 @coroutine
 def _go_on(work: Coroutine[Any, Any, None], context: Context, waits_for: Any) -> Generator[Any, Any, None]:
     "All other steps of a coroutine."
@@ -202,11 +202,10 @@ def _go_on(work: Coroutine[Any, Any, None], context: Context, waits_for: Any) ->
         try: waits_for = context.run(step)
         except StopIteration: return
 
+# %% ../../../nbs/integrations/sse/delivery.ipynb #687e4fc4
 class SendTask:
     "A task that begins one `send` after the other, and continues the first that has to wait."
-    def __init__(self,
-        loop: asyncio.AbstractEventLoop # The running loop
-    ):
+    def __init__(self, loop: asyncio.AbstractEventLoop): # The running loop
         self._loop, self._taken = loop, loop.create_future()
         self._rest: Awaitable[None] | None = None
         self.task: asyncio.Task[None] = Context().run(loop.create_task, self._work())
@@ -315,7 +314,7 @@ class Sender:
         if self._spare is not None: self._spare.task.cancel()
         self._spare = None
 
-# %% ../../../nbs/integrations/sse/delivery.ipynb #143cb535
+# %% ../../../nbs/integrations/sse/delivery.ipynb #81b09eb4
 class Delivery:
     "Sends each client what lies behind its place, some clients in each turn of the loop."
     TURN = 1 << 20  # Bytes of writes that one turn begins
@@ -352,10 +351,9 @@ class Delivery:
         return None
 
     def _next_turn(self) -> None:
-        loop = asyncio.get_running_loop()
         if self._queue:
-            self._emptied = self._emptied or loop.create_future()
-            loop.call_soon(self._serve)
+            self._emptied = self._emptied or asyncio.get_running_loop().create_future()
+            self._emptied.get_loop().call_soon(self._serve)
         elif self._emptied is not None:
             self._emptied.set_result(None)
             self._emptied = None
@@ -364,7 +362,7 @@ class Delivery:
         "Wait until all clients have had their turn. That waits for no client to read."
         if self._emptied is not None: await asyncio.wait({self._emptied})
 
-# %% ../../../nbs/integrations/sse/delivery.ipynb #32016522
+# %% ../../../nbs/integrations/sse/delivery.ipynb #665ed9fa
 class OpenStreams:
     "The clients of a process, from their first byte to their last."
     def __init__(self,
@@ -373,15 +371,8 @@ class OpenStreams:
     ):
         self.clients: dict[StreamClient, None] = {}
         self.delivery = Delivery()
-        self._log, self._settings, self._reads = log, settings, JoinedReads(log)
+        self._log, self._settings, self.reads = log, settings, JoinedReads(log)
         self._timer: asyncio.TimerHandle | None = None
-
-    def cursor(self,
-        topics: frozenset[str] | None, # The client's topics; `None` is everything
-        last_event_id: str # The last event that the client has had; empty is none
-    ) -> Cursor: # Its place in the log
-        "Make the cursor of a client."
-        return Cursor(self._reads, topics, last_event_id, self._settings)
 
     def enter(self, client: StreamClient) -> None: # A client whose response has begun
         "Serve a client from now on."
