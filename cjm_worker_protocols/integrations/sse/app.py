@@ -216,7 +216,7 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forked)
 
-# %% ../../../nbs/integrations/sse/app.ipynb #4ffbd45a
+# %% ../../../nbs/integrations/sse/app.ipynb #22e8fe8a
 _HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store, no-transform"),
             (b"x-accel-buffering", b"no")]
 
@@ -326,8 +326,9 @@ class EventStreams:
         except asyncio.CancelledError:
             if not client.aborted(): raise
         finally:
-            await self.streams.leave(client)
+            self.streams.leave(client)
             if not self.streams.clients: self.server_stop.unwatch()
+            if client.waits is not None: await asyncio.wait({client.waits})
         if client.error is not None: raise client.error
 
     async def _stopping(self) -> None:

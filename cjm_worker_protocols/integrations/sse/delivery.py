@@ -362,7 +362,7 @@ class Delivery:
         "Wait until all clients have had their turn. That waits for no client to read."
         if self._emptied is not None: await asyncio.wait({self._emptied})
 
-# %% ../../../nbs/integrations/sse/delivery.ipynb #665ed9fa
+# %% ../../../nbs/integrations/sse/delivery.ipynb #77f3c8ac
 class OpenStreams:
     "The clients of a process, from their first byte to their last."
     def __init__(self,
@@ -383,15 +383,14 @@ class OpenStreams:
             self._look()
         asyncio.get_running_loop().call_soon(self.delivery.advance, (client,))
 
-    async def leave(self, client: StreamClient) -> None: # A client that was entered
-        "Forget a client, and wait until its last `send` has ended."
+    def leave(self, client: StreamClient) -> None: # A client that was entered
+        "Forget a client, and cancel its `send` that waits."
         client.leave()
         self.clients.pop(client, None)
-        if not self.clients:
-            if self._timer is not None: self._timer.cancel()
-            self._log.notifier.followers.pop(self._wake, None)
-            self.delivery.sender.close()
-        if client.waits is not None: await asyncio.wait({client.waits})
+        if self.clients: return
+        if self._timer is not None: self._timer.cancel()
+        self._log.notifier.followers.pop(self._wake, None)
+        self.delivery.sender.close()
 
     def end(self) -> None:
         "End all streams at the newest event; those that cannot send it are aborted."
