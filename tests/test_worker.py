@@ -59,7 +59,7 @@ class WorkerLost(Exception):
 class Driven:
     """A worker process without a manager."""
 
-    def __init__(self, *plugins: "Callable[..., Any] | type", source: Any = None, level: int = 30, fd: int = -1, **popen: Any) -> None:
+    def __init__(self, *plugins: "Callable[..., Any] | type", source: Any = None, level: int = 30, fd: int = -1, prelude: str = "pass", **popen: Any) -> None:
         self.sock, theirs = socket.socketpair()
         if fd >= 0:
             os.dup2(theirs.fileno(), fd)
@@ -67,7 +67,7 @@ class Driven:
         number = fd if fd >= 0 else theirs.fileno()
         read, self.claims = os.pipe()
         os.set_blocking(read, False)
-        main = f"from cjm_worker_protocols.worker.main import main; main({number}, {read})"
+        main = f"{prelude}; from cjm_worker_protocols.worker.main import main; main({number}, {read})"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
         fds = {"pass_fds": [number, read], "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen([sys.executable, "-c", main], start_new_session=True, env=env, **{**fds, **popen})
@@ -311,6 +311,8 @@ def test_the_blocking_mode_of_descriptors_may_change() -> None:
         assert worker.ended().value == b"x" * 3_000_000
         worker.tag += 1
         worker.send(Kind.RUN, worker.tag, ("modes", "modes", {}, True, {}))  # its claim was withdrawn
+        worker.send(Kind.UNLOAD, 0, ("nothing",))
+        assert [frame.kind for frame in worker.until(Kind.REPLY)] == [Kind.REPLY]
         assert worker.result("modes") == [True, True]
         assert worker.result("modes") == [True, True]
 
@@ -336,7 +338,7 @@ def test_defaults_of_the_process_do_not_reach_the_channel() -> None:
         print("naïve")
         yield bytes(100_000)
 
-    with driven(changes, waits, fails) as worker:
+    with driven(changes, waits, fails, prelude="import socket; socket.setdefaulttimeout(0.02)") as worker:
         assert worker.result("changes") == "changed"
         time.sleep(0.05)  # the worker waits for a job, longer than the timeout
         ended = worker.job("waits")
