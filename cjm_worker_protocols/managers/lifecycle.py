@@ -174,7 +174,7 @@ class JobFinisher:
         events = self._integrations.events
         if events.heard: events.emit(f"job:{status}", {"job_id": job.id, "plugin_id": job.plugin_id, **payload}, ticket.context)
 
-# %% ../../nbs/managers/lifecycle.ipynb #2e97a2fa
+# %% ../../nbs/managers/lifecycle.ipynb #b36dd027
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -228,7 +228,7 @@ class Lifecycle:
         ticket, error = self._tickets.get(job.id), JobCancelled("the job was cancelled")
         if ticket is None: return
         for worker in self.pool.workers:
-            if worker.prefetched is ticket: worker.flush_prefetch()
+            if worker.prefetched is ticket and worker.revoke() is None: worker.handle.drain() # the worker has begun it
         if (running := self._running.get(job.id)) is not None: running.cancel(ticket, error)
         else: self._fail(ticket, error)
 
@@ -246,10 +246,12 @@ class Lifecycle:
 
     async def close(self) -> None:
         "End all jobs and all workers."
-        shut_down = lambda: JobCancelled("the manager was shut down")
-        for worker in list(self.pool.workers): worker.flush_prefetch()
-        self._fail_waiting(shut_down)
+        def shut_down() -> JobError: return JobCancelled("the manager was shut down")
         self.scheduler.close()
+        for worker in list(self.pool.workers):
+            if (ticket := worker.revoke()) is not None: self._fail(ticket, shut_down())
+            elif worker.prefetched is not None: worker.handle.drain()
+        self._fail_waiting(shut_down)
         await self.pool.close()
         self._fail_waiting(shut_down)
 

@@ -54,7 +54,7 @@ class Commands:
         "Answer all commands: the worker has ended."
         for tag in list(self._replies): self.reply(tag, False, "the worker ended")
 
-# %% ../../nbs/managers/proxy.ipynb #53733110
+# %% ../../nbs/managers/proxy.ipynb #5a7958d7
 _OF_JOBS = frozenset({Kind.LOADING, Kind.LOADED, Kind.COOPERATIVE, Kind.CHUNK, Kind.PROGRESS, Kind.FINISHED,
     Kind.RESULT, Kind.FAILED, Kind.CANCELLED})
 
@@ -171,24 +171,19 @@ class WorkerProxy(WorkerProcess):
         self._unread += len(ticket.frame)
         return ticket
 
-    def flush_prefetch(self) -> None:
-        "Settle what is prefetched: report it as returned, or hear what the worker has said of the job before it."
-        ticket = self.revoke()
-        if ticket is not None: self._report(Returned(ticket))
-        elif self.prefetched is not None: self.handle.drain()
-
     def cancel(self,
         ticket: Ticket, # The job that it runs
         error: JobError # What becomes the job's error
     ) -> None:
         "End its job and no other: ask the plugin, if it asks, else end the worker. What the worker has already said counts."
-        self.flush_prefetch()
+        returned = self.revoke()
         self.handle.drain()
         run = self._run
-        if run is None or run.ticket is not ticket or self.stopping or self.gone: return
-        if run.finished and error.category == "timeout": return
-        run.error = run.error or error
-        self.stop("job")
+        late = run is None or run.ticket is not ticket or self.stopping or self.gone
+        if run is not None and not late and not (run.finished and error.category == "timeout"):
+            run.error = run.error or error
+            self.stop("job")
+        if returned is not None: self._report(Returned(returned))
 
     def cancel_soon(self,
         ticket: Ticket, # The job that it runs
