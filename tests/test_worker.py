@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from harness import finish, script
+from harness import finish, manager, script
 from repo import ROOT
 
 from cjm_worker_protocols.core.frames import LARGE, Frame, FrameReader, Kind, encode
@@ -1027,3 +1027,15 @@ def test_no_lines_after_a_goodbye_disturb_the_guardian() -> None:
                 os.write(write, b"+1 x\n")
         assert gone.value.errno == errno.EPIPE
         os.close(write)
+
+
+async def test_what_a_thread_says_late_is_not_said_of_the_next_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the app its records and lines name the worker, and no job."""
+    os.mkfifo(gate := tmp_path / "gate")
+    with caplog.at_level(logging.INFO, "cjm_worker_protocols.worker"):
+        async with manager(_speaks_late, _waits) as m:
+            await (await m.start_job("_speaks_late", gate=str(gate), how="thread"))
+            job = await m.start_job("_waits", gate=str(gate))
+            assert await job == "waited"
+    said = {(record.name.rpartition(".")[2], record.getMessage()): record.job_id for record in caplog.records if hasattr(record, "job_id")}
+    assert (said["stdout", "late"], said["late", "late"], said["stdout", "mine"]) == (None, None, job.id)
