@@ -59,7 +59,7 @@ def on_ray(*plugins: Any, **settings: Any) -> Any:
 
 def test_importing_the_package_imports_no_ray(tmp_path: Path) -> None:
     """Neither the package nor the module of the engine imports Ray."""
-    code = "import sys, cjm_worker_protocols, cjm_worker_protocols.managers.base, cjm_worker_protocols.engines.ray; print('ray' in sys.modules)"
+    code = "import sys, cjm_worker_protocols.managers.base, cjm_worker_protocols.engines.ray.engine; print('ray' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) == "False\n"
 
 
@@ -234,35 +234,35 @@ def test_why_a_worker_waits() -> None:
 # Deaths
 
 
-def keeper_of(pid: int) -> psutil.Process:
-    """The keeper of a worker."""
-    keeper = psutil.Process(pid).parent()
-    assert keeper is not None
-    return keeper
+def agent_of(pid: int) -> psutil.Process:
+    """The agent of a worker."""
+    agent = psutil.Process(pid).parent()
+    assert agent is not None
+    return agent
 
 
 def test_a_job_that_was_given_to_a_dead_worker_has_not_run() -> None:
-    """The worker has ended, and nobody knows it yet, when its keeper is told of a job: the job runs on another, and that was no attempt."""
+    """The worker has ended, and nobody knows it yet, when its agent is told of a job: the job runs on another, and that was no attempt."""
 
     async def scenario() -> None:
         async with on_ray("pid", backoff_base=0.01) as m:
             pid = await (await m.start_job("pid"))
-            keeper = keeper_of(pid)
-            keeper.suspend()
+            agent = agent_of(pid)
+            agent.suspend()
             try:
                 os.kill(pid, signal.SIGKILL)
                 job = await m.start_job("pid")
                 assert job.status == "running"
                 await asyncio.sleep(0.2)
             finally:
-                keeper.resume()
+                agent.resume()
             assert await job != pid and job.attempts == 1
 
     run(scenario())
 
 
 def test_how_a_worker_ended_is_known_without_a_guardian(tmp_path: Path) -> None:
-    """Somebody kills a keeper's guardian: the worker's exit code is told all the same, and what the worker leaves behind is ended."""
+    """Somebody kills a agent's guardian: the worker's exit code is told all the same, and what the worker leaves behind is ended."""
 
     def leaves_and_exits() -> "Iterator[int]":
         yield subprocess.Popen(["sleep", "60"], start_new_session=True).pid
@@ -273,8 +273,8 @@ def test_how_a_worker_ended_is_known_without_a_guardian(tmp_path: Path) -> None:
         async with on_ray(leaves_and_exits) as m:
             job = await m.start_job("leaves_and_exits")
             left = await first_chunk(job)
-            keeper = str(keeper_of(job.worker_pid).pid)
-            (guardian,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[-1] == keeper]
+            agent = str(agent_of(job.worker_pid).pid)
+            (guardian,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[-1] == agent]
             guardian.kill()
             await end(job)
             assert (job.error.category, job.error.exit_code) == ("crash", 3), job.error
@@ -284,7 +284,7 @@ def test_how_a_worker_ended_is_known_without_a_guardian(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_keeper_takes_its_worker_along(number: int) -> None:
+def test_a_killed_agent_takes_its_worker_along(number: int) -> None:
     """When Ray's actor is killed, the worker and its children are gone, the job failed as a crash that names the node, and the next one runs."""
 
     async def scenario() -> None:
@@ -292,7 +292,7 @@ def test_a_killed_keeper_takes_its_worker_along(number: int) -> None:
             job = await m.start_job("with_children")
             pids = await first_chunk(job)
             [worker] = m._workers()
-            keeper_of(worker.pid).send_signal(number)
+            agent_of(worker.pid).send_signal(number)
             await end(job)
             assert job.error.category == "crash" and f"node {worker.handle.facts['node'][:8]}" in job.error.message, job.error
             assert await gone_soon(pids, 3)
@@ -473,7 +473,7 @@ class Located:
 def test_a_resource_manager_is_told_where_workers_live(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a worker is registered its host, its pid there and what Ray knows are told; one of another host has a number that is no pid."""
     if elsewhere:
-        monkeypatch.setattr("cjm_worker_protocols.engines.ray.machine", lambda: "another host")
+        monkeypatch.setattr("cjm_worker_protocols.engines.ray.worker.machine", lambda: "another host")
     located = Located()
 
     async def scenario() -> int:
@@ -1016,7 +1016,7 @@ def test_an_engine_works_on_one_loop_at_a_time() -> None:
 
 
 def test_a_worker_that_is_given_up_holds_no_engine() -> None:
-    """When neither the cluster nor a keeper answers a shutdown, the manager gives the worker up, and the engine leaves; it ends when they answer again."""
+    """When neither the cluster nor a agent answers a shutdown, the manager gives the worker up, and the engine leaves; it ends when they answer again."""
 
     async def scenario() -> None:
         engine = RayEngine()
@@ -1024,7 +1024,7 @@ def test_a_worker_that_is_given_up_holds_no_engine() -> None:
         m = on_ray("stuck", engine=engine, grace_timeout=0.2)
         job = await m.start_job("stuck")
         await first_chunk(job)
-        deaf = [keeper_of(job.worker_pid), next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")]
+        deaf = [agent_of(job.worker_pid), next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")]
         for process in deaf:
             process.suspend()
         try:
@@ -1075,7 +1075,7 @@ def test_an_app_outlives_its_clusters(loser: Any) -> None:
 
 def test_a_loss_is_one_line() -> None:
     """Ray's long story of a death is cut to a line; an error of ours is told as it is."""
-    story = "The actor died unexpectedly before finishing this task.\n\tclass_name: Keeper\n\tnamespace: x\nThe actor died because its node has died."
+    story = "The actor died unexpectedly before finishing this task.\n\tclass_name: NodeAgent\n\tnamespace: x\nThe actor died because its node has died."
     told = describe_loss(RuntimeError(story))
     assert "\n" not in told and told.startswith("RuntimeError") and "died" in told
     assert describe_loss(RayLostError(None)) == str(RayLostError(None))
