@@ -24,6 +24,7 @@ from harness import TESTS, Gate, Seen, alive, end, finish, first_chunk, gate, go
 from repo import ROOT
 
 from cjm_worker_protocols import JobError, RestartPolicy, WorkerConfig
+from cjm_worker_protocols.core.errors import ConfigError
 from cjm_worker_protocols.extensions.hosts import NO_PID
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'cjm-worker-protocols[ray]'")
@@ -36,7 +37,9 @@ from cjm_worker_protocols.engines.ray import (  # noqa: E402
     RayLostError,
     RayMissingError,
     RayVersionError,
+    WorkerRefusedError,
     describe_loss,
+    start_ray,
     why_waiting,
 )
 
@@ -242,7 +245,7 @@ def agent_of(pid: int) -> psutil.Process:
 
 
 def test_a_job_that_was_given_to_a_dead_worker_has_not_run() -> None:
-    """The worker has ended, and nobody knows it yet, when its agent is told of a job: the job runs on another, and that was no attempt."""
+    """The worker has ended, and nobody knows it yet, when its agent gets a job: the job runs on another, and that was no attempt."""
 
     async def scenario() -> None:
         async with on_ray("pid", backoff_base=0.01) as m:
@@ -262,7 +265,7 @@ def test_a_job_that_was_given_to_a_dead_worker_has_not_run() -> None:
 
 
 def test_how_a_worker_ended_is_known_without_a_guardian(tmp_path: Path) -> None:
-    """Somebody kills a agent's guardian: the worker's exit code is told all the same, and what the worker leaves behind is ended."""
+    """Somebody kills an agent's guardian: the worker's exit code is told all the same, and what the worker leaves behind is ended."""
 
     def leaves_and_exits() -> "Iterator[int]":
         yield subprocess.Popen(["sleep", "60"], start_new_session=True).pid
@@ -536,6 +539,34 @@ def test_a_runtime_environment_reaches_the_plugins(tmp_path: Path) -> None:
     run(scenario(), limit=90)
 
 
+@pytest.mark.parametrize("wrong", [{"pips": ["x"]}, {"pip": 3}, {"conda": "a", "pip": ["b"]}, [("pip", [])]])
+def test_a_runtime_environment_that_cannot_be_is_refused_before_anything_starts(wrong: Any) -> None:
+    """An unknown key, which Ray would ignore, and what Ray itself refuses."""
+    with pytest.raises(ConfigError) as caught:
+        RayEngine(runtime_env=wrong)
+    assert caught.value.field == "runtime_env"
+
+
+def test_what_ray_refuses_for_good_fails_at_once() -> None:
+    """A worker that can never be is tried once, and the error has the cause; others start as before."""
+
+    async def scenario() -> None:
+        engine = RayEngine()
+        async with on_ray("pid", engine=engine, max_restarts=50, max_workers=2) as m:
+            await m.reload_plugin("pid", {"worker_resources": {"GPU": 1.5}})
+            start = time.monotonic()
+            job = await end(await m.start_job("pid"))
+            assert job.error.category == "start" and WorkerRefusedError.__name__ in job.error.message and "whole" in job.error.message, job.error
+            assert time.monotonic() - start < 15
+            with pytest.raises(WorkerRefusedError) as caught:
+                engine.start_worker(WorkerConfig(), None, (("GPU", 1.5),))
+            assert (caught.value.placement, caught.value.kind) == ({"GPU": 1.5}, "ValueError") and isinstance(caught.value.__cause__, ValueError)
+            await m.reload_plugin("pid", {})
+            assert await (await m.start_job("pid")) > 0
+
+    run(scenario(), limit=60)
+
+
 # What differs from workers on this machine
 
 
@@ -608,6 +639,53 @@ def test_the_second_job_is_sent_when_the_first_has_ended(gate: Gate) -> None:
 
 
 # Connections
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
+def test_an_address_where_nothing_listens_fails_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for it for long, or for ever; also when RAY_ADDRESS names it."""
+    port = free_port()
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    start = time.monotonic()
+    with pytest.raises(RayConnectionError) as caught:
+        start_ray(ray, address.format(port))
+    assert caught.value.address == address.format(port) and str(port) in caught.value.reason and time.monotonic() - start < 8
+
+
+OWN_RAY = """
+import asyncio, json, os, sys
+import ray
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.engines.ray import RayEngine
+
+def look():
+    import rfc3987_syntax
+    return os.getpid(), rfc3987_syntax.__file__, os.environ.get("PYTHONPATH")
+
+async def main():
+    async with JobManager("t", "t", plugins={"look": look}, engine=RayEngine()) as m:
+        print(json.dumps([*await (await m.start_job("look")), os.getpid(), ray.get_runtime_context().gcs_address]), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_ray_of_our_own_is_a_new_and_a_quick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever RAY_ADDRESS names; and none of its processes imports a module that is slow to, which plugins can import all the same."""
+    folder, imported = tmp_path / "installed", tmp_path / "imported"
+    folder.mkdir()
+    (folder / "rfc3987_syntax.py").write_text(f"import os\nwith open({str(imported)!r}, 'a') as file: print(os.getpid(), file=file)\n")
+    path = os.pathsep.join([str(folder), str(ROOT), str(TESTS)])
+    dead = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", dead)
+    (tmp_path / "main.py").write_text(OWN_RAY)
+    done = subprocess.run(
+        [sys.executable, "main.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    worker, file, seen, app, gcs = json.loads(done.stdout.splitlines()[-1])
+    assert gcs != dead and file == str(folder / "rfc3987_syntax.py") and seen == path
+    assert set(map(int, imported.read_text().split())) <= {worker, app}
 
 
 def test_a_cluster_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -1016,7 +1094,7 @@ def test_an_engine_works_on_one_loop_at_a_time() -> None:
 
 
 def test_a_worker_that_is_given_up_holds_no_engine() -> None:
-    """When neither the cluster nor a agent answers a shutdown, the manager gives the worker up, and the engine leaves; it ends when they answer again."""
+    """When neither the cluster nor an agent answers a shutdown, the manager gives the worker up, and the engine leaves; it ends when they answer again."""
 
     async def scenario() -> None:
         engine = RayEngine()

@@ -92,7 +92,7 @@ def worker_environment(
     marks = f"{os.environ.get(guardian.MARK, '')} {mark}".strip()
     return {**os.environ, **(config.env or {}), guardian.MARK: marks, ARGV: argv}
 
-# %% ../../nbs/engines/launch.ipynb #c9a100c1
+# %% ../../nbs/engines/launch.ipynb #7409d021
 class WorkerProcess:
     "A worker process, which leads a session of its own, and this process's ends, none of which blocks."
     def __init__(self,
@@ -112,7 +112,8 @@ class WorkerProcess:
             self.stderr, stderr = self._pipe(ours, theirs)
             lifeline, _ = self._pipe(theirs, ours)
             inherited = sock.fileno(), self.claims.read_end, lifeline.fileno()
-            self._process = subprocess.Popen(worker_command(config, inherited, invocation), env=worker_environment(config, self.mark, invocation),
+            environment = worker_environment(config, self.mark, invocation)
+            self._process = subprocess.Popen(worker_command(config, inherited, invocation), env=environment,
                 stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, pass_fds=inherited, start_new_session=True)
             self.pid = self._process.pid
             tie_to_this_process(self.pid, lifeline.fileno())

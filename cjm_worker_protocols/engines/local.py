@@ -57,7 +57,7 @@ def start_guarded(
         raise
     return process
 
-# %% ../../nbs/engines/local.ipynb #83abe3aa
+# %% ../../nbs/engines/local.ipynb #d0d78e59
 class LocalWorker:
     "A worker process on this machine. It counts as gone when its process has ended, and only after everything that it said."
     host = os.uname().nodename
@@ -112,8 +112,7 @@ class LocalWorker:
     def _on_hung_up(self, error: Exception | None) -> None:
         "Note why; a worker whose socket closed has a little time to end by itself."
         if error is not None or still_runs(self.pid): self._reason = describe_hang_up(error)
-        if error is not None: self.kill()
-        self._last_call = in_empty_context(self._loop.call_later, HANG_UP, self.kill)
+        self._last_call = in_empty_context(self._loop.call_later, HANG_UP if error is None else 0, self.kill)
         if self._reason: _log.error("worker %d: %s", self.pid, self._reason)
 
     def _ended(self) -> None:
@@ -124,7 +123,8 @@ class LocalWorker:
             never_begun, self._gone = self.withdraw(), True
             if self._last_call is not None: self._last_call.cancel()
             self._read_printed()
-            for part in (*self._pipes, self._sender, self._receiver): part.close()
+            closing: tuple[OutputPipe | Sender | Receiver, ...] = (*self._pipes, self._sender, self._receiver)
+            for part in closing: part.close()
             exit = self._process.reap()
             if self._reason: exit = exit._replace(signal=None, reason=self._reason)
             self._events.on_exit(exit._replace(never_begun=never_begun))

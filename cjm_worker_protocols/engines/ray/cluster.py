@@ -73,7 +73,7 @@ def check_reachable(
     try: socket.create_connection((host.strip("[]"), int(port)), REACH).close()
     except OSError as e: raise RayConnectionError(address, f"nothing listens at {host}:{port} ({e})") from e
 
-# %% ../../../nbs/engines/ray/cluster.ipynb #e991d857
+# %% ../../../nbs/engines/ray/cluster.ipynb #fcd0ea53
 _YEAR = "31536000"  # Seconds
 _TRIES = 3  # Ray gives each of its processes some seconds to start, which a busy machine may not keep
 _LATE = ("timed out", "Starting Ray client server failed", "Proxy failed to Connect to backend", "ZombieProcess")  # What it then says
@@ -87,7 +87,7 @@ def ray_settings(
     ray: Any, # The module
     alone: bool, # Whether the cluster is one of this machine alone
     ours: bool # Whether this process starts it
-) -> Iterator[None]:
+) -> Iterator[None]: # For a `with` statement
     "Give Ray the settings that it reads from the environment and from its own module, and restore those of the app afterwards."
     from ray._private import ray_constants
     given = {"RAY_gcs_rpc_server_reconnect_timeout_s": _YEAR}
@@ -108,7 +108,7 @@ def ray_settings(
             if value is None: os.environ.pop(name, None)
             else: os.environ[name] = value
 
-# %% ../../../nbs/engines/ray/cluster.ipynb #436b30df
+# %% ../../../nbs/engines/ray/cluster.ipynb #72f9e2ef
 def _clean_up(ray: Any, before: set[psutil.Process]) -> None:
     "End what is left of a Ray that was not started."
     ray.shutdown()
@@ -120,7 +120,9 @@ def _init(ray: Any, tries: int, options: Mapping[str, Any]) -> None:
     "Call `ray.init`, again when Ray was too slow."
     while True:
         children, tries = set(psutil.Process().children(recursive=True)), tries - 1
-        try: return ray.init(configure_logging=False, log_to_driver=False, **options)
+        try:
+            ray.init(configure_logging=False, log_to_driver=False, **options)
+            return
         except Exception as e:
             if not tries or not any(late in str(e) for late in _LATE): raise
             _log.warning("Ray did not start in time (%s); trying again", e)
@@ -171,7 +173,7 @@ class RayThread:
         "Have the thread end after the calls that were submitted."
         self._calls.put(None)
 
-# %% ../../../nbs/engines/ray/cluster.ipynb #177f12bc
+# %% ../../../nbs/engines/ray/cluster.ipynb #304315e9
 class RayConnection:
     "This process's connection to Ray, shared by all engines, and the thread that makes it."
     PATIENCE = 30.0  # Seconds for the connection before to end
@@ -184,7 +186,8 @@ class RayConnection:
     ):
         self.thread, self._before = RayThread(), before
         self.users = set[Any]()  # Engines
-        self._ours, self._address = False, None  # Whether this process made it, and with which address
+        self._ours = False  # Whether this process made it
+        self._address: str | None = None  # With which it made it
         self.lost = False  # Whether the cluster answers no more
         self.client = False  # Whether it leads through Ray's client
 

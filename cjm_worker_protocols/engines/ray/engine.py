@@ -136,7 +136,7 @@ class Failures:
         "Forget all."
         self._found.clear()
 
-# %% ../../../nbs/engines/ray/engine.ipynb #b3c8fe86
+# %% ../../../nbs/engines/ray/engine.ipynb #d4d18ada
 class RaySession:
     "What an engine has while it uses the connection: its workers, and how they are started."
     CALLS = 16  # Calls of an agent that may run at the same time: two that listen, one that watches, and what is being said
@@ -149,7 +149,8 @@ class RaySession:
     ):
         "Take part in the connection of this process. :raises RayLostError: when that was lost."
         self._engine, self._ray, self._runtime_env, self._failures = engine, ray, runtime_env, failures
-        self._connection, self._class = RayConnection.use(engine), None
+        self._connection = RayConnection.use(engine)
+        self._class: Any = None
         self.calls = RayCalls(ray, engine.address, self._connection, asyncio.get_running_loop())
         self.workers, self.lost = set[RayWorker](), False
         self._heart = Heartbeat(self.calls, engine.BEAT, engine.LOST, self._lose)
@@ -194,19 +195,19 @@ class RaySession:
         "End the workers that are left, whose manager waits for them no longer, and leave the connection."
         self._heart.end()
         workers = list(self.workers)
-        for worker in workers: worker.end_agent()
+        for worker in workers: worker.agent.end()
         left = self._connection.leave(self._engine, self._ray)
         self.calls.leave()
         for worker in workers: worker.finish(Exit())
         return left
 
-# %% ../../../nbs/engines/ray/engine.ipynb #10ba3ccb
+# %% ../../../nbs/engines/ray/engine.ipynb #41e9db74
 class RayEngine:
     "Workers as processes on the nodes of a Ray cluster."
     BEAT, LOST = 1.0, 15.0  # Seconds between two looks whether the cluster answers, and after which it is lost
 
     def __init__(self,
-        address: str | None = None, # Of a cluster: `auto`, `host:port` or `ray://host:port`; None starts a Ray here, and stops it in the end
+        address: str | None = None, # Of a cluster: `auto`, `host:port` or `ray://host:port`; None starts a Ray here and stops it in the end
         *,
         num_cpus: float | None = None, # CPUs that each worker takes, unless its plugin or `WorkerConfig.resources` says otherwise
         num_gpus: float | None = None, # GPUs, likewise

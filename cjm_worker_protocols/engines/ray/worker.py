@@ -241,7 +241,7 @@ class Inbox:
         "Pass frames on."
         while self._frames and (everything or not self.paused): self._on_frame(self._frames.popleft())
 
-# %% ../../../nbs/engines/ray/worker.ipynb #87ab4afa
+# %% ../../../nbs/engines/ray/worker.ipynb #6c389fc7
 class Exchange:
     "What a manager and a worker say to each other through an agent."
     def __init__(self,
@@ -287,7 +287,6 @@ class Exchange:
         self._events.on_frame(frame)
 
     def _take(self, reply: bytes) -> None:
-        "Take a reply: frames, and perhaps output and the worker's end."
         data, written, end = pickle.loads(reply[REPLY.size:]) if REPLY.unpack_from(reply)[1] else (reply[REPLY.size:], (), None)
         for stream, text in written: self._lines[stream].feed(text)
         try: self._inbox.receive(memoryview(data))
@@ -300,8 +299,7 @@ class Exchange:
         if self._reason: exit = exit._replace(signal=None, reason=self._reason)
         self._on_end(exit._replace(never_begun=frozenset({self.jobs.current} - {begun, 0})))
 
-    def _ended(self, nothing: None) -> None:
-        "The process has ended: take the last that it said, wanted or not."
+    def _ended(self, nothing: None) -> None: # take the last that it said, wanted or not
         self._ending, self._channel.paused = True, False
         self._channel.listen()
 
@@ -314,7 +312,7 @@ class Exchange:
         self._agent.closed = True
         for lines in self._lines.values(): lines.close()
 
-# %% ../../../nbs/engines/ray/worker.ipynb #c8b45f3f
+# %% ../../../nbs/engines/ray/worker.ipynb #65d34bc8
 class PlaceSearch:
     "Asks Ray for an agent, and waits until it has a place."
     PATIENCE, AGAIN = 0.5, 2.0  # Seconds until the reason for waiting is looked up, and until it is looked up again
@@ -323,7 +321,7 @@ class PlaceSearch:
         session: Any, # The engine's `RaySession`
         calls: RayCalls, # Of Ray
         agent: AgentHandle, # Gets the actor
-        events: WorkerEvents, # Told what the worker waits for
+        events: WorkerEvents, # Called with what the worker waits for
         placement: Hashable, # What the worker takes of its node
         config: WorkerConfig, # Interpreter and environment
         on_placed: Callable[[NodePlace], None] # Called with the place
@@ -364,7 +362,7 @@ class PlaceSearch:
         self._over = True
         self._timer.cancel()
 
-# %% ../../../nbs/engines/ray/worker.ipynb #e5a87a6c
+# %% ../../../nbs/engines/ray/worker.ipynb #61ba2d84
 class RayWorker:
     "A worker process on a node, as its manager holds it."
     PATIENCE = 2.0  # Seconds to wait for a killed worker's end before its agent is killed
@@ -380,9 +378,9 @@ class RayWorker:
         self.pid, self.host, self.facts, self.placement = 0, "", dict[str, Any](), placement
         self._session, self._events, self._loop = session, events, calls.loop
         self.killed = self._gone = False  # Whether it was told to end for certain, and whether it has
-        self._agent = AgentHandle(calls, self.lost)
-        self._exchange = Exchange(self._agent, events, self.finish, self.kill)
-        self._search = PlaceSearch(session, calls, self._agent, events, placement, config, self._placed)
+        self.agent = AgentHandle(calls, self.lost)
+        self._exchange = Exchange(self.agent, events, self.finish, self.kill)
+        self._search = PlaceSearch(session, calls, self.agent, events, placement, config, self._placed)
 
     def _placed(self, place: NodePlace) -> None:
         self.pid = place.pid if place.machine == machine() else next(self._numbers)
@@ -398,15 +396,16 @@ class RayWorker:
     def resume(self) -> None: self._exchange.pause(False)
 
     def terminate(self) -> None:
-        if self.pid: self._agent.signal(signal.SIGTERM)
+        if self.pid: self.agent.signal(signal.SIGTERM)
         else: self.kill()
 
     def kill(self) -> None:
         if self._gone: return
         self.killed = True
-        if not self.pid: return in_empty_context(self._loop.call_soon, self.finish, Exit())
-        self._agent.signal(signal.SIGKILL)
-        in_empty_context(self._loop.call_later, self.PATIENCE, self.end_agent)
+        if self.pid:
+            self.agent.signal(signal.SIGKILL)
+            in_empty_context(self._loop.call_later, self.PATIENCE, self.agent.end)
+        else: in_empty_context(self._loop.call_soon, self.finish, Exit())
 
     def lost(self,
         error: BaseException # Of Ray
@@ -414,7 +413,7 @@ class RayWorker:
         "End without the agent: it, its node, or the whole cluster is gone."
         if self._gone: return
         self._exchange.drain()
-        if self.pid: self._agent.kill_worker()
+        if self.pid: self.agent.kill_worker()
         self.finish(Exit(reason=describe_loss(error)), error)
 
     def finish(self,
@@ -427,10 +426,6 @@ class RayWorker:
         self._search.end()
         self._exchange.close()
         self._session.ended(self, error)
-        self.end_agent()
+        self.agent.end()
         where = f"node {self.facts['node'][:8]} ({self.host}, {self.facts['address']})" if self.host else ""
         self._events.on_exit(exit._replace(where=where))
-
-    def end_agent(self) -> None:
-        "End the agent, if there is one, and with it what is left of the worker."
-        self._agent.end()
