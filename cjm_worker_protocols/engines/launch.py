@@ -92,7 +92,7 @@ def worker_environment(
     marks = f"{os.environ.get(guardian.MARK, '')} {mark}".strip()
     return {**os.environ, **(config.env or {}), guardian.MARK: marks, ARGV: argv}
 
-# %% ../../nbs/engines/launch.ipynb #7409d021
+# %% ../../nbs/engines/launch.ipynb #a3969e90
 class WorkerProcess:
     "A worker process, which leads a session of its own, and this process's ends, none of which blocks."
     def __init__(self,
@@ -139,8 +139,11 @@ class WorkerProcess:
         return kill_group(self.pid)
 
     def reap(self) -> Exit: # How it ended
-        "Wait for the process, which has ended or is about to, and close our ends."
+        "Wait for the process, which has ended or is about to."
         exit = reap(self.pid)
         self._process.returncode = exit.exit_code or 0 # so that `subprocess` waits for it no longer
-        self._ours.close()
         return exit
+
+    def close(self) -> None:
+        "Close our ends."
+        self._ours.close()

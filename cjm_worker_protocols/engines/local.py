@@ -43,7 +43,7 @@ def describe_hang_up(
     if isinstance(error, MemoryError): return f"this process has too little memory to receive what the worker sent ({what})"
     return f"it sent bytes that are no frame ({what})"
 
-# %% ../../nbs/engines/local.ipynb #1719a83f
+# %% ../../nbs/engines/local.ipynb #3f060d94
 def start_guarded(
     config: WorkerConfig, # Interpreter and environment
     guardian: Guardian # Ends the worker when this process has ended
@@ -54,10 +54,11 @@ def start_guarded(
     except BaseException:
         process.kill()
         process.reap()
+        process.close()
         raise
     return process
 
-# %% ../../nbs/engines/local.ipynb #d0d78e59
+# %% ../../nbs/engines/local.ipynb #0e06cf42
 class LocalWorker:
     "A worker process on this machine. It counts as gone when its process has ended, and only after everything that it said."
     host = os.uname().nodename
@@ -119,13 +120,12 @@ class LocalWorker:
         "Hand over what the worker still said, end its children, reap it, and say how it ended."
         try: self.drain()
         finally:
+            never_begun, self._gone, exit = self.withdraw(), True, self._process.reap()
             self._guardian.remove(self.pid)
-            never_begun, self._gone = self.withdraw(), True
             if self._last_call is not None: self._last_call.cancel()
             self._read_printed()
-            closing: tuple[OutputPipe | Sender | Receiver, ...] = (*self._pipes, self._sender, self._receiver)
+            closing: list[OutputPipe | Sender | Receiver | WorkerProcess] = [*self._pipes, self._sender, self._receiver, self._process]
             for part in closing: part.close()
-            exit = self._process.reap()
             if self._reason: exit = exit._replace(signal=None, reason=self._reason)
             self._events.on_exit(exit._replace(never_begun=never_begun))
 

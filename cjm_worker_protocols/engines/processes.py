@@ -76,7 +76,7 @@ def group_members(
         if int(number) == group and state not in b"ZX": found.append(int(name)) # fields 3 and 5 of proc_pid_stat(5)
     return found
 
-# %% ../../nbs/engines/processes.ipynb #e1b5d4ff
+# %% ../../nbs/engines/processes.ipynb #e53e1fcc
 TRACKER_TIME = 1.0  # Seconds that resource trackers have to clean up once the worker is gone
 TRACKER_LOOK = 0.02  # Seconds between two looks whether they have
 
@@ -91,6 +91,8 @@ def kill_group(
     trackers: bool = False # Whether to kill resource trackers too
 ) -> bool: # Whether resource trackers are left
     "Kill the processes of a group, and let resource trackers clean up first."
+    try: os.killpg(group, 0)
+    except OSError: return False # it is empty
     members = group_members(group)
     left = set() if trackers else set(filter(_is_tracker, members))
     for pid in {*members} - left:

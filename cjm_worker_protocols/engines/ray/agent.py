@@ -228,7 +228,7 @@ def end_with(
     poller.poll()
     os._exit(1)
 
-# %% ../../../nbs/engines/ray/agent.ipynb #16b1eabb
+# %% ../../../nbs/engines/ray/agent.ipynb #4ad1f4aa
 class NodeAgent:
     "Starts a worker on the node where it is, and passes on what the worker and its manager say. Every method may run on any thread."
     HELD = 2  # Calls that may wait for what the worker says next
@@ -275,10 +275,10 @@ class NodeAgent:
 
     def _exit(self) -> tuple[Exit, int]: # And the tag of the last job that it has begun, or 0
         "End the worker's children, reap it, and return how it ended."
+        with self._input.turn: exit, begun, self._over = self._process.reap(), self._input.last_begun(), True
         self._guardian.end_children()
-        with self._input.turn:
-            begun, self._over = self._input.last_begun(), True
-            return self._process.reap(), begun
+        self._process.close()
+        return exit, begun
 
     def watch(self) -> None:
         "Return when the worker has ended."
