@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 # %% auto #0
 __all__ = ['Result', 'TRACKER_TIME', 'TRACKER_LOOK', 'in_empty_context', 'on_process_end', 'reap', 'group_members', 'kill_group',
-           'tie_to_this_process']
+           'tie_to_this_process', 'untie']
 
 # %% ../../nbs/engines/processes.ipynb #0b19446e
 def in_empty_context(
@@ -76,8 +76,8 @@ def group_members(
         if int(number) == group and state not in b"ZX": found.append(int(name)) # fields 3 and 5 of proc_pid_stat(5)
     return found
 
-# %% ../../nbs/engines/processes.ipynb #e53e1fcc
-TRACKER_TIME = 1.0  # Seconds that resource trackers have to clean up once the worker is gone
+# %% ../../nbs/engines/processes.ipynb #fa427840
+TRACKER_TIME = 3.0  # Seconds that resource trackers have to clean up once the worker is gone; one may only just be starting
 TRACKER_LOOK = 0.02  # Seconds between two looks whether they have
 
 def _is_tracker(pid: int) -> bool:
@@ -101,7 +101,7 @@ def kill_group(
         with suppress(OSError): os.killpg(group, signal.SIGKILL) # with those that were started meanwhile; macOS refuses it for a zombie
     return bool(left)
 
-# %% ../../nbs/engines/processes.ipynb #6480b74d
+# %% ../../nbs/engines/processes.ipynb #58b5cb04
 def tie_to_this_process(
     pid: int, # The leader of a process group that holds the reading end too
     lifeline: int # The reading end of a pipe
@@ -112,3 +112,10 @@ def tie_to_this_process(
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -pid)
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGTERM)
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def untie(
+    lifeline: int # The reading end that was tied
+) -> None:
+    "Undo it: the writing end may close, and resource trackers that are only just starting live on."
+    with suppress(OSError): fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) & ~os.O_ASYNC)
