@@ -27,8 +27,8 @@ from ..worker import guardian
 # %% auto #0
 __all__ = ['ARGV', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_command', 'worker_environment', 'WorkerProcess']
 
-# %% ../../nbs/engines/launch.ipynb #88fffd76
-class NoInterpreterError(FactError, OSError):
+# %% ../../nbs/engines/launch.ipynb #f002d6f6
+class NoInterpreterError(FactError, FileNotFoundError):
     "This process has no Python interpreter that a worker could run."
     executable: str  # `sys.executable`
     template = ("this app is frozen or embedded, and its sys.executable ({0.executable!r}) is no Python interpreter: "

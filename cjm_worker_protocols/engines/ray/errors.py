@@ -13,7 +13,7 @@ from ...core.errors import FactError
 __all__ = ['RayMissingError', 'EngineLoopError', 'WorkerRefusedError', 'RayConnectionError', 'RayVersionError', 'RayLostError',
            'RayElsewhereError', 'describe_loss', 'root_cause']
 
-# %% ../../../nbs/engines/ray/errors.ipynb #9604d9e9
+# %% ../../../nbs/engines/ray/errors.ipynb #c877b8fa
 class RayMissingError(FactError, ImportError):
     "Ray is not installed."
     template = "RayEngine needs Ray: pip install 'cjm-worker-protocols[ray]'"
@@ -22,8 +22,8 @@ class EngineLoopError(FactError, RuntimeError):
     "An engine was used from two event loops."
     template = "this RayEngine is used by a manager on another event loop: give each manager an engine of its own"
 
-class WorkerRefusedError(FactError, RuntimeError):
-    "Ray refuses to start such a worker, and would refuse it again. The exception of Ray is `__cause__`."
+class WorkerRefusedError(FactError, PermissionError):
+    "Ray refuses to start such a worker, and would refuse it again, so a manager does not try. The exception of Ray is `__cause__`."
     placement: dict[str, float]  # What the worker would take of its node, by resource
     kind: str  # The class of Ray's exception
     reason: str  # What Ray says
