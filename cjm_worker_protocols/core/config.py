@@ -54,15 +54,15 @@ def _variable(name: object, value: object) -> bool:
     "Whether an environment can hold this."
     return isinstance(name, str) and isinstance(value, str) and name != "" and "=" not in name and "\0" not in name + value
 
-# %% ../../nbs/core/config.ipynb #f9767d2d
+# %% ../../nbs/core/config.ipynb #0a4664f0
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "Everything about workers that can be set. All times are in seconds. Raises `ConfigError` for a value that cannot work."
     max_workers: int = 1  # Worker processes that may run jobs at the same time
     standby: bool = True  # Keep one more process started, so that the job after a cancel or a crash need not wait for a start
-    python: str | None = None  # The workers' interpreter; `None` is this one. Another sees its own packages, and needs cloudpickle for plugins sent by value
+    python: str | None = None  # The workers' interpreter; `None` is this one. Another sees its own packages
     env: Mapping[str, str] | None = None  # Environment variables, laid over this process's own
-    resources: Mapping[str, float] | None = None  # What a worker takes of a cluster, as `{"CPU": 2}`; a plugin's `worker_resources` goes first
+    resources: Mapping[str, float] | None = None  # What a worker takes of a cluster; a plugin's `worker_resources` goes first
     start_timeout: float = 30.0  # From starting a process to its first frame
     load_timeout: float | None = 600.0  # A plugin's load; `None` is no limit
     job_timeout: float | None = None  # A job's run, for jobs without a timeout of their own; `None` is no limit
@@ -86,7 +86,8 @@ class WorkerConfig:
         for name in ("start_timeout", "integration_timeout", "stall_timeout"): check_number(name, getattr(self, name), 0, positive=True)
         for name in ("grace_timeout", "backoff_base", "backoff_max"): check_number(name, getattr(self, name), 0)
         if not isinstance(self.standby, bool): raise ConfigError("standby", "True or False", self.standby)
-        if not isinstance(self.restart, RestartPolicy): raise ConfigError("restart", f"one of {', '.join(map(str, RestartPolicy))}", self.restart)
+        if not isinstance(self.restart, RestartPolicy):
+            raise ConfigError("restart", f"one of {', '.join(map(str, RestartPolicy))}", self.restart)
         if self.python is not None and (not isinstance(self.python, str) or not self.python or "\0" in self.python):
             raise ConfigError("python", "the path of an interpreter, or None", self.python)
         if self.resources is not None: check_resources("resources", self.resources)

@@ -79,7 +79,7 @@ class TimeLimit:
         "Stop the timer."
         if self._timer is not None: self._timer.cancel()
 
-# %% ../../nbs/managers/broadcast.ipynb #25c4281b
+# %% ../../nbs/managers/broadcast.ipynb #d0429abc
 class BroadcastQueue:
     "Calls `broadcast` for each event, in order, and survives whatever it does."
     DELAY = 0.005  # Seconds for which events wait for each other, so that the loop sees to jobs first
@@ -134,7 +134,8 @@ class BroadcastQueue:
         limit.begin()
         try:
             call: Any = context.run(self._broadcaster.broadcast, event.type, event.data)
-            if not inspect.isawaitable(call): raise TypeError(f"expected an `async def broadcast` (got {call!r} from a plain one): write `async` before its `def`")
+            if not inspect.isawaitable(call):
+                raise TypeError(f"expected an `async def broadcast` (got {call!r} from a plain one): write `async` before its `def`")
             await (in_context(context, call) if inspect.iscoroutine(call) else call)
         except asyncio.CancelledError:
             if not limit.late and self._over: raise
@@ -160,7 +161,7 @@ class BroadcastQueue:
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=timeout)
 
-# %% ../../nbs/managers/broadcast.ipynb #2fe02a01
+# %% ../../nbs/managers/broadcast.ipynb #1b64ba93
 class EventHub:
     "Makes events, and hands them to the broadcaster and to all listeners."
     def __init__(self,
@@ -194,7 +195,8 @@ class EventHub:
             self.put(Event(event_type, payload), context)
         except Exception as e: # a mapping of a plugin's own may raise when it is looked at
             self._errors["events.emit"] += 1
-            if should_log(self._errors["events.emit"]): log_safely(_log, logging.WARNING, "an event of type %s could not be made", event_type, error=e)
+            if not should_log(self._errors["events.emit"]): return
+            log_safely(_log, logging.WARNING, "an event of type %s could not be made", event_type, error=e)
 
     def put(self,
         event: Event, # An event that is ready

@@ -19,7 +19,7 @@ from ..engines.base import WorkerEvents, WorkerHandle
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Deadline', 'StopSteps', 'WorkerProcess']
+__all__ = ['Deadline', 'StopSteps', 'ManagedProcess']
 
 # %% ../../nbs/managers/process.ipynb #75058b0c
 class Deadline:
@@ -76,8 +76,8 @@ class StopSteps:
         log_safely(_log, logging.ERROR, "worker %d has not ended although it was killed; giving it up", self._handle.pid)
         self._on_abandoned()
 
-# %% ../../nbs/managers/process.ipynb #c974eed8
-class WorkerProcess:
+# %% ../../nbs/managers/process.ipynb #48211f69
+class ManagedProcess:
     "One worker process. Its attributes are for reading."
     def __init__(self,
         config: WorkerConfig, # How long it may take to start and to stop

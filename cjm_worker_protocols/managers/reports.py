@@ -17,8 +17,8 @@ from ..engines.base import Exit
 if TYPE_CHECKING: from cjm_worker_protocols.managers.proxy import WorkerProxy
 
 # %% auto #0
-__all__ = ['Report', 'Ticket', 'Run', 'Started', 'RoomChanged', 'Ready', 'Logged', 'Began', 'Progressed', 'Yielded', 'Ended',
-           'Returned', 'Freed', 'Gone', 'Tail']
+__all__ = ['Report', 'Ticket', 'PresentJob', 'Started', 'RoomChanged', 'Ready', 'Logged', 'Began', 'Progressed', 'Yielded',
+           'Ended', 'Returned', 'Freed', 'Gone', 'Tail']
 
 # %% ../../nbs/managers/reports.ipynb #7d493984
 class Ticket:
@@ -49,8 +49,8 @@ class Ticket:
         "Where the job stands among those that wait."
         return -self.job.priority, self.place
 
-# %% ../../nbs/managers/reports.ipynb #0d34f75f
-class Run:
+# %% ../../nbs/managers/reports.ipynb #55ae7e02
+class PresentJob:
     "What a worker does with its present job."
     __slots__ = ("ticket", "loading", "cooperative", "finished", "error")
     def __init__(self,
@@ -62,7 +62,7 @@ class Run:
         self.finished = False  # Whether the job has ended and its large result is on the way
         self.error: JobError | None = None  # The job's error, if the manager ends it
 
-# %% ../../nbs/managers/reports.ipynb #ddd10241
+# %% ../../nbs/managers/reports.ipynb #cfd63d82
 class Started(NamedTuple):
     "The worker's process exists."
     worker: WorkerProxy  # The worker
@@ -119,7 +119,7 @@ class Gone(NamedTuple):
     "The worker's process has ended."
     worker: WorkerProxy  # The worker
     exit: Exit  # How it ended
-    run: Run | None  # What it did with its present job
+    run: PresentJob | None  # What it did with its present job
     prefetched: Ticket | None  # The job that it had not begun
 
 Report = Union[Started, RoomChanged, Ready, Logged, Began, Progressed, Yielded, Ended, Returned, Freed, Gone]

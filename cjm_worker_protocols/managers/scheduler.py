@@ -132,7 +132,7 @@ def choose(
         if (best := next(filter(good, fitting), None)) is not None: return best
     return fitting[0] if fitting else None
 
-# %% ../../nbs/managers/scheduler.ipynb #9687acd6
+# %% ../../nbs/managers/scheduler.ipynb #21435a95
 class Scheduler:
     "Hands the jobs that wait to the workers of a pool."
     RETRY = 0.5  # Seconds after which the resource manager is asked again, although nothing has happened here
@@ -147,6 +147,7 @@ class Scheduler:
         self._loop = asyncio.get_running_loop()
         self._queue = JobQueue()
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
         self.gate: AdmissionGate | None = None
 
     def admit_with(self,
@@ -167,7 +168,7 @@ class Scheduler:
         ticket: Ticket # A job that waits, anew or again
     ) -> None:
         "Put a job in line; it may start at once."
-        if self.gate is None and not self._queue and self._config.max_workers == 1: # nothing can come before it
+        if self.gate is None and not self._queue and not self._closed and self._config.max_workers == 1: # nothing can come before it
             worker = choose(self._pool.idle(), ticket)
             if worker is not None: return worker.run(ticket)
         line = self._queue.push(ticket)
@@ -218,6 +219,7 @@ class Scheduler:
 
     def dispatch(self) -> None:
         "Hand ready jobs to idle workers, and the next one also to those that are busy."
+        if self._closed: return
         if self._config.max_workers > 1 and self._pool.idle(): self._revoke_all()
         passed: list[Line] = []
         while (ticket := self._queue.next(passed)) is not None:
@@ -275,5 +277,6 @@ class Scheduler:
 
     def close(self) -> None:
         "Hand out nothing more."
+        self._closed = True
         if self._timer is not None: self._timer.cancel()
         if self.gate is not None: self.gate.close()

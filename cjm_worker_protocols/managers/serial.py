@@ -20,7 +20,8 @@ from ..core.errors import FactError, ManagerClosedError, log_safely, should_log
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'SerialExecutor']
+__all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallThread', 'Question', 'ask_from_thread',
+           'SerialExecutor']
 
 # %% ../../nbs/managers/serial.ipynb #bb1101ea
 class ExecutorFullError(FactError, RuntimeError):
@@ -61,29 +62,27 @@ class Call:
     ):
         self.label, self.function, self.done, self.key, self.needed = label, function, done, key, needed
 
-# %% ../../nbs/managers/serial.ipynb #c31bfc29
-class SerialExecutor:
-    "One thread that makes calls in order. Everything but `ask_blocking` belongs to the event loop."
-    DELAY = 0.005  # Seconds that posted calls wait for each other: waking the thread for each would take the interpreter from the loop
-    STATES = 16  # States with one key that may wait
+# %% ../../nbs/managers/serial.ipynb #7e55e461
+class CallThread:
+    "Makes calls in order, on a thread that is started when it is needed."
     AGAIN = 1.0  # Seconds after which to try again, when no thread could be started
 
     def __init__(self,
         name: str, # The integration, as it appears in logs and in the count of errors
-        limit: int, # Calls that may wait
         errors: Counter[str] # Counts what goes wrong, by `name.label`
     ):
-        self.name, self._limit, self._errors = name, limit, errors
-        self._calls, self._tokens = deque[Call](), queue.SimpleQueue[None]()  # A token says: there are calls, or this is the end
+        self.name, self._errors = name, errors
+        self.calls = deque[Call]()  # Those that wait
+        self.busy, self.since = "", 0.0  # The call that is being made, and when it began
+        self.closed = False
+        self._tokens = queue.SimpleQueue[None]()  # A token says: there are calls, or this is the end
         self._thread: threading.Thread | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._busy, self._since, self._closed = "", 0.0, False
 
     def _run(self) -> None:
-        while not self._closed or self._calls:
+        while not self.closed or self.calls:
             self._tokens.get()
-            while self._calls:
-                try: self._make(self._calls.popleft())
+            while self.calls:
+                try: self._make(self.calls.popleft())
                 except IndexError: break # the loop has taken the last one back
 
     def _make(self, call: Call) -> None:
@@ -91,30 +90,37 @@ class SerialExecutor:
         self.at(call.label)
         try: result = require_sync(call.function())
         except BaseException as e: error = e # not even SystemExit ends the thread
-        self._busy = ""
+        self.busy = ""
         if call.done is not None: call.done(result, error)
         elif error is not None: self.failed(call.label, error)
 
-    def _wake(self) -> None:
-        "Have the thread make the calls that wait; start it if it does not run."
-        self._timer = None
+    def wake(self) -> bool: # Whether there is a thread; if none can be had now, the failure is counted
+        "Have the calls made that wait."
         if self._thread is None:
             thread = threading.Thread(target=self._run, name=f"serial-{self.name}", daemon=True)
             try: thread.start()
-            except RuntimeError as e: # no thread can be had now
-                self.failed("thread", e)
-                return self._wake_in(self.AGAIN)
-            self._thread = thread
+            except RuntimeError as e: self.failed("thread", e)
+            else: self._thread = thread
         self._tokens.put(None)
+        return self._thread is not None
 
-    def _wake_in(self, delay: float) -> None:
-        if self._timer is None: self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+    @property
+    def started(self) -> bool: # Whether there is one
+        "Whether the thread runs."
+        return self._thread is not None
+
+    def take_back(self,
+        call: Call # One that may have been made already
+    ) -> None:
+        "Do not make a call that still waits."
+        try: self.calls.remove(call)
+        except ValueError: pass
 
     def at(self,
         label: str # A call, or one of several that a question takes
     ) -> None:
         "On the thread: note that a call begins, and so does its time."
-        self._busy, self._since = label, time.monotonic()
+        self.busy, self.since = label, time.monotonic()
 
     def failed(self,
         label: str, # The call
@@ -126,6 +132,87 @@ class SerialExecutor:
         error = reason if isinstance(reason, BaseException) else None
         if should_log(n := self._errors[key]): log_safely(_log, logging.WARNING, "%s failed (%d so far): %r", key, n, reason, error=error)
 
+# %% ../../nbs/managers/serial.ipynb #c4c1e02b
+class Question:
+    "A call whose answer a task on the loop awaits."
+    def __init__(self,
+        thread: CallThread, # Makes the call
+        label: str, # The call's name
+        function: Callable[[], Any], # The call
+        timeout: float, # Seconds that it may take, once it has begun
+        limit: float # Seconds to wait in all, whatever is in front
+    ):
+        self._thread, self._label, self._timeout, self._limit = thread, label, timeout, limit
+        self._loop, self._asked = asyncio.get_running_loop(), time.monotonic()
+        self._answer: asyncio.Future[Any] = self._loop.create_future()
+        self._call = Call(label, function, self._pass_on)
+
+    def _pass_on(self, result: Any, error: BaseException | None) -> None:
+        try: self._loop.call_soon_threadsafe(self._settle, result, error)
+        except RuntimeError: pass # the loop is closed
+
+    def _settle(self, result: Any, error: BaseException | None) -> None:
+        if self._answer.done(): return
+        if error is None: self._answer.set_result(result)
+        elif isinstance(error, Exception) and not isinstance(error, StopIteration): self._answer.set_exception(error)
+        else: self._answer.set_exception(RuntimeError(repr(error)))
+
+    def _look(self) -> None:
+        "Give the question up, or look again when it will be late."
+        left = min(max(self._asked, self._thread.since) + self._timeout, self._asked + self._limit) - time.monotonic()
+        if left > 0: self._timer = self._loop.call_later(left, self._look)
+        elif not self._answer.done(): self._answer.set_exception(ExecutorTimeout(self._label, self._timeout, self._thread.busy))
+
+    async def ask(self) -> Any: # The answer
+        "Make the call, and wait for its answer."
+        self._thread.calls.append(self._call)
+        self._thread.wake()
+        self._timer = self._loop.call_later(min(self._timeout, self._limit), self._look)
+        try: return await self._answer
+        finally:
+            self._timer.cancel()
+            self._thread.take_back(self._call)
+
+# %% ../../nbs/managers/serial.ipynb #02272840
+def ask_from_thread(
+    thread: CallThread, # Makes the call
+    label: str, # The call's name
+    function: Callable[[], Any], # The call
+    timeout: float # Seconds to wait for it, whatever is in front
+) -> Any: # Its result
+    "Make a call, and block until it has been made. Raises what the call raises, and `ExecutorTimeout`."
+    answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    thread.calls.append(call := Call(label, function, lambda result, error: answer.put((result, error))))
+    thread.wake()
+    try: result, error = answer.get(timeout=timeout)
+    except queue.Empty:
+        thread.take_back(call)
+        raise ExecutorTimeout(label, timeout, thread.busy) from None
+    if error is not None: raise error
+    return result
+
+# %% ../../nbs/managers/serial.ipynb #727a1928
+class SerialExecutor:
+    "One thread that makes calls in order. Everything but `ask_blocking` belongs to the event loop."
+    DELAY = 0.005  # Seconds that posted calls wait for each other: waking the thread for each would take the interpreter from the loop
+    STATES = 16  # States with one key that may wait
+
+    def __init__(self,
+        name: str, # The integration, as it appears in logs and in the count of errors
+        limit: int, # Calls that may wait
+        errors: Counter[str] # Counts what goes wrong, by `name.label`
+    ):
+        self._thread, self._limit = CallThread(name, errors), limit
+        self.at, self.failed = self._thread.at, self._thread.failed
+        self._timer: asyncio.TimerHandle | None = None
+
+    def _wake(self) -> None:
+        self._timer = None
+        if not self._thread.wake(): self._wake_in(self._thread.AGAIN)
+
+    def _wake_in(self, delay: float) -> None:
+        if self._timer is None: self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
     def post(self,
         label: str, # The call's name
         function: Callable[[], Any], # The call
@@ -133,19 +220,12 @@ class SerialExecutor:
         needed: bool = False # Whether the call is never dropped
     ) -> None:
         "Make a call whose result is not needed. Returns at once and never raises."
-        if key is not None: self._drop_states(key)
-        if needed or len(self._calls) < self._limit: self._calls.append(Call(label, function, None, key, needed))
-        else: self.failed(f"{label}.dropped", f"{self._limit} calls are waiting, the thread is in {self._busy}")
+        calls = self._thread.calls
+        states = [call for call in list(calls) if call.key == key] if key is not None else []
+        for call in states[:max(0, len(states) - self.STATES + 1)]: self._thread.take_back(call)
+        if needed or len(calls) < self._limit: calls.append(Call(label, function, None, key, needed))
+        else: self.failed(f"{label}.dropped", f"{self._limit} calls are waiting, the thread is in {self._thread.busy}")
         self._wake_in(self.DELAY)
-
-    def _drop_states(self, key: Hashable) -> None:
-        "Drop all but the newest waiting states with this key, to make room for one more."
-        states = [call for call in list(self._calls) if call.key == key]
-        for call in states[:max(0, len(states) - self.STATES + 1)]: self._take_back(call)
-
-    def _take_back(self, call: Call) -> None:
-        try: self._calls.remove(call)
-        except ValueError: pass # the thread has taken it
 
     async def ask(self,
         label: str, # The call's name
@@ -153,31 +233,10 @@ class SerialExecutor:
         timeout: float, # Seconds that it may take, once it has begun
         limit: float = float("inf") # Seconds to wait in all, whatever is in front
     ) -> Any: # Its result
-        """Make a call and wait for its result.
-
-        :raises ExecutorTimeout: when it took too long; if it has not begun by then, it is not made.
-        :raises ExecutorFullError: when too many calls wait.
-        :raises ManagerClosedError: after `close`."""
-        if self._closed: raise ManagerClosedError(label)
-        if len(self._calls) >= self._limit: raise ExecutorFullError(label, self._limit, self._busy)
-        loop, asked = asyncio.get_running_loop(), time.monotonic()
-        answer: asyncio.Future[Any] = loop.create_future()
-        timer: asyncio.TimerHandle
-
-        def expire() -> None:
-            nonlocal timer
-            left = min(max(asked, self._since) + timeout, asked + limit) - time.monotonic()
-            if left > 0: timer = loop.call_later(left, expire)
-            elif not answer.done(): answer.set_exception(ExecutorTimeout(label, timeout, self._busy))
-
-        call = Call(label, function, lambda result, error: _pass_on(answer, result, error))
-        self._calls.append(call)
-        self._wake()
-        timer = loop.call_later(min(timeout, limit), expire)
-        try: return await answer
-        finally:
-            timer.cancel()
-            self._take_back(call)
+        "Make a call and wait for its result. Raises what the call raises, `ExecutorTimeout`, `ExecutorFullError`, `ManagerClosedError`."
+        if self._thread.closed: raise ManagerClosedError(label)
+        if len(self._thread.calls) >= self._limit: raise ExecutorFullError(label, self._limit, self._thread.busy)
+        return await Question(self._thread, label, function, timeout, limit).ask()
 
     def ask_blocking(self,
         label: str, # The call's name
@@ -185,42 +244,22 @@ class SerialExecutor:
         timeout: float # Seconds to wait for it, whatever is in front
     ) -> Any: # Its result
         "Make a call from a synchronous caller, whose thread waits. Raises what `ask` raises."
-        if self._closed: raise ManagerClosedError(label)
-        answer: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
-        call = Call(label, function, lambda result, error: answer.put((result, error)))
-        self._calls.append(call)
-        self._wake()
-        try: result, error = answer.get(timeout=timeout)
-        except queue.Empty:
-            self._take_back(call)
-            raise ExecutorTimeout(label, timeout, self._busy) from None
-        if error is not None: raise error
-        return result
+        if self._thread.closed: raise ManagerClosedError(label)
+        return ask_from_thread(self._thread, label, function, timeout)
 
     async def close(self,
         timeout: float # Seconds for the calls that still wait
     ) -> None:
         "Make the calls that wait, then end the thread. If it hangs, only needed calls are still made when it comes back."
-        if self._timer is not None: self._timer.cancel()
-        self._timer, closed, self._closed = None, self._closed, True
-        if closed or self._thread is None and not self._calls: return
-        ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls.append(Call("close", lambda: None, lambda result, error: _pass_on(ended, result, error)))
-        self._wake()
-        await asyncio.wait({ended}, timeout=timeout)
-        if ended.done(): return
-        optional = [call for call in list(self._calls) if not call.needed]
-        for call in optional: self._take_back(call)
-        self.failed("close", f"{len(optional) - 1} calls are dropped, the thread is still in {self._busy}")
-
-# %% ../../nbs/managers/serial.ipynb #1caec996
-def _pass_on(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    "On the thread: give an answer to the loop, if it is still there."
-    try: answer.get_loop().call_soon_threadsafe(_settle, answer, result, error)
-    except RuntimeError: pass # the loop is closed
-
-def _settle(answer: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if answer.done(): return
-    if error is None: answer.set_result(result)
-    elif isinstance(error, Exception) and not isinstance(error, StopIteration): answer.set_exception(error)
-    else: answer.set_exception(RuntimeError(repr(error)))
+        thread, (self._timer, timer) = self._thread, (None, self._timer)
+        if timer is not None: timer.cancel()
+        if thread.closed or not thread.calls and not thread.started: return
+        last = asyncio.ensure_future(Question(thread, "close", lambda: None, float("inf"), timeout).ask())
+        await asyncio.sleep(0) # it is asked now, as the last one
+        thread.closed = True
+        thread.wake()
+        try: await last
+        except ExecutorTimeout:
+            optional = [call for call in list(thread.calls) if not call.needed]
+            for call in optional: thread.take_back(call)
+            self.failed("close", f"{len(optional)} calls are dropped, the thread is still in {thread.busy}")
