@@ -16,7 +16,7 @@ from ..core.frames import Frame, FrameReader
 from .processes import in_empty_context
 
 # %% auto #0
-__all__ = ['Claims', 'Sender', 'Receiver']
+__all__ = ['Claims', 'FrameSender', 'FrameReceiver']
 
 # %% ../../nbs/engines/connection.ipynb #04ce6a9d
 class Claims:
@@ -43,8 +43,8 @@ class Claims:
         self._read.close()
         self._write.close()
 
-# %% ../../nbs/engines/connection.ipynb #8d00e3e4
-class Sender:
+# %% ../../nbs/engines/connection.ipynb #060073ec
+class FrameSender:
     "Sends frames to a worker, as fast as it takes them."
     def __init__(self,
         loop: asyncio.AbstractEventLoop, # The manager's
@@ -97,8 +97,8 @@ class Sender:
         if self._waiting and not self._closed: self._loop.remove_writer(self._sock)
         self._closed = True
 
-# %% ../../nbs/engines/connection.ipynb #68133fa4
-class Receiver:
+# %% ../../nbs/engines/connection.ipynb #1dba9454
+class FrameReceiver:
     "Receives frames from a worker, and hands them over."
     def __init__(self,
         loop: asyncio.AbstractEventLoop, # The manager's

@@ -25,7 +25,7 @@ from .processes import kill_group, reap, tie_to_this_process, untie
 from ..worker import guardian
 
 # %% auto #0
-__all__ = ['ARGV', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_command', 'worker_environment', 'WorkerProcess']
+__all__ = ['ARGV', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_command', 'worker_environment', 'LaunchedWorker']
 
 # %% ../../nbs/engines/launch.ipynb #f002d6f6
 class NoInterpreterError(FactError, FileNotFoundError):
@@ -92,8 +92,8 @@ def worker_environment(
     marks = f"{os.environ.get(guardian.MARK, '')} {mark}".strip()
     return {**os.environ, **(config.env or {}), guardian.MARK: marks, ARGV: argv}
 
-# %% ../../nbs/engines/launch.ipynb #dbb9f691
-class WorkerProcess:
+# %% ../../nbs/engines/launch.ipynb #37332938
+class LaunchedWorker:
     "A worker process, which leads a session of its own, and this process's ends, none of which blocks."
     def __init__(self,
         config: WorkerConfig, # Interpreter and environment
