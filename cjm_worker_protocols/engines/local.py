@@ -58,7 +58,7 @@ def start_guarded(
         raise
     return process
 
-# %% ../../nbs/engines/local.ipynb #4b0abd58
+# %% ../../nbs/engines/local.ipynb #a8456f31
 class LocalWorker:
     "A worker process on this machine. It counts as gone when its process has ended, and only after everything that it said."
     host = os.uname().nodename
@@ -111,7 +111,6 @@ class LocalWorker:
         for pipe in self._pipes: pipe.read()
 
     def _on_hung_up(self, error: Exception | None) -> None:
-        "Note why; a worker whose socket closed has a little time to end by itself."
         if error is not None or still_runs(self.pid): self._reason = describe_hang_up(error)
         self._last_call = in_empty_context(self._loop.call_later, HANG_UP if error is None else 0, self.kill)
         if self._reason: _log.error("worker %d: %s", self.pid, self._reason)
