@@ -22,7 +22,7 @@ from ..worker.context import check_cancel, report_progress
 
 # %% auto #0
 __all__ = ['NEEDS', 'MAGIC', 'MP3', 'RATE', 'UNKNOWN', 'NOTHING', 'LONGEST', 'STEP', 'Frames', 'HEAD', 'SpeechNotInstalledError',
-           'need', 'AudioFileError', 'audio_at', 'kind_of', 'open_audio', 'WideWav', 'Recording', 'sample_recording',
+           'need', 'AudioFileError', 'audio_at', 'kind_of', 'open_audio', 'WideWav', 'sample_recording', 'Recording',
            'frames_of', 'word_of', 'mean_confidence', 'segment', 'sound_of', 'progress_of', 'PocketSphinx']
 
 # %% ../../nbs/plugins/speech.ipynb #6d3687af
@@ -123,6 +123,11 @@ class WideWav:
     def __enter__(self) -> WideWav: return self
     def __exit__(self, *exc: object) -> None: self._wave.close()
 
+# %% ../../nbs/plugins/speech.ipynb #32bebf57
+def sample_recording() -> Path: # A WAV file, 7.6 seconds long
+    "Give the recording that comes with this package."
+    return Path(str(files("cjm_worker_protocols.plugins"))) / "data" / "workers.wav"
+
 # %% ../../nbs/plugins/speech.ipynb #945a356e
 RATE = 16_000  # Samples a second that the model was made for
 UNKNOWN = 2**63 - 1  # What libsndfile gives for an unknown number of frames
@@ -178,11 +183,6 @@ class Recording:
     def __exit__(self, *exc: object) -> None: self._opened.close()
 
 NOTHING = "one without a single sample"
-
-# %% ../../nbs/plugins/speech.ipynb #32bebf57
-def sample_recording() -> Path: # A WAV file, 7.6 seconds long
-    "Give the recording that comes with this package."
-    return Path(str(files("cjm_worker_protocols.plugins"))) / "data" / "workers.wav"
 
 # %% ../../nbs/plugins/speech.ipynb #7543c08e
 def frames_of(
