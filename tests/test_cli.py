@@ -21,9 +21,11 @@ from repo import ROOT, run, said
 from cjm_worker_protocols.cli.screen import clean, columns, to_json
 from cjm_worker_protocols.plugins.speech import NEEDS, sample_recording
 
+PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("CJM_WORKERS_TEST_PATH"))))  # With another fastcore, if one is named
 MAIN = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
 MISSING = [package for package in NEEDS if importlib.util.find_spec(package) is None]
 speech = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install -e '.[speech]'")
+OFFLINE = re.compile(r"No matching distribution|Could not find a version|Failed to establish|Max retries|resolution")
 TEXT = (
     "the model is loaded once and then it answers many questions "
     "if one of the workers dies the others go on with their work"
@@ -73,12 +75,12 @@ def mine(tmp_path: Path) -> Path:
 def environment(**more: str) -> "dict[str, str]":
     """What the command is run with."""
     kept = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "NO_COLOR", "TERM")}
-    return kept | {"PYTHONPATH": str(ROOT), "TERM": "xterm"} | more
+    return kept | {"PYTHONPATH": PATH, "TERM": "xterm"} | more
 
 
 def cli(*args: str, cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
     """Run the command to its end, in a pipe."""
-    return run(sys.executable, "-c", MAIN, *args, cwd=cwd, timeout=120, **{"PYTHONPATH": str(ROOT)} | env)
+    return run(sys.executable, "-c", MAIN, *args, cwd=cwd, timeout=120, **{"PYTHONPATH": PATH} | env)
 
 
 def events(done: "subprocess.CompletedProcess[str]") -> "list[Event]":
@@ -182,7 +184,7 @@ def test_demo_takes_files_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
 def test_without_the_extra_demo_says_how_to_get_it(tmp_path: Path) -> None:
     """Exit code 2, nothing on stdout, and the command that mends it."""
     for package in NEEDS:
-        hide = f"import sys; sys.meta_path.insert(0, type('Hide', (), {{'find_spec': staticmethod(lambda n, *a: None)}}))\n"
+        hide = "import sys; sys.meta_path.insert(0, type('Hide', (), {{'find_spec': staticmethod(lambda n, *a: None)}}))\n"
         hide += "import importlib.util as u; real = u.find_spec\n"
         hide += f"u.find_spec = lambda name, *a: None if name == {package!r} else real(name, *a)\n"
         done = run(sys.executable, "-c", hide + MAIN, "demo", cwd=tmp_path, PYTHONPATH=str(ROOT))
@@ -328,7 +330,7 @@ def site(tmp_path: Path) -> Path:
 
 def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, tmp_path: Path) -> None:
     """One that cannot be imported, ends its process, or hangs, is listed with its reason, and hurts no other."""
-    done = cli("plugins", "--timeout", "3", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{site}")
+    done = cli("plugins", "--timeout", "3", cwd=tmp_path, PYTHONPATH=f"{PATH}:{site}")
     found = {data["id"]: data for data in of("plugin", events(done))}
     assert done.returncode == 0 and done.stderr == "", said(done)
     problems = {name: data["problem"] for name, data in found.items()}
@@ -356,14 +358,14 @@ def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, t
 def test_plugins_lists_our_own(tmp_path: Path) -> None:
     """The speech plugin is there as soon as the package is installed; its extra need not be."""
     offer(tmp_path / "site", "ours", "pocketsphinx = cjm_worker_protocols.plugins.speech:PocketSphinx")
-    done = cli("plugins", "--json", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{tmp_path / 'site'}")
+    done = cli("plugins", "--json", cwd=tmp_path, PYTHONPATH=f"{PATH}:{tmp_path / 'site'}")
     (ours,) = [data for data in of("plugin", events(done)) if data["target"] == "cjm_worker_protocols.plugins.speech:PocketSphinx"]
     assert ours["parameters"] == ["audio"] and ours["about"] and not ours["problem"], said(done)
 
 
 def test_plugins_are_enabled_and_disabled(site: Path, tmp_path: Path) -> None:
     """From then on, in every process: a job of a disabled plugin is refused. Only those named are listed."""
-    env = {"PYTHONPATH": f"{ROOT}:{site}", "CJM_WORKERS_CONFIG": str(tmp_path / "config")}
+    env = {"PYTHONPATH": f"{PATH}:{site}", "CJM_WORKERS_CONFIG": str(tmp_path / "config")}
 
     def listed(*args: str) -> "dict[str, bool]":
         done = cli("plugins", *args, cwd=tmp_path, **env)
@@ -391,7 +393,7 @@ def test_plugins_are_enabled_and_disabled(site: Path, tmp_path: Path) -> None:
 
 def test_run_runs_what_is_installed(site: Path, tmp_path: Path) -> None:
     """By the name of its entry point; a broken one says why, as a failed job."""
-    path = f"{ROOT}:{site}"
+    path = f"{PATH}:{site}"
     done = cli("run", "good", "text=ha", cwd=tmp_path, PYTHONPATH=path)
     assert of("job:completed", events(done))[0]["result"] == "haha", said(done)
     assert events(done)[-1]["data"]["registry"]["distribution"] == "good 1.0"
@@ -404,7 +406,8 @@ def test_run_runs_what_is_installed(site: Path, tmp_path: Path) -> None:
 # What is behind stdin, stdout and stderr
 
 
-COMMANDS = ["--help", "--version", "run --help", "plugins", "config get letters", "run mine:letters n=300000", "check mine:Registry --as registry"]
+COMMANDS = ["--help", "--version", "run --help", "plugins", "config get letters"]
+COMMANDS += ["run mine:letters n=300000", "check mine:Registry --as registry"]
 each_command = pytest.mark.parametrize("command", COMMANDS)
 
 
@@ -415,14 +418,16 @@ def shell(mine: Path) -> "Callable[..., subprocess.CompletedProcess[str]]":
     registry += "    def get_plugin(self, plugin_id): return None\n    def load_plugin_config(self, plugin_id): return {}\n"
     (mine / "mine.py").write_text(MINE + registry)
     home = mine / "home"
-    for name, text in {"plugins/letters.toml": '[plugin]\ntarget = "mine:letters"\n', "config/letters.json": json.dumps({"x": "x" * 200_000})}.items():
-        (home / name).parent.mkdir(parents=True)
-        (home / name).write_text(text)
-    home.joinpath("config/letters.json").chmod(0o600)
+    for folder in ("plugins", "config"):
+        (home / folder).mkdir(parents=True, mode=0o700)
+    (home / "plugins/letters.toml").write_text('[plugin]\ntarget = "mine:letters"\n')
+    (home / "config/letters.json").write_text(json.dumps({"x": "x" * 200_000}))
+    (home / "config/letters.json").chmod(0o600)
 
     def shell(command: str, **env: str) -> "subprocess.CompletedProcess[str]":
         function = f"cjm() {{ '{sys.executable}' -c '{MAIN}' \"$@\"; }}\n"
-        return run("bash", "-c", function + command, cwd=mine, timeout=60, **{"PYTHONPATH": str(ROOT), "CJM_WORKERS_CONFIG": str(home)} | env)
+        ours = {"PYTHONPATH": PATH, "CJM_WORKERS_CONFIG": str(home)}
+        return run("bash", "-c", function + command, cwd=mine, timeout=60, **ours | env)
 
     return shell
 
@@ -463,7 +468,8 @@ def test_nothing_is_written_into_another_file(shell: Any, mine: Path) -> None:
 
 def test_a_job_is_ended_when_the_disk_is_full(mine: Path) -> None:
     """There is no sense in going on; the workers are gone, and the reason is said once."""
-    with open("/dev/full", "wb") as full, started("run", "mine:spin", "path=pids", cwd=mine, stdout=full, stderr=subprocess.PIPE) as process:
+    arguments = ("run", "mine:spin", "path=pids")
+    with open("/dev/full", "wb") as full, started(*arguments, cwd=mine, stdout=full, stderr=subprocess.PIPE) as process:
         assert process.stderr and process.wait(20) == 1
         assert process.stderr.read() == b"cjm-workers: cannot write to stdout: No space left on device\n"
     assert not (mine / "pids").exists() or gone([int(pid) for pid in (mine / "pids").read_text().split()])
@@ -475,7 +481,8 @@ def test_a_slow_reader_of_a_non_blocking_pipe_gets_everything(command: str, shel
     read, write = os.pipe()
     os.set_blocking(write, False)
     env = environment(CJM_WORKERS_CONFIG=str(mine / "home"))
-    with subprocess.Popen([sys.executable, "-c", MAIN, *command.split()], cwd=mine, env=env, stdout=write, stderr=subprocess.PIPE) as process:
+    arguments = [sys.executable, "-c", MAIN, *command.split()]
+    with subprocess.Popen(arguments, cwd=mine, env=env, stdout=write, stderr=subprocess.PIPE) as process:
         os.close(write)
         time.sleep(0.5)
         with os.fdopen(read, "rb") as reader:
@@ -588,7 +595,7 @@ def test_no_escape_of_a_plugin_reaches_a_terminal(tmp_path: Path) -> None:
     offer(tmp_path / "site", "evil", "evil = evil_plugin:f\nbad = evil_plugin:g\n", code)
     info = tmp_path / "site/evil-1.0.dist-info"
     info.rename(info.with_name("evil\x1b]0;TITLE\x07-1.0.dist-info"))
-    env = {"PYTHONPATH": f"{ROOT}:{tmp_path / 'site'}", "CJM_WORKERS_CONFIG": str(tmp_path / "home"), "NO_COLOR": "1"}
+    env = {"PYTHONPATH": f"{PATH}:{tmp_path / 'site'}", "CJM_WORKERS_CONFIG": str(tmp_path / "home"), "NO_COLOR": "1"}
     (tmp_path / "home/plugins").mkdir(parents=True)
     (tmp_path / "home/plugins/bad\x1b]0;TITLE\x07.toml").write_text("no toml")
     done = run(sys.executable, "-c", MAIN, "config", "set", "evil", "key", EVIL, cwd=tmp_path, **env)
@@ -641,15 +648,34 @@ def test_python_dash_m_is_the_command(tmp_path: Path) -> None:
 
 def test_the_list_of_plugins_imports_what_it_needs(tmp_path: Path) -> None:
     """No broadcaster, no resource manager, nothing for help; and a worker that describes a plugin imports no manager."""
-    code = "import sys; from cjm_worker_protocols.cli import main; code = main(['plugins']); print(*sys.modules, file=sys.stderr); sys.exit(code)"
+    code = "import sys; from cjm_worker_protocols.cli import main; code = main(['plugins'])\n"
+    code += "print(*sys.modules, file=sys.stderr); sys.exit(code)"
     done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
     tops = {name.split(".")[0] for name in done.stderr.split()}
     parts = {".".join(name.split(".")[1:3]) for name in done.stderr.split() if name.startswith("cjm_worker_protocols.")}
     assert done.returncode == 0 and not tops & {"fastcore", "starlette", "psutil", "jsonschema"}, said(done)
     assert not parts & {"integrations.sse", "integrations.resources", "integrations.admission", "conformance.kit"}, parts
-    done = run(sys.executable, "-c", "import sys, cjm_worker_protocols.cli.describe; print(*sys.modules)", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    code = "import sys, cjm_worker_protocols.cli.describe; print(*sys.modules)"
+    done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
     ours = {".".join(name.split(".")[1:2]) for name in done.stdout.split() if name.startswith("cjm_worker_protocols.")}
     assert ours == {"cli", "core", "worker"} and "asyncio" not in done.stdout.split(), said(done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted, major", [("fastcore==1.14.*", 1), ("fastcore>=2", 2)])
+def test_with_another_fastcore(wanted: str, major: int, tmp_path: Path) -> None:
+    """The oldest that the command line is made for, and the newest: what installs today must work."""
+    done = run(sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path / "other"), wanted, cwd=tmp_path)
+    if done.returncode and OFFLINE.search(done.stdout + done.stderr):
+        pytest.skip("installing another fastcore needs a package index")
+    assert done.returncode == 0, said(done)
+    there = {"PYTHONPATH": str(tmp_path / "other")}
+    done = run(sys.executable, "-c", "import fastcore; print(fastcore.__version__)", cwd=tmp_path, **there)
+    assert done.stdout.startswith(f"{major}."), said(done)
+    tests = [str(ROOT / "tests/test_cli.py"), "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    tests += ["-k", "help or wrong_command_line or full_disk"]
+    done = run(sys.executable, "-m", "pytest", *tests, cwd=ROOT, CJM_WORKERS_TEST_PATH=there["PYTHONPATH"])
+    assert done.returncode == 0 and int(re.findall(r"(\d+) passed", done.stdout)[0]) > 20, said(done)
 
 
 # Signals
@@ -882,7 +908,7 @@ def test_ctrl_c_in_a_terminal(mine: Path) -> None:
 
 def test_plugins_in_a_terminal(site: Path, tmp_path: Path) -> None:
     """A list for people."""
-    terminal = Pty("plugins", "--timeout", "2", cwd=tmp_path, columns=200, PYTHONPATH=f"{ROOT}:{site}")
+    terminal = Pty("plugins", "--timeout", "2", cwd=tmp_path, columns=200, PYTHONPATH=f"{PATH}:{site}")
     last = shown("".join(terminal.frames()))
     assert terminal.process.returncode == 0
     assert "good(text, times=2)\n    Says it again.\n    good_plugin:run, from good 1.0" in last

@@ -110,14 +110,14 @@ def read_all(
         except BlockingIOError: _wait(fd, select.POLLIN)
     return b"".join(parts)
 
-# %% ../../nbs/cli/screen.ipynb #f1ea552d
+# %% ../../nbs/cli/screen.ipynb #2c937543
 class Writer:
     "Write to an `Output` on a thread."
     def __init__(self,
-        output: Output, # Where to
-        broken: Callable[[], None] = lambda: None # Called on the thread after the first error
+        output: Output # Where to
     ):
-        self.output, self.broken = output, broken
+        self.output = output
+        self.broken: Callable[[], object] = bool  # Called on the thread after the first error
         self.waiting = 0  # Bytes that are not written yet
         self._queue, self._lock = SimpleQueue[bytes](), threading.Lock()
         self._thread = threading.Thread(target=self._run, name="screen", daemon=True)
@@ -145,11 +145,9 @@ class Writer:
             with self._lock: self.waiting -= len(data)
             if self.output.error is not failed: self.broken()
 
-# %% ../../nbs/cli/screen.ipynb #13ac777f
+# %% ../../nbs/cli/screen.ipynb #0d58cf2b
 class Screen(Protocol):
     "Where events are shown."
-    broken: Callable[[], None]  # Called, from any thread, when stdout cannot be written to any more
-
     def show(self,
         event: str, # Its type, such as `job:started`
         data: dict[str, Any] # Its facts
@@ -161,12 +159,17 @@ class Screen(Protocol):
     ) -> None:
         "Show a line for people. Any thread may call this."
 
+    def on_broken(self,
+        call: Callable[[], None] # Called, from any thread
+    ) -> None:
+        "Set what happens when stdout cannot be written to any more."
+
     def close(self,
         timeout: float | None = None # Seconds that it may take; None for no limit
     ) -> None:
         "Show what is not shown yet."
 
-# %% ../../nbs/cli/screen.ipynb #b93b693b
+# %% ../../nbs/cli/screen.ipynb #17f60d3f
 class JsonLines:
     "Events as lines of JSON."
     LIMIT = 64_000_000  # Bytes that may wait for a slow reader
@@ -175,10 +178,9 @@ class JsonLines:
         events: Output | None = None, # For the events; None for stdout
         notes: Output | None = None # For the notes; None for stderr
     ):
-        self._events = Writer(events or output_of(sys.stdout, 1), lambda: self.broken())
+        self._events = Writer(events or output_of(sys.stdout, 1))
         self._notes = Writer(notes or output_of(sys.stderr, 2))
         self._dropped = 0
-        self.broken: Callable[[], None] = lambda: None
 
     def show(self, event: str, data: dict[str, Any]) -> None:
         if event in ("job:chunk", "job:progress") and self._events.waiting >= self.LIMIT:
@@ -192,6 +194,7 @@ class JsonLines:
         self._events.put(to_json({"event": event, "data": data}) + "\n")
 
     def note(self, text: str) -> None: self._notes.put(clean(text) + "\n")
+    def on_broken(self, call: Callable[[], None]) -> None: self._events.broken = call
 
     def close(self, timeout: float | None = None) -> None:
         for writer in (self._events, self._notes): writer.close(timeout)
@@ -306,7 +309,7 @@ def description(
 
 REPORTS = {"summary": summary, "plugin": description}
 
-# %% ../../nbs/cli/screen.ipynb #2edac2fb
+# %% ../../nbs/cli/screen.ipynb #44b2f317
 class Terminal:
     "Events, live."
     DELAY = 0.04  # Seconds from an event to its showing, so that many are shown at once
@@ -322,8 +325,7 @@ class Terminal:
         self._height, self._due = 0, False  # Lines to draw over, and whether a redraw is scheduled
         self._lock = threading.RLock()
         self._color = not os.environ.get("NO_COLOR")  # https://no-color.org: set, and not empty
-        self._writer = Writer(output or output_of(sys.stdout, 1), lambda: self.broken())
-        self.broken: Callable[[], None] = lambda: None
+        self._writer = Writer(output or output_of(sys.stdout, 1))
 
     def show(self, event: str, data: dict[str, Any]) -> None:
         if event == "resources:workers": self._jobs.measured(data["workers"])
@@ -361,6 +363,7 @@ class Terminal:
             self._writer.put(over + "".join(f"{line}\n" for line in [*lines, *live]))
 
     def note(self, text: str) -> None: self._draw([clean(text)])
+    def on_broken(self, call: Callable[[], None]) -> None: self._writer.broken = call
 
     def close(self, timeout: float | None = None) -> None:
         self._draw()
