@@ -165,7 +165,7 @@ def test_readme_is_the_index_notebook() -> None:
 
 
 OURS = f"{SETTINGS['git_url']}/blob/{SETTINGS['branch']}/"  # A file of this repository, from anywhere
-TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+TEXTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md")
 
 
 def text(nb: Notebook) -> str:
