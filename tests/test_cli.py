@@ -184,7 +184,7 @@ def test_demo_takes_files_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
 def test_without_the_extra_demo_says_how_to_get_it(tmp_path: Path) -> None:
     """Exit code 2, nothing on stdout, and the command that mends it."""
     for package in NEEDS:
-        hide = "import sys; sys.meta_path.insert(0, type('Hide', (), {{'find_spec': staticmethod(lambda n, *a: None)}}))\n"
+        hide = "import sys; sys.meta_path.insert(0, type('Hide', (), {'find_spec': staticmethod(lambda n, *a: None)}))\n"
         hide += "import importlib.util as u; real = u.find_spec\n"
         hide += f"u.find_spec = lambda name, *a: None if name == {package!r} else real(name, *a)\n"
         done = run(sys.executable, "-c", hide + MAIN, "demo", cwd=tmp_path, PYTHONPATH=str(ROOT))
@@ -641,7 +641,7 @@ def test_no_color_is_set_and_not_empty(value: "str | None", colored: bool, mine:
 def test_python_dash_m_is_the_command(tmp_path: Path) -> None:
     """`python -m cjm_worker_protocols`."""
     done = run(sys.executable, "-m", "cjm_worker_protocols", "--version", cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert done.returncode == 0 and done.stdout.startswith("cjm-worker-protocols "), said(done)
+    assert done.returncode == 0 and done.stdout.startswith("cjm-worker-protocols"), said(done)
     done = run(sys.executable, "-m", "cjm_worker_protocols", cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 2 and "usage: cjm-workers" in done.stderr and "transcribe" in done.stderr.lower(), said(done)
 
@@ -689,6 +689,15 @@ def test_ctrl_c_while_it_starts_is_quiet(moment: str, mine: Path) -> None:
     done = run(sys.executable, "-c", code + MAIN, "run", "mine:spin", "path=pids", cwd=mine, PYTHONPATH=str(ROOT))
     assert done.returncode in (-signal.SIGINT, 130) and done.stderr == "", said(done)
     assert not (mine / "pids").exists() or gone([int(pid) for pid in (mine / "pids").read_text().split()])
+
+
+def test_ctrl_c_in_the_installed_script_is_quiet(tmp_path: Path) -> None:
+    """The script that an installer makes does things before it calls the command. An app that imports the command keeps its Ctrl-C."""
+    code = "import os, signal, sys\nsys.argv[0] = {!r}\nfrom cjm_worker_protocols.cli import main\nos.kill(os.getpid(), signal.SIGINT)\n"
+    done = run(sys.executable, "-c", code.format("/usr/bin/cjm-workers"), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, ""), said(done)
+    done = run(sys.executable, "-c", code.format("app.py"), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert "KeyboardInterrupt" in done.stderr, said(done)
 
 
 def started(*args: str, cwd: Path, stdout: Any = subprocess.DEVNULL, stderr: Any = None) -> "subprocess.Popen[bytes]":

@@ -106,12 +106,12 @@ def dispatch(
     except INVALID_USAGE as e: sub.error(str(e))
     except FAILURES as e: return fail(e)
 
-# %% ../../nbs/cli/entry.ipynb #61ee77f3
+# %% ../../nbs/cli/entry.ipynb #17e75e37
 def open_missing() -> None:
     "Open each of the descriptors 0, 1 and 2 that is closed on `/dev/null`."
     for fd in range(3):
         try: os.fstat(fd)
-        except OSError: os.open(os.devnull, os.O_RDWR)
+        except OSError: os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 def patient(
     stream: TextIO | None, # None when its descriptor was closed as Python started
@@ -141,16 +141,15 @@ def patient_streams() -> Iterator[None]: # For `with`
         for stream in (sys.stdout, sys.stderr): stream.flush()
         sys.stdin, sys.stdout, sys.stderr = before
 
-# %% ../../nbs/cli/entry.ipynb #ca89497a
+# %% ../../nbs/cli/entry.ipynb #adba910d
 def written(
     code: int # The exit code of the command
 ) -> int: # The exit code of the process
     "Say what could not be written. A reader that left is no error: the code is that of SIGPIPE."
     for stream in (sys.stdout, sys.stderr): stream.flush()
-    error = output_of(sys.stdout, 1).error
-    if isinstance(error, BrokenPipeError): return code if code > 128 else 128 + signal.SIGPIPE
-    if error is not None: return fail(f"cannot write to stdout: {error.strerror}")
-    unsaid = output_of(sys.stderr, 2).error
+    error, unsaid, closed_pipe = output_of(sys.stdout, 1).error, output_of(sys.stderr, 2).error, 128 + signal.SIGPIPE
+    if error is not None and (code <= 128 or code == closed_pipe): # no other signal has ended the command
+        return closed_pipe if isinstance(error, BrokenPipeError) else fail(f"cannot write to stdout: {error.strerror}")
     return 1 if unsaid and not code and not isinstance(unsaid, BrokenPipeError) else code
 
 def main(

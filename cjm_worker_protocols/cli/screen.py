@@ -23,12 +23,12 @@ from typing import Any, Protocol, TextIO
 from ..core.events import json_safe
 
 # %% auto #0
-__all__ = ['ESCAPES', 'REPORTS', 'columns', 'clean', 'to_json', 'Output', 'output_of', 'read_all', 'Writer', 'Screen',
+__all__ = ['ESCAPES', 'Label', 'REPORTS', 'columns', 'clean', 'to_json', 'Output', 'output_of', 'read_all', 'Writer', 'Screen',
            'JsonLines', 'text_of', 'brief', 'bar', 'RunningJobs', 'amounts', 'summary', 'description', 'Terminal',
            'LogToScreen']
 
-# %% ../../nbs/cli/screen.ipynb #d7d8bd1f
-ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|\x9d)[^\x07\x1b]*(?:\x07|\x1b\\)?")  # control sequences and strings
+# %% ../../nbs/cli/screen.ipynb #fe63163a
+ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)")  # With their strings
 
 def columns(
     char: str # One character
@@ -42,6 +42,7 @@ def clean(
     width: int | None = None # The most columns; None for no limit
 ) -> str: # One line of printable characters
     "Make a text safe to show in one line, and keep its end when it is too long."
+    if width is not None: text = text[-20 * width:] # of a long stream only the end is looked at
     line = "".join(char if char.isprintable() else " " for char in ESCAPES.sub("", text)).rstrip()
     if width is None or sum(map(columns, line)) <= width: return line
     room, start = width - 1, len(line) # one column is for the ellipsis
@@ -110,13 +111,14 @@ def read_all(
         except BlockingIOError: _wait(fd, select.POLLIN)
     return b"".join(parts)
 
-# %% ../../nbs/cli/screen.ipynb #2c937543
+# %% ../../nbs/cli/screen.ipynb #057d26ca
 class Writer:
     "Write to an `Output` on a thread."
     def __init__(self,
-        output: Output # Where to
+        output: Output, # Where to
+        encoding: str = "utf-8" # Characters that it lacks are written as `?`
     ):
-        self.output = output
+        self.output, self._encoding = output, encoding
         self.broken: Callable[[], object] = bool  # Called on the thread after the first error
         self.waiting = 0  # Bytes that are not written yet
         self._queue, self._lock = SimpleQueue[bytes](), threading.Lock()
@@ -127,7 +129,7 @@ class Writer:
         text: str # What to write
     ) -> None:
         "Have a text written, after all that was put before. Any thread may call this."
-        data = text.encode("utf-8", "replace")
+        data = text.encode(self._encoding, "replace")
         with self._lock: self.waiting += len(data)
         if data: self._queue.put(data)
 
@@ -223,11 +225,13 @@ def bar(
     done = round(fraction * width)
     return "━" * done + "─" * (width - done)
 
-# %% ../../nbs/cli/screen.ipynb #3c1da251
+# %% ../../nbs/cli/screen.ipynb #6bdada2d
+Label = Callable[[dict[str, Any]], str]  # Names a job by its parameters
+
 class RunningJobs:
     "What the events said of each job that has not ended, as lines for a terminal."
     def __init__(self,
-        label: Callable[[dict[str, Any]], str] # Names a job by its parameters
+        label: Label # What to call a job
     ):
         self._label = label
         self._jobs: dict[str, dict[str, Any]] = {}
@@ -309,14 +313,14 @@ def description(
 
 REPORTS = {"summary": summary, "plugin": description}
 
-# %% ../../nbs/cli/screen.ipynb #44b2f317
+# %% ../../nbs/cli/screen.ipynb #f004e37e
 class Terminal:
     "Events, live."
     DELAY = 0.04  # Seconds from an event to its showing, so that many are shown at once
     LIMIT = 100_000  # Bytes that may wait for a slow terminal before live lines are left out
 
     def __init__(self,
-        label: Callable[[dict[str, Any]], str], # Names a job by its parameters
+        label: Label, # What to call a job
         lines: Callable[[Any], Iterable[str]] = lambda result: text_of(result).splitlines(), # Turns a result into lines
         traces: bool = False, # Whether to show the traceback of a job that failed
         output: Output | None = None # The terminal; None for stdout
@@ -325,7 +329,7 @@ class Terminal:
         self._height, self._due = 0, False  # Lines to draw over, and whether a redraw is scheduled
         self._lock = threading.RLock()
         self._color = not os.environ.get("NO_COLOR")  # https://no-color.org: set, and not empty
-        self._writer = Writer(output or output_of(sys.stdout, 1))
+        self._writer = Writer(output or output_of(sys.stdout, 1), getattr(sys.stdout, "encoding", None) or "utf-8")
 
     def show(self, event: str, data: dict[str, Any]) -> None:
         if event == "resources:workers": self._jobs.measured(data["workers"])
