@@ -15,7 +15,7 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from repo import ROOT, run, said
 
 from cjm_worker_protocols.cli.screen import clean, columns, to_json
@@ -166,6 +166,7 @@ def test_events_come_while_it_happens(tmp_path: Path) -> None:
 
 
 @speech
+@pytest.mark.slow
 def test_demo_takes_files_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
     """Several files on two workers: those that are no good are named, the rest is done, and the exit code is 1."""
     (tmp_path / "a.wav").write_bytes(sample_recording().read_bytes())
@@ -566,6 +567,7 @@ def test_without_a_home_folder_everything_works_but_writing(shell: Any) -> None:
 # Text that plugins make
 
 
+@settings(deadline=None)
 @given(st.text(), st.integers(1, 40))
 def test_clean_text_is_one_printable_line(text: str, width: int) -> None:
     """Of any text whatsoever, and no wider than asked."""
@@ -574,6 +576,7 @@ def test_clean_text_is_one_printable_line(text: str, width: int) -> None:
     assert clean(clean(text)) == clean(text)
 
 
+@settings(deadline=None)
 @given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.dictionaries(st.text(), inner) | st.lists(inner), max_leaves=5))
 def test_json_loses_nothing_and_shows_nothing_odd(value: Any) -> None:
     """What cannot be printed is escaped."""
@@ -684,7 +687,7 @@ def test_with_another_fastcore(wanted: str, major: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("moment", ["cli.entry", "cli.commands", "core.jobs", "cli.session", "engines.local", "integrations.sse"])
 def test_ctrl_c_while_it_starts_is_quiet(moment: str, mine: Path) -> None:
     """At whatever import it comes: no traceback, and the status that a shell expects."""
-    code = "import os, signal, sys\nclass Spy:\n    def find_spec(name, *_):\n"
+    code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nclass Spy:\n    def find_spec(name, *_):\n"
     code += f"        if name == 'cjm_worker_protocols.{moment}': os.kill(os.getpid(), signal.SIGINT)\nsys.meta_path.insert(0, Spy)\n"
     done = run(sys.executable, "-c", code + MAIN, "run", "mine:spin", "path=pids", cwd=mine, PYTHONPATH=str(ROOT))
     assert done.returncode in (-signal.SIGINT, 130) and done.stderr == "", said(done)
@@ -693,7 +696,8 @@ def test_ctrl_c_while_it_starts_is_quiet(moment: str, mine: Path) -> None:
 
 def test_ctrl_c_in_the_installed_script_is_quiet(tmp_path: Path) -> None:
     """The script that an installer makes does things before it calls the command. An app that imports the command keeps its Ctrl-C."""
-    code = "import os, signal, sys\nsys.argv[0] = {!r}\nfrom cjm_worker_protocols.cli import main\nos.kill(os.getpid(), signal.SIGINT)\n"
+    code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nsys.argv[0] = {!r}\n"
+    code += "from cjm_worker_protocols.cli import main\nos.kill(os.getpid(), signal.SIGINT)\n"
     done = run(sys.executable, "-c", code.format("/usr/bin/cjm-workers"), cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert (done.returncode, done.stderr) == (-signal.SIGINT, ""), said(done)
     done = run(sys.executable, "-c", code.format("app.py"), cwd=tmp_path, PYTHONPATH=str(ROOT))

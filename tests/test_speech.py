@@ -195,7 +195,7 @@ def test_a_wide_file_is_read_as_soundfile_would(width: int, monkeypatch: pytest.
             assert expected.tolist() == ours.read(count, dtype="float32", always_2d=True).tolist()
 
 
-@pytest.mark.parametrize("rate", [11025, 12345, 22050, 44100, 48000, 192000])
+@pytest.mark.parametrize("rate", [11025, 44100, *(pytest.param(rate, marks=pytest.mark.slow) for rate in (12345, 22050, 48000, 192000))])
 def test_any_rate(rate: int, speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """Any sample rate is resampled; times and durations are those of the recording."""
     result, _ = transcribe(speech, write(tmp_path / "a.wav", resampled(samples, rate), rate))
@@ -227,6 +227,7 @@ def test_resampling_does_not_alias(tmp_path: Path) -> None:
     assert loudness(11000) < 0.001
 
 
+@pytest.mark.slow
 def test_a_result_does_not_depend_on_what_was_transcribed_before(
     speech: PocketSphinx, samples: "list[float]", tmp_path: Path
 ) -> None:
@@ -254,6 +255,7 @@ def test_without_speech_there_is_no_text(kind: str, speech: PocketSphinx, tmp_pa
     assert (result["text"], result["segments"], result["confidence"], heard) == ("", [], 0.0, [])
 
 
+@pytest.mark.slow
 def test_long_recordings_are_cut_at_pauses(speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """Three times the recording is transcribed like one, each segment with its place in the whole."""
     path = write(tmp_path / "a.wav", (samples + [0.001 * (-1) ** i for i in range(16000)]) * 3)
@@ -403,7 +405,7 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
         Recording(tmp_path / "lonely")
 
 
-@pytest.mark.parametrize("nonsense", [math.nan, math.inf, -math.inf, 1e30])
+@pytest.mark.parametrize("nonsense", [math.nan, 1e30, *(pytest.param(value, marks=pytest.mark.slow) for value in (math.inf, -math.inf))])
 def test_samples_that_are_no_sound(nonsense: float, speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """A channel full of it, and one sample in the middle of a word, are silence or a click; nothing is raised, no warning given."""
     soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed: pip install -e '.[speech]'")
@@ -469,6 +471,7 @@ def test_in_a_worker(speech: PocketSphinx, tmp_path: Path) -> None:
     assert {error.category for error in errors if error} == {"exception"}
 
 
+@pytest.mark.slow
 def test_cancelled_in_a_worker(speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """It asks whether it is cancelled, so its worker and its model live on."""
     path = write(tmp_path / "long.wav", samples * 20)
