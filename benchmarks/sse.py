@@ -24,7 +24,7 @@ REQUEST = b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream
 
 
 def free_port() -> int:
-    """A port that nobody uses."""
+    """Find a free port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -197,8 +197,8 @@ def stuck(events: int) -> "list[Row]":
     return [*rows(f"{question}: time", took, {}), flat, *rows(f"{question}: memory they take", grown, {}, sizes=True)]
 
 
-async def nobody(rounds: int, calls: int) -> "list[Row]":
-    """What a broadcast costs when nobody is connected."""
+async def no_client(rounds: int, calls: int) -> "list[Row]":
+    """What a broadcast costs without a client."""
     from sse_servers import data
 
     facts, broadcaster = data(time.monotonic()), SSEBroadcaster()
@@ -223,7 +223,7 @@ async def measure(rounds: int, calls: int, sizes: "list[tuple[str, int, int, int
     """Ours against a server that only writes bytes, and against servers with a queue for each client."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 16384)), hard))
-    found = await nobody(rounds * 3, calls)
+    found = await no_client(rounds * 3, calls)
     for size in sizes:
         found += fan_out(rounds, *size)
     return found + stuck(events)

@@ -1,4 +1,4 @@
-"""The servers that `sse.py` compares. Each is a program that is told over its stdin what to do, one JSON line after another.
+"""The servers that `sse.py` compares. Each is a program that reads orders from stdin, one JSON line after another.
 
 `python sse_servers.py NAME PORT` serves `/events` on loopback. `{"events": 200, "rate": 0}` broadcasts so many events, as fast as
 that goes or so many per second, and says `done`. Every event has the time at which it was broadcast, between two tildes."""

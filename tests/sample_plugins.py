@@ -73,7 +73,7 @@ async def slowly(x: Any) -> Any:
 
 
 async def count_slowly(n: int, forever: bool = False, marker: str = "") -> "AsyncGenerator[int, None]":
-    """An async generator function: stream numbers, and then wait for ever if told to; leave a marker at the end."""
+    """An async generator function: stream numbers, then wait for ever if `forever`; leave a marker at the end."""
     try:
         for i in range(n):
             await asyncio.sleep(0.001)
@@ -131,7 +131,7 @@ def impossible_progress(fraction: float) -> None:
 
 
 def says() -> "Iterator[int]":
-    """Print, write to stderr and log, each in an order that can be told apart."""
+    """Print, write to stderr and log, in an order that a test can check."""
     print("printed")
     print("to stderr", file=sys.stderr)
     logging.getLogger("third.party").warning("logged %s", "text")
@@ -148,12 +148,12 @@ def says() -> "Iterator[int]":
 def flood(lines: int) -> int:
     """Print a lot."""
     for i in range(lines):
-        print(f"line {i} of a flood that nobody asked for")
+        print(f"line {i} of a flood")
     return lines
 
 
 def large(size: int) -> bytes:
-    """A large result that can be told from zeros."""
+    """A large result that differs from zeros at both ends."""
     return b"a" + bytes(size - 2) + b"z"
 
 
@@ -296,11 +296,11 @@ def _stay(busy: bool) -> None:
 
 def deaf(busy: bool = False) -> None:
     """Report once, then never end, whatever it is asked."""
-    told = False
+    reported = False
     while True:
         try:
-            if not told:
-                told = True
+            if not reported:
+                reported = True
                 report_progress(0.5, "deaf")
             _stay(busy)
         except BaseException:
@@ -374,7 +374,7 @@ def shrugs(marker: str, how: str) -> None:
     with suppress(SystemExit):
         report_progress(0.5, "in")
         time.sleep(FOREVER)
-    _UNWOUND[how](lambda: _write(marker, "cleaned up"))
+    UNWOUND[how](lambda: _write(marker, "cleaned up"))
 
 
 def _plainly(clean_up: "Callable[[], None]") -> None:
@@ -469,7 +469,7 @@ def _without_a_handler(clean_up: "Callable[[], None]") -> None:
         clean_up()
 
 
-_UNWOUND = {
+UNWOUND = {
     "plainly": _plainly,
     "with a loop": _with_a_loop,
     "into another": _into_another,
@@ -802,12 +802,12 @@ def exit_with_child() -> None:
 
 def dies_after_its_result(x: Any) -> Any:
     """Give a result, and die when it has been sent."""
-    from cjm_worker_protocols.core import worker
+    from cjm_worker_protocols.worker.channel import Channel
 
     def die(self: Any) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    worker.Line.receive = die  # type: ignore[assignment]
+    Channel.receive = die  # type: ignore[assignment]
     return x
 
 
@@ -1040,7 +1040,7 @@ def chdir(path: str) -> str:
 
 
 def chaotic(log: str, tag: int, how: str, seconds: float = 0.0) -> "Generator[int, None, int]":
-    """Note in the log that it runs, then do as it is told."""
+    """Note in the log that it runs, then do what `how` says."""
     _note(log, tag)
     if how == "stream":
         for i in range(50):

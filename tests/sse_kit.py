@@ -80,7 +80,7 @@ class Parser:
 
 
 def free_port() -> int:
-    """A port that nobody uses."""
+    """Find a free port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -270,7 +270,7 @@ class InProcess:
 
 
 class OverAsgi:
-    """The kit's client, as a browser behind an ASGI server. It takes no more than a socket would when nobody looks."""
+    """The kit's client, as a browser behind an ASGI server. It takes no more than a socket would until somebody reads."""
 
     def __init__(self) -> None:
         self.parser, self.left, self.room = Parser(), asyncio.Event(), asyncio.Event()

@@ -43,7 +43,7 @@ class Registry:
         return {"id": plugin_id, "name": plugin_id} if plugin_id in SIZES else None
 
     def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
-        return {"of": plugin_id, "needs": {"memory": SIZES[plugin_id]}}
+        return {"of": plugin_id, "estimate": {"memory": SIZES[plugin_id]}}
 
 
 class Room:

@@ -2,21 +2,28 @@
 
 import asyncio
 import os
+import random
+import signal
+import subprocess
 import threading
+import types
+from contextlib import ExitStack
 from typing import Any
 
 import psutil
 import pytest
 from harness import Gate, Seen, end, gate, manager, nothing_left, run  # noqa: F401
+from nvml_double import GB, Card, Library
 
 from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.conformance import check
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.extensions.admission import AdmissionProtocol, EvictionProtocol
 from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
-from cjm_worker_protocols.managers.admission import Door
+from cjm_worker_protocols.integrations import admission
 from cjm_worker_protocols.integrations.admission import AdmittingResourceManager, rooms
-from cjm_worker_protocols.integrations.resources import Gpu, SettingError, Usage, memory_now
+from cjm_worker_protocols.integrations.resources import Nvml, SettingError, memory_now, meter
+from cjm_worker_protocols.managers.admission import AdmissionGate
 
 MB = 1_000_000
 
@@ -42,7 +49,7 @@ class Takes:
 
 
 class Registry:
-    """Plugins by the megabytes that they take; what they say that they need is optional."""
+    """Plugins by the megabytes that they take; an estimate in their configuration is optional."""
 
     def __init__(self, says: bool = True) -> None:
         self.says = says
@@ -55,7 +62,7 @@ class Registry:
 
     def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
         size = int(plugin_id) * MB
-        return {"takes": size, "model": f"{plugin_id} MB", **({"needs": {"memory": size}} if self.says else {})}
+        return {"takes": size, "model": f"{plugin_id} MB", **({"estimate": {"memory": size}} if self.says else {})}
 
 
 def taking(resources: Any, says: bool = True, plugin: Any = Takes, **settings: Any) -> Any:
@@ -68,9 +75,10 @@ def taking(resources: Any, says: bool = True, plugin: Any = Takes, **settings: A
     return manager(cls=made, resource_manager=resources, plugin_registry=Registry(says), **settings)
 
 
-def test_it_keeps_the_contract() -> None:
+@pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_keeps_the_contract(deep: bool) -> None:
     """It is a resource manager like its base, and implements both optional protocols."""
-    report = check(AdmittingResourceManager, ResourceManagerProtocol, probe=_probe, deep=True)
+    report = check(AdmittingResourceManager, ResourceManagerProtocol, probe=_probe, deep=deep)
     assert report.ok and report.counts["passed"] == len(report.outcomes), report
     made = AdmittingResourceManager()
     assert isinstance(made, AdmissionProtocol) and isinstance(made, EvictionProtocol)
@@ -90,59 +98,49 @@ def test_wrong_settings_are_refused(wrong: "dict[str, Any]") -> None:
 
 
 @pytest.mark.parametrize("size", ["5GB", "5", None, True, -5, float("nan"), float("inf"), [1]], ids=str)
-def test_a_need_that_is_no_size_is_told(size: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_estimate_that_is_no_size_is_named(size: Any, caplog: pytest.LogCaptureFixture) -> None:
     """The log says which plugin needs what that cannot be; its job is let in, as after any failure of a resource manager."""
-    with pytest.raises(SettingError, match=r"needs\['memory'\] of plugin 'it': expected a number of bytes \(got "):
-        AdmittingResourceManager().needs("it", {}, {"memory": size})
+    with pytest.raises(SettingError, match="memory.*'it'") as raised:
+        AdmittingResourceManager().estimate("it", {}, {"memory": size})
+    assert raised.value.got is size
 
-    class Needs(JobManager):
+    class Estimates(JobManager):
         def estimate_resources(self, plugin_id: str, config: "dict[str, Any]") -> Any:
             return {"memory": size}
 
-    async def scenario() -> None:
-        async with Needs("test", "sizes", plugins={"it": "os:getpid"}, resource_manager=AdmittingResourceManager()) as m:
-            job = await end(await m.start_job("it"))
-            assert job.status == "completed" and m.integration_errors["resource_manager.can_start"] == 1
-
-    run(scenario())
-    assert "needs['memory'] of plugin 'it': expected a number of bytes" in caplog.text
+    async with Estimates("test", "sizes", plugins={"it": "os:getpid"}, resource_manager=AdmittingResourceManager()) as m:
+        job = await end(await m.start_job("it"))
+        assert job.status == "completed" and m.integration_errors["resource_manager.can_start"] == 1
+    assert "SettingError" in caplog.text and "'memory'" in caplog.text and "'it'" in caplog.text
 
 
-def test_what_can_never_fit_is_refused_at_once() -> None:
+async def test_what_can_never_fit_is_refused_at_once() -> None:
     """More than the machine has, or than the limit: no job exists, and no worker."""
-
-    async def scenario() -> None:
-        async with taking(AdmittingResourceManager()) as m:
-            with pytest.raises(errors.ResourceValidationError, match="needs 100000.0 GB of memory, and there is no more than"):
-                await m.start_job("100000000")
-            assert m.jobs == {} and m.workers == []
-        async with taking(AdmittingResourceManager(limit=150 * MB)) as m:
-            with pytest.raises(errors.ResourceValidationError, match="200 needs 200 MB of memory, and there is no more than 150 MB"):
-                await m.start_job("200")
-
-    run(scenario())
+    async with taking(AdmittingResourceManager()) as m:
+        with pytest.raises(errors.ResourceValidationError, match="needs 100000.0 GB of memory, and there is no more than"):
+            await m.start_job("100000000")
+        assert m.jobs == {} and m.workers == []
+    async with taking(AdmittingResourceManager(limit=150 * MB)) as m:
+        with pytest.raises(errors.ResourceValidationError, match="200 needs 200 MB of memory, and there is no more than 150 MB"):
+            await m.start_job("200")
 
 
-def test_a_job_waits_until_there_is_room(gate: Gate) -> None:
+async def test_a_job_waits_until_there_is_room(gate: Gate) -> None:
     """While a plugin runs it is not unloaded; when it has ended it makes room, and the memory is seen to be back."""
     resources = AdmittingResourceManager(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=2) as m:
-            seen = Seen(m)
-            first = await m.start_job("300", gate=gate.path)
-            await seen.until("job:started", job_id=first.id)
-            await _until(lambda: _used(resources) > 300 * MB)
-            second = await m.start_job("200")
-            await seen.when(lambda e: e.data.get("job_id") == second.id and "waiting_for" in e.data)
-            assert second.status == "pending" and second.waiting_for.startswith("200 needs 200 MB of memory, and ")
-            gate.open()
-            assert await first == 300 * MB and await second == 200 * MB
-            assert _used(resources) < 450 * MB
-            assert [w.plugin_id for w in m.workers if w.plugin_id] == ["200"]
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=2) as m:
+        seen = Seen(m)
+        first = await m.start_job("300", gate=gate.path)
+        await seen.until("job:started", job_id=first.id)
+        await _until(lambda: _used(resources) > 300 * MB)
+        second = await m.start_job("200")
+        await seen.when(lambda e: e.data.get("job_id") == second.id and "waiting_for" in e.data)
+        assert second.status == "pending" and second.waiting_for.startswith("200 needs 200 MB of memory, and ")
+        gate.open()
+        assert await first == 300 * MB and await second == 200 * MB
+        assert _used(resources) < 450 * MB
+        assert [w.plugin_id for w in m.workers if w.plugin_id] == ["200"]
+    assert m.integration_errors == {}
 
 
 def _used(resources: AdmittingResourceManager) -> int:
@@ -166,58 +164,50 @@ class Leaks(Takes):
         type(self).left.append(self.memory)
 
 
-def test_memory_that_a_plugin_left_behind_comes_back_with_its_worker() -> None:
+@pytest.mark.slow
+async def test_memory_that_a_plugin_left_behind_comes_back_with_its_worker() -> None:
     """When there is nothing to unload any more, the worker is replaced, and the job that waits is not kept waiting for ever."""
     resources = AdmittingResourceManager(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, plugin=Leaks, max_workers=1, standby=False) as m:
-            first = await m.start_job("300")
-            assert await first == 300 * MB
-            second = await m.start_job("200")
-            assert await asyncio.wait_for(second, 20) == 200 * MB
-            assert second.worker_pid != first.worker_pid and [w.pid for w in m.workers] == [second.worker_pid]
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, plugin=Leaks, max_workers=1, standby=False) as m:
+        first = await m.start_job("300")
+        assert await first == 300 * MB
+        second = await m.start_job("200")
+        assert await asyncio.wait_for(second, 20) == 200 * MB
+        assert second.worker_pid != first.worker_pid and [w.pid for w in m.workers] == [second.worker_pid]
+    assert m.integration_errors == {}
 
 
-def test_a_worker_is_replaced_only_when_nothing_else_helps() -> None:
+@pytest.mark.slow
+async def test_a_worker_is_replaced_only_when_nothing_else_helps() -> None:
     """Where unloading gives the memory back, the worker stays."""
     resources = AdmittingResourceManager(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=1, standby=False) as m:
-            jobs = [await m.start_job(size) for size in ("300", "200", "300")]
-            assert [await job for job in jobs] == [300 * MB, 200 * MB, 300 * MB]
-            assert len({job.worker_pid for job in jobs}) == 1
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=1, standby=False) as m:
+        jobs = [await m.start_job(size) for size in ("300", "200", "300")]
+        assert [await job for job in jobs] == [300 * MB, 200 * MB, 300 * MB]
+        assert len({job.worker_pid for job in jobs}) == 1
+    assert m.integration_errors == {}
 
 
-def test_what_fits_nowhere_with_the_workers_that_there_are_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_fits_nowhere_with_the_workers_that_there_are_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers need memory themselves: before there were any the job seemed to fit. When that is said for long enough, it fails."""
-    monkeypatch.setattr(Door, "NEVER", 0.5)
+    monkeypatch.setattr(AdmissionGate, "NEVER", 0.5)
     resources = AdmittingResourceManager(limit=300 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=1) as m:
-            job = await end(await m.start_job("295"))
-            assert job.status == "failed" and job.error and job.error.category == "load" and job.worker_pid is None
-            assert "295 needs 295 MB of memory, and there is no more than 2" in job.error.message
-            with pytest.raises(errors.ResourceValidationError, match="295 needs 295 MB"):
-                await m.start_job("295")
-            assert await (await m.start_job("100")) == 100 * MB
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=1) as m:
+        job = await end(await m.start_job("295"))
+        assert job.status == "failed" and job.error and job.error.category == "load" and job.worker_pid is None
+        assert "295 needs 295 MB of memory, and there is no more than 2" in job.error.message
+        with pytest.raises(errors.ResourceValidationError, match="295 needs 295 MB"):
+            await m.start_job("295")
+        assert await (await m.start_job("100")) == 100 * MB
+    assert m.integration_errors == {}
 
 
-def test_a_job_that_is_cancelled_while_it_is_asked_about_holds_nothing_for_long() -> None:
+async def test_a_job_that_is_cancelled_while_it_is_asked_about_holds_nothing_for_long() -> None:
     """What was promised to it is over soon, and the next job begins."""
 
     class Slow(AdmittingResourceManager):
+        PROMISE = 0.5
+
         def can_start(self, *args: Any) -> "str | None":
             answer = super().can_start(*args)
             asked.set()
@@ -225,90 +215,202 @@ def test_a_job_that_is_cancelled_while_it_is_asked_about_holds_nothing_for_long(
             return answer
 
     asked, later, resources = threading.Event(), threading.Event(), Slow(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=1) as m:
-            first = await m.start_job("300")
-            await asyncio.to_thread(asked.wait, 10)
-            assert await m.cancel_job(first.id)
-            later.set()
-            assert await asyncio.wait_for(await m.start_job("200"), 3 * resources.PROMISE) == 200 * MB
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=1) as m:
+        first = await m.start_job("300")
+        await asyncio.to_thread(asked.wait, 10)
+        assert await m.cancel_job(first.id)
+        later.set()
+        assert await asyncio.wait_for(await m.start_job("200"), 10) == 200 * MB
+    assert m.integration_errors == {}
 
 
-def test_shutdown_while_it_is_asked() -> None:
+@pytest.mark.parametrize("after", [0.0, 0.05, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.002, 0.01, 0.3, 1.05, 1.1))])
+async def test_shutdown_while_it_is_asked(after: float) -> None:
     """A manager that is shut down while its job is asked about, while room is made, or while a worker is replaced, ends at once, and so does the job."""
-
-    async def scenario(after: float) -> None:
-        async with taking(AdmittingResourceManager(limit=450 * MB), plugin=Leaks, max_workers=1) as m:
-            await (await m.start_job("300"))
-            job = await m.start_job("200")
-            await asyncio.sleep(after)
-            began = asyncio.get_running_loop().time()
-        assert job.done and asyncio.get_running_loop().time() - began < 3
-        assert m.integration_errors == {}
-
-    for after in (0.0, 0.002, 0.01, 0.05, 0.3, 1.05, 1.1):
-        run(scenario(after))
+    async with taking(AdmittingResourceManager(limit=450 * MB), plugin=Leaks, max_workers=1) as m:
+        await (await m.start_job("300"))
+        job = await m.start_job("200")
+        await asyncio.sleep(after)
+        began = asyncio.get_running_loop().time()
+    assert job.done and asyncio.get_running_loop().time() - began < 3
+    assert m.integration_errors == {}
 
 
-def test_what_was_promised_is_set_aside(gate: Gate) -> None:
+async def test_what_was_promised_is_set_aside(gate: Gate) -> None:
     """Two that fit alone, asked for at the same time, do not both get the same room."""
     resources = AdmittingResourceManager(limit=450 * MB)
-
-    async def scenario() -> None:
-        async with taking(resources, max_workers=2) as m:
-            jobs = [await m.start_job("200", gate=gate.path), await m.start_job("300", gate=gate.path)]
-            await _until(lambda: any(job.status == "running" for job in jobs) and any(job.waiting_for for job in jobs))
-            assert sorted(job.status for job in jobs) == ["pending", "running"]
-            gate.open(2)
-            assert [(await end(job)).status for job in jobs] == ["completed", "completed"]
-        assert m.integration_errors == {}
-
-    run(scenario())
+    async with taking(resources, max_workers=2) as m:
+        jobs = [await m.start_job("200", gate=gate.path), await m.start_job("300", gate=gate.path)]
+        await _until(lambda: any(job.status == "running" for job in jobs) and any(job.waiting_for for job in jobs))
+        assert sorted(job.status for job in jobs) == ["pending", "running"]
+        gate.open(2)
+        assert [(await end(job)).status for job in jobs] == ["completed", "completed"]
+    assert m.integration_errors == {}
 
 
-def test_it_learns_what_a_plugin_needs(gate: Gate) -> None:
+async def test_it_learns_what_a_plugin_needs(gate: Gate) -> None:
     """A plugin that says nothing is let in once; from then on it needs what was measured."""
     resources = AdmittingResourceManager(limit=450 * MB, interval=0.02)
-
-    async def scenario() -> None:
-        async with taking(resources, says=False) as m:
-            first = await m.start_job("300", gate=gate.path)
-            await _until(lambda: resources.needs("300", {"model": "300 MB"}).get("memory", 0) >= 300 * MB)
-            gate.open()
-            await first
-        assert 300 * MB <= resources.needs("300", {"model": "300 MB"})["memory"] < 350 * MB
-        assert resources.needs("300", {"model": "another"}) == {} == resources.needs("200", {"model": "300 MB"})
-        assert resources.needs("300", {"model": "300 MB"}, {"memory": 5}) == {"memory": 5}
-        resources.limit = 299 * MB
-        async with taking(resources, says=False) as m:
-            with pytest.raises(errors.ResourceValidationError, match="300 needs 3.. MB of memory, and there is no more than 299 MB"):
-                await m.start_job("300")
-        resources.close()
-
-    run(scenario())
+    async with taking(resources, says=False) as m:
+        first = await m.start_job("300", gate=gate.path)
+        await _until(lambda: resources.estimate("300", {"model": "300 MB"}).get("memory", 0) >= 300 * MB)
+        gate.open()
+        await first
+    assert 300 * MB <= resources.estimate("300", {"model": "300 MB"})["memory"] < 350 * MB
+    assert resources.estimate("300", {"model": "another"}) == {} == resources.estimate("200", {"model": "300 MB"})
+    assert resources.estimate("300", {"model": "300 MB"}, {"memory": 5}) == {"memory": 5}
+    resources.limit = 299 * MB
+    async with taking(resources, says=False) as m:
+        with pytest.raises(errors.ResourceValidationError, match="300 needs 3.. MB of memory, and there is no more than 299 MB"):
+            await m.start_job("300")
+    resources.close()
 
 
-def test_a_promise_ends() -> None:
-    """When nobody takes it up, when its worker is idle, when its worker is gone."""
+def admits(resources: AdmittingResourceManager, plugin_id: str = "other", size: int = 80) -> bool:
+    """Ask, with a plugin that is not loaded."""
+    return resources.can_start(plugin_id, {}, {"memory": size * MB}) is None
+
+
+FIRST, SECOND = 4_194_400, 4_194_401  # workers without a process here
+
+
+def reserved(config: "dict[str, Any] | None" = None) -> AdmittingResourceManager:
+    """100 MB, of which 80 are reserved for a worker that is to load plugin p; two workers are idle, and the second has the plugin already."""
     resources = AdmittingResourceManager(limit=100 * MB)
-    ask = {"plugin_id": "p", "config": {}, "estimate": {"memory": 80 * MB}}
-    resources.register_worker(4_194_400, "test")
-    assert resources.can_start(**ask) is None
-    assert resources.can_start(**ask) == "p needs 80 MB of memory, and 20 MB is free"
-    resources.update_worker_state(4_194_400, status="running", plugin_id="p")
-    assert resources.can_start(**ask) is not None
-    resources.update_worker_state(4_194_400, status="idle")
-    assert resources.can_start(**ask) is None
-    resources.update_worker_state(4_194_400, status="running", plugin_id="p")
-    resources.unregister_worker(4_194_400)
-    assert resources.can_start(**ask) is None
-    resources.PROMISE = 0.0  # type: ignore[misc]
-    resources._promises.clear()
-    assert resources.can_start(**ask) is None is resources.can_start(**ask)
+    for pid in (FIRST, SECOND):
+        resources.register_worker(pid, "test")
+        resources.update_worker_state(pid, status="idle")
+    report(resources, SECOND, "running", config)
+    report(resources, SECOND, "idle", config)
+    assert resources.can_start("p", dict(config or {}), {"memory": 80 * MB}) is None
+    assert not admits(resources)
+    return resources
+
+
+def report(resources: AdmittingResourceManager, pid: int, status: str, config: "dict[str, Any] | None" = None, plugin: "str | None" = "p") -> None:
+    """All six fields, as a job manager of this package reports."""
+    held: "dict[str, Any]" = {"plugin_name": plugin, "plugin_id": plugin, "loaded_plugin_resource": None, "config": dict(config or {}) if plugin else None}
+    resources.update_worker_state(pid, status=status, job_id="j" if status == "running" else None, **held)
+
+
+def test_a_reservation_ends_with_its_worker() -> None:
+    """When that is idle again, when it is gone, or when it loads another plugin."""
+    for end_it in (
+        lambda r: report(r, FIRST, "idle"),
+        lambda r: r.unregister_worker(FIRST),
+        lambda r: r.update_worker_state(FIRST, status="idle"),
+        lambda r: report(r, FIRST, "running", plugin="q"),
+    ):
+        resources = reserved()
+        report(resources, FIRST, "running")
+        assert not admits(resources)
+        end_it(resources)
+        assert admits(resources)
+
+
+def test_a_reservation_that_no_worker_takes_up_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while, and not before; one that was taken up stays for as long as its worker loads."""
+    now = [0.0]
+    monkeypatch.setattr(admission, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    open_one, taken = reserved(), reserved()
+    report(taken, FIRST, "running")
+    now[0] = AdmittingResourceManager.PROMISE - 0.1
+    assert not admits(open_one)
+    now[0] += 0.2
+    assert admits(open_one) and not admits(taken)
+
+
+@pytest.mark.parametrize("config", [{}, {"model": "xl"}, {"model": "xl", "options": {"beam": 5}}], ids=str)
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("fields", ["all", "only what changes"])
+def test_a_worker_that_loads_nothing_takes_no_reservation(config: "dict[str, Any]", times: int, fields: str) -> None:
+    """One that has the plugin, with the same configuration, may run jobs before the other has begun to load: the room stays reserved for that one."""
+    resources = reserved(config)
+    for _ in range(times):
+        if fields == "all":
+            report(resources, SECOND, "running", config)
+            report(resources, SECOND, "idle", config)
+        else:
+            resources.update_worker_state(SECOND, status="running", job_id="j")
+            resources.update_worker_state(SECOND, status="idle")
+    assert not admits(resources)
+    report(resources, FIRST, "running", config)
+    report(resources, SECOND, "running", config)
+    report(resources, SECOND, "idle", config)
+    assert not admits(resources)
+    report(resources, FIRST, "idle", config)
+    assert admits(resources)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_each_worker_takes_up_the_reservation_of_its_configuration(order: "tuple[int, int]") -> None:
+    """Two that load the same plugin with different configurations, which need different amounts, in either order."""
+    resources = AdmittingResourceManager(limit=100 * MB)
+    small, large = (FIRST, {"model": "s"}, 10), (SECOND, {"model": "l"}, 70)
+    for pid, config, size in (small, large):
+        resources.register_worker(pid, "test")
+        assert resources.can_start("p", config, {"memory": size * MB}) is None
+    for number in order:
+        pid, config, _ = (small, large)[number]
+        report(resources, pid, "running", config)
+    report(resources, FIRST, "idle", small[1])
+    assert not admits(resources, size=35) and admits(resources, size=25)
+
+
+class Odd:
+    """A value that cannot be compared, like an array."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError
+
+    def __deepcopy__(self, memo: Any) -> "Odd":
+        return Odd()
+
+
+def test_a_configuration_that_cannot_be_compared_counts_as_another() -> None:
+    """It is loaded, and takes up what is reserved for its plugin; nothing raises."""
+    resources = AdmittingResourceManager(limit=100 * MB)
+    resources.register_worker(FIRST, "test")
+    assert resources.can_start("p", {"weights": Odd()}, {"memory": 80 * MB}) is None
+    report(resources, FIRST, "running", {"weights": Odd()})
+    assert not admits(resources)
+    report(resources, FIRST, "idle", {"weights": Odd()})
+    assert admits(resources)
+
+
+def test_whichever_way_workers_interleave_no_more_is_admitted_than_there_is() -> None:
+    """Short jobs on loaded workers, loads, ends and deaths in random order: what is admitted and not yet loaded never exceeds the room."""
+    for seed in range(30):
+        choose, resources, size = random.Random(seed), AdmittingResourceManager(limit=100 * MB), 30
+        workers: "dict[int, str]" = {}  # what each does: idle (empty), asked, loading, or loaded
+        names = iter(range(FIRST, FIRST + 1000))
+        for _ in range(80):
+            free = [pid for pid, doing in workers.items() if doing == "empty"]
+            loaded = [pid for pid, doing in workers.items() if doing == "loaded"]
+            asked = [pid for pid, doing in workers.items() if doing == "asked"]
+            loading = [pid for pid, doing in workers.items() if doing == "loading"]
+            step = choose.choice(["start", "ask", "load", "end", "short", "short", "die"])
+            if step == "start" and len(workers) < 6:
+                workers[pid := next(names)] = "empty"
+                resources.register_worker(pid, "test")
+                report(resources, pid, "idle", plugin=None)
+            elif step == "ask" and free:
+                fits = admits(resources, "p", size)
+                assert fits == ((len(asked) + len(loading) + 1) * size <= 100), seed
+                if fits:
+                    workers[free[0]] = "asked"
+            elif step == "load" and asked:
+                workers[asked[0]] = "loading"
+                report(resources, asked[0], "running")
+            elif step == "end" and loading:
+                workers[pid := choose.choice(loading)] = "loaded"
+                report(resources, pid, "idle")
+            elif step == "short" and loaded:
+                report(resources, pid := choose.choice(loaded), "running")
+                report(resources, pid, "idle")
+            elif step == "die" and loading + loaded:
+                del workers[pid := choose.choice(loading + loaded)]
+                resources.unregister_worker(pid)
 
 
 def test_what_a_new_worker_needs_for_itself_is_no_part_of_its_promise() -> None:
@@ -322,17 +424,27 @@ def test_what_a_new_worker_needs_for_itself_is_no_part_of_its_promise() -> None:
     assert "is free" in (resources.can_start("b", {}, {"memory": 50 * MB}) or "")
 
 
-def test_gpu_memory_that_a_config_declares_is_looked_for_where_it_is() -> None:
-    """A plugin that was never measured either makes room on the GPU, not in the least recently used worker."""
-    resources = AdmittingResourceManager()
-    for pid, held in ((2**22 + 1, None), (2**22 + 2, 0), (2**22 + 3, 5)):
-        resources.register_worker(pid, "test")
-        resources.update_worker_state(pid, status="idle", plugin_id="p")
-        resources._records[pid].usage = Usage(gpu_memory=held)
-    idle = [2**22 + 1, 2**22 + 2, 2**22 + 3]
-    assert resources.choose_victim("new", {"needs": {"gpu_memory": 5}}, idle) == 2**22 + 3
-    for config in ({}, {"needs": {"memory": 5}}, {"needs": "gpu_memory"}):
-        assert resources.choose_victim("new", config, idle) == 2**22 + 1
+def on_gpus(*cards: Card, **settings: Any) -> AdmittingResourceManager:
+    """A manager on a machine with these GPUs."""
+    fails = settings.pop("fails", {})
+    return AdmittingResourceManager(headroom=0.0, gpus=Nvml(Library(*cards, **fails)), **settings)
+
+
+def test_gpu_memory_that_a_config_declares_is_looked_for_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that was never measured either makes room on the GPU, not in the least recently used worker; a GPU that does not answer changes nothing."""
+    monkeypatch.setattr(meter, "sees_all_pids", lambda: True)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(subprocess.Popen(["sleep", "100"])).pid for _ in range(3)]
+        stack.callback(lambda: [os.kill(pid, signal.SIGKILL) for pid in idle])
+        resources = on_gpus(Card(processes={"Compute": [(idle[2], 5 * GB), (idle[1], 0)]}), Card(fails={"HandleByIndex": "GpuIsLost"}))
+        for pid in idle:
+            resources.register_worker(pid, "test")
+            resources.update_worker_state(pid, status="idle", plugin_id="p")
+        resources.sample()
+        assert resources.choose_victim("new", {"estimate": {"gpu_memory": 5}}, idle) == idle[2]
+        for config in ({}, {"estimate": {"memory": 5}}, {"estimate": "gpu_memory"}):
+            assert resources.choose_victim("new", config, idle) == idle[0]
+        assert resources.choose_victim("new", {}, []) is None
 
 
 def test_several_threads_never_get_more_than_there_is() -> None:
@@ -350,51 +462,123 @@ def test_several_threads_never_get_more_than_there_is() -> None:
     assert got.count(None) == 3 and len(got) == 8
 
 
-class TwoGpus:
-    """Stands for a driver: no GPU is needed to see how needs are matched with GPUs."""
+SMALL, LARGE = Card(8 * GB, 6 * GB, "GPU-5a11", "small"), Card(24 * GB, 4 * GB, "GPU-1a46", "large")
+LOST = Card(fails={"HandleByIndex": "GpuIsLost"})
 
-    problem = None
 
-    def used(self) -> "dict[int, int | None] | None":
-        return {}
-
-    def gpus(self) -> "tuple[Gpu, ...]":
-        return Gpu(0, "small", 8000 * MB, 6000 * MB), Gpu(1, "large", 24000 * MB, 4000 * MB)
-
-    def close(self) -> None:
-        pass
+def reason(resources: AdmittingResourceManager, device: Any, size: float) -> "str | None":
+    """Ask for some GB on a GPU."""
+    return resources.can_start("p", {} if device is None else {"device": device}, {"gpu_memory": int(size * GB)})
 
 
 @pytest.mark.parametrize(
-    "device, needs, reason",
+    "visible, device, size, room",
     [
-        (None, 15000, None),
-        (None, 21000, "p needs 21.0 GB of GPU 1, and 20.0 GB is free"),
-        ("cuda:0", 1000, None),
-        ("cuda:0", 3000, "p needs 3.0 GB of GPU 0, and 2.0 GB is free"),
-        (1, 20000, None),
-        ("cuda:7", 99000, None),  # nobody knows anything of that one
+        (None, None, 15, ""),
+        (None, None, 21, "GPU 1"),
+        (None, "cuda", 1, ""),
+        (None, "cuda", 3, "GPU 0"),
+        (None, "cuda:0", 1, ""),
+        (None, "cuda:0", 3, "GPU 0"),
+        (None, 1, 20, ""),
+        (None, "cuda:7", 1, "cuda:7"),
+        (None, "cpu", 99, ""),
+        ("1", "cuda:0", 20, ""),
+        ("1", "cuda", 20, ""),
+        ("1", None, 20, ""),
+        ("1", None, 21, "GPU 1"),
+        ("1", "cuda:1", 1, "cuda:1"),
+        ("0", None, 3, "GPU 0"),
+        ("1,0", "cuda:1", 3, "GPU 0"),
+        ("1,0", "cuda:0", 20, ""),
+        ("GPU-1a", "cuda:0", 20, ""),
+        ("GPU-1a46,GPU-5a11", 1, 3, "GPU 0"),
+        ("", None, 99, ""),  # no GPU can be used, so none runs out of memory
+        ("", "cuda:0", 1, "cuda:0"),
+        ("9", "cuda", 1, "cuda:0"),
     ],
 )
-def test_each_gpu_is_a_room_of_its_own(device: Any, needs: int, reason: "str | None") -> None:
-    """The one that the configuration names, or else the one with the most room."""
-    resources = AdmittingResourceManager(headroom=0.0, gpus=TwoGpus())  # type: ignore[arg-type]
-    config = {} if device is None else {"device": device}
-    assert resources.can_start("p", config, {"gpu_memory": needs * MB}) == reason
-    assert resources.can_ever_start("p", {"device": "cuda:0"}, {"gpu_memory": 8001 * MB}) is not None
+def test_the_gpu_that_a_plugin_will_use_is_asked(monkeypatch: pytest.MonkeyPatch, visible: "str | None", device: Any, size: int, room: str) -> None:
+    """The one that the configuration names, by CUDA's number, or else the visible one with the most room."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    refused = reason(on_gpus(SMALL, LARGE), device, size)
+    assert (room in refused) if room and refused else not (room or refused)
 
 
-def test_without_a_driver_no_gpu_memory_is_a_reason() -> None:
-    """Unknown is not none."""
-    resources = AdmittingResourceManager()
-    if resources.snapshot().gpus:
-        pytest.skip("there is a GPU here")
-    assert resources.can_ever_start("p", {}, {"gpu_memory": 10**15}) is None is resources.can_start("p", {}, {"gpu_memory": 10**15})
+@pytest.mark.parametrize("fails", [{"HandleByIndex": "GpuIsLost"}, {"HandleByIndex": "NoPermission"}, {"MemoryInfo": "NoPermission"}, {"MemoryInfo": "Unknown"}], ids=str)
+def test_a_gpu_that_does_not_answer_admits_nothing_and_hides_no_other(monkeypatch: pytest.MonkeyPatch, fails: "dict[str, str]") -> None:
+    """Where it is the only one in question, a plugin waits, and the reason says why; it is not said that it never fits. The other GPU admits as before."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for cards, silent in (((Card(fails=fails), LARGE), 0), ((LARGE, Card(fails=fails)), 1)):
+        resources = on_gpus(*cards)
+        name = next(iter(fails.values()))
+        assert reason(resources, f"cuda:{1 - silent}", 15) is None
+        assert (refused := reason(resources, f"cuda:{silent}", 1)) and f"GPU {silent}" in refused and name in refused
+        assert reason(resources, None, 4) is None
+        assert (refused := reason(resources, None, 10)) and f"GPU {1 - silent}" in refused
+        ever = [resources.can_ever_start("p", {"device": f"cuda:{number}"}, {"gpu_memory": 99 * GB}) for number in (silent, 1 - silent)]
+        assert ever[0] is None and ever[1] is not None
+        assert resources.can_ever_start("p", {}, {"gpu_memory": 99 * GB}) is None  # the silent one may be as large
+        assert resources.can_start("p", {"device": f"cuda:{silent}"}, {"memory": MB}) is None
+
+
+def test_a_gpu_that_may_be_the_named_one_admits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its UUID cannot be read, so that it may be the visible one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-ffff")
+    assert (refused := reason(on_gpus(SMALL, LOST), None, 1)) and "GPU 1" in refused
+    assert (refused := reason(on_gpus(SMALL, LARGE), "cuda:0", 1)) and "cuda:0" in refused
+    assert reason(on_gpus(SMALL, LARGE), None, 1) is None
+
+
+@pytest.mark.parametrize("fails", [{"Count": "Unknown"}, {"Init": "LibRmVersionMismatch"}, {"Init": "NoPermission"}], ids=str)
+def test_a_driver_that_cannot_list_its_gpus_admits_nothing(fails: "dict[str, str]") -> None:
+    """A job that needs GPU memory waits with the reason; one that needs none, or runs on the CPU, is admitted."""
+    resources = on_gpus(SMALL, fails=fails)
+    assert (refused := reason(resources, None, 1)) and next(iter(fails.values())) in refused
+    assert resources.can_ever_start("p", {}, {"gpu_memory": GB}) is None is reason(resources, "cpu", 1)
+    assert resources.can_start("p", {}, {"memory": MB}) is None
+
+
+@pytest.mark.parametrize("absent", ["LibraryNotFound", "DriverNotLoaded"])
+def test_without_a_driver_no_gpu_memory_is_a_reason(absent: str) -> None:
+    """No GPU can be used there, so none runs out of memory."""
+    resources = on_gpus(SMALL, fails={"Init": absent})
+    assert resources.can_ever_start("p", {}, {"gpu_memory": 10**15}) is None is reason(resources, "cuda:0", 10**6)
+
+
+def test_an_instance_of_a_gpu_is_a_room_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a setting CUDA shows the first; a UUID names another."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    split = Card(instances=[Card(10 * GB, 0, "MIG-a"), Card(20 * GB, 0, "MIG-b"), Card(fails={"MemoryInfo": "NotSupported"}, uuid="MIG-c")], fails={"MemoryInfo": "NoPermission"})
+    assert reason(on_gpus(split), "cuda:0", 10) is None and "GPU 0 MIG 0" in str(reason(on_gpus(split), "cuda:0", 11))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b")
+    assert reason(on_gpus(split), "cuda:0", 20) is None and "GPU 0 MIG 1" in str(reason(on_gpus(split), None, 21))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-c")
+    assert "GPU 0 MIG 2" in str(reason(on_gpus(split), None, 1))
+
+
+def test_a_gpu_without_memory_of_its_own_takes_the_machines() -> None:
+    """Both needs together must fit there, also when they are reserved."""
+    resources = on_gpus(Card(fails={"MemoryInfo": "NotSupported"}), limit=100 * MB)
+    ask = {"memory": 30 * MB, "gpu_memory": 30 * MB}
+    assert resources.can_start("p", {"device": "cuda:0"}, ask) is None
+    assert (refused := resources.can_start("p", {}, ask)) and "memory" in refused and "60 MB" in refused
+    assert resources.can_ever_start("p", {}, {"memory": 60 * MB, "gpu_memory": 60 * MB})
+    assert resources.can_ever_start("p", {"device": "cpu"}, {"memory": 60 * MB, "gpu_memory": 60 * MB}) is None
+
+
+def test_what_is_reserved_on_a_gpu_is_counted_there() -> None:
+    """And on no other."""
+    resources = on_gpus(Card(10 * GB), Card(10 * GB))
+    assert [reason(resources, "cuda:0", 6) is None for _ in range(2)] == [True, False]
+    assert reason(resources, "cuda:1", 6) is None and reason(resources, None, 5) is not None
 
 
 def test_headroom_is_left_alone() -> None:
-    """The part of each memory that is nobody's."""
-    snapshot = AdmittingResourceManager(gpus=TwoGpus()).snapshot()  # type: ignore[arg-type]
+    """A part of each memory stays free."""
+    snapshot = on_gpus(SMALL, LARGE).snapshot()
     whole, half = rooms(snapshot, 0.0), rooms(snapshot, 0.5)
-    assert half["GPU 1"].size == 12000 * MB and half["GPU 1"].free == 8000 * MB
+    assert half["GPU 1"].size == 12 * GB and half["GPU 1"].free == 8 * GB
     assert half["memory"].size == int(whole["memory"].size * 0.5) <= memory_now().total // 2

@@ -45,7 +45,7 @@ from cjm_worker_protocols.conformance import (
 )
 from cjm_worker_protocols.conformance.checks import Broken, NotObservable, Subject, settled
 from cjm_worker_protocols.conformance.processes import Processes
-from cjm_worker_protocols.managers.pool import PooledWorker
+from cjm_worker_protocols.managers.proxy import WorkerProxy as PooledWorker
 from cjm_worker_protocols.extensions.protocols import (
     EventBroadcasterProtocol,
     PluginRegistryProtocol,

@@ -160,7 +160,7 @@ class Run:
                     if len(got) > patience:
                         break
             except Exception as e:
-                assert e is job.error, e
+                assert e.to_dict() == job.error.to_dict(), e
             assert not job.attempts == 1 or got == list(range(len(got)))
 
         self.tasks.append(asyncio.ensure_future(read()))

@@ -38,18 +38,16 @@ from cjm_worker_protocols.core.errors import ConfigError  # noqa: E402
 from cjm_worker_protocols.core.masking import Secret  # noqa: E402
 from cjm_worker_protocols.extensions.protocols import EventBroadcasterProtocol  # noqa: E402
 from cjm_worker_protocols.integrations.redis import (  # noqa: E402
-    EventMarkError,
     RedisAwayError,
     RedisBroadcaster,
     RedisExtraError,
     RedisUrlError,
-    _Link,
-    _Pages,
-    _Reader,
-    _Writer,
     shown_url,
 )
-from cjm_worker_protocols.integrations.sse import BroadcastLoopError, EventDataError, EventTypeError, ServerSentEvent  # noqa: E402
+from cjm_worker_protocols.integrations.redis.connection import RedisLink  # noqa: E402
+from cjm_worker_protocols.integrations.redis.reader import PageSize, RedisLog, RedisReader  # noqa: E402
+from cjm_worker_protocols.integrations.redis.writer import RedisWriter  # noqa: E402
+from cjm_worker_protocols.integrations.sse import BroadcastLoopError, EventDataError, EventMarkError, EventTypeError, ServerSentEvent  # noqa: E402
 
 pytestmark = pytest.mark.skipif(REDIS is None, reason="redis-server is not installed: apt-get install redis-server")
 STREAM = "cjm-workers:events"
@@ -82,7 +80,7 @@ async def broadcasting(*given: Any, **settings: Any) -> "AsyncIterator[RedisBroa
 
 def ended(broadcaster: RedisBroadcaster) -> bool:
     """Whether its tasks have."""
-    return all(task is None or task.done() for task in (broadcaster._writer.task, broadcaster._reader.task))
+    return all(task is None or task.done() for task in (broadcaster.writer.task, broadcaster.reader.task))
 
 
 async def until(condition: "Callable[[], Any]", limit: float = 20) -> None:
@@ -129,13 +127,14 @@ def test_a_client_hears_over_the_stream(shared: RedisServer, stream: str) -> Non
     with serve(broadcaster) as served, Client(served.port) as client, Client(served.port, "/events?topic=j2") as other:
         served.broadcast("job:started", job_id="j1", text="naïve\r\nlines\0")
         served.broadcast("job:started", job_id="j2")
-        served.broadcast("all")
-        events = client.until(3)
-        assert [e.json() for e in events] == [{"job_id": "j1", "text": "naïve\r\nlines\0"}, {"job_id": "j2"}, {}]
-        assert [e.type for e in other.until(2)] == ["job:started", "all"]
+        served.broadcast("no topic")
+        served.broadcast("job:ended", job_id="j2")
+        events = client.until(4)
+        assert [e.json() for e in events] == [{"job_id": "j1", "text": "naïve\r\nlines\0"}, {"job_id": "j2"}, {}, {"job_id": "j2"}]
+        assert [e.type for e in other.until(2)] == ["job:started", "job:ended"]
         entries = shared.events(stream)
         assert [e.id for e in events] == [event_id for event_id, _ in entries]
-        assert [fields.get("topic") for _, fields in entries] == ["j1", "j2", None]
+        assert [fields.get("topic") for _, fields in entries] == ["j1", "j2", None, "j2"]
         assert broadcaster.last_event_id == entries[-1][0]
 
 
@@ -212,9 +211,9 @@ def test_a_history_of_one_survives_a_lost_stream(tmp_path: Path) -> None:
                 assert (await take(client, 1))[0].type == "reset"
                 await broadcaster.broadcast("new", {})
                 assert (await take(client, 1))[0].type == "new"
-                head = broadcaster._ring.head
+                head = broadcaster.log.ring.head
                 await asyncio.sleep(0.3)
-                assert broadcaster._ring.head == head
+                assert broadcaster.log.ring.head == head
 
         run(scenario())
 
@@ -288,6 +287,74 @@ def test_any_program_may_add_an_event_and_none_can_do_harm(shared: RedisServer, 
             assert "is no event" in caplog.text
 
     run(scenario())
+
+
+async def test_a_client_of_topics_gets_no_other_event(shared: RedisServer, stream: str) -> None:
+    """As in one process: an event without a topic is for those who may see everything, at once and by replay; a `gap` is for all."""
+    async with broadcasting(shared.url, stream, topic=lambda t, d: d.get("topic")) as writer, broadcasting(shared.url, stream) as reader:
+        await reader.ready()
+        now, every = reader.subscribe(topics={"a"}), reader.subscribe()
+        for n, topic in enumerate((None, "b", "a")):
+            await writer.broadcast("t", {"n": n, "topic": topic})
+        await written(writer)
+        with shared.client() as redis:
+            redis.xadd(stream, {"type": "gap", "data": '{"missed":3}'})
+        assert len(await take(every, 4)) == 4
+        for client in (now, reader.subscribe(topics={"a"}, last_event_id="0")):
+            assert [(event.type, event.json().get("n")) for event in client.take()] == [("t", 2), ("gap", None)]
+
+
+@pytest.mark.parametrize("asked", ["0", "0-0"])
+@pytest.mark.parametrize("events", [0, 3, 30])
+async def test_zero_is_the_oldest_event_that_is_kept(asked: str, events: int, shared: RedisServer) -> None:
+    """In the process that wrote them, and in one that came later; also when older ones are gone, and without a `reset`."""
+    stream = f"zero:{asked}:{events}"
+    async with broadcasting(shared.url, stream, history=10) as writer, broadcasting(shared.url, stream, history=10) as late:
+        for n in range(events):
+            await writer.broadcast("tick", {"n": n})
+        await written(writer)
+        want = list(range(events))[-10:]
+        for broadcaster in (late, writer):
+            await broadcaster.ready()
+            assert [event.json()["n"] for event in broadcaster.subscribe(last_event_id=asked).take()] == want
+            client = await _connect(broadcaster, asked)
+            await until(lambda: len(client.received()) >= len(want))
+            assert [data["n"] for _, data in client.received()] == want
+            await client.close()
+
+
+async def test_no_program_can_forge_what_a_broadcaster_says_of_itself(shared: RedisServer, stream: str) -> None:
+    """Nor what `EventSource` says; and `broadcast` refuses these types here too. A `render` may leave an event out."""
+    async with broadcasting(shared.url, stream, render=lambda t, d: None if t == "left out" else "x") as broadcaster:
+        await broadcaster.ready()
+        client = broadcaster.subscribe()
+        with shared.client() as redis:
+            for event_type in ("error", "open", "reset"):
+                redis.xadd(stream, {"type": event_type, "data": "{}"})
+        for event_type in ("error", "open", "reset", "gap"):
+            with pytest.raises(EventTypeError):
+                await broadcaster.broadcast(event_type, {})
+        await broadcaster.broadcast("left out", {})
+        await broadcaster.broadcast("last", {})
+        assert [event.type for event in await take(client, 1)] == ["last"]
+        assert broadcaster.redis.unreadable == 3 and broadcaster.redis.written == 1
+
+
+async def test_browsers_hear_the_end_of_jobs_before_their_streams_end(shared: RedisServer, stream: str) -> None:
+    """What is broadcast before the server stops goes to Redis and comes back, then streams end."""
+    ended = [f"job:{n}" for n in range(100)]
+
+    async def before_stop() -> None:
+        for event_type in ended:
+            await broadcaster.broadcast(event_type, {})
+
+    async with broadcasting(shared.url, stream, before_stop=before_stop) as broadcaster:
+        await broadcaster.ready()
+        client = await _connect(broadcaster, "")
+        await until(lambda: client.parser.retry)
+        broadcaster.server_stop.hear()
+        await until(lambda: client.received() is None or client.task.done())
+        assert [event_type for event_type, _ in client.received()] == ended
 
 
 # Loops and threads
@@ -544,7 +611,7 @@ def test_an_id_that_another_process_was_faster_to_read_is_waited_for(shared: Red
     async def scenario() -> None:
         async with broadcasting(shared.url, stream) as broadcaster:
             await broadcaster.ready()
-            broadcaster.LAG = 20
+            broadcaster.log.LAG = 20
             soon = f"{int(time.time() * 1000) + 500}-0"
             subscription, client = broadcaster.subscribe(last_event_id=soon), await _connect(broadcaster, soon)
             await asyncio.sleep(0.1)
@@ -694,42 +761,37 @@ def test_a_reader_that_the_trimming_overtakes_says_so(shared: RedisServer, strea
 
 
 def test_a_reader_hands_over_each_entry_once_and_says_what_does_not_follow(shared: RedisServer, stream: str) -> None:
-    """It tells whoever keeps what it reads: where they begin, what is new, and after which entry something may be missing."""
+    """The log learns where it begins, what is new, and after which entry something may be missing."""
 
-    class Keeper:
-        BLOCK, closed = 0.2, False
-
+    class Kept(RedisLog):
         def __init__(self) -> None:
+            super().__init__(stream, 100, 1 << 20, rebound=lambda: None, follow=lambda: None)
             self.kept, self.skipped = list[str](), list[str]()
 
-        def _has(self, event_id: str) -> bool:
-            return event_id in self.kept
-
-        def _fill(self, entries: Any) -> None:
+        def take(self, entries: Any) -> None:
             self.kept += [event_id.decode() for event_id, _ in entries]
+            super().take(entries)
 
-        def _take(self, event_id: str, fields: Any) -> None:
-            self.kept.append(event_id)
-
-        def _skip(self, event_id: str) -> None:
-            self.skipped.append(event_id)
+        def skip(self, cursor: str) -> None:
+            self.skipped.append(self.cursor)
+            super().skip(cursor)
 
     async def scenario() -> None:
-        keeper, reader = Keeper(), _Reader(stream, "me", 100, 1 << 20)
-        reader.reset(_Link(Secret(shared.url), "reading", 5, 5, 0.1))
+        log = Kept()
+        reader = RedisReader(log, RedisLink(Secret(shared.url), "reading", 5, 5, 0.1), stream, "me", (100, 1 << 20), 0.2)
         with shared.client() as redis:
             added = [redis.xadd(stream, {"n": n}) for n in range(40)]
-            await asyncio.wait_for(reader.begin(asyncio.get_running_loop(), keeper), 20)
-            assert keeper.kept == added
+            await asyncio.wait_for(reader.begin(), 20)
+            assert log.kept == added
             added += [redis.xadd(stream, {"n": n}) for n in range(40, 80)]
-            await until(lambda: len(keeper.kept) == 80)
-            assert not keeper.skipped
+            await until(lambda: len(log.kept) == 80)
+            assert not log.skipped
             lost = redis.pipeline()  # as one step
             lost.delete(stream)
             lost.xadd(stream, {"n": 80})
             added.append(lost.execute()[1])
-            await until(lambda: len(keeper.kept) == 81)
-            assert keeper.kept == added and keeper.skipped == [keeper.kept[79]]
+            await until(lambda: len(log.kept) == 81)
+            assert log.kept == added and log.skipped == [log.kept[79]]
         reader.end()
         assert reader.task is not None
         await asyncio.wait({reader.task})
@@ -741,7 +803,7 @@ def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str, 
     """What is read at once is bounded by bytes as well, when a ring is filled and when a reader is behind; nothing is missing for that."""
     large, few, read = "x" * 100_000, 120, list[int]()
 
-    class Watched(_Pages):
+    class Watched(PageSize):
         def learn(self, page: Any) -> int:
             read.append(super().learn(page))
             return read[-1]
@@ -764,7 +826,7 @@ def test_large_events_are_read_in_short_pages(shared: RedisServer, stream: str, 
             assert max(read) < (1 << 21) / 4 + 1000
             await broadcaster.aclose()
 
-    monkeypatch.setattr("cjm_worker_protocols.integrations.redis._Pages", Watched)
+    monkeypatch.setattr("cjm_worker_protocols.integrations.redis.reader.PageSize", Watched)
     run(scenario())
 
 
@@ -796,7 +858,7 @@ def test_attempts_become_rarer_while_redis_is_away() -> None:
 
 
 def test_the_stream_is_trimmed_by_length(shared: RedisServer, stream: str) -> None:
-    """It has no more than the docs say, whoever writes how much."""
+    """It has no more than the docs say, however much is written."""
 
     async def scenario() -> None:
         async with broadcasting(shared.url, stream, history=200) as broadcaster:
@@ -818,7 +880,7 @@ def test_small_events_are_read_in_long_pages(shared: RedisServer, stream: str) -
                 redis.xadd(stream, {"type": "tick", "data": json.dumps({"n": n})})
         async with broadcasting(shared.url, stream) as broadcaster:
             await broadcaster.ready()
-            assert broadcaster._reader.pages.count == 1024 and broadcaster.redis.read == 2999
+            assert broadcaster.reader.pages.count == 1024 and broadcaster.redis.read == 3000
 
     run(scenario())
 
@@ -844,26 +906,26 @@ def test_a_writers_number_that_was_evicted_does_no_harm(shared: RedisServer, str
 def test_subscribing_from_threads_while_the_ring_is_filled(shared: RedisServer, stream: str) -> None:
     """The ring's filling looks at all subscriptions, and others come and go meanwhile."""
 
-    def come_and_go(broadcaster: RedisBroadcaster, done: threading.Event) -> int:
+    def come_and_go(broadcasters: "list[RedisBroadcaster]", done: threading.Event) -> int:
         kept = []
         while not done.is_set():
-            kept.append(broadcaster.subscribe())
+            kept.append(broadcasters[-1].subscribe())
             if len(kept) > 500:
                 kept.pop(0).close()
         return len(kept)
 
     async def scenario() -> None:
-        async with broadcasting(shared.url, stream) as broadcaster:
-            done = threading.Event()
-            await broadcaster.ready()
-            threads = [asyncio.ensure_future(asyncio.to_thread(come_and_go, broadcaster, done)) for _ in range(3)]
-            try:
-                for _ in range(30):
-                    broadcaster._filled, broadcaster._reader._cursor = False, ""
-                    await broadcaster._reader._catch_up(broadcaster)
-            finally:
-                done.set()
-            assert all(await asyncio.gather(*threads))
+        done, made = threading.Event(), [RedisBroadcaster(shared.url, stream)]
+        threads = [asyncio.ensure_future(asyncio.to_thread(come_and_go, made, done)) for _ in range(3)]
+        try:
+            for _ in range(30):
+                await made[-1].ready()
+                made.append(RedisBroadcaster(shared.url, stream))
+        finally:
+            done.set()
+        assert all(await asyncio.gather(*threads))
+        for broadcaster in made:
+            await broadcaster.aclose()
 
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -874,7 +936,7 @@ def test_subscribing_from_threads_while_the_ring_is_filled(shared: RedisServer, 
 
 
 def test_a_connection_that_breaks_neither_loses_nor_doubles(tmp_path: Path) -> None:
-    """Again and again, while batches are being written and nobody knows which of them Redis has taken."""
+    """Again and again, while batches are being written and the writer cannot know which of them Redis has taken."""
     with RedisServer(tmp_path) as server:
         stop = threading.Event()
 
@@ -903,9 +965,9 @@ def test_a_connection_that_breaks_neither_loses_nor_doubles(tmp_path: Path) -> N
 
 
 def test_a_redis_that_closes_idle_connections_is_not_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer drops its own before, so that the next event neither waits nor is told as a failure; the reader's is never idle."""
-    assert _Writer.IDLE == 60
-    monkeypatch.setattr(_Writer, "IDLE", 0.2)
+    """The writer drops its own before, so that the next event neither waits nor counts as a failure; the reader's is never idle."""
+    assert RedisWriter.IDLE == 60
+    monkeypatch.setattr(RedisWriter, "IDLE", 0.2)
     with RedisServer(tmp_path, lines=("timeout 1",)) as server:
 
         async def scenario() -> None:
@@ -989,7 +1051,7 @@ def test_what_is_dropped_is_said_everywhere(tmp_path: Path, caplog: pytest.LogCa
         broadcaster, other = RedisBroadcaster(server.url, buffer=100, **FAST), RedisBroadcaster(server.url, **FAST)
         served, elsewhere = stack.enter_context(serve(broadcaster)), stack.enter_context(serve(other))
         clients = [stack.enter_context(Client(s.port)) for s in (served, elsewhere)]
-        elsewhere.call(other.ready())  # whoever comes before that may miss what is broadcast meanwhile
+        elsewhere.call(other.ready())  # a client that comes before that may miss what is broadcast meanwhile
         served.broadcast_many(10)
         for client in clients:
             client.until(10)
@@ -1085,7 +1147,7 @@ def test_closing_while_redis_is_away_ends(tmp_path: Path, caplog: pytest.LogCapt
                 await broadcaster.ready()
 
         run(scenario())
-    assert "10 events" in caplog.text and "closed before" in caplog.text
+    assert "10 events" in caplog.text
 
 
 def test_closing_while_redis_hangs_behind_tls_ends(tmp_path: Path) -> None:
@@ -1147,10 +1209,10 @@ def test_the_password_is_shown_nowhere(tmp_path: Path, caplog: pytest.LogCapture
                     assert "AuthenticationError" in str(e) or "Connect" in str(e)
                     shown.extend((str(e), repr(e), repr(e.__dict__), repr(e.__cause__), repr(e.__context__)))
                 await broadcaster.broadcast("t", {})
-                client = broadcaster._writer.link.client()
+                client = broadcaster.writer.link.client()
                 shown.extend((repr(broadcaster), str(broadcaster), repr(vars(broadcaster)), repr(client), repr(client.connection_pool)))
                 shown.append(repr(client.connection_pool.connection_kwargs))
-                shown.extend(repr(vars(part)) for part in (broadcaster._writer, broadcaster._writer.link, broadcaster._reader, broadcaster._reader.link))
+                shown.extend(repr(vars(part)) for part in (broadcaster.writer, broadcaster.writer.link, broadcaster.reader, broadcaster.reader.link))
                 broadcaster.CLOSING = 0.1
                 await broadcaster.aclose()
 
@@ -1208,7 +1270,7 @@ def test_tls_and_a_password(tmp_path: Path) -> None:
 
 
 def test_an_acl_with_the_rights_that_the_docs_name(tmp_path: Path) -> None:
-    """A user who may do no more can do all of it; one who may not write is told so, and nothing is lost meanwhile."""
+    """A user who may do no more can do all of it; one who may not write gets an error, and nothing is lost meanwhile."""
     (rights,) = re.findall(r"An ACL needs `([^`]+)`", _prose())
     user = f"user app on >pw resetchannels -@all {rights} ~{STREAM} ~{{{STREAM}}}:*"
     with RedisServer(tmp_path, lines=(user,)) as server:
@@ -1270,7 +1332,7 @@ def test_without_redis_the_module_is_there_and_the_class_says_what_is_missing() 
 
 
 def _cells() -> "list[Any]":
-    return list(nbformat.read(NBS / "integrations/redis.ipynb", 4).cells)  # type: ignore[no-untyped-call]
+    return list(nbformat.read(NBS / "integrations/redis/broadcaster.ipynb", 4).cells)  # type: ignore[no-untyped-call]
 
 
 def _prose() -> str:

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,11 +24,11 @@ from typing import Any
 import psutil
 import pytest
 from harness import Gate, end, first_chunk, gate, gone, manager, nothing_left, run  # noqa: F401
+from nvml_double import Card, Library
 from prometheus_client.parser import text_string_to_metric_families
 
 from cjm_worker_protocols.conformance import check
 from cjm_worker_protocols.extensions.protocols import UNSET, ResourceManagerProtocol
-from cjm_worker_protocols.integrations import resources
 from cjm_worker_protocols.integrations.resources import (
     ClearingAdapter,
     Gpu,
@@ -40,6 +41,12 @@ from cjm_worker_protocols.integrations.resources import (
     Usage,
     Worker,
     container_memory,
+    gpu,
+    limits,
+    manager as managing,
+    memory_now,
+    meter,
+    processes,
 )
 
 MiB = 2**20
@@ -61,7 +68,7 @@ def python(source: str, **popen: Any) -> "Iterator[subprocess.Popen[str]]":
                 pass
 
 
-def tell(process: "subprocess.Popen[str]", answer: str = "ready") -> None:
+def proceed(process: "subprocess.Popen[str]", answer: str = "ready") -> None:
     """Let a process go on, and wait for what it says."""
     assert process.stdin is not None and process.stdout is not None
     print(file=process.stdin, flush=True)
@@ -157,9 +164,10 @@ time.sleep(1000)
 # What a process uses
 
 
-def test_the_kit_finds_nothing() -> None:
+@pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_kit_finds_nothing(deep: bool) -> None:
     """Every check is made, and passed; nothing is waived."""
-    report = check(ProcessResourceManager, ResourceManagerProtocol, probe=probe, deep=True)
+    report = check(ProcessResourceManager, ResourceManagerProtocol, probe=probe, deep=deep)
     assert report.counts["passed"] == len(report.outcomes) and not report.findings, report
 
 
@@ -168,7 +176,7 @@ def test_memory_that_is_allocated_is_seen() -> None:
     with python(ALLOCATE) as process, ProcessResourceManager(pss_interval=0) as rm:
         rm.register_worker(process.pid, "test")
         before = measured(rm, process.pid)
-        tell(process)
+        proceed(process)
         after = measured(rm, process.pid)
     assert before.rss and after.rss and 60 * MiB < after.rss - before.rss < 100 * MiB
     if LINUX:
@@ -177,7 +185,7 @@ def test_memory_that_is_allocated_is_seen() -> None:
 
 
 def test_numbers_are_those_of_psutil() -> None:
-    """rss, threads and CPU time are what psutil tells of the same processes."""
+    """rss, threads and CPU time are those that psutil reports of the same processes."""
     with python(FORK) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         usage = measured(rm, process.pid)
@@ -190,7 +198,7 @@ def test_numbers_are_those_of_psutil() -> None:
         assert worker.processes[0].pid == process.pid
 
 
-@pytest.mark.skipif(not LINUX, reason="only Linux tells pss")
+@pytest.mark.skipif(not LINUX, reason="only Linux reports pss")
 def test_shared_pages_count_once_in_pss_and_for_each_in_rss() -> None:
     """A fork shares 64 MiB: three processes have 192 MiB in use, and 64 MiB together."""
     with python(FORK) as process, ProcessResourceManager() as rm:
@@ -203,8 +211,8 @@ def test_shared_pages_count_once_in_pss_and_for_each_in_rss() -> None:
 def test_pss_is_read_at_its_own_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two readings of pss the last one is shown, and nothing is read."""
     read: "list[int]" = []
-    real = resources.read_pss
-    monkeypatch.setattr(resources, "read_pss", lambda pid: (read.append(pid), real(pid))[1])
+    real = meter.read_pss
+    monkeypatch.setattr(meter, "read_pss", lambda pid: (read.append(pid), real(pid))[1])
     with python(SLEEP) as process, ProcessResourceManager(pss_interval=1000) as rm:
         rm.register_worker(process.pid, "test")
         first = measured(rm, process.pid)
@@ -218,7 +226,7 @@ def test_cpu_time_of_a_busy_and_of_a_lazy_worker() -> None:
             rm.register_worker(process.pid, "test")
         first = measured(rm, busy.pid)
         assert (first.cpu_percent, first.cpu_seconds) == (None, 0)
-        tell(busy)
+        proceed(busy)
         usage, idle = measured(rm, busy.pid), rm.worker(lazy.pid)
     assert usage.cpu_seconds == pytest.approx(0.4, abs=0.15) and usage.cpu_percent and usage.cpu_percent > 1
     assert idle is not None and idle.usage.cpu_seconds is not None and idle.usage.cpu_seconds < 0.1
@@ -229,7 +237,7 @@ def test_cpu_time_of_a_child_that_came_and_went() -> None:
     with python(SHORT) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         rm.sample()
-        tell(process)
+        proceed(process)
         usage = measured(rm, process.pid)
     assert usage.processes == 1 and usage.cpu_seconds == pytest.approx(0.55, abs=0.2)
 
@@ -242,7 +250,7 @@ def test_cpu_time_never_falls_and_never_exceeds_the_cores() -> None:
         assert process.stdin is not None
         process.stdin.write("\n\n")
         process.stdin.flush()
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 1.3
         while time.monotonic() < deadline:
             time.sleep(0.02)
             rm.sample()
@@ -259,7 +267,7 @@ def test_cpu_time_never_falls_and_never_exceeds_the_cores() -> None:
 def test_an_orphan_belongs_to_the_session_of_its_worker() -> None:
     """A grandchild whose parent has ended is still the worker's."""
     with python(ORPHAN) as process, ProcessResourceManager() as rm:
-        tell(process)
+        proceed(process)
         rm.register_worker(process.pid, "test")
         assert measured(rm, process.pid).processes == 2
 
@@ -277,7 +285,7 @@ def test_a_worker_below_a_worker_is_counted_once() -> None:
 
 
 def test_a_zombie_below_a_worker_is_a_process_that_uses_nothing() -> None:
-    """A child that nobody has waited for is counted, and pss stays known."""
+    """A child that was not waited for is counted, and pss stays known."""
     with python(ZOMBIE) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         usage = measured(rm, process.pid)
@@ -289,8 +297,8 @@ def test_a_zombie_below_a_worker_is_a_process_that_uses_nothing() -> None:
 def test_the_machine_is_looked_at_once_for_all_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many workers there are, there is one scan; and none without workers that can be measured."""
     scans: "list[int]" = []
-    real = resources.scan
-    monkeypatch.setattr(resources, "scan", lambda *args: (scans.append(1), real(*args))[1])
+    real = meter.scan
+    monkeypatch.setattr(meter, "scan", lambda *args: (scans.append(1), real(*args))[1])
     with python(SLEEP) as one, python(SLEEP) as other, ProcessResourceManager() as rm:
         rm.sample()
         rm.register_worker(2**22 + 1, "elsewhere")
@@ -302,34 +310,34 @@ def test_the_machine_is_looked_at_once_for_all_workers(monkeypatch: pytest.Monke
         assert scans == [1]
 
 
-def test_strangers_are_not_read_again_and_kin_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second measurement reads the processes of workers only; a new child, and a stranger that becomes a worker, are seen by the next one."""
+def test_unrelated_processes_are_not_read_again_and_children_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second measurement reads the processes of workers only; a new child, and an unrelated process that becomes a worker, are seen by the next one."""
     if not LINUX:
-        pytest.skip("elsewhere nothing tells two processes of one pid apart")
+        pytest.skip("only Linux has a mark that tells two processes of one pid apart")
     read: "list[int]" = []
-    real = resources._kin_procfs
-    monkeypatch.setattr(resources, "_kin_procfs", lambda pid, mark: (read.append(pid), real(pid, mark))[1])
-    with python(STARTS_WHEN_TOLD) as worker, python(FORK) as stranger, ProcessResourceManager() as rm:
+    real = processes.node_procfs
+    monkeypatch.setattr(processes, "node_procfs", lambda pid, mark: (read.append(pid), real(pid, mark))[1])
+    with python(STARTS_A_CHILD) as worker, python(FORK) as unrelated, ProcessResourceManager() as rm:
         assert worker.stdin and worker.stdout
         rm.register_worker(worker.pid, "test")
         rm.sample()
-        assert stranger.pid in read and len(read) > 3
+        assert unrelated.pid in read and len(read) > 3
         read.clear()
         rm.sample()
-        assert worker.pid in read and stranger.pid not in read
+        assert worker.pid in read and unrelated.pid not in read
         worker.stdin.write("go\n")
         worker.stdin.flush()
         child = int(worker.stdout.readline())
         assert [p.pid for p in rm.snapshot().workers[0].processes] == [worker.pid, child]
-        rm.register_worker(stranger.pid, "test")
+        rm.register_worker(unrelated.pid, "test")
         assert [w.usage.processes for w in rm.snapshot().workers] == [2, 3]
         read.clear()
-        rm._strangers._until = 0.0
+        monkeypatch.setattr(processes, "time", types.SimpleNamespace(monotonic=lambda: time.monotonic() + processes.UnrelatedProcesses.KEPT))
         rm.sample()
         assert 1 in read
 
 
-STARTS_WHEN_TOLD = """
+STARTS_A_CHILD = """
 import subprocess, sys
 print("ready", flush=True)
 sys.stdin.readline()
@@ -340,24 +348,25 @@ child.wait()
 
 
 def test_psutil_and_procfs_agree() -> None:
-    """Both ways to read a process tell the same, so that what is tested here holds where there is no /proc."""
+    """Both ways to read a process report the same, so that what is tested here holds where there is no /proc."""
     if not LINUX:
         pytest.skip("there is no /proc to compare with")
     with python(FORK) as process:
-        one, other = resources.read_procfs(process.pid), resources.read_psutil(process.pid)
+        one, other = processes.read_procfs(process.pid), processes.read_psutil(process.pid)
         assert one._replace(started=0.0, rss=0, cpu=0.0, waited=0.0) == other._replace(started=0.0, rss=0, cpu=0.0, waited=0.0)
         assert one.rss == pytest.approx(other.rss, rel=0.05) and one.cpu == pytest.approx(other.cpu, abs=0.05)
-        assert resources._kin_procfs(process.pid, 0)[:3] == resources._kin_psutil(process.pid, 0)[:3]
-    kins = [lambda pid, kin=kin: kin(pid, 0) for kin in (resources._kin_procfs, resources._kin_psutil)]
-    for read in (resources.read_procfs, resources.read_psutil, *kins):
+        assert processes.node_procfs(process.pid, 0)[:3] == processes.node_psutil(process.pid, 0)[:3]
+    nodes = [lambda pid, node=node: node(pid, 0) for node in (processes.node_procfs, processes.node_psutil)]
+    for read in (processes.read_procfs, processes.read_psutil, *nodes):
         with pytest.raises(OSError):
             read(2**22 + 1)
 
 
 def test_it_works_on_psutil_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other systems than Linux run."""
-    monkeypatch.setattr(resources.sys, "platform", "darwin")
-    monkeypatch.setattr(resources, "read_process", resources.read_psutil)
+    monkeypatch.setattr(processes.sys, "platform", "darwin")
+    for module in (managing, meter):
+        monkeypatch.setattr(module, "read_process", processes.read_psutil)
     with ProcessResourceManager() as rm:
         with python(FORK) as process:
             rm.register_worker(process.pid, "test")
@@ -386,7 +395,7 @@ def test_a_worker_that_died_is_reaped() -> None:
 
 
 def test_a_zombie_is_a_dead_worker() -> None:
-    """A worker that has ended, and that nobody has waited for, is reaped too."""
+    """A worker that has ended, and that was not waited for, is dropped too."""
     process = subprocess.Popen([sys.executable, "-S", "-c", ""])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     with ProcessResourceManager() as rm:
@@ -398,8 +407,8 @@ def test_a_zombie_is_a_dead_worker() -> None:
 def test_a_pid_that_is_used_again_is_not_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process with the pid of a worker: the worker has ended, and nothing is measured."""
     with python(SLEEP) as process, ProcessResourceManager() as rm:
-        real = resources.read_process
-        monkeypatch.setattr(resources, "read_process", lambda pid: real(pid)._replace(started=1.0))  # the one before had this pid
+        real = processes.read_process
+        monkeypatch.setattr(managing, "read_process", lambda pid: real(pid)._replace(started=1.0))  # the one before had this pid
         rm.register_worker(process.pid, "before")
         monkeypatch.undo()
         snapshot = rm.snapshot()
@@ -414,7 +423,7 @@ LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
 if os.access(LAST_PID, os.W_OK):  # only root can make Linux use a pid again, and not in every container
 
     def test_a_real_pid_that_is_used_again() -> None:
-        """The kernel itself hands out the same pid once more, unless somebody else gets it first."""
+        """The kernel itself hands out the same pid once more, unless another process gets it first."""
         assert any(used_again() for _ in range(20)), "the pid was never used again"
 
     def used_again() -> bool:
@@ -434,20 +443,20 @@ if os.access(LAST_PID, os.W_OK):  # only root can make Linux use a pid again, an
                         return True
         return False
 
-    def test_a_stranger_is_not_mistaken_for_another_of_its_pid() -> None:
-        """Who has its pid later is read again, since the kernel gives its folder another number."""
+    def test_an_unrelated_process_is_not_mistaken_for_another_of_its_pid() -> None:
+        """A later process with its pid is read again, since the kernel gives its folder another number."""
         assert any(read_again() for _ in range(20)), "the pid was never used again"
 
     def read_again() -> bool:
         """One try."""
         with python(SLEEP) as process:
-            pid, strangers = process.pid, dict(resources._marks())
-            assert pid not in resources.scan(strangers)
+            pid, marks = process.pid, processes.process_marks()
+            assert pid not in processes.scan(marks)
         for _ in range(3):
             LAST_PID.write_text(str(pid - 1))
             with python(SLEEP) as process:
                 if process.pid == pid:
-                    assert pid in resources.scan(strangers)
+                    assert pid in processes.scan(marks)
                     return True
         return False
 
@@ -461,7 +470,7 @@ def test_a_pid_that_no_process_has_is_kept_and_unknown() -> None:
         assert worker.status == "running" and worker.usage == Usage() and rm.peaks == {}
 
 
-def test_when_the_system_tells_nothing_nobody_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_nothing_can_be_read_no_worker_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a free descriptor nothing can be read: a worker stays, and is unknown, until something can be read again."""
     with python(SLEEP) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
@@ -470,26 +479,26 @@ def test_when_the_system_tells_nothing_nobody_dies(monkeypatch: pytest.MonkeyPat
             raise OSError(24, "Too many open files")
 
         with monkeypatch.context() as patched:
-            patched.setattr(resources, "scan", full)
-            patched.setattr(resources, "read_process", full)
+            patched.setattr(meter, "scan", full)
+            patched.setattr(meter, "read_process", full)
             usage = measured(rm, process.pid)
         assert usage.time and (usage.rss, usage.cpu_percent, usage.processes) == (None, None, None)
         assert measured(rm, process.pid).rss
 
 
-def test_what_nobody_may_read_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_read_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process of the tree that may not be read makes the sum unknown, not smaller."""
     with python(FORK) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
-        real = resources.read_pss
-        monkeypatch.setattr(resources, "read_pss", lambda pid: real(pid) if pid == process.pid else None)
+        real = meter.read_pss
+        monkeypatch.setattr(meter, "read_pss", lambda pid: real(pid) if pid == process.pid else None)
         usage = measured(rm, process.pid)
     assert usage.pss is None and usage.rss
 
 
-@pytest.mark.skipif(not LINUX, reason="only Linux tells pss")
+@pytest.mark.skipif(not LINUX, reason="only Linux reports pss")
 def test_processes_of_another_user_are_unknown() -> None:
-    """Somebody who is not root measures a process of root: rss is public, pss is not."""
+    """A user who is not root measures a process of root: rss is public, pss is not."""
     other, (reader, writer) = os.getpid() if os.geteuid() == 0 else 1, os.pipe()
     if (child := os.fork()) == 0:
         try:
@@ -509,7 +518,7 @@ def test_processes_of_another_user_are_unknown() -> None:
     os.waitpid(child, 0)
 
 
-# What was told
+# What is reported
 
 
 def test_omitted_stays_none_clears_and_idle_has_no_job() -> None:
@@ -527,6 +536,19 @@ def test_omitted_stays_none_clears_and_idle_has_no_job() -> None:
         assert known and {field: known[field] for field in state} == {**state, "status": "idle", "job_id": None, "plugin_id": None}
         rm.update_worker_state(2**22 + 1, status="idle", job_id="stale")
         assert (known := probe(rm, 2**22 + 1)) and known["job_id"] is None
+
+
+def test_a_worker_that_has_not_reported_yet_is_starting() -> None:
+    """Also one that was registered again, or that has reported something else; it is what it reports from then on, None included."""
+    with ProcessResourceManager() as rm:
+        for _ in range(2):
+            rm.register_worker(1, "test")
+            assert (worker := rm.worker(1)) and worker.status == rm.snapshot(measure=False).workers[0].status == "starting"
+            rm.update_worker_state(1, plugin_id="p")
+            assert (worker := rm.worker(1)) and worker.status == "starting"
+            for status in ("running", "idle", None):
+                rm.update_worker_state(1, status=status)
+                assert (worker := rm.worker(1)) and worker.status == status
 
 
 def test_what_is_given_out_cannot_change_what_is_kept() -> None:
@@ -557,21 +579,21 @@ def test_history_is_a_bounded_ring() -> None:
     assert [u.time for u in worker.history] == sorted(u.time for u in worker.history if u.time)
 
 
-def test_peaks_and_the_lost_are_bounded() -> None:
+def test_peaks_and_the_lost_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plugins come and go, and workers die, for years."""
     with python(SLEEP) as process, ProcessResourceManager() as rm:
-        rm.PEAKS = 5
+        monkeypatch.setattr(managing.PeakTable, "KEPT", 5)
         rm.register_worker(process.pid, "test")
         for number in range(8):
             rm.update_worker_state(process.pid, plugin_id="p", loaded_plugin_resource=str(number))
             rm.sample()
         assert [key[1] for key in rm.peaks] == ["3", "4", "5", "6", "7"]
-        for _ in range(rm.LOST + 3):
+        for _ in range(managing.WorkerTable.LOST + 3):
             dead = subprocess.Popen(["true"])
             rm.register_worker(dead.pid, "dead")
             dead.wait()
             rm.sample()
-        assert len(rm.snapshot().lost) <= rm.LOST
+        assert len(rm.snapshot().lost) <= managing.WorkerTable.LOST
 
 
 def test_a_peak_is_the_most_that_was_measured_with_a_plugin() -> None:
@@ -583,7 +605,7 @@ def test_a_peak_is_the_most_that_was_measured_with_a_plugin() -> None:
         rm.update_worker_state(process.pid, plugin_id="small")
         rm.sample()
         rm.update_worker_state(process.pid, plugin_id="large", loaded_plugin_resource="xl")
-        tell(process)
+        proceed(process)
         rm.sample()
         rm.update_worker_state(process.pid, plugin_id=None, loaded_plugin_resource=None)
         rm.sample()
@@ -593,13 +615,60 @@ def test_a_peak_is_the_most_that_was_measured_with_a_plugin() -> None:
     assert large.pss or not LINUX
 
 
+GROWS = """
+import sys
+held = []
+print("ready", flush=True)
+for line in sys.stdin:
+    if held: held.clear()
+    else: held.append(b"x" * (64 * 2**20))
+    print("ready", flush=True)
+"""
+linux_only = pytest.mark.skipif(not LINUX, reason="only Linux reports pss")
+
+
+@linux_only
+@pytest.mark.parametrize("reported", ["before it grows", "after it has grown", "while nothing is measured"])
+def test_a_peak_is_no_number_from_before_the_plugin(reported: str) -> None:
+    """However the report, the growth and the measurements follow each other: pss of a plugin was read with the plugin, also within the pace of pss."""
+    with python(GROWS) as process, ProcessResourceManager(pss_interval=1000) as rm:
+        rm.register_worker(process.pid, "test")
+        rm.sample()
+        if reported == "before it grows":
+            rm.update_worker_state(process.pid, plugin_id="p")
+            rm.sample()
+        proceed(process)
+        if reported == "after it has grown":
+            rm.sample()
+        rm.update_worker_state(process.pid, plugin_id="p")
+        rm.sample()
+        peak = rm.peaks["p", None]
+        assert peak.rss and peak.pss and 60 * MiB < peak.pss <= peak.rss
+
+
+@linux_only
+@pytest.mark.parametrize("after", [{"plugin_id": "small"}, {"loaded_plugin_resource": "tiny"}], ids=str)
+def test_a_peak_is_no_number_of_the_plugin_before(after: "dict[str, str]") -> None:
+    """What was loaded before was larger: the next plugin, or the next resource, gets its own number."""
+    with python(GROWS) as process, ProcessResourceManager(pss_interval=1000) as rm:
+        rm.register_worker(process.pid, "test")
+        proceed(process)
+        rm.update_worker_state(process.pid, plugin_id="large", loaded_plugin_resource="xl")
+        rm.sample()
+        proceed(process)
+        rm.update_worker_state(process.pid, **after)
+        rm.sample()
+        (_, large), (_, small) = rm.peaks.items()
+        assert small.pss and large.pss and large.pss - small.pss > 60 * MiB
+
+
 def test_a_measurement_counts_for_no_plugin_that_changed_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin that is exchanged while its worker is measured gets no peak of it."""
     with python(SLEEP) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         rm.update_worker_state(process.pid, plugin_id="before")
-        real = resources.scan
-        monkeypatch.setattr(resources, "scan", lambda *args: (rm.update_worker_state(process.pid, plugin_id="after"), real())[1])
+        real = meter.scan
+        monkeypatch.setattr(meter, "scan", lambda *args: (rm.update_worker_state(process.pid, plugin_id="after"), real())[1])
         rm.sample()
         assert rm.peaks == {}
         rm.sample()
@@ -610,15 +679,15 @@ def test_a_worker_that_is_registered_anew_meanwhile_gets_nothing_of_the_old(monk
     """What was measured belongs to the record that was there before."""
     with python(SLEEP) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "before")
-        real = resources.scan
-        monkeypatch.setattr(resources, "scan", lambda *args: (rm.register_worker(process.pid, "after"), real())[1])
+        real = meter.scan
+        monkeypatch.setattr(meter, "scan", lambda *args: (rm.register_worker(process.pid, "after"), real())[1])
         rm.sample()
         worker = rm.worker(process.pid)
         assert worker is not None and worker.worker_type == "after" and worker.usage == Usage() and worker.history == ()
 
 
 def test_a_snapshot_is_consistent_while_others_write() -> None:
-    """Fields that are told together are seen together, and the numbers are those of one measurement."""
+    """Fields that are reported together are seen together, and the numbers are those of one measurement."""
     with python(SLEEP) as one, python(SLEEP) as other, ProcessResourceManager() as rm:
         pids = (one.pid, other.pid)
         stop = threading.Event()
@@ -650,7 +719,7 @@ def test_a_snapshot_is_consistent_while_others_write() -> None:
 
 
 def test_many_threads_at_once() -> None:
-    """Register, tell, measure, look and unregister from eight threads: nothing is lost, nothing raises."""
+    """Register, report, measure, look and unregister from eight threads: nothing is lost, nothing raises."""
     errors: "list[BaseException]" = []
     with python(SLEEP) as process, ProcessResourceManager(interval=0.01) as rm:
         rm.register_worker(process.pid, "test")
@@ -683,7 +752,7 @@ def measuring_threads() -> "list[threading.Thread]":
 
 
 def test_without_an_interval_there_is_no_thread() -> None:
-    """Measurements are made when somebody asks."""
+    """Measurements are made only in `sample` and `snapshot`."""
     with python(SLEEP) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         rm.snapshot()
@@ -707,8 +776,25 @@ def test_the_thread_lives_as_long_as_there_are_workers() -> None:
         assert measuring_threads() == [] and measured(rm, process.pid).rss
 
 
+def test_a_thread_that_cannot_be_started_now_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the system has no thread to give, a worker is registered all the same; the next report that needs a thread starts it."""
+
+    class Full(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with python(SLEEP) as process, ProcessResourceManager(interval=0.01) as rm:
+        with monkeypatch.context() as patched:
+            patched.setattr(managing.threading, "Thread", Full)
+            with pytest.raises(RuntimeError):
+                rm.register_worker(process.pid, "test")
+            assert rm.worker(process.pid) and measuring_threads() == []
+        rm.register_worker(process.pid, "test")
+        until(lambda: (worker := rm.worker(process.pid)) is not None and worker.usage.rss is not None)
+
+
 def test_the_thread_ends_when_the_last_worker_died() -> None:
-    """Nobody has to unregister it."""
+    """Also when it was not unregistered."""
     with ProcessResourceManager(interval=0.01) as rm:
         with python(SLEEP) as process:
             rm.register_worker(process.pid, "test")
@@ -717,7 +803,7 @@ def test_the_thread_ends_when_the_last_worker_died() -> None:
 
 
 def test_the_thread_ends_with_a_manager_that_is_forgotten() -> None:
-    """A thread keeps nobody alive."""
+    """A thread does not keep its manager alive."""
     with python(SLEEP) as process:
         rm = ProcessResourceManager(interval=0.01)
         rm.register_worker(process.pid, "test")
@@ -739,11 +825,11 @@ def test_what_goes_wrong_in_the_thread_is_logged_once(caplog: pytest.LogCaptureF
         calls.append(1)
         raise RuntimeError("no")
 
-    monkeypatch.setattr(resources, "trees", broken)
+    monkeypatch.setattr(meter, "trees", broken)
     with python(SLEEP) as process, ProcessResourceManager(interval=0.001) as rm, caplog.at_level(logging.WARNING):
         rm.register_worker(process.pid, "test")
         until(lambda: len(calls) > 5)
-    assert [r.getMessage() for r in caplog.records] == ["workers cannot be measured"]
+    assert [(r.levelname, r.exc_info is not None) for r in caplog.records] == [("WARNING", True)]
 
 
 # Containers: what was found on machines of all kinds
@@ -856,19 +942,43 @@ def test_container_memory(name: str, tmp_path: Path) -> None:
     assert container_memory(tmp_path) == want
 
 
+ODD_NAMES = ["Müller".encode("latin-1"), b"\xff\xfe", "Müller".encode(), "\u2028\u0085".encode(), b"a\rb", b"\x0b\x0c\x1c\x1d\x1e", b"-", b"a\\040-\\040b"]
+
+
+@pytest.mark.parametrize("where", ["before", "after", "the group's own", "its mount point"])
+@pytest.mark.parametrize("name", ODD_NAMES, ids=repr)
+def test_a_name_of_any_bytes_hides_no_limit(name: bytes, where: str, tmp_path: Path) -> None:
+    """Of another mount, of the group, or of the place where it is mounted: names are bytes, and only a few are written in octal."""
+    group = b"" if where != "the group's own" else name.replace(b"\\040", b"-")
+    point = b"/sys/fs/cgroup" + (b"" if where != "its mount point" else name)
+    other, own = b"45 23 8:1 / /media/" + name + b" rw - ext4 /dev/sdb1 rw\n", b"30 23 0:26 / " + point + b" rw - cgroup2 cgroup2 rw\n"
+    folder = os.fsencode(tmp_path) + point.replace(b"\\040", b" ") + b"/" + group
+    files = {
+        os.fsencode(tmp_path / "proc/self/cgroup"): b"0::/" + group + b"\n",
+        os.fsencode(tmp_path / "proc/self/mountinfo"): other + own if where == "before" else own + other,
+        os.path.join(folder, b"memory.max"): b"1000\n",
+        os.path.join(folder, b"memory.current"): b"800\n",
+    }
+    for file, content in files.items():
+        os.makedirs(os.path.dirname(file), exist_ok=True)
+        with open(file, "wb") as out:
+            out.write(content)
+    assert container_memory(tmp_path) == (1000, 800)
+
+
 @pytest.mark.skipif(not LINUX, reason="only Linux has control groups")
 def test_container_memory_of_this_machine() -> None:
     """The folders that are found are those of the group of this process, and its numbers make sense."""
-    group = resources.memory_cgroup(Path("/proc/self/cgroup").read_text())
+    group = limits.memory_cgroup(Path("/proc/self/cgroup").read_text())
     assert group is not None
-    mount = resources.cgroup_mount(Path("/proc/self/mountinfo").read_text(), group[0])
+    mount = limits.cgroup_mount(Path("/proc/self/mountinfo").read_text(), group[0])
     if mount is None:
         assert container_memory() == (None, None)
         return
-    own, *_ = resources.cgroup_folders(group[1], *mount)
+    own, *_ = limits.cgroup_folders(group[1], *mount)
     assert str(os.getpid()) in (Path(own) / "cgroup.procs").read_text().split()
     limit, used = container_memory()
-    memory = resources.memory_now()
+    memory = memory_now()
     assert limit is None or 0 < limit < 2**62
     assert used is None or 0 < used < memory.total
     assert 0 < memory.room <= memory.available < memory.total
@@ -886,112 +996,217 @@ def test_room_is_the_smaller_of_machine_and_container() -> None:
 # GPUs
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, gpus: "list[dict[str, list[Any]]]", **functions: Any) -> "list[str]":
-    """A library like NVIDIA's, that says what a test wants; gives the list of how often it was started and stopped."""
-    calls: "list[str]" = []
-
-    class NotSupported(Exception):
-        pass
-
-    def listed(kind: str) -> "Callable[[int], list[Any]]":
-        def processes(gpu: int) -> "list[Any]":
-            if kind not in gpus[gpu]:
-                raise NotSupported
-            return [types.SimpleNamespace(pid=pid, usedGpuMemory=amount, **dict(rest)) for pid, amount, *rest in gpus[gpu][kind]]
-
-        return processes
-
-    library: Any = types.ModuleType("pynvml")
-    library.NVMLError_NotSupported = library.NVMLError_FunctionNotFound = NotSupported
-    library.nvmlInit = lambda: calls.append("init")
-    library.nvmlShutdown = lambda: calls.append("shutdown")
-    library.nvmlDeviceGetCount = lambda: len(gpus)
-    library.nvmlDeviceGetHandleByIndex = lambda index: index
-    library.nvmlDeviceGetName = lambda gpu: "GPU".encode() if gpu else "GPU"
-    library.nvmlDeviceGetMemoryInfo = lambda gpu: types.SimpleNamespace(total=1000, used=100)
-    for kind in ("Compute", "Graphics", "MPSCompute"):
-        setattr(library, f"nvmlDeviceGet{kind}RunningProcesses", listed(kind))
-    for name, function in functions.items():
-        setattr(library, name, function)
-    monkeypatch.setitem(sys.modules, "pynvml", library)
-    return calls
+@pytest.fixture
+def all_pids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As outside of a container: pids here are those of the machine."""
+    monkeypatch.setattr(meter, "sees_all_pids", lambda: True)
 
 
-def test_gpu_memory_is_the_sum_of_gpus_and_of_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+def managing_gpus(*cards: Card, **fails: str) -> ProcessResourceManager:
+    """A manager on a machine with these GPUs."""
+    return ProcessResourceManager(gpus=Nvml(Library(*cards, **fails)))
+
+
+def test_gpu_memory_is_the_sum_of_gpus_and_of_the_tree(all_pids: None) -> None:
     """A process that computes and draws is listed twice, and counts once; one on two GPUs counts on each; so do instances of a GPU."""
     with python(FORK) as process, python(SLEEP) as other:
         child = psutil.Process(process.pid).children()[0].pid
+        first = Card(1000, 100, processes={"Compute": [(process.pid, 100), (1, 7)], "Graphics": [(process.pid, 100)]})
         parts = [("gpuInstanceId", 1)], [("gpuInstanceId", 2)]
-        listed = [
-            {"Compute": [(process.pid, 100), (1, 7)], "Graphics": [(process.pid, 100)]},
-            {"Compute": [(process.pid, 20), (child, 3, *parts[0]), (child, 4, *parts[1])]},
-        ]
-        calls = stand_in(monkeypatch, listed)
-        with ProcessResourceManager() as rm:
-            monkeypatch.setattr(rm, "_all_pids", True)
+        second = Card(1000, 100, name=b"Model", processes={"Compute": [(process.pid, 20), (child, 3, *parts[0]), (child, 4, *parts[1])]})
+        library = Library(first, second)
+        with ProcessResourceManager(gpus=Nvml(library)) as rm:
             for pid in (process.pid, other.pid):
                 rm.register_worker(pid, "test")
             snapshot = rm.snapshot()
             rm.sample()
         assert [w.usage.gpu_memory for w in snapshot.workers] == [127, 0]
-        assert snapshot.gpus == (Gpu(0, "GPU", 1000, 100), Gpu(1, "GPU", 1000, 100))
-        assert calls == ["init", "shutdown"] and rm.gpu_problem is None
+        assert [dict(w.usage.by_gpu) for w in snapshot.workers] == [{"GPU 0": 100, "GPU 1": 27}, {"GPU 0": 0, "GPU 1": 0}]
+        assert snapshot.gpus == (Gpu(0, "Model", 1000, 100), Gpu(1, "Model", 1000, 100))
+        assert library.calls == ["Init", "Shutdown"] and rm.gpu_problem is None
 
 
 @pytest.mark.parametrize("amount", [None, 100])
-def test_gpu_memory_that_is_not_told_is_unknown(monkeypatch: pytest.MonkeyPatch, amount: "int | None") -> None:
-    """One process whose amount is not told makes the worker's unknown; never 0, never a part."""
-    with python(FORK) as process, ProcessResourceManager() as rm:
+def test_gpu_memory_that_is_not_reported_is_unknown(all_pids: None, amount: "int | None") -> None:
+    """One process without an amount makes the worker's unknown; never 0, never a part."""
+    with python(FORK) as process:
         child = psutil.Process(process.pid).children()[0].pid
-        stand_in(monkeypatch, [{"Compute": [(process.pid, 100), (child, amount)]}])
-        monkeypatch.setattr(rm, "_all_pids", True)
-        rm.register_worker(process.pid, "test")
-        assert measured(rm, process.pid).gpu_memory == (None if amount is None else 200)
+        with managing_gpus(Card(processes={"Compute": [(process.pid, 100), (child, amount)]})) as rm:
+            rm.register_worker(process.pid, "test")
+            assert measured(rm, process.pid).gpu_memory == (None if amount is None else 200)
 
 
-def test_a_driver_that_fails_is_unknown_and_may_recover(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error makes everything None, and is told; the next answer counts again."""
-    broken = [True]
+HANDLE, MEMORY, LISTED = "HandleByIndex", "MemoryInfo", "ComputeRunningProcesses"
+SILENT = [
+    {HANDLE: "GpuIsLost"},
+    {HANDLE: "NoPermission"},
+    {HANDLE: "Unknown", "Name": "Unknown"},
+    {MEMORY: "GpuIsLost", LISTED: "GpuIsLost", "Name": "GpuIsLost", "UUID": "GpuIsLost"},
+    {MEMORY: "NoPermission", LISTED: "NoPermission"},
+    {MEMORY: "ResetRequired", LISTED: "Timeout"},
+]
 
-    def count() -> int:
-        if broken[0]:
-            raise RuntimeError("GPU is lost")
-        return 1
 
-    with python(SLEEP) as process, ProcessResourceManager() as rm:
-        stand_in(monkeypatch, [{"Compute": [(process.pid, 100)]}], nvmlDeviceGetCount=count)
-        monkeypatch.setattr(rm, "_all_pids", True)
+@pytest.mark.parametrize("fails", SILENT, ids=str)
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_gpu_that_does_not_answer_hides_no_other(all_pids: None, position: int, fails: "dict[str, str]") -> None:
+    """It is listed with the reason, and what the worker holds of it is unknown; the other GPU is read as before."""
+    with python(SLEEP) as process:
+        cards = [Card(1000, 100, processes={"Compute": [(process.pid, 60)]})]
+        cards.insert(position, Card(fails=fails))
+        with managing_gpus(*cards) as rm:
+            rm.register_worker(process.pid, "test")
+            rm.update_worker_state(process.pid, plugin_id="p")
+            snapshot = rm.snapshot()
+        assert snapshot.gpus and snapshot.gpus[1 - position] == Gpu(1 - position, "Model", 1000, 100)
+        silent, (usage,) = snapshot.gpus[position], [w.usage for w in snapshot.workers]
+        assert (silent.total, silent.used, silent.shared) == (None, None, False)
+        assert silent.problem and next(iter(fails.values())) in silent.problem
+        assert snapshot.gpu_problem and silent.label in snapshot.gpu_problem
+        assert usage.by_gpu == {f"GPU {1 - position}": 60, silent.label: None} and usage.gpu_memory is None and usage.rss
+        assert rm.peaks["p", None].gpu_memory == 60
+
+
+@pytest.mark.parametrize("question", ["Name", "UUID", MEMORY, LISTED, "GraphicsRunningProcesses"])
+def test_a_question_without_an_answer_hides_no_other_question(all_pids: None, question: str) -> None:
+    """A GPU without a name has memory; one whose processes may not be listed has a size."""
+    with python(SLEEP) as process, managing_gpus(Card(1000, 100, "GPU-1", processes={"Compute": [(process.pid, 60)]}, fails={question: "NoPermission"})) as rm:
         rm.register_worker(process.pid, "test")
         snapshot = rm.snapshot()
-        assert (snapshot.workers[0].usage.gpu_memory, snapshot.gpus, rm.gpu_problem) == (None, None, "RuntimeError: GPU is lost")
-        assert snapshot.workers[0].usage.rss
-        broken[0] = False
-        assert measured(rm, process.pid).gpu_memory == 100 and rm.gpu_problem is None
+    assert snapshot.gpus is not None
+    (card,), (worker,) = snapshot.gpus, snapshot.workers
+    assert (card.name, card.uuid) == ("" if question == "Name" else "Model", "" if question == "UUID" else "GPU-1")
+    assert (card.total, card.used) == ((None, None) if question == MEMORY else (1000, 100))
+    assert worker.usage.gpu_memory == (None if question.endswith("RunningProcesses") else 60)
+    assert snapshot.gpu_problem and "NoPermission" in snapshot.gpu_problem
 
 
-def test_pids_of_the_machine_are_not_mistaken_in_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_memory_that_is_the_machines() -> None:
+    """`NotSupported` for the memory of a whole GPU means that it has none of its own; for an instance it means no more than that it is unknown."""
+    part = Card(fails={MEMORY: "NotSupported"})
+    listed = Nvml(Library(Card(fails={MEMORY: "NotSupported"}), Card(instances=[part])))
+    shared, instance = listed.gpus() or ()
+    assert shared.shared and shared.problem is None and (instance.label, instance.shared) == ("GPU 1 MIG 0", False)
+    assert instance.problem and "NotSupported" in instance.problem and listed.library.problem and "GPU 0" not in listed.library.problem
+
+
+def test_instances_of_a_gpu_are_listed_by_themselves(all_pids: None) -> None:
+    """Each that exists, with its own memory and processes; the whole, which only some may read, is not asked."""
+    with python(SLEEP) as process:
+        parts = [Card(10, 1, "MIG-a"), None, Card(20, 2, "MIG-b", processes={"Compute": [(process.pid, 2)]}), Card(fails={"MigDeviceHandleByIndex": "NoPermission"})]
+        whole = Card(instances=parts, fails={MEMORY: "NoPermission", LISTED: "NoPermission"})
+        with managing_gpus(whole, Card(30, 3)) as rm:
+            rm.register_worker(process.pid, "test")
+            snapshot = rm.snapshot()
+    assert snapshot.gpus is not None
+    assert [(g.label, g.total, g.uuid) for g in snapshot.gpus] == [("GPU 0 MIG 0", 10, "MIG-a"), ("GPU 0 MIG 2", 20, "MIG-b"), ("GPU 0 MIG 3", None, ""), ("GPU 1", 30, "")]
+    assert snapshot.workers[0].usage.by_gpu == {"GPU 0 MIG 0": 0, "GPU 0 MIG 2": 2, "GPU 0 MIG 3": None, "GPU 1": 0}
+
+
+@pytest.mark.parametrize("fails", [{"Count": "Unknown"}, {"Count": "GpuIsLost"}], ids=str)
+def test_a_driver_that_fails_is_unknown_and_may_recover(all_pids: None, fails: "dict[str, str]") -> None:
+    """An error makes everything None, with the reason; the next answer counts again."""
+    with python(SLEEP) as process:
+        library = Library(Card(processes={"Compute": [(process.pid, 100)]}), **fails)
+        with ProcessResourceManager(gpus=Nvml(library)) as rm:
+            rm.register_worker(process.pid, "test")
+            snapshot = rm.snapshot()
+            assert (snapshot.workers[0].usage.gpu_memory, snapshot.gpus) == (None, None) and snapshot.workers[0].usage.rss
+            assert rm.gpu_problem and fails["Count"] in rm.gpu_problem and rm.gpu_problem == snapshot.gpu_problem
+            library.fails.clear()
+            assert measured(rm, process.pid).gpu_memory == 100 and rm.gpu_problem is None is rm.snapshot().gpu_problem
+
+
+@pytest.mark.parametrize("name, absent", [("LibraryNotFound", True), ("DriverNotLoaded", True), ("LibRmVersionMismatch", False), ("NoPermission", False), ("Unknown", False)])
+def test_no_driver_is_told_from_one_that_fails(name: str, absent: bool) -> None:
+    """Both are unknown, and the reason is kept; only a driver that is there is a problem of the snapshot."""
+    with managing_gpus(Card(), Init=name) as rm:
+        snapshot = rm.snapshot()
+        assert snapshot.gpus is None and rm.gpu_problem and name in rm.gpu_problem
+        assert (snapshot.gpu_problem is None) == absent
+
+
+IDS = (Gpu(0, uuid="GPU-aa11"), Gpu(1, uuid="GPU-aa22"), Gpu(2, uuid="GPU-bb33", instance=0), Gpu(2, uuid="MIG-cc44", instance=1), Gpu(3, uuid=""))
+
+
+@pytest.mark.parametrize(
+    "setting, want",
+    [
+        (None, [0, 1, 2, 4]),
+        ("", []),
+        ("1", [1]),
+        ("3,0", [4, 0]),
+        (" 1 , 0 ", [1, 0]),
+        ("2", [2]),
+        ("0,2,-1,1", [0, 2]),
+        ("0,9,1", [0]),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("0,0", []),
+        ("GPU-aa22", [1]),
+        ("GPU-b,GPU-aa1", [2, 0]),
+        ("GPU-aa", []),  # two begin like that
+        ("GPU-ff,0", []),
+        ("MIG-cc44", [3]),
+        ("1,GPU-aa11", [1, 0]),
+        ("²", []),
+    ],
+)
+def test_cuda_numbers_the_visible_gpus(setting: "str | None", want: "list[int]") -> None:
+    """By number and by the beginning of a UUID, until the first entry that is invalid."""
+    assert gpu.visible_gpus(IDS, setting) == [IDS[number] for number in want]
+
+
+def test_pids_of_the_machine_are_not_mistaken_in_a_container(tmp_path: Path) -> None:
     """There a pid counts only if its process has a GPU open, an amount of 0 is unknown, and who has none open holds nothing."""
-    monkeypatch.setattr(resources, "_DEVICES", (str(tmp_path / "nvidia"),))
     (tmp_path / "nvidia0").touch()
     with python(SLEEP) as without, (tmp_path / "nvidia0").open() as device, python(SLEEP, pass_fds=[device.fileno()]) as holder:
-        assert resources.gpu_memory(without.pid, {without.pid: 500}, False) == 0
-        assert resources.gpu_memory(holder.pid, {holder.pid: 500}, False) == 500
-        assert resources.gpu_memory(holder.pid, {holder.pid: 0}, False) is None
-        assert resources.gpu_memory(holder.pid, {}, False) is None
-    assert resources.gpu_memory(2**22 + 1, {}, False) == 0
+        opens = {pid: gpu.holds_gpu(pid, devices=(str(tmp_path / "nvidia"),)) for pid in (without.pid, holder.pid)}
+        assert opens == {without.pid: False, holder.pid: True}
+    assert gpu.holds_gpu(2**22 + 1) is False
+
+
+@pytest.mark.parametrize(
+    "opened, used, want",
+    [
+        (False, {"GPU 0": {7: 500}}, {"GPU 0": 0}),
+        (True, {"GPU 0": {7: 500}, "GPU 1": {}}, {"GPU 0": 500, "GPU 1": 0}),
+        (True, {"GPU 0": {7: 500}, "GPU 1": None}, {"GPU 0": 500, "GPU 1": None}),
+        (True, {"GPU 0": {7: 0}}, {"GPU 0": None}),
+        (True, {"GPU 0": {}}, {"GPU 0": None}),
+        (None, {"GPU 0": {7: 500}}, {"GPU 0": None}),
+    ],
+)
+def test_what_counts_in_a_container(monkeypatch: pytest.MonkeyPatch, opened: "bool | None", used: Any, want: Any) -> None:
+    """An amount counts for a process that has a GPU open; one that is listed nowhere, or with 0, is unknown."""
+    monkeypatch.setattr(gpu, "holds_gpu", lambda pid: opened)
+    assert gpu.gpu_memory([7], used, all_pids=False) == want
 
 
 def test_without_a_driver_gpu_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the library, or with the real one and no driver, it is None, and the reason is told."""
+    """Without the library, or with the real one and no driver, it is None, with the reason."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with python(SLEEP) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         assert measured(rm, process.pid).gpu_memory is None
-        assert rm.snapshot().gpus is None and rm.gpu_problem and "pynvml" in rm.gpu_problem
+        snapshot = rm.snapshot()
+        assert snapshot.gpus is None is snapshot.gpu_problem and rm.gpu_problem and "pynvml" in rm.gpu_problem
     monkeypatch.undo()
     if (problem := no_gpu()) is not None:
         real = Nvml()
-        assert real.used() is None and real.gpus() is None and real.problem == problem
+        assert real.used() is None and real.gpus() is None and real.library.problem == problem
+
+
+def test_a_closed_driver_is_not_asked() -> None:
+    """Everything is unknown afterwards, and it is stopped once, if it was started."""
+    started, unused = Library(Card()), Library(Card())
+    for library in (started, unused):
+        with ProcessResourceManager(gpus=Nvml(library)) as rm:
+            if library is started:
+                assert rm.snapshot().gpus
+        rm.close()
+        assert rm.snapshot().gpus is None
+    assert (started.calls, unused.calls) == (["Init", "Shutdown"], [])
 
 
 def no_gpu() -> "str | None":
@@ -1017,7 +1232,7 @@ def test_a_real_gpu() -> None:
     holder, without = snapshot.workers
     assert snapshot.gpus and all(gpu.total and gpu.used is not None for gpu in snapshot.gpus)
     assert without.usage.gpu_memory == 0
-    if resources.sees_all_pids():
+    if gpu.sees_all_pids():
         assert holder.usage.gpu_memory is not None
     assert holder.usage.gpu_memory is None or holder.usage.gpu_memory >= 256 * MiB
 
@@ -1124,7 +1339,7 @@ def test_prometheus_reads_real_workers() -> None:
     with python(SPIN) as process, ProcessResourceManager() as rm:
         rm.register_worker(process.pid, "test")
         rm.sample()
-        tell(process)
+        proceed(process)
         families = list(text_string_to_metric_families(rm.snapshot().prometheus()))
     found = {s.name: s.value for family in families for s in family.samples if s.labels.get("pid") == str(process.pid)}
     assert found["cjm_worker_resident_memory_bytes"] > MiB and found["cjm_worker_cpu_seconds_total"] > 0.2
@@ -1149,62 +1364,55 @@ def allocate(size: int, name: str) -> "Iterator[int]":
     del held
 
 
-def test_a_job_manager_end_to_end(gate: Gate) -> None:  # noqa: F811
+async def test_a_job_manager_end_to_end(gate: Gate) -> None:  # noqa: F811
     """What a running job uses is seen with its child and its names; idle, the worker has no job; after the shutdown there is no worker."""
-
-    async def scenario() -> None:
-        with ProcessResourceManager(pss_interval=0) as rm:
-            async with manager(allocate, resource_manager=rm) as m:
-                job = await m.start_job("allocate", size=64 * MiB, name=gate.path)
-                pid = await first_chunk(job)
-                (worker,) = rm.snapshot().workers
-                assert (worker.pid, worker.worker_type, worker.status, worker.job_id) == (pid, "test", "running", job.id)
-                assert worker.plugin_id == "allocate" and worker.usage.processes and worker.usage.processes >= 2
-                assert worker.usage.rss and worker.usage.rss > 64 * MiB
-                gate.open()
-                await end(job)
-                assert job.status == "completed"
-                await soon(lambda: rm.snapshot().workers[0].status == "idle")
-                (worker,) = rm.snapshot().workers
-                assert worker.job_id is None
-                assert any(key[0] == "allocate" and peak.rss and peak.rss > 64 * MiB for key, peak in rm.peaks.items())
-            assert rm.snapshot().workers == rm.snapshot().lost == () and not m.integration_errors
-
-    run(scenario())
+    with ProcessResourceManager(pss_interval=0) as rm:
+        async with manager(allocate, resource_manager=rm) as m:
+            job = await m.start_job("allocate", size=64 * MiB, name=gate.path)
+            pid = await first_chunk(job)
+            (worker,) = rm.snapshot().workers
+            assert (worker.pid, worker.worker_type, worker.status, worker.job_id) == (pid, "test", "running", job.id)
+            assert worker.plugin_id == "allocate" and worker.usage.processes and worker.usage.processes >= 2
+            assert worker.usage.rss and worker.usage.rss > 64 * MiB
+            gate.open()
+            await end(job)
+            assert job.status == "completed"
+            await soon(lambda: rm.snapshot().workers[0].status == "idle")
+            (worker,) = rm.snapshot().workers
+            assert worker.job_id is None
+            assert any(key[0] == "allocate" and peak.rss and peak.rss > 64 * MiB for key, peak in rm.peaks.items())
+        assert rm.snapshot().workers == rm.snapshot().lost == () and not m.integration_errors
 
 
-def test_a_worker_that_is_killed_leaves_no_row(gate: Gate) -> None:  # noqa: F811
+async def test_a_worker_that_is_killed_leaves_no_row(gate: Gate) -> None:  # noqa: F811
     """Whether the manager or a measurement is faster, a dead worker is none."""
+    with ProcessResourceManager(interval=0.005) as rm:
+        async with manager(allocate, resource_manager=rm) as m:
+            job = await m.start_job("allocate", size=1, name=gate.path)
+            pid = await first_chunk(job)
+            os.kill(pid, signal.SIGKILL)
+            await end(job)
+            assert job.status == "failed"
 
-    async def scenario() -> None:
-        with ProcessResourceManager(interval=0.005) as rm:
-            async with manager(allocate, resource_manager=rm) as m:
-                job = await m.start_job("allocate", size=1, name=gate.path)
-                pid = await first_chunk(job)
-                os.kill(pid, signal.SIGKILL)
-                await end(job)
-                assert job.status == "failed"
+            def forgotten() -> bool:
+                snapshot = rm.snapshot()
+                return pid not in [w.pid for w in snapshot.workers + snapshot.lost]
 
-                def forgotten() -> bool:
-                    snapshot = rm.snapshot()
-                    return pid not in [w.pid for w in snapshot.workers + snapshot.lost]
-
-                await soon(forgotten)
-            assert not m.integration_errors
-
-    run(scenario())
+            await soon(forgotten)
+        assert not m.integration_errors
 
 
 # Managers that cannot clear
 
 
 class IgnoresNone:
-    """Takes None for what was not told."""
+    """Takes None for an omitted field."""
 
     def __init__(self) -> None:
         self.workers: "dict[int, dict[str, Any]]" = {}
         self.registered: "deque[int]" = deque(maxlen=10)
         self.ended: "deque[dict[str, Any]]" = deque(maxlen=10)
+        self.jobs: "dict[str, int]" = {}  # An index of its own, which only the end of a worker clears
 
     def register_worker(self, pid: int, worker_type: str) -> None:
         self.registered.append(pid)
@@ -1213,6 +1421,7 @@ class IgnoresNone:
     def unregister_worker(self, pid: int) -> None:
         if pid in self.workers:
             self.ended.append(self.workers.pop(pid))
+        self.jobs = {job: worker for job, worker in self.jobs.items() if worker != pid}
 
     def update_worker_state(
         self,
@@ -1226,13 +1435,15 @@ class IgnoresNone:
     ) -> None:
         given = dict(status=status, job_id=job_id, plugin_name=plugin_name, plugin_id=plugin_id)
         self.take(self.workers[pid], {**given, "loaded_plugin_resource": loaded_plugin_resource, "config": config})
+        if job_id:
+            self.jobs[job_id] = pid
 
     def take(self, record: "dict[str, Any]", given: "dict[str, Any]") -> None:
         record.update({name: value for name, value in given.items() if value is not None})
 
 
 class IgnoresEmpty(IgnoresNone):
-    """Takes what is empty for what was not told."""
+    """Takes an empty value for an omitted field."""
 
     def take(self, record: "dict[str, Any]", given: "dict[str, Any]") -> None:
         record.update({name: value for name, value in given.items() if value})
@@ -1289,14 +1500,14 @@ class Registry:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_with_a_real_job_manager(kind: "type[IgnoresNone]") -> None:
+async def test_an_adapter_with_a_real_job_manager(kind: "type[IgnoresNone]") -> None:
     """After two jobs of two plugins, the record has nothing of the first, and no job."""
     inner = kind()
     right = ProcessResourceManager()
     seen: "list[tuple[Any, Any]]" = []
 
     class Both(ClearingAdapter):
-        """Tells a right manager the same, and compares."""
+        """Reports the same to a right manager, and compares."""
 
         def register_worker(self, pid: int, worker_type: str) -> None:
             super().register_worker(pid, worker_type)
@@ -1308,34 +1519,30 @@ def test_an_adapter_with_a_real_job_manager(kind: "type[IgnoresNone]") -> None:
             known = probe(right, pid)
             assert known is not None
             seen.append((dict(inner.workers[pid]), {name: known[name] for name in inner.workers[pid]}))
+    plugins = {"first": Loaded, "second": Loaded}
+    from cjm_worker_protocols import JobManager, WorkerConfig
 
-    async def scenario() -> None:
-        plugins = {"first": Loaded, "second": Loaded}
-        from cjm_worker_protocols import JobManager, WorkerConfig
-
-        config = WorkerConfig(standby=False)
-        async with JobManager("test", "tests", worker_config=config, plugins=plugins, plugin_registry=Registry(), resource_manager=Both(inner)) as m:
-            for name in ("first", "second", "first"):
-                await (await m.start_job(name))
-        assert not m.integration_errors, m.integration_errors
-
-    run(scenario())
+    config = WorkerConfig(standby=False)
+    async with JobManager("test", "tests", worker_config=config, plugins=plugins, plugin_registry=Registry(), resource_manager=Both(inner)) as m:
+        for name in ("first", "second", "first"):
+            await (await m.start_job(name))
+    assert not m.integration_errors, m.integration_errors
     assert len(seen) >= 6 and inner.workers == {}
     for got, want in seen:
         assert got == want
-    (last,) = inner.ended
-    assert last["job_id"] is None and last["config"] == Registry.configs["first"]
+    last = inner.ended[-1]
+    assert last["job_id"] is None and last["config"] == Registry.configs["first"] and inner.jobs == {}
 
 
 def test_an_adapter_registers_anew_only_when_something_goes() -> None:
-    """A manager that is told of news only is not disturbed; the full state is always told."""
+    """A report that only adds something does not register the worker anew."""
     inner = IgnoresNone()
     adapter = ClearingAdapter(inner)
     adapter.register_worker(1, "test")
     adapter.update_worker_state(1, status="running", job_id="a", config={"x": 1})
-    adapter.update_worker_state(1, job_id="b")
-    adapter.update_worker_state(1, config={"x": 1})
-    assert list(inner.registered) == [1]
+    adapter.update_worker_state(1, plugin_name="P", plugin_id="p")
+    adapter.update_worker_state(1, job_id="a", config={"x": 1})
+    assert list(inner.registered) == [1] and not inner.ended
     adapter.update_worker_state(1, job_id=None)
     assert list(inner.registered) == [1, 1] and inner.workers[1]["job_id"] is None and inner.workers[1]["config"] == {"x": 1}
     adapter.update_worker_state(1, status=UNSET, config={})
@@ -1348,8 +1555,79 @@ def test_an_adapter_registers_anew_only_when_something_goes() -> None:
     assert inner.workers == {}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_is_reported_an_adapter_ends_in_the_right_state(kind: "type[IgnoresNone]", seed: int) -> None:
+    """After each of many random reports the record is that of a manager that can clear, and the index knows the jobs that run, and no other."""
+    choose, inner, right = random.Random(seed), kind(), ProcessResourceManager()
+    adapter = ClearingAdapter(inner)
+    values: "dict[str, list[Any]]" = {
+        "status": ["idle", "running", UNSET],
+        "job_id": ["a", "b", "c", None, UNSET],
+        "plugin_id": ["p", "q", None, UNSET],
+        "config": [{"x": 1}, {"y": 2}, {"x": 1, "y": 2}, None, UNSET],
+    }
+    first = 2**22 + 1
+    for manager in (adapter, right):
+        for pid in (first, first + 1):
+            manager.register_worker(pid, "test")
+    for _ in range(60):
+        pid = choose.choice((first, first + 1))
+        if choose.random() < 0.05:
+            for manager in (adapter, right):
+                manager.register_worker(pid, "test")
+            continue
+        state = {name: choose.choice(some) for name, some in values.items()}
+        if isinstance(state["job_id"], str):
+            state["job_id"] += f" of {pid}"
+        if state["status"] == "idle":
+            state["job_id"] = choose.choice((None, UNSET))
+        for manager in (adapter, right):
+            manager.update_worker_state(pid, **state)
+        known = probe(right, pid)
+        assert known and {name: inner.workers[pid][name] for name in ("job_id", "plugin_id", "config")} == {
+            name: known[name] for name in ("job_id", "plugin_id", "config")
+        }
+        running = {worker["job_id"]: worker_pid for worker_pid, worker in inner.workers.items() if worker["job_id"]}
+        assert set(inner.jobs) == set(running)
+
+
+def test_an_adapter_unregisters_before_it_registers_again() -> None:
+    """On every change of the job that leaves one behind, on every value that goes, and when a pid is registered again; and never for news."""
+    calls: "list[str]" = []
+
+    class Records(IgnoresNone):
+        def register_worker(self, pid: int, worker_type: str) -> None:
+            calls.append("register")
+            super().register_worker(pid, worker_type)
+
+        def unregister_worker(self, pid: int) -> None:
+            calls.append("unregister")
+            super().unregister_worker(pid)
+
+    adapter = ClearingAdapter(Records())
+    adapter.register_worker(1, "test")
+    expected = ["register"]
+    changes: "list[tuple[dict[str, Any], bool]]" = [
+        ({"status": "running", "job_id": "a"}, False),
+        ({"status": "running", "job_id": "a"}, False),
+        ({"job_id": "b"}, True),
+        ({"job_id": "b", "plugin_id": "p"}, False),
+        ({"job_id": None}, True),
+        ({"job_id": "a"}, False),
+        ({"status": "idle"}, True),
+        ({"plugin_id": None}, True),
+    ]
+    for change, anew in changes:
+        adapter.update_worker_state(1, **change)
+        expected += ["unregister", "register"] * anew
+        assert calls == expected, change
+    adapter.register_worker(1, "another")
+    assert calls == [*expected, "unregister", "register"]
+
+
 def test_an_adapter_takes_the_job_of_a_worker_reported_idle() -> None:
-    """Also when it is told no more than that; a job in the same call counts."""
+    """Also when nothing else is reported; a job in the same call counts."""
     inner = IgnoresNone()
     adapter = ClearingAdapter(inner)
     adapter.register_worker(1, "test")
@@ -1361,7 +1639,7 @@ def test_an_adapter_takes_the_job_of_a_worker_reported_idle() -> None:
 
 
 def test_an_adapter_clears_what_is_empty_and_what_cannot_be_compared() -> None:
-    """An empty text is no None; values that raise when they are compared count as changed, and nothing that was told is lost."""
+    """An empty text is no None; values that raise when they are compared count as changed, and nothing that was reported is lost."""
 
     class Odd:
         def __eq__(self, other: object) -> bool:
@@ -1379,7 +1657,7 @@ def test_an_adapter_clears_what_is_empty_and_what_cannot_be_compared() -> None:
 
 
 def test_an_adapter_recovers_from_a_manager_that_raises() -> None:
-    """What raised half way is told again, from the beginning."""
+    """After an error, everything is reported anew."""
     inner = IgnoresNone()
     adapter = ClearingAdapter(inner)
     adapter.register_worker(1, "test")

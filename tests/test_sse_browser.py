@@ -67,7 +67,7 @@ async def main():
             while not server.started: await asyncio.sleep(0.01)
         elif order == "lose":
             server.should_exit = True
-            while not serving.done(): # the page may be back before the server has closed its door, and uvicorn waits for whoever is in
+            while not serving.done(): # the page may be back before the server has stopped listening, and uvicorn waits for open streams
                 for connection in list(server.server_state.connections): connection.transport.abort()
                 await asyncio.sleep(0.01)
             await serving
@@ -124,7 +124,7 @@ def test_a_browser_that_loses_its_server_misses_nothing(name: str, browser: Any,
 
 
 def test_a_browser_is_told_when_the_server_is_another(browser: Any, tmp_path: Path) -> None:
-    """After a real restart the page gets `reset`, since nobody knows what it has missed, and then goes on."""
+    """After a real restart the page gets `reset`, since the server cannot know what it has missed, and then goes on."""
     port = free_port()
     source = SERVER.format(tests=str(Path(__file__).parent), port=port)
 
@@ -169,8 +169,8 @@ class Proxy:  # the answers of a proxy whose server may be away
 def orders():
     global away
     for line in sys.stdin:
-        if (order := json.loads(line)) == "away": away = True; broadcaster._hear()
-        elif order == "back": away, broadcaster._stopped = False, float("-inf")
+        if (order := json.loads(line)) == "away": away = True; broadcaster.server_stop.hear()
+        elif order == "back": away, broadcaster.LINGER = False, 0.0
         else: broadcaster.broadcast_from_thread("job:progress", {"n": order})
 
 threading.Thread(target=orders, daemon=True).start()
@@ -180,7 +180,7 @@ uvicorn.run(Starlette(routes=[Route("/", lambda request: HTMLResponse(sys.argv[2
 
 def test_the_page_that_the_docs_show_comes_back_after_a_502_too(browser: Any, tmp_path: Path) -> None:
     """A browser alone would give up for good; the few lines make it miss nothing."""
-    text = "\n".join(cell.source for cell in nbformat.read(NBS / "integrations/sse.ipynb", 4).cells)  # type: ignore[no-untyped-call]
+    text = "\n".join(cell.source for cell in nbformat.read(NBS / "integrations/sse/app.ipynb", 4).cells)  # type: ignore[no-untyped-call]
     (code,) = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
     port = free_port()
     page_text = f"<!doctype html><script>const got = []; const show = e => got.push([e.type, e.data]); {code}</script>"

@@ -1,0 +1,81 @@
+"""Many seeds, one after the other, and what is said of those that fail."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from dataclasses import dataclass, field
+
+from .scenario import Outcome, draw, run, shrink
+
+
+@dataclass
+class Campaign:
+    """What came of many simulations."""
+
+    first: int
+    seeds: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    known: Counter[str] = field(default_factory=Counter)
+    failures: list[Outcome] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def campaign(first: int, jobs: int, keep_going: bool = False) -> Campaign:
+    """Simulate seeds from `first` on, until so many jobs were accepted, or until one fails."""
+    done = Campaign(first)
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked at after each simulation
+    try:
+        while done.counts["jobs"] < jobs:
+            outcome = run(draw(first + done.seeds))
+            done.seeds += 1
+            done.seconds += outcome.seconds
+            done.counts.update(outcome.counts)
+            done.known.update(outcome.known)
+            if outcome.violations:
+                done.failures.append(outcome)
+                if not keep_going:
+                    break
+    finally:
+        gc.unfreeze()
+    return done
+
+
+def explain(outcome: Outcome) -> str:
+    """A failure, small, with the command that repeats it."""
+    small = shrink(outcome)
+    ops = "\n".join(f"  {op}" for op in small.scenario.ops)
+    scenario = small.scenario
+    setting = "\n".join(f"{name}: {value}" for name, value in vars(scenario).items() if name != "ops")
+    return (
+        f"seed {outcome.scenario.seed}: {outcome.violations[0]}\n"
+        f"repeat it: python -m tests.simulation --only --seed {outcome.scenario.seed}\n"
+        f"as small as it gets: {small.violations[0]}\n{setting}\n{ops}\n" + "\n".join(small.tail[-60:])
+    )
+
+
+def report(done: Campaign, took: float) -> str:
+    """A campaign in a few lines."""
+    jobs, lines = done.counts["jobs"], []
+    lines.append(f"{jobs} jobs in {done.seeds} scenarios from seed {done.first} on")
+    lines.append(f"{took:.1f} s, {took / max(1, jobs) * 1e6:.0f} µs a job, {done.seconds:.0f} simulated s")
+    lines.append(", ".join(f"{count} {what}" for what, count in sorted(done.counts.items())))
+    if done.known:
+        lines.append("known: " + ", ".join(f"{count} {what}" for what, count in done.known.items()))
+    if done.failures:
+        seeds: dict[str, list[int]] = {}
+        for outcome in done.failures:
+            seeds.setdefault(outcome.violations[0].name, []).append(outcome.scenario.seed)
+        lines += [f"{len(found)} times {name}: seeds {found[:5]}" for name, found in seeds.items()]
+        lines.append(explain(done.failures[0]))
+    return "\n".join(lines)
+
+
+def show(seed: int) -> int:
+    """Replay one seed; gives the exit status."""
+    outcome = run(draw(seed), verbose=True)
+    print(f"{outcome.counts}\ntrace {outcome.digest}")
+    if outcome.violations:
+        print(explain(outcome))
+    return bool(outcome.violations)

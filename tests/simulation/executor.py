@@ -1,0 +1,176 @@
+"""A stand-in for `SerialExecutor`: the same methods, but its calls happen at virtual times, on the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+from typing import Any
+
+from cjm_worker_protocols.core.errors import ManagerClosedError
+from cjm_worker_protocols.managers import serial
+
+from .clock import VirtualLoop
+
+STATES = serial.SerialExecutor.STATES
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How long the calls of integrations take."""
+
+    slow: float = 0.0  # Probability that a call takes up to a second
+    hangs: float = 0.0  # Probability that a call never comes back
+
+
+class SimulatedExecutor:
+    """Makes one call after the other, as the real one does on its thread."""
+
+    def __init__(self, rng: Random, habits: Habits, name: str, limit: int, errors: Counter[str]) -> None:
+        self.name, self._rng, self._habits, self._limit, self._errors = name, rng, habits, limit, errors
+        self._calls: deque[serial.Call] = deque()
+        self._busy, self._since, self._working, self._closed = "", 0.0, False, False
+        self._idle: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def _loop(self) -> VirtualLoop:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        return loop
+
+    def _takes(self) -> tuple[float, float]:
+        """Seconds from a call's begin to its effect, and from there to its answer."""
+        drawn = self._rng.random()
+        if drawn < self._habits.hangs:
+            return self._rng.choice([(0.0, math.inf), (math.inf, 0.0)])
+        if drawn < self._habits.hangs + self._habits.slow:
+            return self._rng.random() / 2, self._rng.random() / 2
+        return 0.0, 0.0001
+
+    def _put(self, call: serial.Call) -> None:
+        self._calls.append(call)
+        if not self._working:
+            self._working = True
+            self._timer = self._loop.call_later(0.0002, self._next)
+
+    def _next(self) -> None:
+        """Begin the next call, if there is one."""
+        self._busy = ""
+        if not self._calls:
+            self._working = False
+            if self._idle is not None and not self._idle.done():
+                self._idle.set_result(None)
+            return
+        call, (before, after) = self._calls.popleft(), self._takes()
+        self.at(call.label)
+        self._after(before, self._make, call, after)
+
+    def _after(self, delay: float, step: Callable[..., None], *arguments: Any) -> None:
+        if delay == 0.0:
+            step(*arguments)
+        elif delay < math.inf:
+            self._timer = self._loop.call_later(delay, step, *arguments)
+
+    def _make(self, call: serial.Call, after: float) -> None:
+        """The call itself happens."""
+        result, error = None, None
+        try:
+            result = serial.require_sync(call.function())
+        except BaseException as e:
+            error = e
+        self._after(after, self._answer, call, result, error)
+
+    def _answer(self, call: serial.Call, result: Any, error: BaseException | None) -> None:
+        if call.done is not None:
+            call.done(result, error)
+        elif error is not None:
+            self.failed(call.label, error)
+        self._next()
+
+    def at(self, label: str) -> None:
+        """Note that a call begins, or one of several that a question takes."""
+        self._busy, self._since = label, self._loop.time()
+
+    def failed(self, label: str, reason: object) -> None:
+        """Count a failure."""
+        self._errors[f"{self.name}.{label}"] += 1
+
+    def post(self, label: str, function: Callable[[], Any], key: Hashable = None, needed: bool = False) -> None:
+        """Make a call whose result is not needed; of states with one key, only the newest wait."""
+        states = [call for call in self._calls if key is not None and call.key == key]
+        for call in states[: max(0, len(states) - STATES + 1)]:
+            self._calls.remove(call)
+        if len(self._calls) < self._limit or needed:
+            self._put(serial.Call(label, function, None, key, needed))
+        else:
+            self.failed(f"{label}.dropped", f"{self._limit} calls are waiting")
+
+    async def ask(self, label: str, function: Callable[[], Any], timeout: float, limit: float = math.inf) -> Any:
+        """Make a call and wait for its answer, with the errors of the real one."""
+        if self._closed:
+            raise ManagerClosedError(label)
+        loop, asked = self._loop, self._loop.time()
+        answer: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+        def done(result: Any, error: BaseException | None) -> None:
+            if not answer.done():
+                answer.set_result((result, error))
+
+        if len(self._calls) >= self._limit:
+            raise serial.ExecutorFullError(label, self._limit, self._busy)
+        call = serial.Call(label, function, done)
+        self._put(call)
+        try:
+            while not answer.done() and (left := min(max(asked, self._since) + timeout, asked + limit) - loop.time()) > 0:
+                await asyncio.wait({answer}, timeout=left)
+        finally:
+            if call in self._calls:
+                self._calls.remove(call)
+        if not answer.done():
+            raise serial.ExecutorTimeout(label, timeout, self._busy)
+        result, error = answer.result()
+        if error is None:
+            return result
+        raise error if isinstance(error, Exception) and not isinstance(error, StopIteration) else RuntimeError(repr(error))
+
+    def ask_blocking(self, label: str, function: Callable[[], Any], timeout: float) -> Any:
+        """The same for a synchronous caller: the loop is blocked meanwhile."""
+        if self._closed:
+            raise ManagerClosedError(label)
+        takes = sum(self._takes()) + (math.inf if self._busy else 0.0)
+        self._loop.clock.block(min(takes, timeout))
+        if takes > timeout:
+            raise serial.ExecutorTimeout(label, timeout, self._busy)
+        return function()
+
+    async def close(self, timeout: float) -> None:
+        """Finish what waits, for a limited time; needed calls also after that, if the one that hangs comes back."""
+        self._closed = True
+        if self._working:
+            self._idle = self._loop.create_future()
+            await asyncio.wait({self._idle}, timeout=timeout)
+            if not self._idle.done():
+                self._calls = deque(call for call in self._calls if call.needed)
+                self.failed("close", "it hangs")
+
+
+@contextmanager
+def simulated_executors(rng: Random, habits: Habits) -> Iterator[None]:
+    """Have the managers use simulated executors meanwhile, wherever they name the real one."""
+    real, stand_in = serial.SerialExecutor, partial(SimulatedExecutor, rng, habits)
+    ours = [module for name, module in sys.modules.items() if name.startswith("cjm_worker_protocols.")]
+    places = [module for module in ours if getattr(module, "SerialExecutor", None) is real]
+    try:
+        for module in places:
+            setattr(module, "SerialExecutor", stand_in)
+        yield
+    finally:
+        for module in places:
+            setattr(module, "SerialExecutor", real)

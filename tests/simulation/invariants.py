@@ -1,0 +1,309 @@
+"""What must hold at every moment of a simulation, and the book in which all that happens is written down."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+from cjm_worker_protocols.core.events import Event
+from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
+
+KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: they are counted, not failed
+    "no run too many after garbage": "a job that was prefetched and begun runs again when its predecessor's end was lost",
+    "no worker rests while a job waits behind one of another place": "the first in line keeps jobs for other placements waiting",
+}
+
+CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start"})
+MOVES = {"pending": {"running", "failed", "cancelled"}, "running": {"pending", *ENDS}, **{end: set() for end in ENDS}}  # From status to status
+FOLLOWS = {  # Which event of a job may come after which
+    "": {"queued"},
+    "queued": {"queued", "started", "failed", "cancelled"},
+    "started": {"progress", "chunk", "queued", *ENDS},
+    "progress": {"progress", "chunk", "queued", *ENDS},
+    "chunk": {"progress", "chunk", "queued", *ENDS},
+    **{end: set() for end in ENDS},
+}
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+    def __init__(self, name: str, facts: str) -> None:
+        super().__init__(f"{name}: {facts}")
+        self.name = name
+
+
+class Fate:
+    """All that is known of one job."""
+
+    def __init__(self, number: int, plan: Any, plugin: str, place: Any, priority: int, timeout: float | None, retries: int) -> None:
+        self.number, self.plan, self.plugin, self.place = number, plan, plugin, place
+        self.priority, self.timeout, self.retries = priority, timeout, retries
+        self.job: NotedJob | None = None
+        self.accepted = False  # Whether the manager has taken it on
+        self.asked_to_cancel = False
+        self.given: Any = None  # The worker that it was given to and that has not begun it
+        self.worker: Any = None  # The worker that runs it now
+        self.begun = 0  # How often a worker has begun it
+        self.deaths = 0  # How many workers died while they ran it
+        self.spared = 0  # How many died that had been given it and had not begun it
+        self.garbled = False  # Whether a worker that ran it has sent what is no frame, and all before that may be lost
+        self.said: tuple[str, Any] | None = None  # How its last run ended, as its worker said
+        self.chunks: list[Any] = []  # What it yielded, in all its runs
+        self.started_at = 0.0
+
+    def __repr__(self) -> str:
+        return f"#{self.number}"
+
+
+class NotedJob(Job):
+    """A job whose changes are noted as they happen."""
+
+    book: Book | None = None
+    fate: Fate
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.book is None or name not in ("status", "waiting_for"):
+            return super().__setattr__(name, value)
+        old = getattr(self, name)
+        super().__setattr__(name, value)
+        if value != old:
+            (self.book.moved if name == "status" else self.book.blocked)(self.fate, old, value)
+
+
+class Book:
+    """Writes down what happens, and checks it."""
+
+    def __init__(self, clock: Callable[[], float], max_workers: int, verbose: bool = False) -> None:
+        self._clock, self._max_workers, self._verbose = clock, max_workers, verbose
+        self.violations: list[Violation] = []
+        self.known: Counter[str] = Counter()  # Violations that are in `KNOWN`
+        self.fates: list[Fate] = []
+        self.counts: Counter[str] = Counter()  # What happened how often
+        self.running: dict[int, Fate] = {}
+        self.pending: dict[int, Fate] = {}
+        self.ready: dict[Any, dict[int, dict[int, Fate]]] = {}  # By placement and priority: those that any worker may take
+        self.failed_starts = self.refused_starts = 0
+        self.limits: tuple[float | None, ...] = ()  # The timeouts of the config
+        self._resting: dict[tuple[int, int], float] = {}  # Since when a job waits while a worker, by pid, has nothing to do
+        self.admission = self.closing = self.never_replaced = False
+        self.tail: deque[str] = deque(maxlen=200)
+        self._hash = hashlib.blake2b(digest_size=12)
+
+    @property
+    def digest(self) -> str:
+        """The same for every run of the same seed."""
+        return self._hash.hexdigest()
+
+    def note(self, *facts: Any) -> None:
+        """Add a line to the trace."""
+        line = f"{self._clock():.6f} {' '.join(map(str, facts))}"
+        self._hash.update(line.encode())
+        self.tail.append(line)
+        if self._verbose:
+            print(line)
+
+    def check(self, name: str, holds: Any, *facts: Any) -> None:
+        """Note a violation unless this holds. It is not raised: the managers survive what their callbacks raise."""
+        if holds or self.violations:  # what follows from the first one is of no interest
+            return
+        self.note("VIOLATION", name, *facts)
+        if name in KNOWN:
+            self.known[name] += 1
+        else:
+            self.violations.append(Violation(name, " ".join(map(str, facts))))
+
+    # Jobs
+
+    def new_job(self, fate: Fate, job: NotedJob) -> None:
+        """A job was made; it is not accepted yet."""
+        fate.job, job.fate, job.book = job, fate, self
+
+    def accept(self, fate: Fate) -> None:
+        """The manager has taken a job on."""
+        if fate.accepted:
+            return
+        fate.accepted = True
+        self.counts["jobs"] += 1
+        self.note("accepted", fate)
+        if fate.job is not None and fate.job.status == "pending":
+            self._wait(fate)
+
+    def _wait(self, fate: Fate) -> None:
+        self.pending[fate.number] = fate
+        self._update_ready(fate)
+
+    def _update_ready(self, fate: Fate) -> None:
+        """Whether a job can be taken by any worker has changed."""
+        job = fate.job
+        ready = fate.accepted and job is not None and job.status == "pending" and not job.waiting_for and fate.given is None
+        waiting = self.ready.setdefault(fate.place, {}).setdefault(fate.priority, {})
+        if ready:
+            waiting[fate.number] = fate
+        else:
+            waiting.pop(fate.number, None)
+
+    def blocked(self, fate: Fate, old: str, reason: str) -> None:
+        """What a job waits for has changed."""
+        self.note(fate, "waits for", reason or "nothing")
+        self._update_ready(fate)
+
+    def moved(self, fate: Fate, old: str, new: str) -> None:
+        """A job's status has changed."""
+        self.note(fate, old, "->", new)
+        self.check("legal moves", new in MOVES[old], fate, old, new)
+        self.accept(fate)
+        self.pending.pop(fate.number, None)
+        self.running.pop(fate.number, None)
+        if new == "running":
+            self.running[fate.number] = fate
+            fate.started_at, fate.given = self._clock(), None
+        elif new == "pending":
+            fate.given = None
+            self._wait(fate)
+        else:
+            self._ended(fate, new)
+        self._update_ready(fate)
+
+    def _ended(self, fate: Fate, status: str) -> None:
+        """A job has reached its end: what is said of it can be read, and has its cause."""
+        job, error = fate.job, fate.job.error if fate.job else None
+        assert job is not None
+        self.counts[status] += 1
+        self.check("end is dated", job.completed_at is not None, fate)
+        if status == "completed":
+            self.check("result first", error is None and job.result is not None and job.progress == 1.0, fate, error)
+            self.check("its own result", fate.said == ("result", job.result), fate, fate.said, job.result)
+        elif status == "cancelled":
+            self.check("error first", isinstance(error, JobCancelled), fate, error)
+            self.check("cancelled for a reason", fate.asked_to_cancel or self.closing or fate.said == ("cancelled", None), fate)
+        else:
+            self.check("error first", isinstance(error, JobError) and error.category in CATEGORIES, fate, error)
+            if isinstance(error, JobError):
+                self.note(fate, error.category)
+                self.counts[error.category] += 1
+                self._explained(fate, error)
+
+    def _explained(self, fate: Fate, error: JobError) -> None:
+        """A failure has its cause in what happened to this job, and to no other."""
+        kind, said = error.category, fate.said and fate.said[0]
+        if kind in ("exception", "load", "serialization"):
+            self.check("failed for a reason", said == kind or (kind == "load" and self.admission), fate, error, fate.said)
+        elif kind == "crash":
+            self.check("failed for a reason", fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
+        elif kind == "start":
+            self.check("others' crashes", self.failed_starts or self.never_replaced, fate, error)
+        elif kind == "timeout":
+            limits = [limit for limit in (fate.timeout, *self.limits) if limit is not None]
+            self.check("timeout has passed", limits and self._clock() - fate.started_at >= min(limits) - 1e-6, fate, limits)
+
+    # Workers
+
+    def given(self, fate: Fate, worker: Any) -> None:
+        """A worker was given a job, at once or ahead: none of a higher priority could have been."""
+        self.accept(fate)
+        fate.given = worker
+        self._update_ready(fate)
+        self.note(worker, "is given", fate)
+        if self.admission or fate.job is None or fate.job.status == "running":
+            return  # one that runs is given again when it was taken back together with the next one
+        for priority, waiting in self.ready.get(fate.place, {}).items():
+            self.check("priority", priority <= fate.priority or not waiting, fate, fate.priority, "before", *waiting.values(), priority)
+
+    def withdrawn(self, fate: Fate) -> None:
+        """A job was taken back from a worker that had not begun it."""
+        fate.given = None
+        self._update_ready(fate)
+
+    def begins(self, fate: Fate, worker: Any) -> None:
+        """A worker begins a job."""
+        self.note(worker, "begins", fate)
+        self.check("one worker a job", fate.worker is None, fate, "runs on", fate.worker, "and", worker)
+        self.check("nothing after the end", fate.job is not None and not fate.job.done, fate, "is begun after its end")
+        fate.begun += 1
+        fate.worker, fate.said = worker, None
+        name = "no run too many" + (" after garbage" if fate.garbled else "")
+        self.check(name, fate.begun <= 1 + fate.retries, fate, "is run for the", fate.begun, "time")
+
+    def says_end(self, fate: Fate, kind: str, value: Any = None) -> None:
+        """A worker has said how a job ended."""
+        self.note(fate.worker, "says", kind, "of", fate)
+        fate.worker, fate.said = None, (kind, value)
+
+    def died(self, worker: Any, fate: Fate | None, ready: bool) -> None:
+        """A worker is gone, though its manager need not know yet."""
+        self.counts["deaths"] += 1
+        if not ready:
+            self.failed_starts += 1
+        if fate is not None and fate.worker is worker:
+            fate.worker = None
+            fate.deaths += 1
+
+    # Views and ends
+
+    def turn(self) -> None:
+        """The limits hold after every turn of the loop. Raises the first violation of anything, so that the simulation ends."""
+        if self.violations:
+            raise self.violations[0]
+        self.check("limit of workers", len(self.running) <= self._max_workers, *self.running.values())
+
+    def look(self, manager: Any, workers: list[Any]) -> None:
+        """What the manager shows of its jobs and workers fits together, and its limits hold."""
+        busy = [(view.pid, view.job_id) for view in manager.workers if view.job_id is not None]
+        jobs = {fate.job.id: fate.job for fate in self.running.values() if fate.job is not None}
+        pids = {job_id: pid for pid, job_id in busy}
+        self.check("one job a worker", len(pids) == len(busy) == len(set(pids.values())), busy)
+        self.check("workers and jobs agree", pids == {i: job.worker_pid for i, job in jobs.items()}, busy, self.running)
+        if len(self.pending) > (most := manager.worker_config.max_pending):
+            new = [fate for fate in self.pending.values() if not fate.begun and not fate.spared]
+            self.check("limit of pending jobs", len(new) <= most, *new)
+        if not self.admission:
+            self._nobody_rests({view.pid for view in manager.workers if view.status == "idle"}, workers)
+
+    def _nobody_rests(self, idle: set[int], workers: list[Any]) -> None:
+        """No worker has nothing to do for long while a job waits that it could run."""
+        now, before, self._resting = self._clock(), self._resting, {}
+        places = sum(any(waiting.values()) for waiting in self.ready.values())
+        for worker in workers:
+            if worker.pid in idle and worker.asleep:
+                ready = (fate for waiting in self.ready.get(worker.place, {}).values() for fate in waiting.values())
+                for fate in list(ready)[:1]:
+                    since = self._resting[worker.pid, fate.number] = before.get((worker.pid, fate.number), now)
+                    name = "no worker rests while a job waits" + (" behind one of another place" if places > 1 else "")
+                    self.check(name, now - since < 0.5, worker, fate, since)
+
+    def quiet(self) -> None:
+        """Every accepted job has ended."""
+        for fate in self.fates:
+            if fate.accepted and fate.job is not None:
+                self.check("one end" + (" after a refused start" if self.refused_starts else ""), fate.job.done, fate, fate.job.status, "has no end")
+
+    def events(self, events: list[Event], complete: bool) -> None:
+        """The events of each job are in order, and nothing comes after its end."""
+        last: dict[str, str] = {}
+        for kind, data in events:
+            if kind.startswith("job:"):
+                job_id, kind = data["job_id"], kind[4:]
+                before = last.get(job_id, "")
+                self.check("order of events", kind in FOLLOWS[before] or not complete and before not in ENDS, job_id, before, kind)
+                last[job_id] = kind
+        for fate in self.fates:
+            if fate.job is not None:
+                end = last.get(fate.job.id, "")
+                self.check("events of refused jobs", fate.accepted or not end, fate, end)
+                self.check("end is told", not complete or not fate.accepted or end == fate.job.status, fate, end, fate.job.status)
+
+    def forget(self) -> None:
+        """Hold no job and no worker any longer."""
+        for kept in (self.fates, self.running, self.pending, self.ready):
+            kept.clear()
+
+    def nothing_left(self, loop: asyncio.AbstractEventLoop, workers: list[Any], timer: str) -> None:
+        """Nothing goes on after the shutdown."""
+        self.check("no worker is left", not workers, *workers)
+        tasks = asyncio.all_tasks(loop)
+        self.check("no task is left", not tasks, *tasks)
+        self.check("no timer is left", not timer, timer)

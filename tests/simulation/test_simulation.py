@@ -1,0 +1,111 @@
+"""Thousands of scenarios by seed. What fails says how to repeat it, and is shrunk first."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from repo import ROOT
+
+from .campaign import campaign, explain
+from .engine import SimulatedEngine, SimulatedWorker
+from .invariants import Book
+from .scenario import Op, Scenario, draw, run, shrink
+
+RANGES, JOBS = 8, 12_500  # 100,000 jobs in all, split so that several processes can share them
+
+
+@pytest.mark.parametrize("part", range(RANGES))
+def test_every_invariant_holds(part: int) -> None:
+    """Whatever happens in whatever order."""
+    done = campaign(part * 1_000_000, JOBS)
+    assert not done.failures, explain(done.failures[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(RANGES))
+def test_every_invariant_holds_for_long(part: int) -> None:
+    """The same with a million jobs."""
+    done = campaign(part * 1_000_000 + 100_000, JOBS * 10)
+    assert not done.failures, explain(done.failures[0])
+
+
+@pytest.mark.parametrize("seed", range(0, 60, 5))
+def test_a_seed_gives_one_trace(seed: int) -> None:
+    """Also when everything else in the process is different."""
+    first, second = run(draw(seed)), run(draw(seed))
+    assert first.digest == second.digest and first.counts == second.counts
+
+
+def test_a_seed_gives_the_same_trace_in_every_process() -> None:
+    """Nothing depends on addresses, on the hashes of texts or on the time."""
+    code = "from simulation.scenario import draw, run; print([run(draw(seed)).digest for seed in range(40)])"
+    said = set()
+    for seed in ("1", "2"):
+        environment = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}", "PYTHONHASHSEED": seed}
+        said.add(subprocess.check_output([sys.executable, "-c", code], env=environment, text=True))
+    assert len(said) == 1 and "[" in said.pop()
+
+
+JOB: Any = ("one", (("work", 0.01),), 0, None, 0)
+PLAIN = Scenario(0, tuple(Op(0, 0.001, "start", JOB) for _ in range(20)), {"max_workers": 2})
+
+
+def test_without_faults_every_job_is_completed() -> None:
+    """A simulation is no place where jobs fail by themselves."""
+    outcome = run(PLAIN)
+    assert not outcome.violations and outcome.counts["completed"] == outcome.counts["jobs"] == 20
+
+
+def _first_found(seeds: "range" = range(100)) -> str:
+    """The first invariant that is seen to be broken."""
+    return next(outcome.violations[0].name for outcome in (run(draw(seed)) for seed in seeds) if outcome.violations)
+
+
+def test_jobs_that_are_run_twice_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a worker that gives back the claims to jobs that it has begun."""
+    real = SimulatedWorker.begin
+
+    def begin(worker: SimulatedWorker, tag: int, fate: Any) -> None:
+        real(worker, tag, fate)
+        worker.claims.append(tag)
+
+    monkeypatch.setattr(SimulatedWorker, "begin", begin)
+    assert _first_found() in ("no run too many", "one worker a job", "nothing after the end")
+
+
+def test_a_timer_that_is_left_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that a manager would forget when it is shut down."""
+    real = SimulatedEngine.close
+
+    async def close(engine: SimulatedEngine) -> None:
+        await real(engine)
+        asyncio.get_running_loop().call_later(1000, print)
+
+    monkeypatch.setattr(SimulatedEngine, "close", close)
+    assert _first_found() == "no timer is left"
+
+
+def test_a_worker_that_is_forgotten_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one whose end is never told."""
+    monkeypatch.setattr(SimulatedWorker, "report", lambda worker, exit: None)
+    assert _first_found() in ("no worker is left", "workers end before their engine", "one end", "nothing waits for ever")
+
+
+def test_a_failing_seed_is_shrunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the operations that matter."""
+    real = Book.moved
+
+    def moved(book: Book, fate: Any, old: str, new: str) -> None:
+        real(book, fate, old, new)
+        book.check("nobody is cancelled", new != "cancelled", fate)
+
+    monkeypatch.setattr(Book, "moved", moved)
+    failed = next(outcome for outcome in (run(draw(seed)) for seed in range(100)) if outcome.violations)
+    small = shrink(failed)
+    assert small.violations[0].name == failed.violations[0].name == "nobody is cancelled"
+    assert len(small.scenario.ops) <= 3 < len(failed.scenario.ops)
+    assert f"--seed {failed.scenario.seed}" in explain(failed)
