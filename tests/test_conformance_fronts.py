@@ -15,7 +15,7 @@ from cjm_worker_protocols.conformance import CHECKS
 from cjm_worker_protocols.conformance.run import DEEP
 from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
 
-MAIN = "import sys; from cjm_worker_protocols.cli.commands import main; sys.exit(main())"
+MAIN = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
 APP = '''
 from copy import deepcopy
 from cjm_worker_protocols.extensions.protocols import UNSET
