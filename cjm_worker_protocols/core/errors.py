@@ -16,7 +16,7 @@ __all__ = ['FactError', 'ConfigError', 'UnknownPluginError', 'PluginNotConfigure
            'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError', 'StreamOverflowError', 'PluginLoadError',
            'should_log', 'log_safely']
 
-# %% ../../nbs/core/errors.ipynb #5c634dca
+# %% ../../nbs/core/errors.ipynb #0d4e33da
 if TYPE_CHECKING: from typing_extensions import dataclass_transform as _dataclass_transform
 else:
     def _dataclass_transform(**options: Any) -> Any: return lambda cls: cls
@@ -26,10 +26,10 @@ class _Signature:
     def __get__(self, error: Any, cls: type[FactError]) -> Any:
         from inspect import Parameter, Signature
         types = {name: kind for base in reversed(cls.__mro__) for name, kind in vars(base).get("__annotations__", {}).items()}
-        return Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=types[name], default=getattr(cls, name, Parameter.empty))
-                          for name in cls.facts])
+        kind, empty = Parameter.POSITIONAL_OR_KEYWORD, Parameter.empty
+        return Signature([Parameter(name, kind, annotation=types[name], default=getattr(cls, name, empty)) for name in cls.facts])
 
-# %% ../../nbs/core/errors.ipynb #17ff8162
+# %% ../../nbs/core/errors.ipynb #1d7023fb
 @_dataclass_transform(eq_default=False)
 class FactError(Exception):
     "An exception made of facts: annotated fields, and a `template` that is formatted with them as `{0.field}`."
@@ -49,7 +49,8 @@ class FactError(Exception):
         vars(self).update(given)
         super().__init__(self.template.format(self))
 
-    def __reduce__(self) -> tuple[Any, ...]: return type(self), tuple(getattr(self, name) for name in self.facts)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, name) for name in self.facts)
 
 # %% ../../nbs/core/errors.ipynb #0002b329
 class ConfigError(FactError, ValueError):
@@ -59,7 +60,7 @@ class ConfigError(FactError, ValueError):
     got: object  # The value that was given
     template = "{0.field}: expected {0.expected} (got {0.got!r})"
 
-# %% ../../nbs/core/errors.ipynb #55cbfd20
+# %% ../../nbs/core/errors.ipynb #1b363b4d
 class UnknownPluginError(FactError, ValueError):
     "The registry or the plugin table has no plugin of this id. No job exists."
     plugin_id: str  # The id that was asked for
@@ -67,7 +68,8 @@ class UnknownPluginError(FactError, ValueError):
     known: Iterable[str] = ()  # The ids that exist, if they can be listed
     template = "no plugin {0.plugin_id!r} in {0.where}.{0.listed}"
 
-    def __init__(self, plugin_id: str, where: str, known: Iterable[str] = ()) -> None: super().__init__(plugin_id, where, sorted(map(str, known)))
+    def __init__(self, plugin_id: str, where: str, known: Iterable[str] = ()) -> None:
+        super().__init__(plugin_id, where, sorted(map(str, known)))
 
     @property
     def listed(self) -> str: # Empty when no id is known
@@ -95,13 +97,13 @@ class PluginTypeError(FactError, TypeError):
     template = ("plugin {0.plugin_id!r}: expected a function, a class with a run method, or an import string 'package.module:name' "
                 "(got {0.got!r} that is a {0.got.__class__.__name__})")
 
-# %% ../../nbs/core/errors.ipynb #8136f1b2
+# %% ../../nbs/core/errors.ipynb #c22f2426
 class PluginNotSendableError(FactError, TypeError):
     "A plugin is defined in this process and cannot be pickled for a worker."
     what: str  # The plugin or the loader
     reason: BaseException  # The error of pickling it
-    template = ("{0.what} cannot be sent to a worker: {0.reason.__class__.__name__}: {0.reason}. It is sent with every global that it uses: "
-                "create what it needs inside it, or name it by import string, 'package.module:name'.")
+    template = ("{0.what} cannot be sent to a worker: {0.reason.__class__.__name__}: {0.reason}. It is sent with every global "
+                "that it uses: create what it needs inside it, or name it by import string, 'package.module:name'.")
 
 # %% ../../nbs/core/errors.ipynb #7e716e28
 class ParametersNotSendableError(FactError, TypeError):

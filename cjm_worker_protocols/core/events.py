@@ -40,10 +40,11 @@ def _cut(text: str, length: int) -> str:
     if len(text) <= length and text.isascii(): return text
     return (text if len(text) <= length else text[:length] + "…").encode("utf-8", "replace").decode("utf-8")
 
-# %% ../../nbs/core/events.ipynb #55b8bed3
+# %% ../../nbs/core/events.ipynb #10b4015b
 class _Picture:
     "Makes a picture of one value in JSON's own types, with at most `items` items."
-    def __init__(self, length: int, items: int): self._length, self._items, self._left = length, items, items
+    def __init__(self, length: int, items: int):
+        self._length, self._items, self._left = length, items, items
 
     def of(self, value: Any, depth: int) -> Any:
         "Whatever looking at a value raises, the picture says at least its type."

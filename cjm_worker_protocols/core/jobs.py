@@ -20,7 +20,7 @@ from .errors import ConfigError, NotANewJobError, StreamOverflowError, WrongLoop
 
 # %% auto #0
 __all__ = ['ENDS', 'id_bytes', 'signal_name', 'JobError', 'JobCancelled', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks',
-           'LiveJob', 'Job', 'attach', 'JobStream']
+           'LiveJob', 'Job', 'job_table', 'attach', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #3edd6986
 def signal_name(
@@ -228,7 +228,7 @@ class LiveJob:
         self.waiters.wake()
         if self.streamed is not None: self.streamed.waiters.wake()
 
-# %% ../../nbs/core/jobs.ipynb #cfb049b8
+# %% ../../nbs/core/jobs.ipynb #4e32e055
 class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
     _live: LiveJob | None = None
@@ -297,10 +297,16 @@ class Job(_Attached):
         return {name: value for name, value in vars(self).items() if name != "_live"}
 
     def _repr_html_(self) -> str:
-        facts = {"job": self.id, "plugin": self.plugin_id, "status": self.status, "progress": f"{self.progress:.0%} {self.message}".strip()}
-        if self.done: facts["took"] = f"{((self.completed_at or now()) - (self.started_at or self.created_at)).total_seconds():.3f} s"
-        rows = "".join(f"<tr><th>{k}</th><td>{html.escape(v)}</td></tr>" for k, v in facts.items())
-        return f"<table>{rows}</table>{self.error._repr_html_() if self.error else ''}"
+        return job_table(self) + (self.error._repr_html_() if self.error else "")
+
+# %% ../../nbs/core/jobs.ipynb #f646d1b5
+def job_table(
+    job: Job # A job
+) -> str: # HTML
+    "Show a job's main facts as a table."
+    facts = {"job": job.id, "plugin": job.plugin_id, "status": job.status, "progress": f"{job.progress:.0%} {job.message}".strip()}
+    if job.completed_at is not None: facts["took"] = f"{(job.completed_at - (job.started_at or job.created_at)).total_seconds():.3f} s"
+    return f"<table>{''.join(f'<tr><th>{k}</th><td>{html.escape(v)}</td></tr>' for k, v in facts.items())}</table>"
 
 # %% ../../nbs/core/jobs.ipynb #9dad3778
 def attach(

@@ -67,7 +67,7 @@ class Restarts:
         "Whether too many starts in a row have failed."
         return self.failed_starts > self._config.max_restarts
 
-# %% ../../nbs/managers/pool.ipynb #0379d40d
+# %% ../../nbs/managers/pool.ipynb #c8870c00
 class WorkerPool:
     "Starts, counts and replaces workers."
     STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that its start does not slow down what made it necessary
@@ -138,7 +138,7 @@ class WorkerPool:
     def room_changed(self,
         worker: WorkerProxy # It waits for room, or waits no longer
     ) -> None:
-        "Make room for a worker that waits: end idle ones that hold what it needs. For one that has found room while too many are there, an idle one ends."
+        "End idle workers that hold what a waiting one needs; when a worker has found room and there are too many, end an idle one."
         if worker.waiting and not worker.standby:
             for other in list(self.workers):
                 if (other.standby or other.idle) and other is not worker and worker.competes(other.placement): other.stop("room")

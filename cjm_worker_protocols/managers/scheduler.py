@@ -132,7 +132,7 @@ def choose(
         if (best := next(filter(good, fitting), None)) is not None: return best
     return fitting[0] if fitting else None
 
-# %% ../../nbs/managers/scheduler.ipynb #21435a95
+# %% ../../nbs/managers/scheduler.ipynb #a2c79aa9
 class Scheduler:
     "Hands the jobs that wait to the workers of a pool."
     RETRY = 0.5  # Seconds after which the resource manager is asked again, although nothing has happened here
@@ -158,7 +158,8 @@ class Scheduler:
         "Ask the resource manager before a plugin is loaded."
         self.gate = AdmissionGate(resources, estimate, self._pool, tags, self._show, self._on_decision)
 
-    def __len__(self) -> int: return len(self._queue) + sum(w.prefetched is not None for w in self._pool.workers)
+    def __len__(self) -> int:
+        return len(self._queue) + sum(w.prefetched is not None for w in self._pool.workers)
 
     def waiting(self) -> list[Ticket]: # Without those that were sent ahead
         "List the jobs that wait."
@@ -210,7 +211,8 @@ class Scheduler:
     ) -> None:
         "Look again at the jobs that wait for room, then dispatch."
         for line in self._queue.lines():
-            if line.blocked and (worker is None or not line.refused or self._is_news(line.head(), worker)): line.blocked, line.refused = "", False
+            if not line.blocked: continue
+            if worker is None or not line.refused or self._is_news(line.head(), worker): line.blocked, line.refused = "", False
         self.dispatch()
 
     def _is_news(self, ticket: Ticket, worker: WorkerProxy) -> bool:

@@ -35,7 +35,7 @@ class RedisCounters(NamedTuple):
     failures: int  # Attempts to write or to read that failed
     away: bool  # Whether the last attempt failed
 
-# %% ../../../nbs/integrations/redis/broadcaster.ipynb #c36fae22
+# %% ../../../nbs/integrations/redis/broadcaster.ipynb #484fb61f
 class RedisBroadcaster(EventStreams):
     "Server-sent events for many processes: an ASGI app, an `EventBroadcasterProtocol`, and an async iterator."
     CLOSING = 5.0  # Seconds in which what waits is still written after `close`
@@ -118,8 +118,8 @@ class RedisBroadcaster(EventStreams):
         self.writer.begin()
         self.writer.wanted.set()
         self._calls += 1
-        if self.outbox.crowded or not self._calls % 64: await asyncio.sleep(0)  # many in a row would keep the loop from writing any
-        if self.outbox.crowded: await self.writer.batches.apply_backpressure(self.NEAR)
+        if self.outbox.backlog.crowded or not self._calls % 64: await asyncio.sleep(0)  # many in a row would keep the loop from writing any
+        if self.outbox.backlog.crowded: await self.writer.batches.apply_backpressure(self.NEAR)
 
     def broadcast_from_thread(self,
         event_type: str, # What happened

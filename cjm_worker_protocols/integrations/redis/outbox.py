@@ -108,7 +108,7 @@ class Backlog:
             size -= taken[-1].size
         return taken
 
-# %% ../../../nbs/integrations/redis/outbox.ipynb #67c7ced0
+# %% ../../../nbs/integrations/redis/outbox.ipynb #1ef817b0
 class Outbox:
     "Events that wait to be written, in order and numbered. Any thread may put one."
     def __init__(self,
@@ -119,24 +119,19 @@ class Outbox:
         self.written = self.lost = self._missed = 0
         self.closed = False
         self._room, self._lock = (events, size), threading.Lock()
-        self._backlog, self._batch = Backlog(events, size), list[Entry]()
+        self.backlog, self._batch = Backlog(events, size), list[Entry]()
 
     def __len__(self) -> int:
-        return len(self._backlog) + sum(entry.type != b"gap" for entry in self._batch)
+        return len(self.backlog) + sum(entry.type != b"gap" for entry in self._batch)
 
-    def __bool__(self) -> bool: return bool(len(self._backlog) or self._batch or self._missed)
-
-    @property
-    def crowded(self) -> bool: # Whether it is half full, or two batches wait
-        "Whether it would be good to wait, if Redis keeps up."
-        return self._backlog.crowded
+    def __bool__(self) -> bool: return bool(len(self.backlog) or self._batch or self._missed)
 
     def put(self,
         entry: Entry # The newest event
     ) -> int: # How many events are lost by that
         "Add an event, and drop the oldest to make room. A closed outbox drops the event."
         with self._lock:
-            lost = 1 if self.closed else self._backlog.put(entry)
+            lost = 1 if self.closed else self.backlog.put(entry)
             self.lost += lost
             self._missed += 0 if self.closed else lost
             return lost
@@ -149,7 +144,7 @@ class Outbox:
         with self._lock:
             if not self._batch:
                 gap = [Entry(b"gap", as_json("gap", {"missed": self._missed}).encode())] if self._missed else []
-                self._batch, self._missed = gap + self._backlog.take(events - len(gap), size, not gap), 0
+                self._batch, self._missed = gap + self.backlog.take(events - len(gap), size, not gap), 0
             return self.written + 1, self._batch
 
     def done(self) -> None:
@@ -165,5 +160,5 @@ class Outbox:
         with self._lock:
             left = len(self)
             self.lost += left
-            self._backlog, self._batch, self._missed = Backlog(*self._room), [], 0
+            self.backlog, self._batch, self._missed = Backlog(*self._room), [], 0
             return left
