@@ -3,7 +3,9 @@
 import argparse
 import asyncio
 import faulthandler
+import importlib
 import signal
+import sys
 import time
 from statistics import median
 from typing import Any, Awaitable, Callable, Coroutine, NamedTuple, Optional
@@ -95,6 +97,15 @@ def compare(
     ratio = f"{median((a or 1e-9) / (b or 1e-9) for a, b in zip(ours, theirs)):.2f}"
     told = f"{peer} {show(median(theirs))}"
     return Row(question, show(median(ours)), told, f"{ratio}×", str(target or "—"), verdict(float(ratio), target))
+
+
+def peer(package: str, module: str) -> Any:
+    """Import a peer's module. Without it return None and say on stderr that its rows are left out."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        print(f"skipped: {package} ({e}): pip install -r benchmarks/requirements.txt", file=sys.stderr)
+        return None
 
 
 async def timed(work: Callable[[], Awaitable[Any]]) -> float:

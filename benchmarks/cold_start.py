@@ -5,11 +5,12 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from bench import Row, Target, compare, interleave, main
-from loky import ProcessPoolExecutor as LokyExecutor  # type: ignore[import-untyped]
+from bench import Row, Target, compare, interleave, main, peer
 from workloads import noop
 
 from cjm_worker_protocols import JobManager
+
+LOKY = peer("loky", "loky")
 
 
 async def cold_start() -> float:
@@ -30,7 +31,7 @@ async def python() -> float:
 async def loky() -> float:
     """The same with loky, which starts an interpreter too."""
     start = time.perf_counter()
-    with LokyExecutor(1) as executor:
+    with LOKY.ProcessPoolExecutor(1) as executor:
         executor.submit(noop).result()
         return time.perf_counter() - start
 
@@ -45,11 +46,12 @@ async def pool() -> float:
 
 async def measure(rounds: int) -> "list[Row]":
     """Cold start: manager made → first no-op result."""
-    times = await interleave(rounds, python=python, ours=cold_start, loky=loky, pool=pool)
+    peers = {"loky": loky} if LOKY else {}
+    times = await interleave(rounds, python=python, ours=cold_start, **peers, pool=pool)
     what = "cold start"
     return [
         compare(what, times["ours"], '`python -c "import pickle, socket"`', times["python"], Target("at most", 3)),
-        compare(what, times["ours"], "loky", times["loky"]),
+        *(compare(what, times["ours"], name, times[name]) for name in peers),
         compare(what, times["ours"], "`ProcessPoolExecutor(1)`", times["pool"]),
     ]
 

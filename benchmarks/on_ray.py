@@ -23,7 +23,7 @@ class Actor:
 
 
 async def measure(rounds: int, jobs: int, chunks: int, workers: "tuple[int, ...]") -> "list[Row]":
-    """No-op round trips and streams, ours and a bare actor's; the CPU time of this process for a job; and jobs per second with several workers."""
+    """No-op round trips and streams, ours and a bare actor's; CPU time of this process a job; jobs per second of several workers."""
 
     async def run(manager: JobManager) -> None:
         for _ in range(jobs):
@@ -61,7 +61,9 @@ async def measure(rounds: int, jobs: int, chunks: int, workers: "tuple[int, ...]
         actor = ray.remote(Actor).remote()
         plugins = {"noop": noop, "stream": stream}
         managers = {
-            count: JobManager("bench", "ray", plugins=plugins, engine=RayEngine(), worker_config=WorkerConfig(max_workers=count, standby=False))
+            count: JobManager(
+                "bench", "ray", plugins=plugins, engine=RayEngine(), worker_config=WorkerConfig(max_workers=count, standby=False)
+            )
             for count in workers
         }
         one = managers[1]
@@ -87,7 +89,9 @@ async def measure(rounds: int, jobs: int, chunks: int, workers: "tuple[int, ...]
     several = {count: [4 * jobs / t for t in times[f"many{count}"]] for count in workers}
     return [
         compare("no-op round trip on Ray", each["run"], "bare actor call", each["call"], Target("at most", 1.5)),
-        compare("streamed chunks on Ray", rates["chunked"], "bare streaming generator", rates["generator"], Target("at least", 0.7), rates=True),
+        compare(
+            "streamed chunks on Ray", rates["chunked"], "bare streaming generator", rates["generator"], Target("at least", 0.7), rates=True
+        ),
         compare("CPU time of the manager's process for a job on Ray", each["cpu_run"], "for a bare actor call", each["cpu_call"]),
         *(
             compare(f"no-op jobs of one manager on Ray, workers: {count}", several[count], "with 1", several[1], rates=True)

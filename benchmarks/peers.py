@@ -1,4 +1,6 @@
-"""The least that any worker system must do: pickles over a socketpair to one other process, both ends blocking, or this one on asyncio's loop.
+"""The least that any worker system must do: pickles over a socketpair to one other process.
+
+Both ends block, or this one is on asyncio's loop.
 
 Run as a program, this is that other process."""
 

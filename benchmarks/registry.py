@@ -49,7 +49,7 @@ def install(site: Path, distributions: int) -> None:
 
 
 async def measure(rounds: int, distributions: int, calls: int) -> "list[Row]":
-    """The first listing in a fresh interpreter, and the ones after it: against `importlib.metadata.entry_points(group=...)`, imports not counted."""
+    """The first listing in a fresh interpreter, and those after it, against `importlib.metadata.entry_points(group=...)`; no imports."""
     again: "dict[str, list[float]]" = {"ours": [], "theirs": [], "bare": []}
     with tempfile.TemporaryDirectory() as site:
         install(Path(site), distributions)

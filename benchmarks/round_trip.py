@@ -2,15 +2,17 @@
 
 import asyncio
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
-from bench import Row, Target, compare, interleave, main, timed
+from bench import Row, Target, compare, interleave, main, peer, timed
 from integrations import all_three
-from loky import ProcessPoolExecutor as LokyExecutor  # type: ignore[import-untyped]
 from peers import Bare, BareOnLoop
 from workloads import noop
 
 from cjm_worker_protocols import JobManager
+
+LOKY = peer("loky", "loky")
 
 
 async def measure(rounds: int, jobs: int) -> "list[Row]":
@@ -38,7 +40,9 @@ async def measure(rounds: int, jobs: int) -> "list[Row]":
     all3 = JobManager("bench", "all", plugins=plugins, **all_three())
     with ProcessPoolExecutor(1) as pool:
         await submit(pool)  # it forks: before anything else is there
-        with LokyExecutor(1) as loky, Bare() as bare, BareOnLoop() as on_loop:
+        with ExitStack() as stack, Bare() as bare, BareOnLoop() as on_loop:
+            loky = stack.enter_context(LOKY.ProcessPoolExecutor(1)) if LOKY else None
+            peers = {"loky": lambda: timed(lambda: submit(loky))} if loky else {}
             async with none, all3:
                 times = await interleave(
                     rounds,
@@ -47,7 +51,7 @@ async def measure(rounds: int, jobs: int) -> "list[Row]":
                     all3=lambda: timed(lambda: run(all3)),
                     loop=lambda: timed(ask),
                     pool=lambda: timed(lambda: submit(pool)),
-                    loky=lambda: timed(lambda: submit(loky)),
+                    **peers,
                 )
     each = {name: [t / jobs for t in took] for name, took in times.items()}
     what, bare_name = "no-op round trip", "bare ping-pong"
@@ -57,7 +61,7 @@ async def measure(rounds: int, jobs: int) -> "list[Row]":
         compare(f"{what}, no integrations", each["none"], "ping-pong on asyncio", each["loop"]),
         compare("ping-pong on asyncio", each["loop"], bare_name, each["bare"]),
         compare(f"{what}, no integrations", each["none"], "`ProcessPoolExecutor(1)`", each["pool"]),
-        compare(f"{what}, no integrations", each["none"], "loky", each["loky"]),
+        *(compare(f"{what}, no integrations", each["none"], name, each[name]) for name in peers),
     ]
 
 

@@ -162,4 +162,5 @@ async def fasthtml(port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run({"bare": bare, "ours": ours, "redis": redis, "sse-starlette": sse_starlette, "fasthtml": fasthtml}[sys.argv[1]](int(sys.argv[2])))
+    servers = {"bare": bare, "ours": ours, "redis": redis, "sse-starlette": sse_starlette, "fasthtml": fasthtml}
+    asyncio.run(servers[sys.argv[1]](int(sys.argv[2])))

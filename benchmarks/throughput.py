@@ -2,12 +2,14 @@
 
 import asyncio
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
 
-from bench import Row, Target, compare, interleave, main, timed
-from loky import ProcessPoolExecutor as LokyExecutor  # type: ignore[import-untyped]
+from bench import Row, Target, compare, interleave, main, peer, timed
 from workloads import noop
 
 from cjm_worker_protocols import JobManager
+
+LOKY = peer("loky", "loky")
 
 
 async def measure(rounds: int, jobs: int) -> "list[Row]":
@@ -24,19 +26,21 @@ async def measure(rounds: int, jobs: int) -> "list[Row]":
 
     with ProcessPoolExecutor(1) as pool:
         await submit(pool)  # it forks: before anything else is there
-        with LokyExecutor(1) as loky:
+        with ExitStack() as stack:
+            loky = stack.enter_context(LOKY.ProcessPoolExecutor(1)) if LOKY else None
+            peers = {"loky": lambda: timed(lambda: submit(loky))} if loky else {}
             async with JobManager("bench", "none", plugins={"noop": noop}) as manager:
                 times = await interleave(
                     rounds,
                     pool=lambda: timed(lambda: submit(pool)),
                     ours=lambda: timed(run),
-                    loky=lambda: timed(lambda: submit(loky)),
+                    **peers,
                 )
     each = {name: [jobs / t for t in took] for name, took in times.items()}
     what = "pipelined no-op jobs"
     return [
         compare(what, each["ours"], "`ProcessPoolExecutor(1)`", each["pool"], Target("at least", 2), rates=True),
-        compare(what, each["ours"], "loky", each["loky"], rates=True),
+        *(compare(what, each["ours"], name, each[name], rates=True) for name in peers),
     ]
 
 

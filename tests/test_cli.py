@@ -15,13 +15,17 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
+from hypothesis import given, settings, strategies as st
 from repo import ROOT, run, said
 
+from cjm_worker_protocols.cli.screen import clean, columns, to_json
 from cjm_worker_protocols.plugins.speech import NEEDS, sample_recording
 
-MAIN = "import sys; from cjm_worker_protocols.cli.commands import main; sys.exit(main())"
+PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("CJM_WORKERS_TEST_PATH"))))  # With another fastcore, if one is named
+MAIN = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
 MISSING = [package for package in NEEDS if importlib.util.find_spec(package) is None]
 speech = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install -e '.[speech]'")
+OFFLINE = re.compile(r"No matching distribution|Could not find a version|Failed to establish|Max retries|resolution")
 TEXT = (
     "the model is loaded once and then it answers many questions "
     "if one of the workers dies the others go on with their work"
@@ -71,12 +75,12 @@ def mine(tmp_path: Path) -> Path:
 def environment(**more: str) -> "dict[str, str]":
     """What the command is run with."""
     kept = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "NO_COLOR", "TERM")}
-    return kept | {"PYTHONPATH": str(ROOT), "TERM": "xterm"} | more
+    return kept | {"PYTHONPATH": PATH, "TERM": "xterm"} | more
 
 
 def cli(*args: str, cwd: Path, **env: str) -> "subprocess.CompletedProcess[str]":
     """Run the command to its end, in a pipe."""
-    return run(sys.executable, "-c", MAIN, *args, cwd=cwd, timeout=120, **{"PYTHONPATH": str(ROOT)} | env)
+    return run(sys.executable, "-c", MAIN, *args, cwd=cwd, timeout=120, **{"PYTHONPATH": PATH} | env)
 
 
 def events(done: "subprocess.CompletedProcess[str]") -> "list[Event]":
@@ -131,19 +135,21 @@ def test_demo_plugs_in_the_ready_integrations_without_their_extras(tmp_path: Pat
 import sys
 for name in {extras}: sys.modules[name] = None
 from cjm_worker_protocols import cli
-plugged, make = [], cli.JobManager
+from cjm_worker_protocols.cli import session
+plugged, make = [], session.JobManager
 def manager(*args, **kwargs):
     plugged.extend(kwargs[name] for name in ("plugin_registry", "resource_manager", "event_broadcaster"))
     return make(*args, **kwargs)
-cli.JobManager = manager
+session.JobManager = manager
 code = cli.main(["demo"])
 print(*(f"{{type(thing).__module__}}:{{type(thing).__name__}}" for thing in plugged), file=sys.stderr)
 sys.exit(code)
 """
     done = run(sys.executable, "-c", spy, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.returncode == 0 and of("job:completed", events(done))[0]["result"]["text"] == TEXT, said(done)
-    ready = ("registry:EntryPointRegistry", "resources:ProcessResourceManager", "sse:SSEBroadcaster")
-    assert done.stderr.split() == [f"cjm_worker_protocols.integrations.{name}" for name in ready]
+    assert all(name.startswith("cjm_worker_protocols.integrations.") for name in done.stderr.split()), said(done)
+    names = [name.partition(":")[2] for name in done.stderr.split()]
+    assert names == ["EntryPointRegistry", "ProcessResourceManager", "SSEBroadcaster"]
 
 
 @speech
@@ -160,6 +166,7 @@ def test_events_come_while_it_happens(tmp_path: Path) -> None:
 
 
 @speech
+@pytest.mark.slow
 def test_demo_takes_files_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
     """Several files on two workers: those that are no good are named, the rest is done, and the exit code is 1."""
     (tmp_path / "a.wav").write_bytes(sample_recording().read_bytes())
@@ -178,7 +185,7 @@ def test_demo_takes_files_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
 def test_without_the_extra_demo_says_how_to_get_it(tmp_path: Path) -> None:
     """Exit code 2, nothing on stdout, and the command that mends it."""
     for package in NEEDS:
-        hide = f"import sys; sys.meta_path.insert(0, type('Hide', (), {{'find_spec': staticmethod(lambda n, *a: None)}}))\n"
+        hide = "import sys; sys.meta_path.insert(0, type('Hide', (), {'find_spec': staticmethod(lambda n, *a: None)}))\n"
         hide += "import importlib.util as u; real = u.find_spec\n"
         hide += f"u.find_spec = lambda name, *a: None if name == {package!r} else real(name, *a)\n"
         done = run(sys.executable, "-c", hide + MAIN, "demo", cwd=tmp_path, PYTHONPATH=str(ROOT))
@@ -324,7 +331,7 @@ def site(tmp_path: Path) -> Path:
 
 def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, tmp_path: Path) -> None:
     """One that cannot be imported, ends its process, or hangs, is listed with its reason, and hurts no other."""
-    done = cli("plugins", "--timeout", "3", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{site}")
+    done = cli("plugins", "--timeout", "3", cwd=tmp_path, PYTHONPATH=f"{PATH}:{site}")
     found = {data["id"]: data for data in of("plugin", events(done))}
     assert done.returncode == 0 and done.stderr == "", said(done)
     problems = {name: data["problem"] for name, data in found.items()}
@@ -352,14 +359,14 @@ def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, t
 def test_plugins_lists_our_own(tmp_path: Path) -> None:
     """The speech plugin is there as soon as the package is installed; its extra need not be."""
     offer(tmp_path / "site", "ours", "pocketsphinx = cjm_worker_protocols.plugins.speech:PocketSphinx")
-    done = cli("plugins", "--json", cwd=tmp_path, PYTHONPATH=f"{ROOT}:{tmp_path / 'site'}")
-    (ours,) = [data for data in of("plugin", events(done)) if data["id"] == "pocketsphinx"]
+    done = cli("plugins", "--json", cwd=tmp_path, PYTHONPATH=f"{PATH}:{tmp_path / 'site'}")
+    (ours,) = [data for data in of("plugin", events(done)) if data["target"] == "cjm_worker_protocols.plugins.speech:PocketSphinx"]
     assert ours["parameters"] == ["audio"] and ours["about"] and not ours["problem"], said(done)
 
 
 def test_plugins_are_enabled_and_disabled(site: Path, tmp_path: Path) -> None:
     """From then on, in every process: a job of a disabled plugin is refused. Only those named are listed."""
-    env = {"PYTHONPATH": f"{ROOT}:{site}", "CJM_WORKERS_CONFIG": str(tmp_path / "config")}
+    env = {"PYTHONPATH": f"{PATH}:{site}", "CJM_WORKERS_CONFIG": str(tmp_path / "config")}
 
     def listed(*args: str) -> "dict[str, bool]":
         done = cli("plugins", *args, cwd=tmp_path, **env)
@@ -387,7 +394,7 @@ def test_plugins_are_enabled_and_disabled(site: Path, tmp_path: Path) -> None:
 
 def test_run_runs_what_is_installed(site: Path, tmp_path: Path) -> None:
     """By the name of its entry point; a broken one says why, as a failed job."""
-    path = f"{ROOT}:{site}"
+    path = f"{PATH}:{site}"
     done = cli("run", "good", "text=ha", cwd=tmp_path, PYTHONPATH=path)
     assert of("job:completed", events(done))[0]["result"] == "haha", said(done)
     assert events(done)[-1]["data"]["registry"]["distribution"] == "good 1.0"
@@ -397,7 +404,304 @@ def test_run_runs_what_is_installed(site: Path, tmp_path: Path) -> None:
     assert done.returncode == 2 and "package.module:name" in done.stderr, said(done)
 
 
+# What is behind stdin, stdout and stderr
+
+
+COMMANDS = ["--help", "--version", "run --help", "plugins", "config get letters"]
+COMMANDS += ["run mine:letters n=300000", "check mine:Registry --as registry"]
+each_command = pytest.mark.parametrize("command", COMMANDS)
+
+
+@pytest.fixture
+def shell(mine: Path) -> "Callable[..., subprocess.CompletedProcess[str]]":
+    """Runs a bash command in which `cjm` is ours; the plugin `letters` has a config of 200 KB."""
+    registry = "\nclass Registry:\n    def get_plugins_by_category(self, category): return []\n"
+    registry += "    def get_plugin(self, plugin_id): return None\n    def load_plugin_config(self, plugin_id): return {}\n"
+    (mine / "mine.py").write_text(MINE + registry)
+    home = mine / "home"
+    for folder in ("plugins", "config"):
+        (home / folder).mkdir(parents=True, mode=0o700)
+    (home / "plugins/letters.toml").write_text('[plugin]\ntarget = "mine:letters"\n')
+    (home / "config/letters.json").write_text(json.dumps({"x": "x" * 200_000}))
+    (home / "config/letters.json").chmod(0o600)
+
+    def shell(command: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        function = f"cjm() {{ '{sys.executable}' -c '{MAIN}' \"$@\"; }}\n"
+        ours = {"PYTHONPATH": PATH, "CJM_WORKERS_CONFIG": str(home)}
+        return run("bash", "-c", function + command, cwd=mine, timeout=60, **ours | env)
+
+    return shell
+
+
+@each_command
+def test_a_full_disk_is_one_line_and_exit_code_1(command: str, shell: Any) -> None:
+    """Whatever was to be written, no traceback and no success."""
+    done = shell(f"cjm {command} > /dev/full")
+    assert (done.returncode, done.stderr) == (1, "cjm-workers: cannot write to stdout: No space left on device\n"), said(done)
+
+
+@each_command
+def test_a_closed_pipe_is_silent(command: str, shell: Any) -> None:
+    """As of any program before `| head`: the status is that of SIGPIPE."""
+    done = shell(f"cjm {command} | true; exit ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (141, ""), said(done)
+
+
+@each_command
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_missing_descriptor_is_dev_null(command: str, closed: str, shell: Any) -> None:
+    """The command works, and what it would have written is gone."""
+    done = shell(f"cjm {command} {closed}")
+    assert (done.returncode, done.stderr) == (0, ""), said(done)
+    assert bool(done.stdout) == (">&- 2" not in closed and closed != ">&-"), said(done)
+
+
+def test_nothing_is_written_into_another_file(shell: Any, mine: Path) -> None:
+    """With stdout closed, the next file that is opened would get descriptor 1; with all three, a plugin's would."""
+    code = "import os\ndef names(): return [os.readlink(f'/proc/{os.getppid()}/fd/{fd}') for fd in range(3)]\n"
+    (mine / "who.py").write_text(code)
+    done = shell("cjm run who:names 0<&- 2>&-")
+    names = of("job:completed", events(done))[0]["result"]
+    assert names[0] == names[2] == "/dev/null" and names[1].startswith("pipe:"), said(done)
+    done = shell("cjm config set letters y 1 <&- >&- 2>&-; cat home/config/letters.json")
+    assert json.loads(done.stdout) == {"x": "x" * 200_000, "y": 1}, said(done)
+
+
+def test_a_job_is_ended_when_the_disk_is_full(mine: Path) -> None:
+    """There is no sense in going on; the workers are gone, and the reason is said once."""
+    arguments = ("run", "mine:spin", "path=pids")
+    with open("/dev/full", "wb") as full, started(*arguments, cwd=mine, stdout=full, stderr=subprocess.PIPE) as process:
+        assert process.stderr and process.wait(20) == 1
+        assert process.stderr.read() == b"cjm-workers: cannot write to stdout: No space left on device\n"
+    assert not (mine / "pids").exists() or gone([int(pid) for pid in (mine / "pids").read_text().split()])
+
+
+@each_command
+def test_a_slow_reader_of_a_non_blocking_pipe_gets_everything(command: str, shell: Any, mine: Path) -> None:
+    """As when another program has made the pipe non-blocking: the reader waits, and gets what a file gets."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    env = environment(CJM_WORKERS_CONFIG=str(mine / "home"))
+    arguments = [sys.executable, "-c", MAIN, *command.split()]
+    with subprocess.Popen(arguments, cwd=mine, env=env, stdout=write, stderr=subprocess.PIPE) as process:
+        os.close(write)
+        time.sleep(0.5)
+        with os.fdopen(read, "rb") as reader:
+            got = reader.read()
+        assert process.stderr and (process.wait(20), process.stderr.read()) == (0, b"")
+    if command.startswith("run mine"):
+        (end,) = of("job:completed", [json.loads(line) for line in got.splitlines()])
+        assert end["result"] == "x" * 300_000
+    elif command == "plugins":
+        assert {json.loads(line)["data"]["id"] for line in got.splitlines()} >= {"letters"}
+    else:
+        assert got.decode() == shell(f"cjm {command}").stdout
+
+
+@pytest.mark.parametrize(
+    "stdin, value, code",
+    [
+        (r"printf 'tok\r\n' |", "tok", 0),
+        (r"printf 'tok\n' |", "tok", 0),
+        (r"printf 'two\nlines\n' |", "two\nlines", 0),
+        (r"printf '\r\n' |", None, 2),
+        (r"printf '\377' |", None, 2),
+        ("", None, 2),
+    ],
+)
+def test_a_secret_is_read_from_stdin(stdin: str, value: "str | None", code: int, shell: Any) -> None:
+    """Without the end of its line, also that of Windows; nothing, and no text, is refused with the usage."""
+    done = shell(f"{stdin} cjm config set letters token")
+    assert done.returncode == code and "Traceback" not in done.stderr and ("usage:" in done.stderr) == bool(code), said(done)
+    done = shell("cjm config get letters")
+    assert json.loads(done.stdout).get("token") == value, said(done)
+
+
+def test_a_stdin_that_cannot_be_read_is_one_line(shell: Any) -> None:
+    """One that is open for writing only, for instance."""
+    done = shell("cjm config set letters token 0> out")
+    assert done.returncode == 1 and done.stderr.startswith("cjm-workers: ") and len(done.stderr.splitlines()) == 1, said(done)
+
+
+def test_a_secret_comes_late_through_a_non_blocking_pipe(mine: Path) -> None:
+    """It is waited for."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    (mine / "home/plugins").mkdir(parents=True)
+    (mine / "home/plugins/p.toml").write_text('[plugin]\ntarget = "mine:shout"\n')
+    env = environment(CJM_WORKERS_CONFIG=str(mine / "home"))
+    with subprocess.Popen([sys.executable, "-c", MAIN, "config", "set", "p", "token"], cwd=mine, env=env, stdin=read) as process:
+        os.close(read)
+        time.sleep(0.5)
+        os.write(write, b"tok\n")
+        os.close(write)
+        assert process.wait(20) == 0
+    assert json.loads((mine / "home/config/p.json").read_text()) == {"token": "tok"}
+
+
+# The home folder
+
+
+def test_a_tilde_is_the_home_folder(shell: Any, mine: Path) -> None:
+    """In CJM_WORKERS_CONFIG; and a relative XDG_CONFIG_HOME is ignored, as its specification asks."""
+    (mine / "home").rename(mine / "cfg")
+    done = shell("cjm config set letters y 1", HOME=str(mine), CJM_WORKERS_CONFIG="~/cfg")
+    assert done.returncode == 0 and json.loads((mine / "cfg/config/letters.json").read_text())["y"] == 1, said(done)
+    (mine / ".config").mkdir()
+    (mine / "cfg").rename(mine / ".config/cjm-workers")
+    done = shell("cjm config get letters y", HOME=str(mine), CJM_WORKERS_CONFIG="", XDG_CONFIG_HOME="relative")
+    assert done.stdout == "1\n" and not (mine / "~").exists() and not (mine / "relative").exists(), said(done)
+
+
+def test_without_a_home_folder_everything_works_but_writing(shell: Any) -> None:
+    """As for an unknown uid in a container: what to set is said in one line."""
+    env = {"HOME": "", "CJM_WORKERS_CONFIG": "~no-such-user/x"}
+    done = shell("cjm run mine:shout text=hi; cjm plugins", **env)
+    assert of("job:completed", events(done))[0]["result"] == "HI", said(done)
+    for command in ("config set letters y 1", "config unset letters y", "plugins --disable letters"):
+        done = shell(f"cjm {command}", **env)
+        assert (done.returncode, done.stdout) == (1, "") and "set CJM_WORKERS_CONFIG" in done.stderr, said(done)
+        assert len(done.stderr.splitlines()) == 1, said(done)
+
+
+# Text that plugins make
+
+
+@settings(deadline=None)
+@given(st.text(), st.integers(1, 40))
+def test_clean_text_is_one_printable_line(text: str, width: int) -> None:
+    """Of any text whatsoever, and no wider than asked."""
+    line = clean(text, width)
+    assert (line.isprintable() or not line) and sum(map(columns, line)) <= width
+    assert clean(clean(text)) == clean(text)
+
+
+@settings(deadline=None)
+@given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.dictionaries(st.text(), inner) | st.lists(inner), max_leaves=5))
+def test_json_loses_nothing_and_shows_nothing_odd(value: Any) -> None:
+    """What cannot be printed is escaped."""
+    line = to_json(value)
+    assert line.isprintable() and json.loads(line) == value
+
+
+EVIL = "\x1b]0;TITLE\x07\x1b[2J\x9b31m\nforged: line"
+
+
+def test_no_escape_of_a_plugin_reaches_a_terminal(tmp_path: Path) -> None:
+    """Not from names, ids, versions, signatures, docstrings, schemas, results, errors, logs, prints, or the command line."""
+    code = f"EVIL = {EVIL!r}\n" + (
+        "class Default:\n    def __repr__(self): return EVIL\n"
+        "def f(x=Default()):\n    import logging; logging.getLogger('x').warning(EVIL); print(EVIL)\n    return EVIL\n"
+        "f.__doc__ = EVIL\n"
+        "def g(): raise ValueError(EVIL)\n"
+    )
+    offer(tmp_path / "site", "evil", "evil = evil_plugin:f\nbad = evil_plugin:g\n", code)
+    info = tmp_path / "site/evil-1.0.dist-info"
+    info.rename(info.with_name("evil\x1b]0;TITLE\x07-1.0.dist-info"))
+    env = {"PYTHONPATH": f"{PATH}:{tmp_path / 'site'}", "CJM_WORKERS_CONFIG": str(tmp_path / "home"), "NO_COLOR": "1"}
+    (tmp_path / "home/plugins").mkdir(parents=True)
+    (tmp_path / "home/plugins/bad\x1b]0;TITLE\x07.toml").write_text("no toml")
+    done = run(sys.executable, "-c", MAIN, "config", "set", "evil", "key", EVIL, cwd=tmp_path, **env)
+    assert done.returncode == 0, said(done)
+    for args in (
+        ["plugins"],
+        ["run", "evil"],
+        ["run", "bad"],
+        ["run", "evil", "--json"],
+        ["run", EVIL],
+        ["run", "evil", EVIL],
+        ["config", "get", "evil"],
+        ["config", "get", "evil", "key"],
+        ["config", "get", "evil", EVIL],
+        ["config", EVIL, "evil"],
+        ["check", f"evil_plugin:{EVIL}", "--as", "registry"],
+        [EVIL],
+    ):
+        everything = "".join(Pty(*args, cwd=tmp_path, columns=200, **env).frames())
+        ours = re.sub(r"\x1b\[\d+A\r\x1b\[J", "", everything)
+        assert not re.search(r"[^\r\n]", "".join(c for c in ours if not c.isprintable())), (args, everything)
+        assert args == ["config", "get", "evil", "key"] or not re.search(r"^forged: line", ours, re.MULTILINE), (args, ours)
+
+
+def test_a_log_record_is_one_line(mine: Path) -> None:
+    """In a pipe too: what follows a newline cannot pass for a line of the manager's."""
+    (mine / "forge.py").write_text("import logging\ndef f(): logging.getLogger('x').warning('first\\nmanager: forged')\n")
+    done = cli("run", "forge:f", cwd=mine)
+    assert done.returncode == 0 and done.stderr.splitlines() == ["forge:f: first manager: forged"], said(done)
+
+
+@pytest.mark.parametrize("value, colored", [(None, True), ("", True), ("1", False), ("0", False)])
+def test_no_color_is_set_and_not_empty(value: "str | None", colored: bool, mine: Path) -> None:
+    """As no-color.org has it."""
+    env = {} if value is None else {"NO_COLOR": value}
+    everything = "".join(Pty("run", "mine:shout", "text=hi", cwd=mine, **env).frames())
+    assert "✓" in everything and bool(re.search(r"\x1b\[\d+m", everything)) == colored, everything
+
+
+# What is imported
+
+
+def test_python_dash_m_is_the_command(tmp_path: Path) -> None:
+    """`python -m cjm_worker_protocols`."""
+    done = run(sys.executable, "-m", "cjm_worker_protocols", "--version", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0 and done.stdout.startswith("cjm-worker-protocols"), said(done)
+    done = run(sys.executable, "-m", "cjm_worker_protocols", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 2 and "usage: cjm-workers" in done.stderr and "transcribe" in done.stderr.lower(), said(done)
+
+
+def test_the_list_of_plugins_imports_what_it_needs(tmp_path: Path) -> None:
+    """No broadcaster, no resource manager, nothing for help; and a worker that describes a plugin imports no manager."""
+    code = "import sys; from cjm_worker_protocols.cli import main; code = main(['plugins'])\n"
+    code += "print(*sys.modules, file=sys.stderr); sys.exit(code)"
+    done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    tops = {name.split(".")[0] for name in done.stderr.split()}
+    parts = {".".join(name.split(".")[1:3]) for name in done.stderr.split() if name.startswith("cjm_worker_protocols.")}
+    assert done.returncode == 0 and not tops & {"fastcore", "starlette", "psutil", "jsonschema"}, said(done)
+    assert not parts & {"integrations.sse", "integrations.resources", "integrations.admission", "conformance.kit"}, parts
+    code = "import sys, cjm_worker_protocols.cli.describe; print(*sys.modules)"
+    done = run(sys.executable, "-c", code, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    ours = {".".join(name.split(".")[1:2]) for name in done.stdout.split() if name.startswith("cjm_worker_protocols.")}
+    assert ours == {"cli", "core", "worker"} and "asyncio" not in done.stdout.split(), said(done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted, major", [("fastcore==1.14.*", 1), ("fastcore>=2", 2)])
+def test_with_another_fastcore(wanted: str, major: int, tmp_path: Path) -> None:
+    """The oldest that the command line is made for, and the newest: what installs today must work."""
+    done = run(sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path / "other"), wanted, cwd=tmp_path)
+    if done.returncode and OFFLINE.search(done.stdout + done.stderr):
+        pytest.skip("installing another fastcore needs a package index")
+    assert done.returncode == 0, said(done)
+    there = {"PYTHONPATH": str(tmp_path / "other")}
+    done = run(sys.executable, "-c", "import fastcore; print(fastcore.__version__)", cwd=tmp_path, **there)
+    assert done.stdout.startswith(f"{major}."), said(done)
+    tests = [str(ROOT / "tests/test_cli.py"), "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    tests += ["-k", "help or wrong_command_line or full_disk"]
+    done = run(sys.executable, "-m", "pytest", *tests, cwd=ROOT, CJM_WORKERS_TEST_PATH=there["PYTHONPATH"])
+    assert done.returncode == 0 and int(re.findall(r"(\d+) passed", done.stdout)[0]) > 20, said(done)
+
+
 # Signals
+
+
+@pytest.mark.parametrize("moment", ["cli.entry", "cli.commands", "core.jobs", "cli.session", "engines.local", "integrations.sse"])
+def test_ctrl_c_while_it_starts_is_quiet(moment: str, mine: Path) -> None:
+    """At whatever import it comes: no traceback, and the status that a shell expects."""
+    code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nclass Spy:\n    def find_spec(name, *_):\n"
+    code += f"        if name == 'cjm_worker_protocols.{moment}': os.kill(os.getpid(), signal.SIGINT)\nsys.meta_path.insert(0, Spy)\n"
+    done = run(sys.executable, "-c", code + MAIN, "run", "mine:spin", "path=pids", cwd=mine, PYTHONPATH=str(ROOT))
+    assert done.returncode in (-signal.SIGINT, 130) and done.stderr == "", said(done)
+    assert not (mine / "pids").exists() or gone([int(pid) for pid in (mine / "pids").read_text().split()])
+
+
+def test_ctrl_c_in_the_installed_script_is_quiet(tmp_path: Path) -> None:
+    """The script that an installer makes does things before it calls the command. An app that imports the command keeps its Ctrl-C."""
+    code = "import os, signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nsys.argv[0] = {!r}\n"
+    code += "from cjm_worker_protocols.cli import main\nos.kill(os.getpid(), signal.SIGINT)\n"
+    done = run(sys.executable, "-c", code.format("/usr/bin/cjm-workers"), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, ""), said(done)
+    done = run(sys.executable, "-c", code.format("app.py"), cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert "KeyboardInterrupt" in done.stderr, said(done)
 
 
 def started(*args: str, cwd: Path, stdout: Any = subprocess.DEVNULL, stderr: Any = None) -> "subprocess.Popen[bytes]":
@@ -617,7 +921,7 @@ def test_ctrl_c_in_a_terminal(mine: Path) -> None:
 
 def test_plugins_in_a_terminal(site: Path, tmp_path: Path) -> None:
     """A list for people."""
-    terminal = Pty("plugins", "--timeout", "2", cwd=tmp_path, columns=200, PYTHONPATH=f"{ROOT}:{site}")
+    terminal = Pty("plugins", "--timeout", "2", cwd=tmp_path, columns=200, PYTHONPATH=f"{PATH}:{site}")
     last = shown("".join(terminal.frames()))
     assert terminal.process.returncode == 0
     assert "good(text, times=2)\n    Says it again.\n    good_plugin:run, from good 1.0" in last

@@ -1811,6 +1811,7 @@ def test_the_package_may_lie_anywhere(tmp_path: Path, installed: "Callable[[Path
     """In an archive, behind a link, or made of links: its workers and their guardian find it."""
     source = """
 import asyncio, sys
+import psutil
 sys.path[:] = [sys.argv[1], *(p for p in sys.path if p != sys.argv[2])]
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in f.__module__]
 from cjm_worker_protocols import JobManager
@@ -1825,7 +1826,7 @@ async def main():
     async with JobManager("t", "c", plugins={"where": where}, engine=local) as manager:
         print(await (await manager.start_job("where")))
         await asyncio.sleep(0.3)
-        print(local._guardian._process.poll())
+        print(next((None for p in psutil.Process().children() if "import guardian" in " ".join(p.cmdline())), "no guardian"))
 
 asyncio.run(main())
 """

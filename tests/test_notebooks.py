@@ -16,7 +16,7 @@ from repo import LIB, NBS, PACKAGE, ROOT, SETTINGS, SUGGESTION, copy_checkout, m
 nbdev = pytest.importorskip("nbdev", reason="nbdev is not installed: pip install -e '.[dev]'")
 yaml = pytest.importorskip("yaml")
 
-FACES = tuple(path for path in modules() if path.endswith("__init__.py") and (LIB / path).stat().st_size)  # written by hand: what `import` of a package gives
+FACES = tuple(path for path in modules() if path.endswith(("__init__.py", "__main__.py")) and (LIB / path).stat().st_size)  # written by hand
 each_notebook = pytest.mark.parametrize("name", notebooks())
 Notebook = dict[str, Any]
 
@@ -165,7 +165,7 @@ def test_readme_is_the_index_notebook() -> None:
 
 
 OURS = f"{SETTINGS['git_url']}/blob/{SETTINGS['branch']}/"  # A file of this repository, from anywhere
-TEXTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+TEXTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md")
 
 
 def text(nb: Notebook) -> str:

@@ -24,6 +24,7 @@ from harness import TESTS, Gate, Seen, alive, end, finish, first_chunk, gate, go
 from repo import ROOT
 
 from cjm_worker_protocols import JobError, RestartPolicy, WorkerConfig
+from cjm_worker_protocols.core.errors import ConfigError
 from cjm_worker_protocols.extensions.hosts import NO_PID
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'cjm-worker-protocols[ray]'")
@@ -36,7 +37,9 @@ from cjm_worker_protocols.engines.ray import (  # noqa: E402
     RayLostError,
     RayMissingError,
     RayVersionError,
+    WorkerRefusedError,
     describe_loss,
+    start_ray,
     why_waiting,
 )
 
@@ -54,12 +57,24 @@ def on_ray(*plugins: Any, **settings: Any) -> Any:
     return manager(*plugins, **{"engine": RayEngine(), **settings})
 
 
+class Watched(RayEngine):
+    """An engine whose workers' handles a test can see."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.handles: "list[Any]" = []
+
+    def start_worker(self, config: WorkerConfig, events: Any, placement: Any = None) -> Any:
+        self.handles.append(super().start_worker(config, events, placement))
+        return self.handles[-1]
+
+
 # Not there
 
 
 def test_importing_the_package_imports_no_ray(tmp_path: Path) -> None:
     """Neither the package nor the module of the engine imports Ray."""
-    code = "import sys, cjm_worker_protocols, cjm_worker_protocols.managers.base, cjm_worker_protocols.engines.ray; print('ray' in sys.modules)"
+    code = "import sys, cjm_worker_protocols.managers.base, cjm_worker_protocols.engines.ray.engine; print('ray' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) == "False\n"
 
 
@@ -234,35 +249,35 @@ def test_why_a_worker_waits() -> None:
 # Deaths
 
 
-def keeper_of(pid: int) -> psutil.Process:
-    """The keeper of a worker."""
-    keeper = psutil.Process(pid).parent()
-    assert keeper is not None
-    return keeper
+def agent_of(pid: int) -> psutil.Process:
+    """The agent of a worker."""
+    agent = psutil.Process(pid).parent()
+    assert agent is not None
+    return agent
 
 
 def test_a_job_that_was_given_to_a_dead_worker_has_not_run() -> None:
-    """The worker has ended, and nobody knows it yet, when its keeper is told of a job: the job runs on another, and that was no attempt."""
+    """The worker has ended, and nobody knows it yet, when its agent gets a job: the job runs on another, and that was no attempt."""
 
     async def scenario() -> None:
         async with on_ray("pid", backoff_base=0.01) as m:
             pid = await (await m.start_job("pid"))
-            keeper = keeper_of(pid)
-            keeper.suspend()
+            agent = agent_of(pid)
+            agent.suspend()
             try:
                 os.kill(pid, signal.SIGKILL)
                 job = await m.start_job("pid")
                 assert job.status == "running"
                 await asyncio.sleep(0.2)
             finally:
-                keeper.resume()
+                agent.resume()
             assert await job != pid and job.attempts == 1
 
     run(scenario())
 
 
 def test_how_a_worker_ended_is_known_without_a_guardian(tmp_path: Path) -> None:
-    """Somebody kills a keeper's guardian: the worker's exit code is told all the same, and what the worker leaves behind is ended."""
+    """Somebody kills an agent's guardian: the worker's exit code is told all the same, and what the worker leaves behind is ended."""
 
     def leaves_and_exits() -> "Iterator[int]":
         yield subprocess.Popen(["sleep", "60"], start_new_session=True).pid
@@ -273,8 +288,8 @@ def test_how_a_worker_ended_is_known_without_a_guardian(tmp_path: Path) -> None:
         async with on_ray(leaves_and_exits) as m:
             job = await m.start_job("leaves_and_exits")
             left = await first_chunk(job)
-            keeper = str(keeper_of(job.worker_pid).pid)
-            (guardian,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[-1] == keeper]
+            agent = str(agent_of(job.worker_pid).pid)
+            (guardian,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[-1] == agent]
             guardian.kill()
             await end(job)
             assert (job.error.category, job.error.exit_code) == ("crash", 3), job.error
@@ -284,17 +299,18 @@ def test_how_a_worker_ended_is_known_without_a_guardian(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_keeper_takes_its_worker_along(number: int) -> None:
+def test_a_killed_agent_takes_its_worker_along(number: int) -> None:
     """When Ray's actor is killed, the worker and its children are gone, the job failed as a crash that names the node, and the next one runs."""
 
     async def scenario() -> None:
-        async with on_ray("with_children", "pid", backoff_base=0.01) as m:
+        engine = Watched()
+        async with on_ray("with_children", "pid", engine=engine, backoff_base=0.01) as m:
             job = await m.start_job("with_children")
             pids = await first_chunk(job)
-            [worker] = m._workers()
-            keeper_of(worker.pid).send_signal(number)
+            [worker] = engine.handles
+            agent_of(worker.pid).send_signal(number)
             await end(job)
-            assert job.error.category == "crash" and f"node {worker.handle.facts['node'][:8]}" in job.error.message, job.error
+            assert job.error.category == "crash" and f"node {worker.facts['node'][:8]}" in job.error.message, job.error
             assert await gone_soon(pids, 3)
             assert await (await m.start_job("pid")) not in pids
 
@@ -348,12 +364,13 @@ def test_a_node_that_dies_amid_a_stream(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
 
     async def scenario(second: Any) -> None:
-        async with on_ray("endless", "with_children", "pid", backoff_base=0.01, max_restarts=8, max_workers=2) as m:
+        engine = Watched()
+        async with on_ray("endless", "with_children", "pid", engine=engine, backoff_base=0.01, max_restarts=8, max_workers=2) as m:
             for plugin in ("endless", "with_children"):
                 await m.reload_plugin(plugin, {"worker_resources": {"second": 1}})
             job, other = await m.start_job("endless"), await m.start_job("with_children")
             pids = await first_chunk(other)
-            assert [w.handle.facts["node"] for w in m._workers()] == 2 * [second["node"]] and alive(pids) == pids
+            assert [handle.facts["node"] for handle in engine.handles] == 2 * [second["node"]] and alive(pids) == pids
             read = []
             with pytest.raises(JobError) as caught:
                 async for pid in job.stream():
@@ -473,7 +490,7 @@ class Located:
 def test_a_resource_manager_is_told_where_workers_live(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a worker is registered its host, its pid there and what Ray knows are told; one of another host has a number that is no pid."""
     if elsewhere:
-        monkeypatch.setattr("cjm_worker_protocols.engines.ray.machine", lambda: "another host")
+        monkeypatch.setattr("cjm_worker_protocols.engines.ray.worker.machine", lambda: "another host")
     located = Located()
 
     async def scenario() -> int:
@@ -536,6 +553,34 @@ def test_a_runtime_environment_reaches_the_plugins(tmp_path: Path) -> None:
     run(scenario(), limit=90)
 
 
+@pytest.mark.parametrize("wrong", [{"pips": ["x"]}, {"pip": 3}, {"conda": "a", "pip": ["b"]}, [("pip", [])]])
+def test_a_runtime_environment_that_cannot_be_is_refused_before_anything_starts(wrong: Any) -> None:
+    """An unknown key, which Ray would ignore, and what Ray itself refuses."""
+    with pytest.raises(ConfigError) as caught:
+        RayEngine(runtime_env=wrong)
+    assert caught.value.field == "runtime_env"
+
+
+def test_what_ray_refuses_for_good_fails_at_once() -> None:
+    """A worker that can never be is tried once, and the error has the cause; others start as before."""
+
+    async def scenario() -> None:
+        engine = RayEngine()
+        async with on_ray("pid", engine=engine, max_restarts=50, max_workers=2) as m:
+            await m.reload_plugin("pid", {"worker_resources": {"GPU": 1.5}})
+            start = time.monotonic()
+            job = await end(await m.start_job("pid"))
+            assert job.error.category == "start" and WorkerRefusedError.__name__ in job.error.message and "whole" in job.error.message, job.error
+            assert time.monotonic() - start < 15
+            with pytest.raises(WorkerRefusedError) as caught:
+                engine.start_worker(WorkerConfig(), None, (("GPU", 1.5),))
+            assert (caught.value.placement, caught.value.kind) == ({"GPU": 1.5}, "ValueError") and isinstance(caught.value.__cause__, ValueError)
+            await m.reload_plugin("pid", {})
+            assert await (await m.start_job("pid")) > 0
+
+    run(scenario(), limit=60)
+
+
 # What differs from workers on this machine
 
 
@@ -569,7 +614,7 @@ def test_an_interpreter_that_is_not_there_is_noticed_on_the_node() -> None:
     async def scenario() -> None:
         async with on_ray("pid", python="/no/such/python", max_restarts=1, backoff_base=0.01) as m:
             job = await end(await m.start_job("pid"), 60)
-            assert job.error.category == "start" and "2 workers crashed" in job.error.message and "/no/such/python" in job.error.message, job.error
+            assert job.error.category == "start" and "/no/such/python" in job.error.message, job.error
 
     run(scenario(), limit=90)
 
@@ -593,14 +638,16 @@ def test_the_second_job_is_sent_when_the_first_has_ended(gate: Gate) -> None:
     """A job that is next waits here, so which jobs were begun is always known."""
 
     async def scenario() -> None:
-        async with on_ray("wait_at") as m:
+        engine = Watched()
+        async with on_ray("wait_at", engine=engine) as m:
             gate.open()
             await (await m.start_job("wait_at", gate=gate.path))
             jobs = [await m.start_job("wait_at", gate=gate.path) for _ in range(2)]
-            [worker] = m._workers()
-            assert worker.next is not None and worker.handle.withdraw() == {worker.next.number}
-            worker.handle.give(worker.next.number, worker.next.frame)
-            gate.open(2)
+            [handle] = engine.handles
+            [tag] = handle.withdraw()  # the second; it was not sent
+            assert tag > 0
+            await m.cancel_job(jobs.pop().id)
+            gate.open()
             for job in jobs:
                 await job
 
@@ -608,6 +655,53 @@ def test_the_second_job_is_sent_when_the_first_has_ended(gate: Gate) -> None:
 
 
 # Connections
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "auto"])
+def test_an_address_where_nothing_listens_fails_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for it for long, or for ever; also when RAY_ADDRESS names it."""
+    port = free_port()
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    start = time.monotonic()
+    with pytest.raises(RayConnectionError) as caught:
+        start_ray(ray, address.format(port))
+    assert caught.value.address == address.format(port) and str(port) in caught.value.reason and time.monotonic() - start < 8
+
+
+OWN_RAY = """
+import asyncio, json, os, sys
+import ray
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.engines.ray import RayEngine
+
+def look():
+    import rfc3987_syntax
+    return os.getpid(), rfc3987_syntax.__file__, os.environ.get("PYTHONPATH")
+
+async def main():
+    async with JobManager("t", "t", plugins={"look": look}, engine=RayEngine()) as m:
+        print(json.dumps([*await (await m.start_job("look")), os.getpid(), ray.get_runtime_context().gcs_address]), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_ray_of_our_own_is_a_new_and_a_quick_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever RAY_ADDRESS names; and none of its processes imports a module that is slow to, which plugins can import all the same."""
+    folder, imported = tmp_path / "installed", tmp_path / "imported"
+    folder.mkdir()
+    (folder / "rfc3987_syntax.py").write_text(f"import os\nwith open({str(imported)!r}, 'a') as file: print(os.getpid(), file=file)\n")
+    path = os.pathsep.join([str(folder), str(ROOT), str(TESTS)])
+    dead = f"127.0.0.1:{free_port()}"
+    monkeypatch.setenv("RAY_ADDRESS", dead)
+    (tmp_path / "main.py").write_text(OWN_RAY)
+    done = subprocess.run(
+        [sys.executable, "main.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    worker, file, seen, app, gcs = json.loads(done.stdout.splitlines()[-1])
+    assert gcs != dead and file == str(folder / "rfc3987_syntax.py") and seen == path
+    assert set(map(int, imported.read_text().split())) <= {worker, app}
 
 
 def test_a_cluster_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -1016,7 +1110,7 @@ def test_an_engine_works_on_one_loop_at_a_time() -> None:
 
 
 def test_a_worker_that_is_given_up_holds_no_engine() -> None:
-    """When neither the cluster nor a keeper answers a shutdown, the manager gives the worker up, and the engine leaves; it ends when they answer again."""
+    """When neither the cluster nor an agent answers a shutdown, the manager gives the worker up, and the engine leaves; it ends when they answer again."""
 
     async def scenario() -> None:
         engine = RayEngine()
@@ -1024,7 +1118,7 @@ def test_a_worker_that_is_given_up_holds_no_engine() -> None:
         m = on_ray("stuck", engine=engine, grace_timeout=0.2)
         job = await m.start_job("stuck")
         await first_chunk(job)
-        deaf = [keeper_of(job.worker_pid), next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")]
+        deaf = [agent_of(job.worker_pid), next(p for p in psutil.Process().children(recursive=True) if p.name() == "gcs_server")]
         for process in deaf:
             process.suspend()
         try:
@@ -1075,7 +1169,7 @@ def test_an_app_outlives_its_clusters(loser: Any) -> None:
 
 def test_a_loss_is_one_line() -> None:
     """Ray's long story of a death is cut to a line; an error of ours is told as it is."""
-    story = "The actor died unexpectedly before finishing this task.\n\tclass_name: Keeper\n\tnamespace: x\nThe actor died because its node has died."
+    story = "The actor died unexpectedly before finishing this task.\n\tclass_name: NodeAgent\n\tnamespace: x\nThe actor died because its node has died."
     told = describe_loss(RuntimeError(story))
     assert "\n" not in told and told.startswith("RuntimeError") and "died" in told
     assert describe_loss(RayLostError(None)) == str(RayLostError(None))

@@ -1836,7 +1836,7 @@ def test_config_get_set_unset(shell: Shell) -> None:
 def test_a_secret_on_the_command_line(shell: Shell, tmp_path: Path, site: Path) -> None:
     """It can be given on stdin, and is never printed; the plugin gets it, the events of the resource manager do not."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{site}", "CJM_WORKERS_CONFIG": str(tmp_path / "home")}
-    code = "import sys; from cjm_worker_protocols.cli.commands import main; sys.exit(main())"
+    code = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
     args = [sys.executable, "-c", code, "config", "set", "keyed", "api_key"]
     for given, told in (("hush\n", ""), ("", "api_key: expected a value on stdin (got none")):  # the second leaves what the first has set
         done = subprocess.run(args, input=given, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)

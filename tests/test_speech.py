@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import sys
+import warnings
 import wave
 from array import array
 from pathlib import Path
@@ -194,7 +195,7 @@ def test_a_wide_file_is_read_as_soundfile_would(width: int, monkeypatch: pytest.
             assert expected.tolist() == ours.read(count, dtype="float32", always_2d=True).tolist()
 
 
-@pytest.mark.parametrize("rate", [11025, 12345, 22050, 44100, 48000, 192000])
+@pytest.mark.parametrize("rate", [11025, 44100, *(pytest.param(rate, marks=pytest.mark.slow) for rate in (12345, 22050, 48000, 192000))])
 def test_any_rate(rate: int, speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """Any sample rate is resampled; times and durations are those of the recording."""
     result, _ = transcribe(speech, write(tmp_path / "a.wav", resampled(samples, rate), rate))
@@ -226,6 +227,7 @@ def test_resampling_does_not_alias(tmp_path: Path) -> None:
     assert loudness(11000) < 0.001
 
 
+@pytest.mark.slow
 def test_a_result_does_not_depend_on_what_was_transcribed_before(
     speech: PocketSphinx, samples: "list[float]", tmp_path: Path
 ) -> None:
@@ -253,6 +255,7 @@ def test_without_speech_there_is_no_text(kind: str, speech: PocketSphinx, tmp_pa
     assert (result["text"], result["segments"], result["confidence"], heard) == ("", [], 0.0, [])
 
 
+@pytest.mark.slow
 def test_long_recordings_are_cut_at_pauses(speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """Three times the recording is transcribed like one, each segment with its place in the whole."""
     path = write(tmp_path / "a.wav", (samples + [0.001 * (-1) ** i for i in range(16000)]) * 3)
@@ -311,6 +314,110 @@ def test_a_bad_file_is_named_with_what_is_wrong(speech: PocketSphinx, tmp_path: 
     assert transcribe(speech, sample_recording())[0]["text"] == " ".join(SPOKEN)
 
 
+def flac(folder: Path, samples: "list[float]", known: bool = True) -> Path:
+    """A FLAC file; one that was written to a pipe doesn't know its number of samples."""
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed: pip install -e '.[speech]'")
+    path = folder / "a.flac"
+    soundfile.write(path, samples, 16000)
+    if not known:
+        data = bytearray(path.read_bytes())
+        data[21] &= 0xF0
+        data[22:26] = bytes(4)
+        path.write_bytes(data)
+    return path
+
+
+class Log:
+    """Takes what a plugin reports."""
+
+    def __init__(self) -> None:
+        self.progress_: "list[tuple[float, str]]" = []
+
+    def progress(self, fraction: float, message: str) -> None:
+        """Keep it."""
+        self.progress_.append((fraction, message))
+
+    def check(self) -> None:
+        """It is never cancelled."""
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_flac_of_unknown_length(times: int, speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
+    """As ffmpeg writes it to a pipe: the text, times and duration of the same sound in a file that knows its length."""
+    log = Log()
+    sound = samples * times
+    known, _ = transcribe(speech, flac(tmp_path, sound))
+    context.enter(log)
+    try:
+        result, _ = transcribe(speech, flac(tmp_path, sound, known=False))
+    finally:
+        context.enter(None)
+    assert result == known and result["duration"] == round(len(sound) / 16000, 2)
+    fractions = [fraction for fraction, _ in log.progress_]
+    assert fractions == sorted(fractions) and fractions[0] < 0.1 and fractions[-1] == 1.0 and len(set(fractions)) > 20
+    assert ("about" in log.progress_[0][1]) == (len(sound) > 160_000) and "about" not in log.progress_[-1][1]
+    assert 0.3 < fractions[len(fractions) // 2] < 0.8
+
+
+def test_a_flac_of_unknown_length_without_samples(speech: PocketSphinx, tmp_path: Path) -> None:
+    """It is known at the end only that there is nothing in it."""
+    path = flac(tmp_path, [0.0] * 10, known=False)
+    path.write_bytes(path.read_bytes()[:8192].partition(b"\xff\xf8")[0])
+    with pytest.raises(AudioFileError, match="without a single sample|damaged"):
+        transcribe(speech, path)
+
+
+@pytest.mark.parametrize("kind", ["flac", "wav", "two tags", "footer"])
+def test_audio_behind_a_tag(kind: str, speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
+    """Taggers put an ID3v2 tag before the audio."""
+    path = flac(tmp_path, samples) if kind != "wav" else write(tmp_path / "a.wav", samples)
+    frames = b"TIT2" + (300).to_bytes(4, "big") + bytes(302)
+    tag = b"ID3\x04\0" + (b"\x10" if kind == "footer" else b"\0") + bytes([0, 0, len(frames) >> 7, len(frames) & 0x7F]) + frames
+    tag += b"3DI" + tag[3:10] if kind == "footer" else b""
+    path.write_bytes(tag * (2 if kind == "two tags" else 1) + path.read_bytes())
+    try:
+        assert transcribe(speech, path)[0]["text"] == " ".join(SPOKEN)
+    except AudioFileError as e:  # libsndfile itself reads one tag without a footer
+        assert kind in ("two tags", "footer") and "damaged" in e.got
+
+
+def test_an_mp3_is_called_one(tmp_path: Path) -> None:
+    """With a tag and without, whatever its name says."""
+    frame = bytes.fromhex("fffb9064") + bytes(413)
+    for name, data in {"a.wav": frame * 3, "b.mp3": b"ID3\x03\0\0\0\0\0\x05" + bytes(5) + frame}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(AudioFileError, match="an MP3 file"):
+            Recording(tmp_path / name)
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    """Opening it would wait for a writer; a device is named too, and the writer of a pipe is not disturbed."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)
+    os.write(writer, sample_recording().read_bytes()[:1000])
+    for path, kind in ((tmp_path / "pipe", "a pipe"), (Path("/dev/null"), "a device")):
+        with pytest.raises(AudioFileError, match=kind):
+            Recording(path)
+    assert len(os.read(writer, 2000)) == 1000
+    os.close(writer)
+    os.mkfifo(tmp_path / "lonely")
+    with pytest.raises(AudioFileError, match="a pipe"):
+        Recording(tmp_path / "lonely")
+
+
+@pytest.mark.parametrize("nonsense", [math.nan, 1e30, *(pytest.param(value, marks=pytest.mark.slow) for value in (math.inf, -math.inf))])
+def test_samples_that_are_no_sound(nonsense: float, speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
+    """A channel full of it, and one sample in the middle of a word, are silence or a click; nothing is raised, no warning given."""
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed: pip install -e '.[speech]'")
+    clicked = [*samples[:40_000], nonsense, *samples[40_001:]]
+    rows = list(zip(clicked, [0.0 if nonsense == 1e30 else nonsense] * len(samples)))
+    soundfile.write(tmp_path / "a.wav", rows, 16000, subtype="FLOAT")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result, _ = transcribe(speech, tmp_path / "a.wav")
+    assert wrong(result["text"]) < 0.2, result["text"]
+
+
 def test_no_file_is_left_open(speech: PocketSphinx, tmp_path: Path) -> None:
     """Good or bad, a file is closed when its job is over."""
     paths = [sample_recording(), *bad_files(tmp_path).values()]
@@ -364,6 +471,7 @@ def test_in_a_worker(speech: PocketSphinx, tmp_path: Path) -> None:
     assert {error.category for error in errors if error} == {"exception"}
 
 
+@pytest.mark.slow
 def test_cancelled_in_a_worker(speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """It asks whether it is cancelled, so its worker and its model live on."""
     path = write(tmp_path / "long.wav", samples * 20)

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from harness import finish, script
+from harness import finish, manager, script
 from repo import ROOT
 
 from cjm_worker_protocols.core.frames import LARGE, Frame, FrameReader, Kind, encode
 from cjm_worker_protocols.worker.plugins import AdaptedPlugin, PluginTable, pack
 
-pytest_plugins: "list[str]" = []
 ENDS = (Kind.RESULT, Kind.FAILED, Kind.CANCELLED)
 needs_loops = pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio.get_event_loop makes no loop")
 
@@ -59,7 +58,9 @@ class WorkerLost(Exception):
 class Driven:
     """A worker process without a manager."""
 
-    def __init__(self, *plugins: "Callable[..., Any] | type", source: Any = None, level: int = 30, fd: int = -1, **popen: Any) -> None:
+    def __init__(
+        self, *plugins: "Callable[..., Any] | type", source: Any = None, level: int = 30, fd: int = -1, prelude: str = "pass", **popen: Any
+    ) -> None:
         self.sock, theirs = socket.socketpair()
         if fd >= 0:
             os.dup2(theirs.fileno(), fd)
@@ -67,7 +68,7 @@ class Driven:
         number = fd if fd >= 0 else theirs.fileno()
         read, self.claims = os.pipe()
         os.set_blocking(read, False)
-        main = f"from cjm_worker_protocols.worker.main import main; main({number}, {read})"
+        main = f"{prelude}; from cjm_worker_protocols.worker.main import main; main({number}, {read})"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
         fds = {"pass_fds": [number, read], "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen([sys.executable, "-c", main], start_new_session=True, env=env, **{**fds, **popen})
@@ -291,7 +292,7 @@ def test_an_alarm_of_a_job_does_not_hit_the_next(timer: str) -> None:
 
 
 def test_the_blocking_mode_of_descriptors_may_change() -> None:
-    """Something makes the socket and the outputs non-blocking and the pipe of claims blocking: results are whole, and a withdrawn job is passed over."""
+    """Socket and outputs become non-blocking, and the claims blocking: results are whole, and a withdrawn job is passed over."""
 
     def flips() -> bytes:
         for fd in range(1, 64):
@@ -311,6 +312,8 @@ def test_the_blocking_mode_of_descriptors_may_change() -> None:
         assert worker.ended().value == b"x" * 3_000_000
         worker.tag += 1
         worker.send(Kind.RUN, worker.tag, ("modes", "modes", {}, True, {}))  # its claim was withdrawn
+        worker.send(Kind.UNLOAD, 0, ("nothing",))
+        assert [frame.kind for frame in worker.until(Kind.REPLY)] == [Kind.REPLY]
         assert worker.result("modes") == [True, True]
         assert worker.result("modes") == [True, True]
 
@@ -336,7 +339,7 @@ def test_defaults_of_the_process_do_not_reach_the_channel() -> None:
         print("naïve")
         yield bytes(100_000)
 
-    with driven(changes, waits, fails) as worker:
+    with driven(changes, waits, fails, prelude="import socket; socket.setdefaulttimeout(0.02)") as worker:
         assert worker.result("changes") == "changed"
         time.sleep(0.05)  # the worker waits for a job, longer than the timeout
         ended = worker.job("waits")
@@ -408,7 +411,10 @@ def test_only_an_exit_ends_a_worker() -> None:
         assert worker.result("Model") == 1
         worker.send(Kind.UNLOAD, 101, ("Model",))
         frames = worker.until(Kind.REPLY)
-        assert frames[-1].value() == (True, None, None, {}) and frames[0].value()[:2] == ("cjm_worker_protocols.worker.plugins", logging.ERROR)
+        assert frames[-1].value() == (True, None, None, {}) and frames[0].value()[:2] == (
+            "cjm_worker_protocols.worker.plugins",
+            logging.ERROR,
+        )
 
 
 @pytest.mark.parametrize("how, code", [("SystemExit", 4), ("KeyboardInterrupt", 130)])
@@ -469,7 +475,15 @@ NoModule.__module__ = None  # type: ignore[assignment]
 
 def odd(how: str) -> None:
     """Raise something that is hard to describe."""
-    simple: "dict[str, Any]" = {"str": Bad, "exits": Exits, "number": Number, "notes": Notes, "notes raise": NotesRaise, "no module": NoModule, "memory": MemoryError}
+    simple: "dict[str, Any]" = {
+        "str": Bad,
+        "exits": Exits,
+        "number": Number,
+        "notes": Notes,
+        "notes raise": NotesRaise,
+        "no module": NoModule,
+        "memory": MemoryError,
+    }
     if how in simple:
         raise simple[how]
     if how == "syntax":
@@ -498,19 +512,45 @@ def odd(how: str) -> None:
     raise error
 
 
-ODD = ["str", "exits", "number", "notes", "notes raise", "no module", "memory", "syntax", "source", "long", "surrogate", "chain", "context", "limit"]
+ODD = [
+    "str",
+    "exits",
+    "number",
+    "notes",
+    "notes raise",
+    "no module",
+    "memory",
+    "syntax",
+    "source",
+    "long",
+    "surrogate",
+    "chain",
+    "context",
+    "limit",
+]
 
 
 def test_every_exception_can_be_described() -> None:
     """Whatever a plugin raises, its job fails as an exception that names its type, in texts of bounded length, and the worker lives on."""
-    types = {"str": "Bad", "exits": "Exits", "number": "Number", "notes": "Notes", "notes raise": "NotesRaise", "no module": "NoModule", "memory": "MemoryError"}
+    types = {
+        "str": "Bad",
+        "exits": "Exits",
+        "number": "Number",
+        "notes": "Notes",
+        "notes raise": "NotesRaise",
+        "no module": "NoModule",
+        "memory": "MemoryError",
+    }
     types |= {"syntax": "SyntaxError", "source": "SyntaxError"}
     with driven(odd) as worker:
         for how in [*ODD, *(["deep group"] if sys.version_info >= (3, 11) else [])]:
             began = time.monotonic()
             category, message, trace = worker.job("odd", how=how).value
             assert time.monotonic() - began < 10, how
-            assert category == "exception" and types.get(how, "ExceptionGroup" if how == "deep group" else "ValueError") in message, (how, message)
+            assert category == "exception" and types.get(how, "ExceptionGroup" if how == "deep group" else "ValueError") in message, (
+                how,
+                message,
+            )
             assert len(message) <= 1 << 17 and len(trace) <= 1 << 17, how
 
 
@@ -646,8 +686,17 @@ def test_a_thread_that_a_job_left_does_not_speak_for_the_next(how: str, tmp_path
         worker.result("_speaks_late", gate=str(gate), how=how)
         ended = worker.job("_waits", gate=str(gate))
         assert ended.value == "waited" and ended.all(Kind.PROGRESS) == [(0.1, "mine")] and ended.all(Kind.COOPERATIVE) == []
-        said = [(frame.tag, frame.kind, frame.value()[0 if frame.kind == Kind.LOG else 1]) for frame in ended.frames if frame.kind in (Kind.OUTPUT, Kind.LOG)]
-        assert said == [(1, Kind.LOG, "cjm_worker_protocols.worker.context"), (1, Kind.OUTPUT, "late"), (1, Kind.LOG, "late"), (2, Kind.OUTPUT, "mine")]
+        said = [
+            (frame.tag, frame.kind, frame.value()[0 if frame.kind == Kind.LOG else 1])
+            for frame in ended.frames
+            if frame.kind in (Kind.OUTPUT, Kind.LOG)
+        ]
+        assert said == [
+            (1, Kind.LOG, "cjm_worker_protocols.worker.context"),
+            (1, Kind.OUTPUT, "late"),
+            (1, Kind.LOG, "late"),
+            (2, Kind.OUTPUT, "mine"),
+        ]
 
 
 def test_a_task_that_a_job_left_in_a_pool_does_not_speak_for_the_next(tmp_path: Path) -> None:
@@ -708,7 +757,9 @@ def test_threads_that_serve_every_job_speak_for_the_running_one() -> None:
     with driven(Serves) as worker:
         for n in range(3):
             ended = worker.job("Serves", n=n)
-            assert [message for _, message in ended.all(Kind.PROGRESS)] == [f"{what} {n}" for what in ("pool", "load", "context", "asyncio")]
+            assert [message for _, message in ended.all(Kind.PROGRESS)] == [
+                f"{what} {n}" for what in ("pool", "load", "context", "asyncio")
+            ]
 
 
 # What it prints and logs
@@ -762,7 +813,9 @@ def test_records_keep_time_and_extra_fields() -> None:
 
     def logs() -> float:
         before = time.time()
-        logging.getLogger("x").warning("hello %s", "you", extra={"step": 3, "path": Path("/tmp"), "own": Own(), "lock": threading.Lock(), "list": [1, {"a": 2.5}]})
+        logging.getLogger("x").warning(
+            "hello %s", "you", extra={"step": 3, "path": Path("/tmp"), "own": Own(), "lock": threading.Lock(), "list": [1, {"a": 2.5}]}
+        )
         try:
             raise ValueError("ünïcödé")
         except ValueError:
@@ -774,7 +827,12 @@ def test_records_keep_time_and_extra_fields() -> None:
         (name, level, text, path, line, function, created, extra), second = ended.all(Kind.LOG)
         assert (name, level, text, function) == ("x", logging.WARNING, "hello you", "logs")
         assert path and line > 0 and ended.value <= created < ended.value + 5
-        assert extra.pop("lock").startswith("<unlocked") and extra == {"step": 3, "path": Path("/tmp"), "own": "<own>", "list": [1, {"a": 2.5}]}
+        assert extra.pop("lock").startswith("<unlocked") and extra == {
+            "step": 3,
+            "path": Path("/tmp"),
+            "own": "<own>",
+            "list": [1, {"a": 2.5}],
+        }
         assert "ValueError: ünïcödé" in second[2] and "Stack (most recent call last)" in second[2] and second[7] == {}
 
 
@@ -840,8 +898,9 @@ def test_the_managers_level_decides() -> None:
 
 def test_modules_registered_by_value_are_sent_by_value(tmp_path: Path) -> None:
     """`cloudpickle.register_pickle_by_value` is respected for plugins and for parameters."""
-    import cloudpickle
     import importlib.util
+
+    import cloudpickle
 
     (tmp_path / "only_here_and_now.py").write_text("def helper(x): return x + 1\ndef run(x): return helper(x)\nclass Box: pass\n")
     spec = importlib.util.spec_from_file_location("only_here_and_now", tmp_path / "only_here_and_now.py")
@@ -991,7 +1050,9 @@ def test_a_plugin_that_closes_the_standard_streams() -> None:
 def guard(pipe: int) -> "subprocess.Popen[bytes]":
     """A guardian of this process."""
     code = f"import sys; sys.path.append(sys.argv[1]); import guardian; guardian.main({os.getpid()})"
-    return subprocess.Popen([sys.executable, "-I", "-S", "-c", code, str(ROOT / "cjm_worker_protocols" / "worker")], stdin=pipe, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code, str(ROOT / "cjm_worker_protocols" / "worker")], stdin=pipe, start_new_session=True
+    )
 
 
 def test_a_guardian_ends_at_a_goodbye() -> None:
@@ -1025,3 +1086,15 @@ def test_no_lines_after_a_goodbye_disturb_the_guardian() -> None:
                 os.write(write, b"+1 x\n")
         assert gone.value.errno == errno.EPIPE
         os.close(write)
+
+
+async def test_what_a_thread_says_late_is_not_said_of_the_next_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the app its records and lines name the worker, and no job."""
+    os.mkfifo(gate := tmp_path / "gate")
+    with caplog.at_level(logging.INFO, "cjm_worker_protocols.worker"):
+        async with manager(_speaks_late, _waits) as m:
+            await (await m.start_job("_speaks_late", gate=str(gate), how="thread"))
+            job = await m.start_job("_waits", gate=str(gate))
+            assert await job == "waited"
+    said = {(record.name.rpartition(".")[2], record.getMessage()): record.job_id for record in caplog.records if hasattr(record, "job_id")}
+    assert (said["stdout", "late"], said["late", "late"], said["stdout", "mine"]) == (None, None, job.id)

@@ -45,7 +45,7 @@ def record_fields(
     extra = {name: _readable(value) for name, value in vars(record).items() if name not in _STANDARD}
     return record.name, record.levelno, text, record.pathname, record.lineno, record.funcName, record.created, extra
 
-# %% ../../nbs/worker/stdio.ipynb #5bfbb667
+# %% ../../nbs/worker/stdio.ipynb #8ea21b49
 _rendering = threading.local()  # `on` while a plugin's handlers render a record
 
 class FrameHandler(logging.Handler):
@@ -71,7 +71,7 @@ class FrameHandler(logging.Handler):
 
     def capture(self) -> None:
         "Take every record that reaches the root logger, whatever handlers a plugin adds or removes."
-        call_handlers, basic_config = logging.Logger.callHandlers, logging.basicConfig
+        call_handlers = logging.Logger.callHandlers
         def capture(logger: logging.Logger, record: logging.LogRecord) -> None:
             last, outer = logger, getattr(_rendering, "on", False)
             while last.propagate and last.parent is not None: last = last.parent
@@ -81,10 +81,7 @@ class FrameHandler(logging.Handler):
                 _rendering.on = True
                 if logger.hasHandlers(): call_handlers(logger, record)
             finally: _rendering.on = outer
-        def configure(**options: Any) -> None:
-            if options: basic_config(**options) # `logging.warning` and its like call it without options
         setattr(logging.Logger, "callHandlers", capture)
-        setattr(logging, "basicConfig", configure)
 
 def job_tag() -> int: # 0 for no job
     "Return the number of the job that the calling thread speaks for."
