@@ -132,7 +132,7 @@ def choose(
         if (best := next(filter(good, fitting), None)) is not None: return best
     return fitting[0] if fitting else None
 
-# %% ../../nbs/managers/scheduler.ipynb #a2c79aa9
+# %% ../../nbs/managers/scheduler.ipynb #2bbd7bde
 class Scheduler:
     "Hands the jobs that wait to the workers of a pool."
     RETRY = 0.5  # Seconds after which the resource manager is asked again, although nothing has happened here
@@ -229,6 +229,7 @@ class Scheduler:
             if worker is not None: self._start(worker, ticket, passed)
             elif self._pool.want(self._queue.ready(), ticket.placement): pass
             elif reason := self._pool.waiting_for(ticket.placement): self._block(ticket, reason, refused=False)
+            elif self._pool.idle() and (line := self._queue.line(ticket)) is not None: passed.append(line) # they are of another placement
             else: break
         if self._queue: self._prefetch()
 
