@@ -12,12 +12,7 @@ from cjm_worker_protocols.core.events import Event
 from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 
 KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: they are counted, not failed
-    "no run too many after garbage": "a job that was prefetched and begun runs again when its predecessor's end was lost",
     "crash of a job never begun": "a worker takes a later job's claim while it skips revoked ones, and dies",
-    "priority as a worker ends": "its job goes to another worker before the prefetched one, which comes first, is back in line",
-    "broadcasts go on": "events are dropped while a call is awaited, and the loop over them counts on them",
-    "shutdown returns": "a worker whose job was just asked to stop is not stopped itself when the job has ended",
-    "no worker rests while a job waits behind one of another place": "the first in line keeps jobs for other placements waiting",
 }
 
 CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start"})
