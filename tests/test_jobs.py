@@ -2381,7 +2381,8 @@ def test_workers_are_described_while_they_live() -> None:
             pid = await first_chunk(job)
             assert m.workers == [(pid, os.uname().nodename, "running", "stuck", job.id)]
             cancelling = asyncio.ensure_future(m.cancel_job(job.id))
-            await asyncio.sleep(0)
+            while m.workers[0].status == "running":
+                await asyncio.sleep(0)
             assert m.workers[0].status == "stopping"
             await cancelling
             await (await m.start_job("echo"))

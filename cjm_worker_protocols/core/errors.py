@@ -14,7 +14,7 @@ __all__ = ['FactError', 'ConfigError', 'UnknownPluginError', 'PluginNotConfigure
            'PluginNotSendableError', 'ParametersNotSendableError', 'RegistryUnavailableError',
            'ResourceValidationError', 'QueueFullError', 'NotANewJobError', 'DuplicateJobError',
            'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError', 'StreamOverflowError', 'PluginLoadError',
-           'should_log', 'log_safely']
+           'should_log', 'ends_app', 'log_safely']
 
 # %% ../../nbs/core/errors.ipynb #0d4e33da
 if TYPE_CHECKING: from typing_extensions import dataclass_transform as _dataclass_transform
@@ -195,7 +195,14 @@ def should_log(
     "Decide whether a failure that repeats is logged once more."
     return count in (1, 10, 100) or not count % 1000
 
-# %% ../../nbs/core/errors.ipynb #df91971e
+# %% ../../nbs/core/errors.ipynb #5be0a897
+def ends_app(
+    error: BaseException # What code of the app has raised
+) -> None:
+    "Raise `KeyboardInterrupt` and `SystemExit` on; everything else only fails the call that raised it."
+    if isinstance(error, (KeyboardInterrupt, SystemExit)): raise error
+
+# %% ../../nbs/core/errors.ipynb #87b02a5d
 def log_safely(
     logger: logging.Logger, # Where to log
     level: int, # One of logging's levels
@@ -203,6 +210,6 @@ def log_safely(
     *arguments: object, # For the placeholders
     error: BaseException | None = None # Whose traceback to log too
 ) -> None:
-    "Log a message, and ignore whatever logging raises."
+    "Log a message, and ignore whatever a filter or a handler of the app raises, unless it ends the app."
     try: logger.log(level, message, *arguments, exc_info=error)
-    except Exception: pass
+    except BaseException as e: ends_app(e)

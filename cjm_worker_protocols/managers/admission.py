@@ -52,7 +52,7 @@ def already_loaded(
     "Say whether a job may run in a worker without asking."
     return worker.plugin == ticket.plugin and same_config(worker.config, ticket.config)
 
-# %% ../../nbs/managers/admission.ipynb #635ad375
+# %% ../../nbs/managers/admission.ipynb #df9553b3
 class AdmissionGate:
     "Asks about one job at a time. At most one request is open."
     SOON = 0.02  # Seconds after which to ask again, while the memory of an unloaded plugin comes back
@@ -107,15 +107,15 @@ class AdmissionGate:
 
     async def _decide_and_report(self, worker: WorkerProxy, pending: PendingAdmission) -> None:
         await asyncio.sleep(0) # also where the app has an eager task factory
+        decision = Decision(pending.ticket, worker, False, "the resource manager could not be asked")
         try: decision = await self._decide(worker, pending)
         except Exception as e:
             log_safely(_log, logging.ERROR, "cannot find out whether there is room for plugin %r", pending.ticket.job.plugin_id, error=e)
-            decision = Decision(pending.ticket, worker, False, "the resource manager could not be asked")
-        finally:
+        finally: # also if the app cancels this task, as one that cancels all tasks does
             self._asking, reserved, self._reserved = None, self._reserved, []
             for other in reserved: other.reserve(False)
-        if decision.admitted: self.forget(pending.ticket.job.id)
-        self._on_decision(decision)
+            if decision.admitted: self.forget(pending.ticket.job.id)
+            self._on_decision(decision)
 
     def _open(self, pending: PendingAdmission) -> bool:
         "Whether the job still waits: it may have been cancelled."

@@ -114,7 +114,7 @@ def make_frame(
         if culprit({"config": config}): raise RegistryUnavailableError("load_plugin_config", unsendable) from e
         raise ParametersNotSendableError(job.plugin_id, e, culprit(parameters)) from e
 
-# %% ../../nbs/managers/base.ipynb #12f55770
+# %% ../../nbs/managers/base.ipynb #8c9cac8a
 Manager = TypeVar("Manager", bound="BaseJobManager")
 
 class BaseJobManager(Hooks):
@@ -249,6 +249,7 @@ class BaseJobManager(Hooks):
         :raises ManagerClosedError: after `shutdown`; `WrongLoopError` on another loop; `ConfigError` for a job in place of its id."""
         lifecycle, job = self._bind("cancel_job"), self.get_job(job_id)
         if job is None or job.done: return False
+        await asyncio.sleep(0) # never from within the handling of a frame, also where the app has an eager task factory
         lifecycle.cancel(job)
         await job.wait()
         return job.status == "cancelled"
@@ -370,7 +371,7 @@ def check_capacity(
     if lifecycle.pool.capacity <= 0: raise WorkersUnavailableError(config.restart.value, lifecycle.pool.last_error)
     if len(lifecycle.scheduler) >= config.max_pending: raise QueueFullError(config.max_pending)
 
-# %% ../../nbs/managers/base.ipynb #537e7362
+# %% ../../nbs/managers/base.ipynb #40b029a9
 _CLOSING: set[asyncio.Task[None]] = set()  # Of managers that were dropped: a loop keeps only weak references to tasks
 
 def start_lifecycle(
@@ -390,7 +391,7 @@ def start_lifecycle(
     def hello(level: int) -> bytes: return encode(Kind.INIT, 0, (path, source, level))
 
     lifecycle = Lifecycle(manager.worker_config, engine, hello, integrations, weakref.ref(manager), table)
-    integrations.events.loop = lifecycle.loop
+    integrations.events.bind(lifecycle.loop)
     return lifecycle
 
 async def close_all(
@@ -399,6 +400,7 @@ async def close_all(
     engine: Engine # The manager's
 ) -> None:
     "End jobs and workers, then the integrations, then the engine, which is closed also if this is cancelled."
+    await asyncio.sleep(0) # never from within the handling of a frame, also where the app has an eager task factory
     try:
         if lifecycle is not None: await lifecycle.close()
         await integrations.close()
@@ -416,7 +418,7 @@ def close_later(
         task.add_done_callback(_CLOSING.discard)
 
     try: lifecycle.loop.call_soon_threadsafe(close, context=Context())
-    except RuntimeError: pass # the loop is closed
+    except RuntimeError: integrations.abandon() # the loop is closed
 
 # %% ../../nbs/managers/base.ipynb #b582249c
 def _streams(run: object) -> bool: return inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)

@@ -70,7 +70,7 @@ class Hooks:
         "React to a completed job. Calls come in order; each may be slow and may raise. A plain method runs on a thread of its own."
         return None
 
-# %% ../../nbs/managers/hooks.ipynb #e3d16572
+# %% ../../nbs/managers/hooks.ipynb #e5c30ae8
 class HookCaller:
     "Calls hooks that may be slow and may raise: on a thread, or in a task if they are coroutine functions."
     def __init__(self,
@@ -78,7 +78,7 @@ class HookCaller:
         errors: Counter[str] # Counts what goes wrong, as `hooks.NAME`
     ):
         self._limit = limit
-        self._executor = SerialExecutor("hooks", limit, errors)
+        self.executor = SerialExecutor("hooks", limit, errors)
         self._awaited: deque[tuple[Callable[..., Any], Any, Context]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -89,7 +89,7 @@ class HookCaller:
     ) -> None:
         "Call a hook after those that wait. Returns at once and never raises."
         name = hook.__name__
-        if not inspect.iscoroutinefunction(hook): return self._executor.post(name, lambda: context.run(hook, argument))
+        if not inspect.iscoroutinefunction(hook): return self.executor.post(name, lambda: context.run(hook, argument))
         if len(self._awaited) >= self._limit: return self.failed(f"{name}.dropped", f"{self._limit} calls are waiting")
         self._awaited.append((hook, argument, context))
         if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._await_all())
@@ -99,15 +99,15 @@ class HookCaller:
         error: object # What went wrong
     ) -> None:
         "Count and log the failure of a hook."
-        self._executor.failed(name, error)
+        self.executor.failed(name, error)
 
     async def _await_all(self) -> None:
         while self._awaited:
             hook, argument, context = self._awaited.popleft()
             try: await in_context(context, context.run(hook, argument))
-            except BaseException as e: # a hook that is cancelled, or calls sys.exit, does not stop the next
+            except BaseException as e: # a hook that raises CancelledError or SystemExit does not stop the next
                 self.failed(hook.__name__, e)
-                if isinstance(e, KeyboardInterrupt): raise
+                if isinstance(e, KeyboardInterrupt) or getattr(asyncio.current_task(), "cancelling", int)(): raise
 
     async def close(self,
         timeout: float # Seconds for the calls that wait
@@ -117,4 +117,4 @@ class HookCaller:
             await asyncio.wait({self._task}, timeout=timeout)
             self._awaited.clear()
             self._task.cancel()
-        await self._executor.close(timeout)
+        await self.executor.close(timeout)

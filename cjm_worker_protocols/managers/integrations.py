@@ -258,7 +258,7 @@ class ResourceClient:
     def _copy(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return without_secrets(config, lambda error: self.executor.failed("config", error))
 
-# %% ../../nbs/managers/integrations.ipynb #023cf4fc
+# %% ../../nbs/managers/integrations.ipynb #855ec7ac
 class Integrations:
     "What was injected into a manager. An integration that was not injected is `None`."
     def __init__(self,
@@ -279,8 +279,14 @@ class Integrations:
         self.events = EventHub(worker_type, limit, timeout, self.errors, event_broadcaster)
         self.hooks = HookCaller(limit, self.errors)
 
+    def _executors(self) -> list[SerialExecutor]:
+        return [client.executor for client in (self.registry, self.resources) if client is not None]
+
     async def close(self) -> None:
         "Finish what waits, for a limited time."
-        executors = [client.executor for client in (self.registry, self.resources) if client is not None]
-        closing = [executor.close(self._timeout) for executor in executors]
+        closing = [executor.close(self._timeout) for executor in self._executors()]
         await asyncio.gather(self.hooks.close(self._timeout), self.events.close(), *closing)
+
+    def abandon(self) -> None:
+        "End the threads of a manager whose loop was closed first. May be called from any thread."
+        for executor in (self.hooks.executor, *self._executors()): executor.abandon()

@@ -21,10 +21,14 @@ _log = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['Deadline', 'StopSteps', 'ManagedProcess']
 
-# %% ../../nbs/managers/process.ipynb #75058b0c
+# %% ../../nbs/managers/process.ipynb #3ebeb3a9
 class Deadline:
-    "A timer that is set anew for each thing that may take too long."
-    def __init__(self) -> None: self._timer: asyncio.TimerHandle | None = None
+    "A timer that is set anew for each thing that may take too long. Nothing is late that the worker has already reported."
+    def __init__(self,
+        read: Callable[[], None] # Reads what the worker has already said, which may clear the deadline or set it anew
+    ):
+        self._read = read
+        self._timer: asyncio.TimerHandle | None = None
 
     def set(self,
         delay: float, # Seconds from now
@@ -33,7 +37,12 @@ class Deadline:
     ) -> None:
         "Call `call` after `delay`, and forget what was set before."
         self.clear()
-        self._timer = asyncio.get_running_loop().call_later(delay, call, *arguments, context=Context())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._expire, call, arguments, context=Context())
+
+    def _expire(self, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        timer = self._timer
+        self._read()
+        if self._timer is timer: call(*arguments)
 
     def clear(self) -> None:
         "Expect nothing."
@@ -76,7 +85,7 @@ class StopSteps:
         log_safely(_log, logging.ERROR, "worker %d has not ended although it was killed; giving it up", self._handle.pid)
         self._on_abandoned()
 
-# %% ../../nbs/managers/process.ipynb #48211f69
+# %% ../../nbs/managers/process.ipynb #e6bf1fdb
 class ManagedProcess:
     "One worker process. Its attributes are for reading."
     def __init__(self,
@@ -89,7 +98,7 @@ class ManagedProcess:
         self.competes: Callable[[Any], bool] = lambda placement: False  # Whether a worker of that placement holds what it waits for
         self.ready = self.gone = False
         self.stopping = ""  # Why it, or its job, was asked to stop: `job`, `shutdown`, `room` or `start`
-        self.deadline = Deadline()
+        self.deadline = Deadline(self._read)
 
     def start(self,
         start: Callable[[WorkerEvents], WorkerHandle], # The engine's
@@ -100,6 +109,8 @@ class ManagedProcess:
         self.handle = Context().run(start, events) # what the engine calls later belongs to no job
         self.steps = StopSteps(self.handle, self.deadline, self.settings.grace_timeout, on_abandoned)
         self.limit_start()
+
+    def _read(self) -> None: self.handle.drain()
 
     @property
     def pid(self) -> int: # 0 as long as it waits for room

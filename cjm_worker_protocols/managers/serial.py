@@ -62,7 +62,7 @@ class Call:
     ):
         self.label, self.function, self.done, self.key, self.needed = label, function, done, key, needed
 
-# %% ../../nbs/managers/serial.ipynb #7e55e461
+# %% ../../nbs/managers/serial.ipynb #1f8d7b38
 class CallThread:
     "Makes calls in order, on a thread that is started when it is needed."
     AGAIN = 1.0  # Seconds after which to try again, when no thread could be started
@@ -76,7 +76,8 @@ class CallThread:
         self.busy, self.since = "", 0.0  # The call that is being made, and when it began
         self.closed = False
         self._tokens = queue.SimpleQueue[None]()  # A token says: there are calls, or this is the end
-        self._thread: threading.Thread | None = None
+        self.started = False  # Whether the thread runs
+        self._starting = threading.Lock()  # The loop and any thread may start it
 
     def _run(self) -> None:
         while not self.closed or self.calls:
@@ -96,18 +97,17 @@ class CallThread:
 
     def wake(self) -> bool: # Whether there is a thread; if none can be had now, the failure is counted
         "Have the calls made that wait."
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name=f"serial-{self.name}", daemon=True)
-            try: thread.start()
-            except RuntimeError as e: self.failed("thread", e)
-            else: self._thread = thread
+        with self._starting: refused = None if self.started else self._start()
+        if refused is not None: self.failed("thread", refused)
         self._tokens.put(None)
-        return self._thread is not None
+        return refused is None
 
-    @property
-    def started(self) -> bool: # Whether there is one
-        "Whether the thread runs."
-        return self._thread is not None
+    def _start(self) -> RuntimeError | None:
+        thread = threading.Thread(target=self._run, name=f"serial-{self.name}", daemon=True)
+        try: thread.start()
+        except RuntimeError as e: return e
+        self.started = True
+        return None
 
     def take_back(self,
         call: Call # One that may have been made already
@@ -132,7 +132,7 @@ class CallThread:
         error = reason if isinstance(reason, BaseException) else None
         if should_log(n := self._errors[key]): log_safely(_log, logging.WARNING, "%s failed (%d so far): %r", key, n, reason, error=error)
 
-# %% ../../nbs/managers/serial.ipynb #c4c1e02b
+# %% ../../nbs/managers/serial.ipynb #6a80a9f2
 class Question:
     "A call whose answer a task on the loop awaits."
     def __init__(self,
@@ -145,6 +145,7 @@ class Question:
         self._thread, self._label, self._timeout, self._limit = thread, label, timeout, limit
         self._loop, self._asked = asyncio.get_running_loop(), time.monotonic()
         self._answer: asyncio.Future[Any] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
         self._call = Call(label, function, self._pass_on)
 
     def _pass_on(self, result: Any, error: BaseException | None) -> None:
@@ -159,18 +160,20 @@ class Question:
 
     def _look(self) -> None:
         "Give the question up, or look again when it will be late."
-        left = min(max(self._asked, self._thread.since) + self._timeout, self._asked + self._limit) - time.monotonic()
-        if left > 0: self._timer = self._loop.call_later(left, self._look)
-        elif not self._answer.done(): self._answer.set_exception(ExecutorTimeout(self._label, self._timeout, self._thread.busy))
+        thread = self._thread
+        left = min(max(self._asked, thread.since) + self._timeout, self._asked + self._limit) - time.monotonic()
+        if left > 0 and (thread.started or thread.wake()): self._timer = self._loop.call_later(left, self._look)
+        elif left > 0: self._timer = self._loop.call_later(min(left, thread.AGAIN), self._look)
+        elif not self._answer.done(): self._answer.set_exception(ExecutorTimeout(self._label, self._timeout, thread.busy))
 
     async def ask(self) -> Any: # The answer
         "Make the call, and wait for its answer."
         self._thread.calls.append(self._call)
-        self._thread.wake()
-        self._timer = self._loop.call_later(min(self._timeout, self._limit), self._look)
+        if self._thread.started: self._thread.wake()
+        self._look()
         try: return await self._answer
         finally:
-            self._timer.cancel()
+            if self._timer is not None: self._timer.cancel()
             self._thread.take_back(self._call)
 
 # %% ../../nbs/managers/serial.ipynb #02272840
@@ -191,7 +194,7 @@ def ask_from_thread(
     if error is not None: raise error
     return result
 
-# %% ../../nbs/managers/serial.ipynb #727a1928
+# %% ../../nbs/managers/serial.ipynb #7786bd09
 class SerialExecutor:
     "One thread that makes calls in order. Everything but `ask_blocking` belongs to the event loop."
     DELAY = 0.005  # Seconds that posted calls wait for each other: waking the thread for each would take the interpreter from the loop
@@ -246,6 +249,13 @@ class SerialExecutor:
         "Make a call from a synchronous caller, whose thread waits. Raises what `ask` raises."
         if self._thread.closed: raise ManagerClosedError(label)
         return ask_from_thread(self._thread, label, function, timeout)
+
+    def abandon(self) -> None:
+        "Make only the needed calls that wait, and end the thread, without waiting for it. May be called from any thread."
+        thread = self._thread
+        thread.closed = True
+        for call in [call for call in list(thread.calls) if not call.needed]: thread.take_back(call)
+        if thread.started: thread.wake()
 
     async def close(self,
         timeout: float # Seconds for the calls that still wait

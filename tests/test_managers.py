@@ -1,0 +1,365 @@
+"""What code of the app raises, calls back or leaves behind keeps no job from its one end."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+import weakref
+from collections import Counter
+from contextvars import copy_context
+from typing import Any
+
+import pytest
+from harness import end, manager
+
+from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, WorkerConfig
+from cjm_worker_protocols.core.errors import WrongLoopError
+from cjm_worker_protocols.core.events import json_safe
+from cjm_worker_protocols.managers.broadcast import EventHub
+from cjm_worker_protocols.managers.hooks import HookCaller
+from cjm_worker_protocols.managers.process import Deadline
+from cjm_worker_protocols.managers.serial import CallThread, SerialExecutor
+
+
+class Panic(BaseException):
+    """What extension modules raise when they panic: no `Exception`."""
+
+
+def panic(*arguments: Any) -> None:
+    """Raise it."""
+    raise Panic(*arguments)
+
+
+class Unreadable:
+    """Can be pickled, and not unpickled."""
+
+    def __reduce__(self) -> Any:
+        return panic, ("unpickled",)
+
+
+class Shy:
+    """Cannot be displayed."""
+
+    def __repr__(self) -> str:
+        raise Panic("displayed")
+
+
+class PanickyFilter(logging.Filter):
+    """A logging filter that raises."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        raise Panic("filtered")
+
+
+def talks(n: int) -> int:
+    """Log much."""
+    import logging
+
+    for i in range(n):
+        logging.getLogger("plugin").warning("line %d", i)
+    return n
+
+
+def naps(seconds: float) -> float:
+    """Take a while."""
+    import time
+
+    time.sleep(seconds)
+    return seconds
+
+
+def yields_unreadable() -> Any:
+    """Yield what the manager cannot unpickle."""
+    yield Unreadable()
+    return "done"
+
+
+def yields_shy() -> Any:
+    """Yield what cannot be displayed."""
+    yield Shy()
+    yield 1
+    return "done"
+
+
+def polite() -> None:
+    """Run until it is cancelled, and see that after a while."""
+    import time
+
+    from cjm_worker_protocols import check_cancel
+
+    check_cancel()
+    time.sleep(0.5)
+    while True:
+        check_cancel()
+        time.sleep(0.01)
+
+
+# What code of the app raises
+
+
+@pytest.fixture
+def panicking_log() -> Any:
+    """All loggers of the package have a filter that raises."""
+    names = [name for name in logging.Logger.manager.loggerDict if name.startswith("cjm_worker_protocols")]
+    loggers = [logging.getLogger(name) for name in {*names, "cjm_worker_protocols.worker"}]
+    panics = PanickyFilter()
+    for logger in loggers:
+        logger.addFilter(panics)
+    yield
+    for logger in loggers:
+        logger.removeFilter(panics)
+
+
+@pytest.mark.usefixtures("panicking_log")
+async def test_whatever_a_logging_filter_raises_all_is_delivered() -> None:
+    async with manager(talks) as m:
+        assert await (await m.start_job("talks", n=50)) == 50
+        jobs = [await m.start_job("talks", n=1) for _ in range(3)]
+        os.kill(m.workers[0].pid, signal.SIGKILL)
+        for job in jobs:
+            await end(job)
+        assert await (await m.start_job("talks", n=2)) == 2
+
+
+async def test_a_chunk_that_panics_when_it_is_read_fails_its_job() -> None:
+    async with manager(yields_unreadable, talks) as m:
+        with pytest.raises(JobError) as failed:
+            await (await m.start_job("yields_unreadable"))
+        assert failed.value.category == "serialization"
+        assert await (await m.start_job("talks", n=1)) == 1
+
+
+async def test_a_chunk_that_panics_when_it_is_displayed_has_its_event() -> None:
+    async with manager(yields_shy) as m:
+        events = m.events()
+        assert await (await m.start_job("yields_shy")) == "done"
+        await m.shutdown()
+        chunks = [event.data["chunk"] async for event in events if event.type == "job:chunk"]
+        assert chunks == ["<Shy>", 1]
+        assert not m.integration_errors
+
+
+def test_what_ends_the_app_is_not_taken_for_a_failure() -> None:
+    class Exits:
+        def __repr__(self) -> str:
+            raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        json_safe([Exits()])
+
+
+# Calls from within the handling of what a worker says
+
+
+async def test_a_hook_may_cancel_the_job_that_its_worker_begins_just_then() -> None:
+    """As with an eager task factory: the call runs at once, up to its first suspension."""
+
+    class Cancels(JobManager):
+        others: "list[Job]" = []
+        calls: "list[asyncio.Task[bool]]" = []
+
+        def extract_job_result(self, job: Job, result_data: Any) -> Any:
+            while self.others:
+                call: Any = self.cancel_job(self.others.pop().id)
+                call.send(None)
+                self.calls.append(asyncio.get_running_loop().create_task(call))
+            return result_data
+
+    async with manager(naps, cls=Cancels) as m:
+        await (await m.start_job("naps", seconds=0.0))
+        first = await m.start_job("naps", seconds=0.2)
+        second, third = await m.start_job("naps", seconds=20.0), await m.start_job("naps", seconds=0.0)
+        m.others.append(second)
+        assert await first == 0.2
+        await end(second)
+        assert isinstance(second.error, JobCancelled)
+        assert await third == 0.0
+        assert second.status == "cancelled"
+        assert await asyncio.gather(*m.calls) == [True]
+
+
+# What has been said before a limit counts
+
+
+async def test_a_deadline_reads_first() -> None:
+    called: "list[str]" = []
+    deadline = Deadline(lambda: heard.pop()() if heard else None)
+    heard = [lambda: deadline.clear()]
+    deadline.set(0.0, called.append, "cleared")
+    await asyncio.sleep(0.01)
+    heard.append(lambda: deadline.set(0.0, called.append, "set anew"))
+    deadline.set(0.0, called.append, "late")
+    await asyncio.sleep(0.01)
+    assert called == ["set anew"]
+
+
+async def test_shutdown_reads_first() -> None:
+    async with manager(naps) as m:
+        await (await m.start_job("naps", seconds=0.0))
+        job = await m.start_job("naps", seconds=0.1)
+        time.sleep(0.6)  # the app blocks its loop
+    assert (job.status, job.result) == ("completed", 0.1)
+
+
+async def test_shutdown_while_a_job_is_being_cancelled() -> None:
+    async with manager(polite, grace_timeout=10.0) as m:
+        job = await m.start_job("polite")
+        while job.status != "running":
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        cancelling = asyncio.ensure_future(m.cancel_job(job.id))
+        await asyncio.sleep(0.05)
+        await asyncio.wait_for(m.shutdown(), 8)
+        assert await cancelling
+        assert m.workers == []
+
+
+# Admission
+
+
+class SlowToAdmit:
+    """A resource manager that takes a while to admit."""
+
+    def register_worker(self, pid: int, worker_type: str) -> None: ...
+    def unregister_worker(self, pid: int) -> None: ...
+    def update_worker_state(self, pid: int, **state: Any) -> None: ...
+    def can_ever_start(self, plugin_id: str, config: Any, estimate: Any = None) -> None: ...
+
+    def can_start(self, plugin_id: str, config: Any, estimate: Any = None) -> None:
+        time.sleep(0.2)
+
+
+async def test_an_app_that_cancels_all_tasks_leaves_no_job_without_an_end() -> None:
+    async with manager(naps, resource_manager=SlowToAdmit()) as m:
+        job = await m.start_job("naps", seconds=0.0)
+        while not m.workers or m.workers[0].status != "idle":
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            if "Admission" in repr(task.get_coro()):
+                task.cancel()
+        assert (await end(job)).status == "completed"
+
+
+# Threads
+
+
+async def test_a_question_waits_for_a_thread_that_can_be_had_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, refusals = threading.Thread.start, [1, 1]
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "serial-test" and refusals:
+            refusals.pop()
+            raise RuntimeError("can't start new thread")
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(CallThread, "AGAIN", 0.02)
+    executor = SerialExecutor("test", 10, errors := Counter())
+    assert await executor.ask("add", lambda: 1 + 1, 5.0) == 2
+    assert errors == {"test.thread": 2}
+    await executor.close(1.0)
+
+
+def test_two_threads_that_ask_first_share_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, started = threading.Thread.start, []
+
+    def start(thread: threading.Thread) -> None:
+        if thread.name == "serial-test":
+            started.append(thread)
+            time.sleep(0.05)
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    executor = SerialExecutor("test", 10, Counter())
+    callers = [threading.Thread(target=executor.ask_blocking, args=("add", lambda: 2, 5.0)) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert len(started) == 1
+    executor.abandon()
+    started[0].join(5)
+    assert not started[0].is_alive()
+
+
+def _serial_threads() -> "set[threading.Thread]":
+    return {thread for thread in threading.enumerate() if thread.name.startswith("serial-")}
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_manager_that_outlives_its_loop_leaves_no_thread() -> None:
+    before = _serial_threads()
+
+    async def uses_one() -> Any:
+        m = manager(naps, resource_manager=SlowToAdmit())
+        await (await m.start_job("naps", seconds=0.0))
+        return m
+
+    kept = asyncio.run(uses_one())
+    threads = _serial_threads() - before
+    assert threads
+    gone = weakref.ref(kept)
+    del kept
+    gc.collect()
+    assert gone() is None
+    for thread in threads:
+        thread.join(5)
+    assert not _serial_threads() - before
+
+
+# Listeners, hooks and broadcasters
+
+
+async def test_events_that_were_opened_first_belong_to_the_managers_loop() -> None:
+    m = manager(naps)
+    events = m.events()
+    async with m:
+
+        async def listens() -> None:
+            await events.__anext__()
+
+        with pytest.raises(WrongLoopError):
+            await asyncio.to_thread(asyncio.run, listens())
+
+
+async def test_hooks_that_wait_end_with_their_task() -> None:
+    called: "list[int]" = []
+
+    class Hooked:
+        async def hook(self, n: int) -> None:
+            called.append(n)
+            await asyncio.sleep(60)
+
+    caller = HookCaller(10, Counter())
+    hook = Hooked().hook
+    before = asyncio.all_tasks()
+    for n in range(3):
+        caller.call(hook, n, copy_context())
+    (task,) = asyncio.all_tasks() - before
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.done()
+    if hasattr(task, "cancelling"):
+        assert called == [0]
+
+
+async def test_a_broadcaster_that_never_suspends_leaves_the_loop_its_turns() -> None:
+    class Works:
+        async def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+            time.sleep(0.002)
+
+    m = JobManager("test", "tests", plugins={"naps": naps}, worker_config=WorkerConfig(), event_broadcaster=Works())
+    async with m:
+        for n in range(60):
+            await m.broadcast_event("custom", {"n": n})
+        waits = []
+        for _ in range(20):
+            began = time.perf_counter()
+            await asyncio.sleep(0.001)
+            waits.append(time.perf_counter() - began)
+        assert sorted(waits)[-2] < 0.06  # 60 calls take 0.12 s
