@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -12,6 +13,7 @@ from collections import Counter
 from contextvars import copy_context
 from typing import Any
 
+import psutil
 import pytest
 from harness import end, manager
 
@@ -363,3 +365,45 @@ async def test_a_broadcaster_that_never_suspends_leaves_the_loop_its_turns() -> 
             await asyncio.sleep(0.001)
             waits.append(time.perf_counter() - began)
         assert sorted(waits)[-2] < 0.06  # 60 calls take 0.12 s
+
+
+# Folders, and a shutdown that is cancelled
+
+
+async def test_the_import_path_is_that_of_the_folder_where_the_manager_was_made(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "made_here.py").write_text("def hello(): return 'hello'\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    async with JobManager("test", "tests", plugins={"hello": "made_here:hello"}, worker_config=WorkerConfig(standby=False)) as m:
+        os.chdir("/")
+        assert await (await m.start_job("hello")) == "hello"
+
+
+async def test_a_manager_works_where_its_folder_was_removed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.setattr(sys, "path", ["", *sys.path, tmp_path])
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    try:
+        async with manager(naps) as m:
+            assert await (await m.start_job("naps", seconds=0.0)) == 0.0
+    finally:
+        os.chdir("/")
+
+
+def test_a_shutdown_that_the_end_of_the_loop_cancels_leaves_no_process() -> None:
+    managers = []
+
+    async def leaves() -> "tuple[Job, int]":
+        managers.append(m := manager(polite, grace_timeout=3.0))
+        job = await m.start_job("polite")
+        while job.status != "running":
+            await asyncio.sleep(0.01)
+        closing.append(asyncio.ensure_future(m.shutdown()))
+        await asyncio.sleep(0)
+        return job, m.workers[0].pid
+
+    closing: "list[asyncio.Future[None]]" = []
+    job, pid = asyncio.run(leaves())
+    assert isinstance(job.error, JobCancelled)
+    assert not psutil.pid_exists(pid)

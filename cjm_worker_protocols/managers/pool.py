@@ -67,7 +67,7 @@ class Restarts:
         "Whether too many starts in a row have failed."
         return self.failed_starts > self._config.max_restarts
 
-# %% ../../nbs/managers/pool.ipynb #709a335a
+# %% ../../nbs/managers/pool.ipynb #7e2a12cd
 class WorkerPool:
     "Starts, counts and replaces workers."
     STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that its start does not slow down what made it necessary
@@ -237,4 +237,8 @@ class WorkerPool:
         for timer in (self._retry, self._spare):
             if timer is not None: timer.cancel()
         for worker in list(self.workers): worker.stop("shutdown")
-        if self.workers: await self._empty.wait()
+        try:
+            if self.workers: await self._empty.wait()
+        except asyncio.CancelledError: # the loop ends, and no timer will follow
+            for worker in self.workers: worker.handle.kill()
+            raise
