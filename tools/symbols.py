@@ -1,0 +1,168 @@
+"""What the notebooks export: every public name, the page that documents it, and its source.
+
+Nothing is imported or executed: the source of a cell says all that a reader is shown, comments included.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import io
+import json
+import re
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPORT = re.compile(r"^#\|\s*exports?\b", re.MULTILINE)
+HIDE = re.compile(r"^#\|\s*hide\b", re.MULTILINE)
+MODULE = re.compile(r"^#\|\s*default_exp\s+(\S+)", re.MULTILINE)
+Function = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """One public name of a page."""
+
+    name: str  # Such as `BaseJobManager.start_job`
+    page: str  # Below nbs/, such as `managers/base.ipynb`
+    module: str  # Such as `managers.base`
+    node: ast.stmt
+    comments: dict[int, str]  # The comments of its cell, by line
+
+    @property
+    def anchor(self) -> str:
+        """The identifier of its heading."""
+        return self.name.lower()
+
+
+@dataclass
+class Page:
+    """The public names of one notebook, by the cell that exports them."""
+
+    path: str
+    cells: dict[str, list[Symbol]] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)  # Cells that export nothing to show
+
+
+def public(name: str) -> bool:
+    """Whether a name has no leading underscore."""
+    return not name.startswith("_")
+
+
+def comments(source: str) -> dict[int, str]:
+    """The comments of a piece of code, by line; those for tools apart."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    found = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+    return {line: text for line, text in found.items() if not text.startswith(("type:", "noqa", "pyright:", "mypy:"))}
+
+
+def documented(node: ast.stmt, lines: dict[int, str]) -> bool:
+    """Whether a method is for users: public, special with a docstring, or a hook, whose parameters or result are explained."""
+    if not isinstance(node, Function): return False
+    if public(node.name): return True
+    if node.name.startswith("__"): return node.name != "__init__" and bool(ast.get_docstring(node))
+    args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    return any(arg.end_lineno in lines for arg in args if arg.arg not in ("self", "cls"))
+
+
+def methods(symbol: Symbol) -> Iterator[Symbol]:
+    """The methods and properties of a class that are for users; of an overloaded one, the implementation."""
+    assert isinstance(symbol.node, ast.ClassDef)
+    found = {}
+    for node in symbol.node.body:
+        if documented(node, symbol.comments) and not any(ast.unparse(d).endswith(".setter") for d in node.decorator_list):
+            found[node.name] = Symbol(f"{symbol.name}.{node.name}", symbol.page, symbol.module, node, symbol.comments)
+    yield from found.values()
+
+
+def names(node: ast.stmt) -> list[str]:
+    """The public names that a statement defines, type variables apart."""
+    if isinstance(node, (*Function, ast.ClassDef)): return [node.name] if public(node.name) else []
+    if isinstance(node, ast.Assign): targets = [t.id for t in node.targets if isinstance(t, ast.Name)]
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name): targets = [node.target.id]
+    else: return []
+    is_variable = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in ("TypeVar", "ParamSpec")
+    return [] if is_variable else [name for name in targets if public(name)]
+
+
+def read_page(path: str, root: Path = ROOT) -> Page:
+    """The names that a notebook exports."""
+    page, module = Page(path), ""
+    for cell in json.loads((root / "nbs" / path).read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code": continue
+        if found := MODULE.search(source): module = found[1]
+        if not EXPORT.search(source): continue
+        if HIDE.search(source):
+            page.hidden.add(cell["id"])
+            continue
+        lines = comments(source)
+        defined = {name: Symbol(name, path, module, node, lines) for node in ast.parse(source).body for name in names(node)}
+        page.cells[cell["id"]] = list(defined.values())
+    return page
+
+
+class Index:
+    """All public names of the package."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        paths = sorted(p.relative_to(root / "nbs").as_posix() for p in (root / "nbs").rglob("*.ipynb"))
+        paths = [path for path in paths if not any(part[0] in "._" for part in path.split("/"))]
+        self.root, self.pages = root, {path: read_page(path, root) for path in paths}
+        self.by_name: dict[str, list[Symbol]] = {}
+        self.taken: set[str] = set()  # Names of parameters and fields, which mean something else in a sentence
+        for page in self.pages.values():
+            for symbols in page.cells.values():
+                for symbol in symbols: self._add(symbol)
+
+    def _add(self, symbol: Symbol) -> None:
+        self.by_name.setdefault(symbol.name, []).append(symbol)
+        self.taken |= {arg.arg for arg in ast.walk(symbol.node) if isinstance(arg, ast.arg)}
+        if isinstance(symbol.node, ast.ClassDef):
+            self.taken |= {f.target.id for f in symbol.node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)}
+            for method in methods(symbol):
+                self.by_name.setdefault(method.name, []).append(method)
+                self.by_name.setdefault("." + method.name.rpartition(".")[2], []).append(method)
+
+    def find(self, name: str, page: str = "") -> "Symbol | None":
+        """What a name stands for on a page: that page's own, else the only one of the package; `None` when it is not clear."""
+        found = self.by_name.get(name, [])
+        here = [symbol for symbol in found if symbol.page == page]
+        chosen = here or found
+        return chosen[0] if len(chosen) == 1 else None
+
+    def ancestors(self, symbol: Symbol) -> list[Symbol]:
+        """The classes of the package that a class inherits from, the nearest first."""
+        assert isinstance(symbol.node, ast.ClassDef)
+        found: list[Symbol] = []
+        for base in symbol.node.bases:
+            name = ast.unparse(base).partition("[")[0].rpartition(".")[2]
+            parent = self.find(name, symbol.page)
+            if parent is not None and isinstance(parent.node, ast.ClassDef):
+                found += [parent, *self.ancestors(parent)]
+        return found
+
+    def protocols(self) -> list[Symbol]:
+        """The public Protocols."""
+        every = [s for found in self.by_name.values() for s in found if isinstance(s.node, ast.ClassDef)]
+        return [s for s in every if any(ast.unparse(b).startswith("Protocol") for b in s.node.bases)]  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=None)
+def index(root: Path = ROOT) -> Index:
+    """The index of this checkout."""
+    return Index(root)
+
+
+@functools.lru_cache(maxsize=None)
+def lines_of(path: Path) -> dict[str, int]:
+    """Where a module defines its classes, functions and methods."""
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for name in names(node): found[name] = node.lineno
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{m.name}": m.lineno for m in node.body if isinstance(m, Function)}
+    return found
