@@ -107,31 +107,42 @@ class Writer:
         result = text(node.returns)
         rows = list(parameters(node, symbol.comments, level > 3 and "staticmethod" not in decorators))
         if shown is not symbol: rows = explained(rows, parameters(shown.node, shown.comments, True))
+        own = ast.get_docstring(node) or ""
         if decorators & {"property", "cached_property"}:
             yield fence(f"{node.name}: {result}" if result else node.name)
         else:
             prefix = "".join(f"@{name}\n" for name in ("classmethod", "staticmethod", "contextmanager", "asynccontextmanager") if name in decorators)
             prefix += "async def " if isinstance(node, ast.AsyncFunctionDef) else "def "
             yield fence(call(prefix + node.name, rows, result))
-        description, errors = parted(ast.get_docstring(shown.node, clean=True) or "")
+        description, errors = parted(own or ast.get_docstring(shown.node) or self.elsewhere(symbol))
         yield description
         listed = [row for row in rows if row.name not in ("/", "*")]
         if listed and not decorators & {"property", "cached_property"}: yield table("Parameter", listed)
         meaning = returned(node, symbol.comments) or returned(shown.node, shown.comments)
         if meaning: yield f"**{'Value' if 'property' in decorators else 'Returns'}** {code(result)}: {escaped(meaning)}"
         yield errors
-        if shown is not symbol: yield f"Documented by `{shown.name}`."
+        if shown is not symbol and not own: yield f"As `{shown.name}`."
 
     def original(self, symbol: Symbol) -> Symbol:
-        """What documents a method: itself, or else the method of a base class or a Protocol that it stands for."""
-        if "." not in symbol.name or ast.get_docstring(symbol.node): return symbol  # type: ignore[arg-type]
+        """What explains a method: the method of a base class or a Protocol that it stands for, unless it does so itself."""
+        assert isinstance(symbol.node, Function)
+        told = any(row.meaning for row in parameters(symbol.node, symbol.comments, True)) or returned(symbol.node, symbol.comments)
+        if "." not in symbol.name or told: return symbol
         owner, _, name = symbol.name.rpartition(".")
-        parent = self.symbols.find(owner, symbol.page)
+        parent = self.symbols.find(owner, self.page)
         bases = self.symbols.ancestors(parent) if parent else []
         for base in [*bases, *self.symbols.protocols()]:
             for method in methods(base):
-                if method.name.rpartition(".")[2] == name and ast.get_docstring(method.node): return method  # type: ignore[arg-type]
+                if method.name == f"{base.name}.{name}" and ast.get_docstring(method.node): return method  # type: ignore[arg-type]
         return symbol
+
+    def elsewhere(self, symbol: Symbol) -> str:
+        """Where a method without a docstring is documented: by a class of another package."""
+        parent = self.symbols.find(symbol.name.rpartition(".")[0], self.page)
+        if parent is None: return ""
+        every = [ast.unparse(base) for s in (parent, *self.symbols.ancestors(parent)) for base in s.node.bases]  # type: ignore[attr-defined]
+        foreign = [base for base in every if self.symbols.find(base, self.page) is None]
+        return f"As `{foreign[-1]}.{symbol.name.rpartition('.')[2]}`." if foreign else ""
 
     def of_class(self, symbol: Symbol) -> Iterator[str]:
         """The reference of a class and of its methods."""
@@ -281,11 +292,21 @@ def parted(doc: str) -> tuple[str, str]:
     """The description of a docstring, and its errors as a list."""
     description: list[str] = []
     errors: list[str] = []
-    for line in inspect.cleandoc(doc).splitlines():
+    for line in re.sub(r"(?<=[.;]) +(:raises? )", r"\n\1", inspect.cleandoc(doc)).splitlines():
         if found := RAISES.match(line): errors.append(f"- `{found[1]}` {found[2]}")
         elif errors and line.strip(): errors[-1] += " " + line.strip()
         elif not errors: description.append(line)
     return escaped("\n".join(description).strip()), "**Raises**\n\n" + escaped("\n".join(errors)) if errors else ""
+
+
+def apart(source: str, anchors: set[str]) -> str:
+    """A text whose headings have other identifiers than those of the reference, such as `## Chunks` beside the class `Chunks`."""
+
+    def marked(match: "re.Match[str]") -> str:
+        name = match[1].strip("`").lower()
+        return f"{match[0]} {{#about-{name}}}" if name in anchors else match[0]
+
+    return re.sub(r"^#+ (`?\w+`?)$", marked, source, flags=re.MULTILINE)
 
 
 class Reference(Processor):  # type: ignore[misc]
@@ -295,10 +316,12 @@ class Reference(Processor):  # type: ignore[misc]
         """Do so for the whole page, before its first cell is processed."""
         path, symbols = page_of(self.nb), index()
         writer, page, cells = Writer(path, symbols), symbols.pages[path], []
+        anchors = {symbol.anchor for defined in page.cells.values() for symbol in defined}
         for cell in self.nb.cells:
             if cell.get("id") in page.cells:
                 cells += [mk_cell(writer.write(symbol), "markdown") for symbol in page.cells[cell.id]]
             elif not getattr(cell, "directives_", {}).keys() & {"export", "exporti", "exports", "hide", "default_exp"}:
+                if cell.cell_type == "markdown": cell.source = apart(cell.source, anchors)
                 cells.append(cell)
         self.nb.cells = cells
 

@@ -12,7 +12,7 @@ import json
 import re
 import tokenize
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,11 +31,12 @@ class Symbol:
     module: str  # Such as `managers.base`
     node: ast.stmt
     comments: dict[int, str]  # The comments of its cell, by line
+    suffix: str = ""  # Of the anchor, where a class of the page has the same name in other letters
 
     @property
     def anchor(self) -> str:
         """The identifier of its heading."""
-        return self.name.lower()
+        return self.name.lower() + self.suffix
 
 
 @dataclass
@@ -81,7 +82,7 @@ def methods(symbol: Symbol) -> Iterator[Symbol]:
 def names(node: ast.stmt) -> list[str]:
     """The public names that a statement defines, type variables apart."""
     if isinstance(node, (*Function, ast.ClassDef)): return [node.name] if public(node.name) else []
-    if isinstance(node, ast.Assign): targets = [t.id for t in node.targets if isinstance(t, ast.Name)]
+    if isinstance(node, ast.Assign): targets = [t.id for t in ast.walk(node) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name): targets = [node.target.id]
     else: return []
     is_variable = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in ("TypeVar", "ParamSpec")
@@ -102,6 +103,12 @@ def read_page(path: str, root: Path = ROOT) -> Page:
         lines = comments(source)
         defined = {name: Symbol(name, path, module, node, lines) for node in ast.parse(source).body for name in names(node)}
         page.cells[cell["id"]] = list(defined.values())
+    every = {s.name for symbols in page.cells.values() for s in symbols}
+    for symbols in page.cells.values():
+        for number, symbol in enumerate(symbols):
+            others = {name.lower() for name in every - {symbol.name}}
+            if symbol.anchor in others and not isinstance(symbol.node, ast.ClassDef):
+                symbols[number] = replace(symbol, suffix="-function" if isinstance(symbol.node, Function) else "-value")
     return page
 
 
