@@ -19,7 +19,7 @@ assert all(report.counts["passed"] == len(report.outcomes) for report in reports
 print(took)
 """
 
-CACHE = tempfile.TemporaryDirectory()  # Of bytecode, which whoever has installed a package has: ours and pytest's
+CACHE = tempfile.TemporaryDirectory()  # For bytecode, ours and pytest's: an installed package has it
 
 
 def fresh(code: str) -> float:

@@ -628,7 +628,7 @@ class ResourcesThatKnowEveryStatus(Resources):
 
 @animal("resources")
 class ResourcesThatLookUpProcesses(Resources):
-    """A pid of which there is no process raises; and it is told to no other process."""
+    """A pid without a process raises."""
 
     def register_worker(self, pid: int, worker_type: str) -> None:
         assert psutil.Process(pid).ppid() == os.getpid()
@@ -641,7 +641,7 @@ class ResourcesThatLookUpProcesses(Resources):
 
 @animal("resources", probe=lambda manager, pid: manager.read(pid))
 class ResourcesOfTheLiving(Resources):
-    """A worker that has died is not shown, though nobody said so."""
+    """A worker that has died is not shown, though it was never unregistered."""
 
     def read(self, pid: int) -> Any:
         return self.workers.get(pid) if psutil.pid_exists(pid) else None
@@ -672,7 +672,7 @@ class ResourcesOfOneType(Resources):
 
 @animal("resources")
 class ResourcesThatRemember(Resources):
-    """It writes down the last of what it was told, whoever it was about."""
+    """It writes down the last update, whichever worker it was about."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -772,8 +772,8 @@ class HubThatTakesAnything(Hub):
 
 
 @animal("events", probe=None)
-class Nobody:
-    """It tells nobody."""
+class NoClients:
+    """It does nothing."""
 
     async def broadcast(self, *_: Any, **__: Any) -> None: ...
 
@@ -974,7 +974,7 @@ class HubThatRefusesOddTypes(Hub):
 
 @animal("events")
 class HubWithALongHistory(Hub):
-    """It keeps the last ten thousand events for whoever comes later, or comes back."""
+    """It keeps the last ten thousand events for clients that come later, or come back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1037,7 +1037,7 @@ class HubOfQueues(Hub):
 
 @animal("events")
 class HubThatReplays(Hub):
-    """Whoever comes gets the last ten events first, as a page does that connects again."""
+    """A new client gets the last ten events first, as a page does that connects again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -1055,7 +1055,7 @@ class HubThatReplays(Hub):
 
 @animal("events")
 class HubThatReplaysCopies(HistoryIsWrittenLate):
-    """It keeps what it was told, and writes it when somebody comes."""
+    """It keeps a copy of each event, and writes it when a client comes."""
 
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         await super().broadcast(event_type, copy.deepcopy(data))
@@ -1063,7 +1063,7 @@ class HubThatReplaysCopies(HistoryIsWrittenLate):
 
 @animal("events")
 class HubThatHandsOverToEach(TheOtherLoopSleeps):
-    """Each client is told on its loop."""
+    """It calls each client on the loop of that client."""
 
     async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
         text = frame(event_type, data)
@@ -1193,7 +1193,7 @@ class HubOnAThread(Hub):
 
 @animal("events")
 class HubOfWeakReferences(Hub):
-    """Whoever lets go of a client has left."""
+    """A client has left when no reference to it is left."""
 
     clients: Any
 

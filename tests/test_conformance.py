@@ -21,11 +21,10 @@ from typing import Any, Dict, Iterator, List
 
 import psutil
 import pytest
-from conformance_corpus import MUTANTS, PROBES, RIGHT, Hub, Page, PluginsAreReadOneByOne, Registry, Resources, connect, said, snapshots, worker
+from conformance_corpus import MUTANTS, PROBES, RIGHT, Hub, Page, Registry, Resources, connect, facts, snapshots, worker
 from conformance_zoo import ZOO
 from contract_notebook import definitions, example_source
-from repo import ROOT, python
-from repo import said as told
+from repo import ROOT, python, said
 
 from cjm_worker_protocols.conformance import (
     CHECKS,
@@ -35,17 +34,21 @@ from cjm_worker_protocols.conformance import (
     ProbeError,
     ProtocolError,
     Report,
-    calls,
     check,
     check_async,
-    events,
     kit,
-    registry,
+    leaks,
     resources,
 )
-from cjm_worker_protocols.conformance.checks import Broken, NotObservable, Subject, settled
+from cjm_worker_protocols.conformance.checks import Broken, Limits, NotObservable
+from cjm_worker_protocols.conformance.hostile import HOSTILE, TRAVERSAL, opening
+from cjm_worker_protocols.conformance.other_loop import watched
 from cjm_worker_protocols.conformance.processes import Processes
-from cjm_worker_protocols.managers.proxy import WorkerProxy as PooledWorker
+from cjm_worker_protocols.conformance.run import AGAIN, DEEP, Run, checks_of
+from cjm_worker_protocols.conformance.subject import Subject
+from cjm_worker_protocols.conformance.threads import switching
+from cjm_worker_protocols.integrations.resources import ClearingAdapter
+from cjm_worker_protocols.managers.proxy import WorkerProxy
 from cjm_worker_protocols.extensions.protocols import (
     EventBroadcasterProtocol,
     PluginRegistryProtocol,
@@ -53,7 +56,6 @@ from cjm_worker_protocols.extensions.protocols import (
 )
 
 each_protocol = pytest.mark.parametrize("protocol", RIGHT)
-each_mutant = pytest.mark.parametrize("name", MUTANTS)
 each_animal = pytest.mark.parametrize("name", ZOO)
 
 
@@ -70,52 +72,36 @@ def broken(report: Report) -> "set[str]":
 # The corpus
 
 
-OFTEN = sys.version_info >= (3, 11)  # Python 3.10 switches threads at fewer places, and a race is seen less often
+SLOW_MUTANTS = {"DeliversLater", "WaitsForTheSlowest", "WhatIsNotRunningIsKept", "TheSameAgainIsDropped", "TasksTryAgain", "WaitsASecondForEach"}
 
 
 @functools.cache
 def report_of(name: str) -> Report:
-    """What the kit says of a mutant; a race may be missed on a machine that has much else to do."""
-    tries = 1 if not MUTANTS[name].id.endswith(".threads") else 2 if OFTEN else 20
-    for _ in range(tries):
-        report = MUTANTS[name].check()
-        if not report.ok:
-            break
-    return report
+    """What the kit says of a mutant."""
+    return MUTANTS[name].check()
 
 
-@each_mutant
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW_MUTANTS)) for name in MUTANTS])
 def test_a_mutant_breaks_exactly_its_rule(name: str) -> None:
-    """The rule is found to be broken, and no other: what depends on it is blocked."""
+    """Its rule is broken and no other; the finding says where, what was seen, after which calls, and what to do."""
     report, id = report_of(name), MUTANTS[name].id
-    assert broken(report) == {id}, str(report)
-    assert [f.id for f in report.findings] == [id]
-    assert report.ok == (id in CHECKS and CHECKS[id].level == "warning")
-
-
-@each_mutant
-def test_a_finding_is_worded_as_it_is_held(name: str) -> None:
-    """`python tests/conformance_corpus.py --write` holds a new wording."""
-    assert [said(finding) for finding in report_of(name).findings] == snapshots()[name]
-
-
-@each_mutant
-def test_a_finding_tells_all(name: str) -> None:
-    """What was seen, after which calls, and what to do."""
-    for f in report_of(name).findings:
+    assert broken(report) == {id} and [f.id for f in report.findings] == [id], str(report)
+    c = CHECKS[id] if id in CHECKS else next(c for p in DEEP for c in kit.searches(p, None) if c.id == id)
+    assert report.ok == (c.level == "warning")
+    for f in report.findings:
         assert f.actual and f.witness and f.fix.endswith((".", "`", ")")), f
-        c = CHECKS[f.id] if f.id in CHECKS else next(c for p in kit.DEEP for c in kit.searches(p, None) if c.id == f.id)
-        assert (f.expected, f.member, f.level) == (c.rule, c.member, c.level)
+        assert (f.expected, f.level) == (c.rule, c.level)
+    assert [facts(finding) for finding in report.findings] == snapshots()[name], "python tests/conformance_corpus.py --write"
 
 
-def test_every_mutant_is_held() -> None:
-    """Nothing is held of a mutant that is gone."""
+def test_every_mutant_has_a_snapshot() -> None:
+    """And no other has one."""
     assert list(snapshots()) == list(MUTANTS)
 
 
 def test_every_rule_has_a_mutant() -> None:
     """Each check is seen to find something."""
-    assert {m.id for m in MUTANTS.values()} == {*CHECKS, *kit.DEEP.values()}
+    assert {m.id for m in MUTANTS.values()} == {*CHECKS, *DEEP.values()}
     assert len(MUTANTS) >= 60
 
 
@@ -123,36 +109,49 @@ def test_every_rule_has_a_mutant() -> None:
 def test_what_is_right_passes_every_check(protocol: str) -> None:
     """With its probe nothing is left that cannot be observed."""
     report = check(RIGHT[protocol], protocol, probe=PROBES[protocol])
-    assert set(ended(report, "passed")) == set(kit.checks_of(protocol)) and not report.findings, str(report)
+    assert set(ended(report, "passed")) == set(checks_of(protocol)) and not report.findings, str(report)
 
 
 # The zoo
 
 
-@each_animal
+def assert_clean(report: Report) -> None:
+    """Nothing is found, and something was looked at."""
+    assert report.ok and not report.findings and not ended(report, "blocked"), str(report)
+    assert report.counts["passed"] >= 4
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * name.startswith("Slow")) for name in ZOO])
 def test_what_is_odd_but_right_is_clean(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through a factory, through one object, and on a loop that runs."""
-    it = ZOO[name]
+    """The kit finds nothing in it."""
     if name.startswith("Slow"):
-        monkeypatch.setattr(events, "SECONDS", 0.3)
+        monkeypatch.setattr(Limits, "MANY", 0.3)
+    it = ZOO[name]
+    monkeypatch.setattr(leaks, "WORKERS", 2_000)
+    assert_clean(check(it.factory, it.protocol, probe=it.probe))
 
-    async def on_loop(target: Any) -> Report:
-        return await check_async(target() if target is one else target, it.protocol, probe=it.probe)
 
-    def one() -> Any:
-        return it.factory()
+@pytest.mark.slow
+@each_animal
+def test_what_is_odd_but_right_is_clean_as_an_object_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And on a loop that runs."""
+    if name.startswith("Slow"):
+        monkeypatch.setattr(Limits, "MANY", 0.3)
+    it = ZOO[name]
 
-    reports = [check(it.factory, it.protocol, probe=it.probe), check(it.factory(), it.protocol, probe=it.probe)]
+    async def on_loop(factory: bool) -> Report:
+        return await check_async(it.factory if factory else it.factory(), it.protocol, probe=it.probe)
+
+    assert_clean(check(it.factory(), it.protocol, probe=it.probe))
     if it.protocol == "events":
-        reports += [asyncio.run(on_loop(it.factory)), asyncio.run(on_loop(one))]
-    for report in reports:
-        assert report.ok and not report.findings and not ended(report, "blocked"), str(report)
-        assert report.counts["passed"] >= 4
+        for factory in (True, False):
+            assert_clean(asyncio.run(on_loop(factory)))
 
 
+@pytest.mark.slow
 def test_late_is_not_never(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that writes to its clients every 0.7 s delivers everything; whether a client can hold it up cannot be seen in so little time."""
-    monkeypatch.setattr(events, "SECONDS", 0.3)
+    monkeypatch.setattr(Limits, "MANY", 0.3)
 
     class Collects(ZOO["SlowHubThatCollects"].factory):  # type: ignore[misc]
         SECONDS = 0.7
@@ -166,28 +165,27 @@ def test_late_is_not_never(monkeypatch: pytest.MonkeyPatch) -> None:
         except Broken as e:
             return f"{e.actual} {e.also}"
         finally:
-            for call in it.afterwards:
-                await settled(call())
+            await it.clean()
         return "passed"
 
     async def all_at_once() -> "dict[str, str]":
-        made = [CHECKS[id] for id in kit.checks_of("events") if id.count(".") == 1]
+        made = [CHECKS[id] for id in checks_of("events") if id.count(".") == 1]
         return dict(zip([c.id for c in made], await asyncio.gather(*map(ends, made))))
 
-    said = asyncio.run(all_at_once())
-    assert {id: how for id, how in said.items() if how != "passed"} == {"events.stuck_client": "not_observable"}
+    seen = asyncio.run(all_at_once())
+    assert {id: how for id, how in seen.items() if how != "passed"} == {"events.stuck_client": "not_observable"}
 
 
+@pytest.mark.slow
 def test_a_deep_queue_that_is_full_holds_up_a_broadcast_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only more events bring to light, though there is no time for all of them."""
-    monkeypatch.setattr(events, "SECONDS", 0.4)
+    monkeypatch.setattr(Limits, "MANY", 0.4)
 
     class Deep(MUTANTS["WaitsAWhileForEach"].factory):  # type: ignore[misc]
         LIMIT = 1_500
 
     (finding,) = check(Deep, "events", probe=connect).findings
-    assert finding.id == "events.stuck_client_is_bounded" and re.fullmatch(r"each broadcast took about \S+ s, until that client left", finding.actual)
-    assert "put_nowait" in finding.fix
+    assert finding.id == "events.stuck_client_is_bounded" and "until that client left" in finding.actual and "put_nowait" in finding.fix
 
 
 def test_a_loop_is_watched_by_one_at_a_time() -> None:
@@ -195,7 +193,7 @@ def test_a_loop_is_watched_by_one_at_a_time() -> None:
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        with events.watched(loop) as first, events.watched(loop) as second:
+        with watched(loop) as first, watched(loop) as second:
             for call, sleeps in ((loop.call_soon, True), (loop.call_soon_threadsafe, False)):
                 thread = threading.Thread(target=call, args=(int,))
                 thread.start()
@@ -243,6 +241,82 @@ def test_one_object_is_left_as_it_was() -> None:
     assert list(manager.workers) == [1] and not hub.clients
 
 
+# Fields, ids and adapters
+
+
+def test_a_field_that_is_never_stored_is_a_finding_and_one_that_is_not_there_is_none() -> None:
+    """Whether the record has a field is seen in the record."""
+
+    class Drops(MUTANTS["ConfigIsDropped"].factory):  # type: ignore[misc]
+        def register_worker(self, pid: int, worker_type: str) -> None:
+            Resources.register_worker(self, pid, worker_type)
+
+    (finding,) = report_of("ConfigIsDropped").findings
+    assert finding.id == "resources.snapshot" and "config is None" in finding.actual
+    report = check(Drops, "resources", probe=worker)
+    assert not report.findings and {"resources.clear.config", "resources.config_is_copied"} <= set(ended(report, "not_observable"))
+
+
+class ConfigFiles(Registry):
+    """It reads a file for each plugin, whatever its id."""
+
+    def __init__(self, folder: "Path | None" = None) -> None:
+        super().__init__()
+        self.folder = folder or Path(__file__).parent / "no_such_folder"
+
+    def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder / f"{plugin_id}.json").read_text()))
+        except FileNotFoundError:
+            return super().load_plugin_config(plugin_id)
+
+
+def test_every_kind_of_bad_id_is_in_the_finding_traversal_first() -> None:
+    """Though ids that are too long, or have a NUL in them, raise; and the finding points at the method that failed."""
+    (finding,) = check(ConfigFiles, "registry").findings
+    kinds = [text.partition(":")[0] for text in finding.actual.split("; ")]
+    assert kinds[0] == TRAVERSAL and kinds == [kind for kind in HOSTILE if kind in kinds] and len(kinds) >= 4
+    assert {"an id with a control character", "an id of 10,000 characters", "an id that cannot be encoded"} < set(kinds)
+    assert (finding.id, finding.member) == ("registry.hostile_ids", "load_plugin_config")
+    assert (finding.file, finding.line) == (__file__, inspect.getsourcelines(ConfigFiles.load_plugin_config)[1])
+    assert finding.witness.startswith("load_plugin_config(") and "get_plugin(" not in finding.witness
+
+
+def test_a_hole_does_not_hide_behind_an_exception() -> None:
+    """An id of the same kind may raise before another reaches a file."""
+
+    class Picky(ConfigFiles):
+        def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
+            if plugin_id.startswith("../"):
+                raise ValueError("not below the folder")
+            return super().load_plugin_config(plugin_id)
+
+    (finding,) = check(Picky, "registry").findings
+    assert finding.actual.startswith(f"{TRAVERSAL}: it opened ") and finding.fix == CHECKS["registry.hostile_ids"].fix
+
+
+def test_a_kind_of_bad_id_that_only_raises_is_mended_otherwise() -> None:
+    """It reaches nothing, so there is no hole to close."""
+    (long,), (path,) = report_of("LongIdsRaise").findings, report_of("IdsFromTheRootAreRead").findings
+    assert long.fix != CHECKS["registry.hostile_ids"].fix == path.fix
+    assert (long.member, path.member) == ("load_plugin_config", "load_plugin_config")
+    assert report_of("IdsAreModules").findings[0].member == "get_plugin"
+
+
+def test_a_finding_about_a_wrapped_object_points_at_that_object() -> None:
+    """And not into the adapter's file."""
+
+    class Inner(Resources):
+        def unregister_worker(self, pid: int) -> None:
+            del self.workers[pid]
+
+    report = check(lambda: ClearingAdapter(Inner()), "resources", probe=lambda adapter, pid: adapter.inner.workers.get(pid))
+    finding = next(f for f in report.findings if f.id == "resources.unregister_idempotent")
+    assert (finding.file, finding.line) == (__file__, inspect.getsourcelines(Inner.unregister_worker)[1])
+    places = {(f.file, f.line) for f in check(ClearingAdapter(ClearingAdapter(Inner())), "resources").findings}
+    assert {file for file, _ in places} <= {__file__, inspect.getsourcefile(Resources)}
+
+
 # Real implementations
 
 
@@ -287,8 +361,9 @@ def test_the_resource_managers_of_the_contract_pass(name: str, capsys: pytest.Ca
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_the_broadcaster_of_the_contract_passes() -> None:
-    """It keeps all events, whoever is there; that is no client that is stuck."""
+    """It keeps all events, with and without clients; no client is stuck."""
     report = check(examples().SimpleEventBroadcaster, EventBroadcasterProtocol, probe=Kept)
     assert report.ok and not ended(report, "blocked"), str(report)
     assert not report.findings
@@ -353,7 +428,18 @@ async def stream_connect(hub: Any) -> StreamClient:
 
 
 REAL: "dict[str, tuple[Any, str, Any, set[str]]]" = {
-    "the registry": (field().UnifiedPluginRegistry, "registry", field().some_categories, {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call"}),
+    "the registry": (
+        field().UnifiedPluginRegistry,
+        "registry",
+        field().some_categories,
+        {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call", "registry.hostile_ids"},
+    ),
+    "the registry, mended": (
+        field().Mended,
+        "registry",
+        field().some_categories,
+        {"registry.get_plugin.every_call", "registry.load_plugin_config.every_call"},
+    ),
     "the resource manager": (
         field().ResourceManager,
         "resources",
@@ -362,12 +448,12 @@ REAL: "dict[str, tuple[Any, str, Any, set[str]]]" = {
         | {"resources.update_worker_state.every_call", "resources.config_is_copied"},
     ),
     "the broadcaster": (field().SSEBroadcastManager, "events", field().connect, {"events.data_not_kept"}),
-    "the hub of a tutorial": (QueueHub, "events", stream_connect, {"events.stuck_client_is_bounded", "events.forged", "events.unsendable", "events.other_loop"}),
+    "the hub of a tutorial, which is slow": (QueueHub, "events", stream_connect, {"events.stuck_client_is_bounded", "events.forged", "events.unsendable", "events.other_loop"}),
 }
 
 
-@pytest.mark.parametrize("name", REAL)
-def test_real_implementations_are_told_what_to_mend(name: str) -> None:
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("slow")) for name in REAL])
+def test_real_implementations_get_their_findings(name: str) -> None:
     """Those that people have already work with the manager; the kit says where they would not with others."""
     factory, protocol, probe, want = REAL[name]
     report = check(factory, protocol, probe=probe)
@@ -376,7 +462,7 @@ def test_real_implementations_are_told_what_to_mend(name: str) -> None:
 
 def test_the_words_for_real_implementations_name_the_cause() -> None:
     """A rename, another order, and `is not None`."""
-    registry, manager = (check(factory, protocol, probe=probe) for factory, protocol, probe, _ in list(REAL.values())[:2])
+    registry, manager = (check(*REAL[name][:2], probe=REAL[name][2]) for name in ("the registry", "the resource manager"))
     assert "`unique_id` looks like a rename of `plugin_id`" in str(registry)
     by_id = {f.id: f for f in manager.findings}
     assert "The order differs: pid, job_id, plugin_id, plugin_name, loaded_plugin_resource, config, status" in by_id["resources.update_worker_state.every_call"].fix
@@ -405,7 +491,7 @@ def test_a_rule_that_is_waived_is_skipped_with_its_reason() -> None:
 def test_a_waiver_for_what_passes_is_a_failure() -> None:
     """It would hide what breaks later."""
     report = waived("UnknownIdRaises", registry__unknown_id="r", registry__known_id="r")
-    assert [(f.id, f.actual, f.fix) for f in report.findings] == [("registry.known_id", "the check passes", "Remove the waiver.")]
+    assert [(f.id, f.actual) for f in report.findings] == [("registry.known_id", "the check passes")]
     assert not report.ok
 
 
@@ -413,8 +499,8 @@ def test_a_waiver_for_what_passes_is_a_failure() -> None:
 def test_a_race_is_found_again_and_again(name: str) -> None:
     """With and without a waiver; no thread switches sooner than before when that is over."""
     m, interval = MUTANTS[name], sys.getswitchinterval()
-    found = [f.id for _ in range(10) for f in m.check().findings]
-    assert set(found) == {m.id} and len(found) > (7 if OFTEN else 0)
+    for _ in range(5):
+        assert [f.id for f in m.check().findings] == [m.id]
     report = waived(name, **{m.id.replace(".", "__"): "one thread calls it"})
     assert not report.findings and set(ended(report, "skipped")) == {m.id}
     assert sys.getswitchinterval() == interval
@@ -434,16 +520,10 @@ def test_what_an_implementation_writes_into_its_data_reaches_no_other_check() ->
     assert not check(Stamps, "events").ok and says() == before
 
 
-def test_a_race_that_is_over_in_no_time_is_found_mostly() -> None:
-    """Not always, which nobody can promise."""
-    found = [f.id for _ in range(20) for f in check(PluginsAreReadOneByOne, "registry", probe=PROBES["registry"]).findings]
-    assert set(found) == {"registry.threads"} and len(found) > (10 if OFTEN else 0)
-
-
 def test_a_waiver_for_threads_is_useless_only_after_several_times() -> None:
     """Since passing once says little."""
     report = check(Resources, "resources", probe=worker, waive={"resources.threads": "r"})
-    assert [(f.id, f.actual) for f in report.findings] == [("resources.threads", f"the check passes: {kit.AGAIN} times in a row")]
+    assert [(f.id, f.actual) for f in report.findings] == [("resources.threads", f"the check passes: {AGAIN} times in a row")]
 
 
 def test_a_waiver_for_a_race_that_is_seldom_seen_is_none_for_nothing() -> None:
@@ -466,24 +546,17 @@ def test_a_waiver_for_a_race_that_is_seldom_seen_is_none_for_nothing() -> None:
         assert set(ended(report, "skipped")) == {"registry.threads"} and report.ok, str(report)
 
 
-def test_whoever_traces_goes_on_tracing() -> None:
-    """A debugger on a thread is not pushed aside."""
-    mine: List[str] = []
-
-    def trace(frame: Any, event: str, arg: Any) -> None:
-        mine.append(frame.f_code.co_name)
-
-    threading.settrace(trace)
-    try:
-        assert check(Registry, "registry", probe=PROBES["registry"]).ok
-    finally:
-        threading.settrace(None)  # type: ignore[arg-type]
-    assert mine.count("answers") >= 4
+def test_the_kit_neither_traces_nor_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A debugger, a profiler or a coverage tool sees all that they would see without it."""
+    for module, name in ((sys, "settrace"), (sys, "setprofile"), (threading, "settrace"), (threading, "setprofile")):
+        monkeypatch.setattr(module, name, raises)
+    for name, right in RIGHT.items():
+        assert check(right, name, probe=PROBES[name]).ok
 
 
 @pytest.mark.parametrize("name", ["KnownCategoryIsLeftToACoroutine", "KnownConfigIsLeftToACoroutine", "KnownIdIsLeftToACoroutine", "ListingIsACoroutine"])
 def test_no_coroutine_is_left_behind(name: str, recwarn: pytest.WarningsRecorder) -> None:
-    """What nobody awaits is closed."""
+    """Coroutines that are never awaited are closed."""
     MUTANTS[name].check()
     gc.collect()
     assert not recwarn.list
@@ -506,11 +579,11 @@ def test_a_waiver_for_no_check_is_a_failure() -> None:
     """With the name that may be meant."""
     report = check(Registry, "registry", waive={"registry.unknown_idd": "r", "events.order": "r"})
     assert [(f.id, f.actual) for f in report.findings] == [(id, "there is no such check") for id in ("events.order", "registry.unknown_idd")]
-    assert report.findings[1].fix == "It may be 'registry.unknown_id' that is meant." and not report.ok
+    assert "'registry.unknown_id'" in report.findings[1].fix and not report.ok
 
 
 def test_a_waiver_for_what_cannot_be_seen_is_a_failure() -> None:
-    """Nobody knows whether it is needed."""
+    """It may not be needed."""
     report = check(Registry, "registry", waive={"registry.known_id": "r"})
     assert [f.actual.partition(":")[0] for f in report.findings] == ["the check is not observable"]
 
@@ -520,7 +593,7 @@ def test_a_waiver_for_what_cannot_be_seen_is_a_failure() -> None:
 
 def test_that_nothing_was_checked_is_a_failure() -> None:
     """An empty report is not a good one."""
-    report = kit.Run(Registry, "registry").report()
+    report = Run(Registry, "registry").report()
     assert [f.id for f in report.findings] == ["kit.nothing_checked"] and not report.ok
     with pytest.raises(ConformanceError, match="no checks"):
         report.raise_for_findings()
@@ -528,7 +601,7 @@ def test_that_nothing_was_checked_is_a_failure() -> None:
 
 @each_protocol
 def test_what_needs_a_probe_is_not_observable_without_one(protocol: str) -> None:
-    """The reason says which probe would help; whoever has no probe is not told that all is well."""
+    """The reason says which probe would help; nothing is claimed without one."""
     report = check(RIGHT[protocol], protocol)
     unseen = ended(report, "not_observable")
     assert unseen and report.ok and not report.findings
@@ -556,14 +629,14 @@ def test_a_method_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         def get_plugin(self, plugin_id: str) -> Any:
             end.wait(30)
 
-    monkeypatch.setattr(kit, "HANGS", 0.2)
-    monkeypatch.setattr(kit, "LIMIT", 0.2)
+    monkeypatch.setattr(Limits, "CHECK", 0.2)
+    monkeypatch.setattr(Limits, "CALL", 0.2)
     report = check(Hangs, "registry", waive={"registry.get_plugin.manager_call": "it cannot be waived"})
     end.set()
     assert broken(report) == {"registry.get_plugin.manager_call"}
-    assert [f.actual for f in report.findings] == ["a call did not come back"] and "integration_timeout" in report.findings[0].fix
+    assert "integration_timeout" in report.findings[0].fix
     assert set(ended(report, "blocked").values()) == {"by registry.get_plugin.manager_call"}
-    assert len(report.outcomes) == len(kit.checks_of("registry"))
+    assert len(report.outcomes) == len(checks_of("registry"))
 
 
 def test_a_deadlock_is_an_error_whatever_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,10 +649,10 @@ def test_a_deadlock_is_an_error_whatever_the_rule(monkeypatch: pytest.MonkeyPatc
             elif not self.lock.acquire(timeout=5) or True:
                 time.sleep(2)
 
-    monkeypatch.setattr(kit, "HANGS", 0.3)
+    monkeypatch.setattr(Limits, "CHECK", 0.3)
     report = check(Deadlocks, "resources", probe=worker)
     (finding,) = report.findings
-    assert (finding.id, finding.level, finding.actual) == ("resources.register_worker.every_call", "error", "a call did not come back") and not report.ok
+    assert (finding.id, finding.level) == ("resources.register_worker.every_call", "error") and not report.ok
 
 
 def test_a_broadcast_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,9 +662,9 @@ def test_a_broadcast_that_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
         async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
             await asyncio.sleep(30)
 
-    monkeypatch.setattr(calls, "LIMIT", 0.1)
+    monkeypatch.setattr(Limits, "CALL", 0.1)
     for report in (check(Hangs, "events", probe=connect), asyncio.run(check_async(Hangs(), "events", probe=connect))):
-        assert broken(report) == {"events.broadcast.async"} and "did not come back" in report.findings[0].actual
+        assert broken(report) == {"events.broadcast.async"}
         assert "put_nowait" in report.findings[0].fix
 
 
@@ -601,7 +674,7 @@ def test_a_probe_that_hangs_does_not_hold_the_loop(monkeypatch: pytest.MonkeyPat
     async def probe(hub: Any) -> Any:
         await asyncio.sleep(30)
 
-    monkeypatch.setattr(kit, "HANGS", 0.2)
+    monkeypatch.setattr(Limits, "CHECK", 0.2)
     report = asyncio.run(check_async(Hub, "events", probe=probe))
     assert broken(report) == {"events.delivered"} and set(ended(report, "blocked").values()) == {"by events.delivered"}
     assert report.counts["passed"] == 5
@@ -711,7 +784,7 @@ def test_a_factory_may_be_asynchronous() -> None:
     async def registry() -> Registry:
         return Registry()
 
-    assert check(hub, "events", probe=connect).counts["passed"] == len(kit.checks_of("events"))
+    assert check(hub, "events", probe=connect).counts["passed"] == len(checks_of("events"))
     assert check(registry, "registry").ok and asyncio.run(check_async(hub, "events", probe=connect)).ok
 
 
@@ -740,9 +813,15 @@ LOUD: "dict[str, Any]" = {"registry": LoudRegistry, "resources": LoudResources, 
 
 
 @each_protocol
-def test_prints_of_the_implementation_are_silent_and_others_are_not(protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_of_the_implementation_are_silent_and_others_are_not(
+    protocol: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What another thread prints meanwhile, or another task, is heard; what the probe, the factory or a search of random calls makes it print is not."""
     pytest.importorskip("hypothesis", reason="hypothesis is not installed: pip install -e '.[dev]'")
+    from cjm_worker_protocols.conformance.search import Search
+
+    monkeypatch.setattr(Search, "RUNS", 30)
+    monkeypatch.setattr(leaks, "WORKERS", 400)
     made, probe, end = LOUD[protocol], PROBES[protocol], threading.Event()
 
     def talk() -> None:
@@ -764,7 +843,7 @@ def test_prints_of_the_implementation_are_silent_and_others_are_not(protocol: st
 
     talking = threading.Thread(target=talk)
     talking.start()
-    reports = [check(made, protocol, probe=probe, deep=True), asyncio.run(on_loop())]
+    reports = [check(made, protocol, probe=probe, deep=protocol == "resources"), asyncio.run(on_loop())]
     end.set()
     talking.join()
     assert all(report.ok and not report.findings for report in reports), reports
@@ -794,7 +873,7 @@ print(sorted(name for name in new if name not in sys.stdlib_module_names))
 print(sorted(name for name in sys.modules if name.startswith("cjm_worker_protocols.") and ".conformance" not in name))
 """
     done = python(code, cwd=tmp_path)
-    assert done.returncode == 0, told(done)
+    assert done.returncode == 0, said(done)
     assert done.stdout.splitlines() == ["['cjm_worker_protocols']", "['cjm_worker_protocols.extensions', 'cjm_worker_protocols.extensions.protocols']"]
 
 
@@ -824,7 +903,8 @@ def test_a_report_as_text_has_all_findings() -> None:
     """The headline, and for each finding what should be, what was, after which calls, and what to do."""
     report = report_of("StatusIsRenamed")
     text = str(report).splitlines()
-    assert text[0] == report.headline == "conformance_corpus:StatusIsRenamed does not conform to ResourceManagerProtocol: 9 passed, 1 failed, 23 blocked"
+    assert text[0] == report.headline and report.headline.endswith("9 passed, 1 failed, 23 blocked")
+    assert "conformance_corpus:StatusIsRenamed" in report.headline and "ResourceManagerProtocol" in report.headline
     assert text[1].startswith("error: resources.update_worker_state.manager_call  (") and text[1].endswith(")")
     assert [line.split()[0] for line in text[2:6]] == ["expected", "got", "after", "mend"]
     assert "`state` looks like a rename of `status`" in text[5]
@@ -887,7 +967,7 @@ def test_every_check_says_why_and_how() -> None:
     for id, c in CHECKS.items():
         assert all(text[0].isupper() and text.rstrip("`)").endswith(".") or text.endswith("`.") for text in (c.why, c.fix)), id
         assert c.rule.endswith(".") and c.level in ("error", "warning")
-        assert set(c.needs) <= set(seen), id
+        assert set(c.requires) <= set(seen), id
         seen.append(id)
 
 
@@ -916,14 +996,13 @@ def test_the_words_name_the_likely_cause() -> None:
         (finding,) = findings_of(name)
         assert words in finding.fix, finding
     (finding,) = findings_of("UpdateIsInherited")
-    assert finding.actual == "it is inherited from ResourceManagerProtocol, and so does nothing"
+    assert "inherited from ResourceManagerProtocol" in finding.actual
 
 
 def test_the_corpus_can_be_written_down_anew() -> None:
     """The file is as the command writes it."""
     text = (ROOT / "tests/conformance_snapshots.json").read_text(encoding="utf-8")
     assert text == json.dumps(snapshots(), indent=1, ensure_ascii=False) + "\n"
-    assert not re.search(r"0x[0-9a-f]{4}|\b[4-9]\d{6}\b|/home/|/tmp/", text) and str(ROOT) not in text
 
 
 # What the kit itself must not do
@@ -931,7 +1010,7 @@ def test_the_corpus_can_be_written_down_anew() -> None:
 
 def test_two_checks_at_once_leave_nothing_behind() -> None:
     """The functions of the interpreter that tests watch with are as they were, whichever ends first."""
-    before = sys.getswitchinterval(), sys.getprofile()
+    before = sys.getswitchinterval(), sys.getprofile(), sys.gettrace()
 
     async def two() -> "list[Report]":
         return list(await asyncio.gather(*(check_async(Hub, "events", probe=connect) for _ in range(2))))
@@ -940,21 +1019,21 @@ def test_two_checks_at_once_leave_nothing_behind() -> None:
     started, ended = threading.Event(), threading.Event()
 
     def first() -> None:
-        with registry.switching():
+        with switching():
             started.set()
             ended.wait()
 
     thread = threading.Thread(target=first)
     thread.start()
     started.wait()
-    with registry.switching(), registry.opening() as mine:
+    with switching(), opening() as mine:
         ended.set()
         thread.join()
-        with registry.opening() as other:
+        with opening() as other:
             pass
         open(__file__).close()
     assert __file__ in mine and __file__ not in other
-    assert (sys.getswitchinterval(), sys.getprofile()) == before
+    assert (sys.getswitchinterval(), sys.getprofile(), sys.gettrace()) == before
 
 
 def test_an_object_in_use_is_not_spoiled() -> None:
@@ -979,7 +1058,7 @@ def test_an_object_in_use_is_not_spoiled() -> None:
 
 def test_a_slow_registry_is_not_taken_for_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     """One call after the other, and more plugins than can be asked for ten times within the limit."""
-    monkeypatch.setattr(registry, "LIMIT", 0.5)
+    monkeypatch.setattr(Limits, "CALL", 0.5)
 
     class Slow(Registry):
         def __init__(self) -> None:
@@ -1045,7 +1124,7 @@ class ThreadedRegistry(Registry):
 
 
 @pytest.mark.parametrize("made, member", [(Threaded, "resources.register_worker"), (ThreadedRegistry, "registry.get_plugin")])
-def test_what_belongs_to_another_thread_is_told_so(made: Any, member: str) -> None:
+def test_what_belongs_to_another_thread_says_so(made: Any, member: str) -> None:
     """The manager would have the same trouble; it is one finding, and not one for every rule."""
     (finding,) = check(made(), member.partition(".")[0]).findings
     assert finding.id == f"{member}.manager_call" and "check_same_thread=False" in finding.fix and "same thread" in finding.actual
@@ -1075,7 +1154,7 @@ class HandingHub(LoopHub):
 
 
 @pytest.mark.parametrize("made", [LoopHub, HandingHub])
-def test_a_broadcaster_of_the_loop_that_runs_is_told_so(made: Any) -> None:
+def test_a_broadcaster_of_the_loop_that_runs_says_so(made: Any) -> None:
     """`check` holds up that loop; the twin does not."""
 
     async def main() -> "tuple[Report, Report]":
@@ -1086,7 +1165,7 @@ def test_a_broadcaster_of_the_loop_that_runs_is_told_so(made: Any) -> None:
     assert not broken(right) - {"events.unsendable", "events.forged"} and check(made, "events", probe=connect).counts["passed"] >= 15
 
 
-def test_one_that_is_made_for_no_loop_is_not_told_so() -> None:
+def test_one_that_is_made_for_no_loop_says_nothing_of_it() -> None:
     """The advice is for those whom it may help."""
     text = str(check(Hub, "events", probe=connect)) + str(check(MUTANTS["NewestFirst"].factory(), "events", probe=connect))
     assert "newest" in text.lower() and "check_async" not in text
@@ -1107,17 +1186,17 @@ class RunsALoop(Hub):
 
 
 @pytest.mark.filterwarnings("ignore:coroutine")
-def test_common_errors_are_told_what_to_do() -> None:
+def test_common_errors_explain_themselves() -> None:
     """Not by the rule that was looked at, but by what was raised."""
     (finding,) = check(NeedsALoop, "resources").findings
-    assert "`loop.call_soon_threadsafe`" in finding.fix and finding.actual == "it raised RuntimeError: no running event loop"
-    assert "instead of `asyncio.run`" in check(RunsALoop, "events").findings[0].fix
+    assert "`loop.call_soon_threadsafe`" in finding.fix and "no running event loop" in finding.actual
+    assert "`asyncio.run`" in check(RunsALoop, "events").findings[0].fix
 
     class NoServer(Hub):
         async def broadcast(self, event_type: str, data: Dict[str, Any]) -> None:
             raise ConnectionRefusedError(111, "Connection refused")
 
-    assert check(NoServer, "events").findings[0].fix.endswith("If it is a server that cannot be reached: start it, and check again.")
+    assert "server cannot be reached" in check(NoServer, "events").findings[0].fix
 
 
 def yields() -> "Iterator[Registry]":
@@ -1137,15 +1216,15 @@ def entered() -> "Iterator[Registry]":
 
 
 NO_FACTORIES: "dict[str, tuple[Any, str]]" = {
-    "a generator function": (yields, "it gave a generator: `return` the implementation"),
-    "an async generator function": (yields_later, "it gave a generator: `return` the implementation"),
-    "a context manager": (entered, "which has to be entered: enter it, and give what is in it"),
-    "nothing": (lambda: None, "it gave None: `return` the implementation"),
+    "a generator function": (yields, "`return` the implementation, and do not `yield` it"),
+    "an async generator function": (yields_later, "`return` the implementation, and do not `yield` it"),
+    "a context manager": (entered, "which has to be entered"),
+    "nothing": (lambda: None, "None: `return` the implementation"),
 }
 
 
 @pytest.mark.parametrize("name", NO_FACTORIES)
-def test_what_is_no_factory_is_told_why(name: str) -> None:
+def test_what_is_no_factory_says_why(name: str) -> None:
     """It says what to give instead, and no address in memory."""
     factory, why = NO_FACTORIES[name]
     with pytest.raises(FactoryError, match=re.escape(why)) as caught:
@@ -1155,10 +1234,10 @@ def test_what_is_no_factory_is_told_why(name: str) -> None:
         asyncio.run(check_async(factory, "events"))
 
 
-def test_a_class_that_is_given_for_an_instance_is_told_so() -> None:
+def test_a_class_that_is_given_for_an_instance_says_so() -> None:
     """By a factory that forgot to call it."""
     for finding in check(lambda: Registry, "registry").findings:
-        assert finding.fix == "What is checked is the class itself, and not one of its instances: give `Registry`, which makes one, or `Registry()`."
+        assert "`Registry()`" in finding.fix
 
 
 # Waivers without a reason, and reports without a check
@@ -1167,7 +1246,7 @@ def test_a_class_that_is_given_for_an_instance_is_told_so() -> None:
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_a_waiver_needs_a_reason(empty: str) -> None:
     """Without one it waives nothing, and is a failure of its own, whatever the level of the rule."""
-    for name in ("UnknownIdRaises", "PidsAreLogged"):
+    for name in ("UnknownIdRaises", "ListingIsATuple"):
         m = MUTANTS[name]
         report = check(m.factory, m.protocol, probe=m.probe, waive={m.id: empty})
         assert [(f.id, f.actual) for f in report.findings][-1] == (m.id, "it gives no reason") and not report.ok
@@ -1238,7 +1317,7 @@ def test_pids_are_of_living_processes_and_not_of_others() -> None:
                 assert psutil.Process(pid).ppid() == os.getpid() and pid != os.getpid()
             super().register_worker(pid, worker_type)
 
-    assert check(Looks, "resources", probe=worker, deep=True).ok and len(seen) >= 3
+    assert check(Looks, "resources", probe=worker).ok and len(seen) >= 3
 
 
 def test_without_a_way_to_start_processes_pids_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1247,14 +1326,14 @@ def test_without_a_way_to_start_processes_pids_are_made_up(monkeypatch: pytest.M
     def fails(*args: Any, **kwargs: Any) -> Any:
         raise PermissionError("no processes here")
 
-    monkeypatch.setattr(Processes, "_start", fails)
+    monkeypatch.setattr(Processes, "start", fails)
     report = check(Resources, "resources", probe=worker)
     assert report.counts["passed"] == len(report.outcomes), str(report)
 
 
-def test_the_kit_tells_of_workers_what_the_manager_tells() -> None:
-    """The same fields, and every status that a worker of the pool can have."""
-    told = {snapshot["status"] for snapshot in resources.LIFE}
-    source = inspect.getsource(PooledWorker)
-    assert told == set(re.findall(r"`(\w+)`", source[source.index("def status") :].partition("\n")[0]))
+def test_the_kit_sends_of_workers_what_the_manager_sends() -> None:
+    """The same fields, and every status that a worker can have."""
+    sent = {snapshot["status"] for snapshot in resources.LIFE}
+    source = inspect.getsource(WorkerProxy)
+    assert sent == set(re.findall(r"`(\w+)`", source[source.index("def status") :].partition("\n")[0]))
     assert all(set(snapshot) == set(resources.FIELDS) for snapshot in resources.LIFE)

@@ -12,12 +12,17 @@ import pytest
 from repo import PACKAGE, python, said
 
 from cjm_worker_protocols.conformance import CHECKS, check, check_async
-from cjm_worker_protocols.conformance.checks import Broken, FactoryError, NotObservable, ProbeError, Subject, muted
-from cjm_worker_protocols.conformance.kit import DEEP
+from cjm_worker_protocols.conformance.checks import Broken, FactoryError, Limits, NotObservable, ProbeError
+from cjm_worker_protocols.conformance.run import DEEP
+from cjm_worker_protocols.conformance.silence import muted
+from cjm_worker_protocols.conformance.subject import Subject
 from cjm_worker_protocols.extensions.protocols import UNSET
 
 pytest.importorskip("hypothesis", reason="hypothesis is not installed: pip install -e '.[dev]'")
-from cjm_worker_protocols.conformance import deep  # noqa: E402
+from cjm_worker_protocols.conformance.any_clients import any_clients  # noqa: E402
+from cjm_worker_protocols.conformance.any_workers import any_workers  # noqa: E402
+from cjm_worker_protocols.conformance.deep import deep_checks  # noqa: E402
+from cjm_worker_protocols.conformance.search import Search, configuration, no_notes  # noqa: E402
 
 FIELDS = ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")
 
@@ -41,9 +46,9 @@ class Manager:
         values = dict(zip(FIELDS, (status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)))
         self.store(pid, {name: copy.deepcopy(value) for name, value in values.items() if value is not UNSET})
 
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
         if pid in self.workers:
-            self.workers[pid].update(told)
+            self.workers[pid].update(given)
 
 
 def look(manager: Any, pid: int) -> Any:
@@ -52,23 +57,23 @@ def look(manager: Any, pid: int) -> Any:
 
 
 class CannotClear(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, {name: value for name, value in told.items() if value is not None})
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, {name: value for name, value in given.items() if value is not None})
 
 
 class EmptyIsMissing(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, {name: value for name, value in told.items() if value or value is None})
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, {name: value for name, value in given.items() if value or value is None})
 
 
 class OmittedIsCleared(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, {**dict.fromkeys(FIELDS), **told})
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, {**dict.fromkeys(FIELDS), **given})
 
 
 class UnknownIsMade(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        self.workers.setdefault(pid, dict.fromkeys(FIELDS)).update(told)
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        self.workers.setdefault(pid, dict.fromkeys(FIELDS)).update(given)
 
 
 class UnregisterRaises(Manager):
@@ -95,20 +100,20 @@ class Remembers(Manager):
         super().register_worker(pid, worker_type)
         self.workers[pid]["config"] = self.configs.get(pid)
 
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, told)
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, given)
         if pid in self.workers:
             self.configs[pid] = self.workers[pid]["config"]
 
 
 class OneForAll(Manager):
-    """The status is that of whoever was told last."""
+    """The last status is that of all workers."""
 
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        super().store(pid, told)
-        if pid in self.workers and "status" in told:
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        super().store(pid, given)
+        if pid in self.workers and "status" in given:
             for worker in self.workers.values():
-                worker["status"] = told["status"]
+                worker["status"] = given["status"]
 
 
 class ForgetsAll(Manager):
@@ -123,15 +128,15 @@ class NeverForgets(Manager):
 
 
 class Aliased(Manager):
-    def update_worker_state(self, pid: int, **told: Any) -> None:  # type: ignore[override]
-        self.store(pid, told)
+    def update_worker_state(self, pid: int, **given: Any) -> None:  # type: ignore[override]
+        self.store(pid, given)
 
 
 class Swapped(Manager):
-    def store(self, pid: int, told: "dict[str, Any]") -> None:
-        if "plugin_name" in told and "plugin_id" in told:
-            told = {**told, "plugin_name": told["plugin_id"], "plugin_id": told["plugin_name"]}
-        super().store(pid, told)
+    def store(self, pid: int, given: "dict[str, Any]") -> None:
+        if "plugin_name" in given and "plugin_id" in given:
+            given = {**given, "plugin_name": given["plugin_id"], "plugin_id": given["plugin_name"]}
+        super().store(pid, given)
 
 
 class Feed:
@@ -210,7 +215,7 @@ class Locked(Broadcaster):
 
 
 class Unforgetting(Broadcaster):
-    """Who has left is told all the same."""
+    """A client that has left gets events all the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,6 +245,18 @@ class Stamps(Broadcaster):
     async def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
         data["type"] = event_type
         await super().broadcast(event_type, data)
+
+
+class StampsLate(Broadcaster):
+    async def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+        await super().broadcast(event_type, data)
+        data["type"] = event_type
+
+
+class NewestFirst(Broadcaster):
+    async def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+        for client in self.clients:
+            client.events.insert(0, (event_type, copy.deepcopy(data)))
 
 
 class Keeps(Broadcaster):
@@ -304,19 +321,19 @@ class SkipsAfterLeave(Broadcaster):
         self.skips = False
 
 
-def alone(target: Callable[[], Any]) -> "tuple[str, str] | None":
+def alone(target: Callable[[], Any], *excused: str) -> "tuple[str, str] | None":
     """What the search finds without any other check: the witness, and what was seen."""
     with muted():
         if issubclass(target, Manager):  # type: ignore[arg-type]
-            it = Subject(target(), look)
+            it = Subject(target(), look, excused=frozenset(excused))
             try:
-                deep.any_workers(it, target)
+                any_workers(it, target)
             except Broken as e:
                 return it.witness, e.actual
             return None
-        it = Subject(target(), connect)
+        it = Subject(target(), connect, excused=frozenset(excused))
         try:
-            asyncio.run(deep.any_clients(it, target))
+            asyncio.run(any_clients(it, target))
         except Broken as e:
             return it.witness, e.actual
         return None
@@ -325,9 +342,15 @@ def alone(target: Callable[[], Any]) -> "tuple[str, str] | None":
 REGISTER = "register_worker(pid=PID_1, worker_type='transcription')"
 
 
+def most_slow(quick: "set[type]", *cases: Any) -> "list[Any]":
+    """Cases of which a plain run makes only some."""
+    return [pytest.param(*case, id=case[0].__name__, marks=[] if case[0] in quick else [pytest.mark.slow]) for case in cases]
+
+
 @pytest.mark.parametrize(
     ("mutant", "calls", "essential", "seen"),
-    [
+    most_slow(
+        {CannotClear, EmptyIsMissing, UnknownIsMade, NeverForgets, Swapped},
         (CannotClear, 3, "=None", "by the contract it is None"),
         (EmptyIsMissing, 2, "job_id='')", "job_id of worker PID_1 is None, and by the contract it is ''"),
         (OmittedIsCleared, 2, "update_worker_state(pid=PID_1)", "status of worker PID_1 is None, and by the contract it is 'starting'"),
@@ -340,7 +363,7 @@ REGISTER = "register_worker(pid=PID_1, worker_type='transcription')"
         (NeverForgets, 2, f"{REGISTER}; unregister_worker(PID_1)", "by the contract there is none"),
         (Aliased, 3, "the caller changes its config", "'changed': True"),
         (Swapped, 2, "plugin_name=", "plugin_name of worker PID_1 is"),
-    ],
+    ),
 )
 def test_finds_the_fault_of_a_resource_manager(mutant: type, calls: int, essential: str, seen: str) -> None:
     """The shortest sequence has few calls, and the one that matters among them."""
@@ -352,19 +375,20 @@ def test_finds_the_fault_of_a_resource_manager(mutant: type, calls: int, essenti
 
 @pytest.mark.parametrize(
     ("mutant", "calls", "essential", "seen"),
-    [
+    most_slow(
+        {Stamps, Unforgetting},
         (LosesAtOnce, 2, "gather(broadcast('kit:a', {}), broadcast('kit:a', {}))", "client 1 has ['kit:a'], and by the contract"),
         (Twice, 2, "gather(", "['kit:a', 'kit:a', 'kit:a'"),
         (FirstOnly, 3, "client 2 joins; broadcast('kit:a', {})", "client 2 has [], and by the contract ['kit:a']"),
-        (Locked, 3, ".cancel() after ", "it does not come back"),
-        (Unforgetting, 3, "client 1 leaves", "client 1 has left, and was told ('kit:a', {})"),
+        (Locked, 3, ".cancel() after ", "it does not return"),
+        (Unforgetting, 3, "client 1 leaves", "client 1 has left, and got ('kit:a', {})"),
         (Merged, 3, "broadcast('kit:a', {})", "and by the contract ['kit:a', 'kit:a']"),
-        (Stamps, 1, "broadcast('kit:a', {})", "the caller's data are {'type': 'kit:a'} now (before: {})"),
+        (Stamps, 1, "broadcast('kit:a', {})", "the caller's data are now {'type': 'kit:a'} (before: {})"),
         (Keeps, 3, "the caller changes its data", "client 1 has ('kit:a', {'changed': True}), and by the contract ('kit:a', {})"),
         (Backwards, 3, "broadcast('kit:a', ", "client 1 has "),
-        (Blocks, 7, "read", "it does not come back"),
+        (Blocks, 7, "read", "it does not return"),
         (SkipsAfterLeave, 4, "leaves", "has [], and by the contract ['kit:a']"),
-    ],
+    ),
 )
 def test_finds_the_fault_of_a_broadcaster(mutant: type, calls: int, essential: str, seen: str) -> None:
     """The shortest sequence has few steps, and the one that matters among them."""
@@ -373,7 +397,7 @@ def test_finds_the_fault_of_a_broadcaster(mutant: type, calls: int, essential: s
     assert found, "nothing was found"
     witness, actual = found
     assert len(witness.split("; ")) <= calls and essential in witness and seen in actual, found
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def outcomes(report: Any) -> "dict[str, tuple[str, str]]":
@@ -391,13 +415,14 @@ def outcomes(report: Any) -> "dict[str, tuple[str, str]]":
     ],
     ids=["manager factory", "manager", "broadcaster factory", "broadcaster"],
 )
+@pytest.mark.slow
 def test_what_is_right_passes(target: Any, protocol: str, probe: Any) -> None:
     """An implementation as it should be passes, as a factory and as an object, in a few seconds, and without the search nothing of it is made."""
     began = time.monotonic()
     report = check(target, protocol, probe=probe, deep=True)
     assert report.ok, str(report)
     assert outcomes(report) == {f"{protocol}.any_sequence": ("passed", "")}
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
     assert not outcomes(check(target, protocol, probe=probe))
 
 
@@ -426,7 +451,7 @@ def test_the_finding_is_in_the_report() -> None:
     assert json.loads(report.to_json())["ok"] is False
 
 
-@pytest.mark.parametrize("mutant", [Remembers, OneForAll, LosesAtOnce])
+@pytest.mark.parametrize("mutant", most_slow({OneForAll}, (Remembers,), (OneForAll,), (LosesAtOnce,)))
 def test_twice_the_same(mutant: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """Two searches find the same; they print nothing, and leave no file behind."""
     monkeypatch.chdir(tmp_path)
@@ -444,7 +469,7 @@ class Manager:
     def __init__(self): self.workers = {{}}
     def register_worker(self, pid, worker_type): self.workers[pid] = {{}}
     def unregister_worker(self, pid): self.workers.pop(pid, None)
-    def update_worker_state(self, pid, **told): self.workers[pid].update(told)
+    def update_worker_state(self, pid, **given): self.workers[pid].update(given)
 before = set(__import__(f"{PACKAGE}.conformance", fromlist=["CHECKS"]).CHECKS)
 report = check(Manager, "resources", probe=lambda m, pid: m.workers.get(pid), deep=True)
 assert "resources.any_sequence" not in __import__(f"{PACKAGE}.conformance", fromlist=["CHECKS"]).CHECKS
@@ -497,8 +522,9 @@ def test_a_broken_shape_blocks_the_search() -> None:
     assert outcomes(check(Plain, "events", probe=connect, deep=True))["events.any_sequence"] == ("blocked", "by events.broadcast.async")
 
 
-def test_waivers() -> None:
-    """A search can be waived like any check; the waiver is no mistake when nobody asked for the search, and one when it passes."""
+def test_waivers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search can be waived like any check; the waiver is an error only when the search passes."""
+    monkeypatch.setattr(Search, "RUNS", 60)
     waive = {"resources.any_sequence": "we never clear"}
     assert outcomes(check(NeverForgets, "resources", probe=look, deep=True, waive=waive))["resources.any_sequence"][0] == "skipped"
     assert check(Manager, "resources", probe=look, waive=waive).ok
@@ -508,8 +534,8 @@ def test_waivers() -> None:
     assert finding.actual == "there is no such check"
 
 
-@pytest.mark.parametrize("as_object", [False, True])
-def test_in_a_running_loop(as_object: bool) -> None:
+@pytest.mark.parametrize("as_object", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_in_a_running_loop(as_object: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search calls a broadcaster, and its probe, on the loop that runs; a factory and a probe may be asynchronous."""
 
     class Bound(LosesAtOnce):
@@ -528,12 +554,15 @@ def test_in_a_running_loop(as_object: bool) -> None:
         assert asyncio.get_running_loop() is broadcaster.loop
         return broadcaster.connect()
 
+    monkeypatch.setattr(Search, "SECONDS", 2.0)
+    monkeypatch.setattr(Limits, "EVENT", 0.5)
+
     async def main() -> Any:
         target = await made() if as_object else made
         return await check_async(target, "events", probe=joined, deep=True)
 
     (finding,) = [f for f in asyncio.run(main()).findings if f.id == "events.any_sequence"]
-    assert finding.witness == "client 1 joins; gather(broadcast('kit:a', {}), broadcast('kit:a', {}))"
+    assert "gather(broadcast(" in finding.witness
     assert ("give a factory" in finding.fix) is as_object
 
 
@@ -567,23 +596,24 @@ def test_a_slow_one_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.02)
             super().register_worker(pid, worker_type)
 
-        def store(self, pid: int, told: "dict[str, Any]") -> None:
+        def store(self, pid: int, given: "dict[str, Any]") -> None:
             time.sleep(0.02)
-            super().store(pid, told)
+            super().store(pid, given)
 
     class Wrong(Slow):
         def unregister_worker(self, pid: int) -> None:
             pass
 
     began = time.monotonic()
-    monkeypatch.setattr(deep.Search, "SECONDS", 1.0)
+    monkeypatch.setattr(Search, "SECONDS", 0.5)
     with muted():
-        deep.any_workers(Subject(Slow(), look), Slow)
+        any_workers(Subject(Slow(), look), Slow)
+        monkeypatch.setattr(Search, "SECONDS", 1.5)
         with pytest.raises(Broken, match="there is none"):
-            deep.any_workers(Subject(Wrong(), look), Wrong)
-        monkeypatch.setattr(deep.Search, "SECONDS", 0.0)
+            any_workers(Subject(Wrong(), look), Wrong)
+        monkeypatch.setattr(Search, "SECONDS", 0.0)
         with pytest.raises(NotObservable, match="too slow"):
-            deep.any_workers(Subject(Slow(), look), Slow)
+            any_workers(Subject(Slow(), look), Slow)
     assert time.monotonic() - began < 15
 
 
@@ -602,24 +632,68 @@ def test_a_probe_or_a_factory_that_fails_later() -> None:
         return look(manager, pid) if len(looks) < 100 else 1
 
     with pytest.raises(FactoryError, match="no more"), muted():
-        deep.any_workers(Subject(Manager(), look), factory)
+        any_workers(Subject(Manager(), look), factory)
     with pytest.raises(ProbeError, match="a mapping"), muted():
-        deep.any_workers(Subject(Manager(), tired), Manager)
+        any_workers(Subject(Manager(), tired), Manager)
     assert len(made) == 6
 
 
 def test_the_catalogue_stays_as_it_is() -> None:
     """The searches stand in no catalogue, and have the ids that the kit knows."""
     assert not set(DEEP.values()) & set(CHECKS)
-    assert [check.id for protocol in DEEP for check in deep.deep_checks(protocol)] == list(DEEP.values())
+    assert [check.id for protocol in DEEP for check in deep_checks(protocol)] == list(DEEP.values())
 
 
 def test_two_searches_at_once_leave_the_folder_of_hypothesis_as_it_was() -> None:
     """Whichever of them ends first."""
-    before = getattr(deep.configuration, "__hypothesis_home_directory", None)
-    first, second = deep.no_notes(), deep.no_notes()
+    before = getattr(configuration, "__hypothesis_home_directory", None)
+    first, second = no_notes(), no_notes()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
     second.__exit__(None, None, None)
-    assert getattr(deep.configuration, "__hypothesis_home_directory", None) == before
+    assert getattr(configuration, "__hypothesis_home_directory", None) == before
+
+
+# Waivers and warnings
+
+CLEAR = [f"resources.clear.{name}" for name in FIELDS]
+IN_THE_REPORT = {
+    CannotClear: CLEAR, EmptyIsMissing: ["resources.empty_values"], OmittedIsCleared: ["resources.partial"], UnknownIsMade: ["resources.unknown_pid"],
+    UnregisterRaises: ["resources.unregister_idempotent"], RegisterKeeps: ["resources.register_replaces"], NeverForgets: ["resources.unregister_forgets"],
+    OneForAll: ["resources.workers_are_apart"], ForgetsAll: ["resources.workers_are_apart"], Aliased: ["resources.config_is_copied"],
+    LosesAtOnce: ["events.concurrent"], FirstOnly: ["events.every_client"], Locked: ["events.cancelled"], Unforgetting: ["events.client_leaves"],
+    StampsLate: ["events.data_unchanged"], Keeps: ["events.data_not_kept"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", most_slow({NeverForgets, StampsLate}, *((mutant,) for mutant in IN_THE_REPORT)))
+def test_a_search_passes_over_a_rule_that_is_in_the_report(mutant: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is waived, or that has warned, is not found again by random calls."""
+    monkeypatch.setattr(Search, "RUNS", 100)
+    assert alone(mutant) and not alone(mutant, *IN_THE_REPORT[mutant])
+
+
+def test_waivers_reach_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot clear conforms when that is waived, field by field."""
+    monkeypatch.setattr(Search, "RUNS", 60)
+    waive = dict.fromkeys(CLEAR, "it is never read")
+    report = check(CannotClear, "resources", probe=look, deep=True, waive=waive)
+    assert report.ok and not report.findings, str(report)
+    assert outcomes(report) == {"resources.any_sequence": ("passed", "")}
+
+
+@pytest.mark.parametrize("mutant", most_slow({Aliased}, (Aliased,), (EmptyIsMissing,), (OmittedIsCleared,)))
+def test_a_warning_is_no_error_of_the_search(mutant: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search makes no error of a rule that only warns."""
+    monkeypatch.setattr(Search, "RUNS", 60)
+    report = check(mutant, "resources", probe=look, deep=True)
+    assert report.ok and {f.level for f in report.findings} == {"warning"}, str(report)
+    assert outcomes(report) == {"resources.any_sequence": ("passed", "")}
+
+
+def test_a_search_that_rests_on_a_waived_rule_is_not_made() -> None:
+    """Without snapshots, or events that arrive in order, nothing can be compared."""
+    for target, protocol, probe, id in ((Swapped, "resources", look, "resources.snapshot"), (NewestFirst, "events", connect, "events.order")):
+        outcome, reason = outcomes(check(target, protocol, probe=probe, deep=True, waive={id: "so it is"}))[f"{protocol}.any_sequence"]
+        assert outcome == "not_observable" and id in reason

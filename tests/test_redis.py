@@ -150,7 +150,7 @@ def test_under_every_framework(name: str, shared: RedisServer) -> None:
 @pytest.mark.parametrize("probe", [InProcess, OverAsgi.connect])
 def test_the_conformance_kit_finds_nothing(probe: Any, shared: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every check passes: no finding, no waiver, nothing that could not be observed."""
-    monkeypatch.setattr("cjm_worker_protocols.conformance.events.SECONDS", 20)  # for a busy machine: each event goes to a server and back
+    monkeypatch.setattr("cjm_worker_protocols.conformance.checks.Limits.MANY", 20)  # for a busy machine: each event goes to a server and back
     made: "list[RedisBroadcaster]" = []
 
     def factory() -> RedisBroadcaster:

@@ -19,41 +19,46 @@ from typing import Any
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/conformance/footprint.ipynb #6390b0dc
-_SHARED = (ModuleType, CodeType, FrameType, asyncio.AbstractEventLoop, logging.Logger)  # What belongs to the program, and not to one object
+# %% ../../nbs/conformance/footprint.ipynb #d2923ca5
+_SHARED = (ModuleType, CodeType, FrameType, asyncio.AbstractEventLoop, logging.Logger)  # Objects that belong to the program
 
+# %% ../../nbs/conformance/footprint.ipynb #48333588
+def _own(module: str | None) -> bool:
+    "Whether a module is the user's, and neither the standard library's nor installed."
+    name = str(module)
+    if name.partition(".")[0] in sys.stdlib_module_names and name != "__main__": return False
+    return not re.search(r"[/\\\\](site|dist)-packages[/\\\\]", str(getattr(sys.modules.get(name), "__file__", "")))
+
+# %% ../../nbs/conformance/footprint.ipynb #bdf32648
+def _referents(value: Any) -> list[Any]:
+    "The objects that an object refers to; of a function's globals only those that it names."
+    if isinstance(value, type): return [*vars(value).values(), *value.__bases__]
+    if not isinstance(value, FunctionType): return gc.get_referents(value)
+    below = [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
+    if _own(value.__module__):
+        below += [value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__]
+    return below
+
+@lru_cache(maxsize=1000)
+def _names(code: CodeType) -> frozenset[str]:
+    "The global names in a function, and in the functions inside it."
+    return frozenset(code.co_names).union(*(_names(const) for const in code.co_consts if isinstance(const, CodeType)))
+
+# %% ../../nbs/conformance/footprint.ipynb #71b27f40
 def footprint(
     root: Any # Any object
-) -> int: # How many; a text counts as one more for each 16 characters, and what grows in place for each item
-    "References that can be followed from `root`: into objects, and into the classes and global variables that are its own code's."
+) -> int: # How many; texts count 1 more for each 16 characters, arrays and buffers 1 more for each item
+    "Count the references that can be followed from an object, through its own classes and the global variables of its own code."
     seen, todo, total = {id(root)}, [root], 0
     while todo:
         below = _referents(todo.pop())
         total += len(below)
         for child in below:
-            if id(child) in seen or isinstance(child, _SHARED) or isinstance(child, type) and not _own(child.__module__): continue
+            if id(child) in seen or isinstance(child, _SHARED) or isinstance(child, type) and not _own(child.__module__):
+                continue
             seen.add(id(child))
             if isinstance(child, (str, bytes)): total += len(child) // 16
             elif isinstance(child, (bytearray, array)): total += len(child)
             elif isinstance(child, (BytesIO, StringIO)): total += 0 if child.closed else len(child.getvalue())
             else: todo.append(child)
     return total
-
-def _referents(value: Any) -> list[Any]:
-    "What an object refers to; of a function only those global variables that it names."
-    if isinstance(value, type): return [*vars(value).values(), *value.__bases__]
-    if not isinstance(value, FunctionType): return gc.get_referents(value)
-    below = [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
-    if _own(value.__module__): below += [value.__globals__[name] for name in _names(value.__code__) if name in value.__globals__]
-    return below
-
-@lru_cache(maxsize=1000)
-def _names(code: CodeType) -> frozenset[str]:
-    "The global names in a function, and in the functions in it."
-    return frozenset(code.co_names).union(*(_names(const) for const in code.co_consts if isinstance(const, CodeType)))
-
-def _own(module: str | None) -> bool:
-    "Whether a module is the user's, and not of the standard library or installed."
-    name = str(module)
-    if name.partition(".")[0] in sys.stdlib_module_names and name != "__main__": return False
-    return not re.search(r"[/\\\\](site|dist)-packages[/\\\\]", str(getattr(sys.modules.get(name), "__file__", "")))

@@ -79,7 +79,7 @@ class TimeLimit:
         "Stop the timer."
         if self._timer is not None: self._timer.cancel()
 
-# %% ../../nbs/managers/broadcast.ipynb #d0429abc
+# %% ../../nbs/managers/broadcast.ipynb #791cabfa
 class BroadcastQueue:
     "Calls `broadcast` for each event, in order, and survives whatever it does."
     DELAY = 0.005  # Seconds for which events wait for each other, so that the loop sees to jobs first
@@ -126,7 +126,8 @@ class BroadcastQueue:
         limit = TimeLimit(self._timeout)
         try:
             while self._events:
-                for _ in range(min(self.TURN, len(self._events))): await self._call(*self._events.popleft(), limit)
+                for _ in range(self.TURN):
+                    if self._events: await self._call(*self._events.popleft(), limit)
                 await asyncio.sleep(0)
         finally: limit.stop()
 

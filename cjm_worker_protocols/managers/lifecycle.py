@@ -175,7 +175,7 @@ class JobFinisher:
         events = self._integrations.events
         if events.heard: events.emit(f"job:{status}", {"job_id": job.id, "plugin_id": job.plugin_id, **payload}, ticket.context)
 
-# %% ../../nbs/managers/lifecycle.ipynb #385803e7
+# %% ../../nbs/managers/lifecycle.ipynb #40f559c5
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -337,7 +337,9 @@ class Lifecycle:
                 self._forget(ticket)
                 self._finisher.finish(ticket, report.frame)
         if ticket.job.status == "completed": self.pool.succeeded()
-        if worker.ticket is None: self._update(worker)
+        if worker.ticket is not None: return
+        self._update(worker)
+        if self.pool.closing: worker.stop("shutdown") # so far only its job was asked to stop
 
     def _gone(self, report: Gone) -> None:
         "End the job of a worker that has ended, or let it wait for another."
@@ -345,9 +347,9 @@ class Lifecycle:
         self.pool.gone(worker, exit)
         if worker.ready and self._integrations.resources is not None: self._integrations.resources.unregister(worker.pid)
         if worker.pid: self._emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
+        if report.prefetched is not None: self.scheduler.put_back(report.prefetched)
         try:
             if run is not None: self._lost(worker, run, exit)
-            if report.prefetched is not None: self.scheduler.add(report.prefetched)
         finally: self.pool.replace(worker, exit)
 
     def _lost(self, worker: WorkerProxy, run: PresentJob, exit: Exit) -> None:
@@ -370,4 +372,4 @@ class Lifecycle:
         job.attempts, job.status, job.progress, job.message = attempts, "pending", 0.0, ""
         job.worker_pid = job.started_at = None
         self._emit_job("job:queued", ticket, attempt=job.attempts + 1)
-        self.scheduler.add(ticket)
+        self.scheduler.put_back(ticket)

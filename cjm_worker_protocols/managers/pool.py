@@ -23,15 +23,15 @@ _log = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['how_it_ended', 'Restarts', 'WorkerPool']
 
-# %% ../../nbs/managers/pool.ipynb #3237750f
+# %% ../../nbs/managers/pool.ipynb #905eead3
 def how_it_ended(
     exit: Exit # A worker's end
 ) -> str: # In words
     "Say `was killed by SIGKILL (signal 9)`, or `exited with code 3`, and on which node if not on this one."
-    where = f" on {exit.where}" if exit.where else ""
-    if exit.signal is not None: return f"was killed by {signal_name(exit.signal)} (signal {exit.signal}){where}"
-    if exit.exit_code is not None: return f"exited with code {exit.exit_code}{where}"
-    return f"was lost{where}" + (f" ({exit.reason})" if exit.reason else "")
+    how = "was lost"
+    if exit.signal is not None: how = f"was killed by {signal_name(exit.signal)} (signal {exit.signal})"
+    elif exit.exit_code is not None: how = f"exited with code {exit.exit_code}"
+    return how + (f" on {exit.where}" if exit.where else "") + (f" ({exit.reason})" if exit.reason else "")
 
 # %% ../../nbs/managers/pool.ipynb #38581ef6
 class Restarts:
@@ -67,7 +67,7 @@ class Restarts:
         "Whether too many starts in a row have failed."
         return self.failed_starts > self._config.max_restarts
 
-# %% ../../nbs/managers/pool.ipynb #c8870c00
+# %% ../../nbs/managers/pool.ipynb #709a335a
 class WorkerPool:
     "Starts, counts and replaces workers."
     STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that its start does not slow down what made it necessary
@@ -91,7 +91,7 @@ class WorkerPool:
         self._placement: Hashable = None  # Of the last worker that was wanted
         self._retry: asyncio.TimerHandle | None = None
         self._spare: asyncio.TimerHandle | None = None
-        self._closing = False
+        self.closing = False
         self._empty = asyncio.Event()
 
     def idle(self) -> list[WorkerProxy]: # In the order in which they were started
@@ -160,7 +160,7 @@ class WorkerPool:
     def keep_standby(self) -> None:
         "Have a standby before long, if there is to be one."
         wanted = self._config.standby and self._config.restart is not RestartPolicy.NEVER
-        if not wanted or self._spare is not None or self._closing or any(w.standby for w in self.workers): return
+        if not wanted or self._spare is not None or self.closing or any(w.standby for w in self.workers): return
         delay = max(self.STANDBY_DELAY, self._restarts.not_before - self._loop.time())
         self._spare = self._loop.call_later(delay, self._start_standby, context=Context())
 
@@ -170,7 +170,7 @@ class WorkerPool:
 
     def _start(self, standby: bool, placement: Hashable) -> bool:
         "Start a worker. When the engine cannot, that is a failed start."
-        if self._closing: return False
+        if self.closing: return False
         worker = WorkerProxy(self._config, self._report, standby, placement)
         try: worker.begin(lambda events: self._engine.start_worker(self._config, events, placement), self._hello())
         except Exception as e:
@@ -213,7 +213,7 @@ class WorkerPool:
         if not self.workers: self._empty.set()
         if worker.stopping in ("", "start"):
             self._restarts.crashed(self._loop.time(), worker.ready)
-            log_safely(_log, logging.DEBUG if self._closing else logging.WARNING, "worker %d %s", worker.pid, how_it_ended(exit))
+            log_safely(_log, logging.DEBUG if self.closing else logging.WARNING, "worker %d %s", worker.pid, how_it_ended(exit))
         if not worker.standby and not self._restarts.replaces(worker.stopping): self.capacity -= 1
 
     def replace(self,
@@ -221,7 +221,7 @@ class WorkerPool:
         exit: Exit # How it ended
     ) -> None:
         "Go on without a worker, after a delay if there is to be one, or say that no worker will come."
-        if self._closing: return
+        if self.closing: return
         self.last_error = f"the last worker {how_it_ended(exit)}"
         serving = bool(self._serving())
         if not serving and (self.capacity <= 0 or self._restarts.hopeless and worker.stopping in ("", "start")):
@@ -233,7 +233,7 @@ class WorkerPool:
 
     async def close(self) -> None:
         "End all workers, and wait until they have ended."
-        self._closing = True
+        self.closing = True
         for timer in (self._retry, self._spare):
             if timer is not None: timer.cancel()
         for worker in list(self.workers): worker.stop("shutdown")

@@ -132,7 +132,7 @@ def choose(
         if (best := next(filter(good, fitting), None)) is not None: return best
     return fitting[0] if fitting else None
 
-# %% ../../nbs/managers/scheduler.ipynb #a2c79aa9
+# %% ../../nbs/managers/scheduler.ipynb #3993adff
 class Scheduler:
     "Hands the jobs that wait to the workers of a pool."
     RETRY = 0.5  # Seconds after which the resource manager is asked again, although nothing has happened here
@@ -172,9 +172,15 @@ class Scheduler:
         if self.gate is None and not self._queue and not self._closed and self._config.max_workers == 1: # nothing can come before it
             worker = choose(self._pool.idle(), ticket)
             if worker is not None: return worker.run(ticket)
+        self.put_back(ticket)
+        self.dispatch()
+
+    def put_back(self,
+        ticket: Ticket # A job that waits again
+    ) -> None:
+        "Put a job in line, and leave it there until the next `dispatch`."
         line = self._queue.push(ticket)
         if line.blocked: self._show(ticket, line.blocked)
-        self.dispatch()
 
     def discard(self,
         job_id: str # A job that has ended
@@ -229,6 +235,7 @@ class Scheduler:
             if worker is not None: self._start(worker, ticket, passed)
             elif self._pool.want(self._queue.ready(), ticket.placement): pass
             elif reason := self._pool.waiting_for(ticket.placement): self._block(ticket, reason, refused=False)
+            elif self._pool.idle() and (line := self._queue.line(ticket)) is not None: passed.append(line) # they are of another placement
             else: break
         if self._queue: self._prefetch()
 

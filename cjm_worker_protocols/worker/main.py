@@ -26,7 +26,7 @@ from .plugins import ENDS_WORKER, Plugin, PluginSlot, drive, renew_event_loop
 from .stdio import WorkerStdio
 
 # %% auto #0
-__all__ = ['Terminated', 'WorkerSignals', 'WorkerProcess', 'describe', 'JobExecution', 'Worker', 'end_process', 'main']
+__all__ = ['Terminated', 'WorkerSignals', 'WorkerProcess', 'describe', 'JobExecution', 'WorkerLoop', 'end_process', 'main']
 
 # %% ../../nbs/worker/main.ipynb #602ee4b4
 class Terminated(SystemExit):
@@ -195,7 +195,7 @@ class JobExecution:
         self._stage = "exception", ""
 
 # %% ../../nbs/worker/main.ipynb #0d4e9bfd
-class Worker:
+class WorkerLoop:
     "Acts on the manager's frames."
     def __init__(self,
         channel: Channel, # To the manager
@@ -277,7 +277,7 @@ def main(
     stdio.install()
     context.follow_threads()
     code = 0
-    try: Worker(channel, stdio, process).serve()
+    try: WorkerLoop(channel, stdio, process).serve()
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
         if isinstance(e.code, str): _say(e.code, stdio)

@@ -6,7 +6,8 @@ import gc
 from collections import Counter
 from dataclasses import dataclass, field
 
-from .scenario import Outcome, draw, run, shrink
+from .scenario import draw
+from .simulate import Outcome, run, shrink
 
 
 @dataclass

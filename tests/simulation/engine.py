@@ -62,6 +62,7 @@ class SimulatedWorker:
         self._printed: list[str] = []  # What C code has written
         self._frames = deque[Frame]()  # What has arrived and was not handed over
         self._fates: dict[int, Fate] = {}  # By tag
+        self._asked: set[int] = set()  # The tags of jobs that were asked to stop
         self.ready = self.dead = self.gone = self._paused = self._hung_up = self.asleep = False
         self._stubborn, self.undead = self._likely("stubborn"), self._likely("undead")
         self._job: Fate | None = None
@@ -100,6 +101,8 @@ class SimulatedWorker:
             space[:size] = view[:size]
             self._inbox.extend(self._incoming.received(size))
             view = view[size:]
+        if self._inbox[-1].kind == Kind.CANCEL:
+            self._asked.add(self._inbox[-1].tag)
         self._wake()
 
     def give(self, tag: int, data: bytes) -> None:
@@ -157,8 +160,11 @@ class SimulatedWorker:
             self._after("killed", 0.0001, self.die, None, 9)
 
     def _check_read(self) -> None:
-        """Nobody is ended whose job has ended, as the manager would know had it looked."""
+        """No worker is ended for a job that has ended, as the manager would know had it looked."""
+        asked = [self._fates[tag] for tag in self._asked]
         for fate in self._book.running.values():
+            if fate in asked or fate.garbled:
+                continue  # the decision was made before, or what it said is lost
             if fate.job is not None and fate.job.worker_pid == self.pid and fate.said is not None:
                 self._book.check("read first", self._book.closing, self, "has said", fate.said[0], "of", fate)
 
@@ -248,6 +254,8 @@ class SimulatedWorker:
         self.dead, self.asleep = True, False
         self._book.note(self, "dies", code, signal)
         self._book.died(self, self._job, self.ready)
+        if self._claim:
+            self._fates[self._claim].claim_lost = True
         if self._next_step is not None:
             self._next_step.cancel()
         self._after("end", self._rng.choice([0.0, 0.0002, 0.01]), self._clock.arrive, self._ended, Exit(code, signal))
@@ -270,7 +278,9 @@ class SimulatedWorker:
         """The last that the manager hears of it."""
         self._engine.gone(self)
         events, self._events = self._events, _NoEvents()
+        self._book.told_of_end = True
         events.on_exit(exit)
+        self._book.told_of_end = False
 
     def bury(self) -> None:
         """End one that ignores SIGKILL and that the manager has given up, if it has not ended."""

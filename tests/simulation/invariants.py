@@ -13,7 +13,7 @@ from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 
 KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: they are counted, not failed
     "no run too many after garbage": "a job that was prefetched and begun runs again when its predecessor's end was lost",
-    "no worker rests while a job waits behind one of another place": "the first in line keeps jobs for other placements waiting",
+    "crash of a job never begun": "a worker takes a later job's claim while it skips revoked ones, and dies",
 }
 
 CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start"})
@@ -50,6 +50,7 @@ class Fate:
         self.begun = 0  # How often a worker has begun it
         self.deaths = 0  # How many workers died while they ran it
         self.spared = 0  # How many died that had been given it and had not begun it
+        self.claim_lost = False  # Whether a worker died that had taken the claim and had not begun it
         self.garbled = False  # Whether a worker that ran it has sent what is no frame, and all before that may be lost
         self.said: tuple[str, Any] | None = None  # How its last run ended, as its worker said
         self.chunks: list[Any] = []  # What it yielded, in all its runs
@@ -86,6 +87,8 @@ class Book:
         self.running: dict[int, Fate] = {}
         self.pending: dict[int, Fate] = {}
         self.ready: dict[Any, dict[int, dict[int, Fate]]] = {}  # By placement and priority: those that any worker may take
+        self.given_up = False  # Whether the simulation was broken off
+        self.told_of_end = False  # Whether the manager is told of a worker's end just now
         self.failed_starts = self.refused_starts = 0
         self.limits: tuple[float | None, ...] = ()  # The timeouts of the config
         self._resting: dict[tuple[int, int], float] = {}  # Since when a job waits while a worker, by pid, has nothing to do
@@ -108,7 +111,7 @@ class Book:
 
     def check(self, name: str, holds: Any, *facts: Any) -> None:
         """Note a violation unless this holds. It is not raised: the managers survive what their callbacks raise."""
-        if holds or self.violations:  # what follows from the first one is of no interest
+        if holds or self.violations or self.given_up:  # what follows from the first one is of no interest
             return
         self.note("VIOLATION", name, *facts)
         if name in KNOWN:
@@ -193,7 +196,8 @@ class Book:
         if kind in ("exception", "load", "serialization"):
             self.check("failed for a reason", said == kind or (kind == "load" and self.admission), fate, error, fate.said)
         elif kind == "crash":
-            self.check("failed for a reason", fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
+            name = "failed for a reason" if not fate.claim_lost else "crash of a job never begun"
+            self.check(name, fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
         elif kind == "start":
             self.check("others' crashes", self.failed_starts or self.never_replaced, fate, error)
         elif kind == "timeout":
@@ -211,7 +215,7 @@ class Book:
         if self.admission or fate.job is None or fate.job.status == "running":
             return  # one that runs is given again when it was taken back together with the next one
         for priority, waiting in self.ready.get(fate.place, {}).items():
-            self.check("priority", priority <= fate.priority or not waiting, fate, fate.priority, "before", *waiting.values(), priority)
+            self.check("priority" + (" as a worker ends" if self.told_of_end else ""), priority <= fate.priority or not waiting, fate, fate.priority, "before", *waiting.values(), priority)
 
     def withdrawn(self, fate: Fate) -> None:
         """A job was taken back from a worker that had not begun it."""

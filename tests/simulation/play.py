@@ -1,0 +1,320 @@
+"""How a scenario is played: what its clients do with a manager, and what has to be true of that."""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+from typing import Any
+
+from cjm_worker_protocols import BaseJobManager, Job, JobError, RestartPolicy, WorkerConfig
+from cjm_worker_protocols.core import errors
+
+from .clock import VirtualLoop
+from .engine import Faults, SimulatedEngine, Steps
+from .executor import Habits
+from .integrations import PLACES, Admission, Broadcaster, Mind, Moods, Registry
+from .invariants import Book, Fate, NotedJob
+from .scenario import Op, Scenario
+
+PATIENCE = 50_000.0  # Simulated seconds after which a job that has not ended never will
+
+class Manager(BaseJobManager):
+    """A manager whose jobs are noted."""
+
+    book: Book
+    next_fate: Fate
+
+    def get_plugin_loader(self) -> Any:
+        """Nobody loads it."""
+        return "simulated:plugins"
+
+    def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
+        """Note the job that is being made."""
+        job = NotedJob(plugin_id, parameters)
+        fate = self.book.fates[parameters["n"]]
+        self.book.new_job(fate, job)
+        if parameters.get("taken"):
+            fate.job = None  # what happens to that id happens to the other one
+            job.id = parameters["taken"]
+        return job
+
+    def prepare_execute_request(self, job: Job) -> dict[str, Any]:
+        """Send the number, which says what to do."""
+        return {"n": job.params["n"], **({"cannot": Unsendable()} if job.params.get("cannot") else {})}
+
+
+class Unsendable:
+    """A parameter that cannot be sent."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot be sent")
+
+
+EXPECTED = (errors.QueueFullError, errors.ManagerClosedError, errors.WorkersUnavailableError, errors.ResourceValidationError)
+REGISTRY = (errors.RegistryUnavailableError, errors.UnknownPluginError, errors.PluginNotConfiguredError)
+
+
+class Play:
+    """One run of a scenario."""
+
+    def __init__(self, scenario: Scenario, loop: VirtualLoop, verbose: bool) -> None:
+        self.scenario, self.loop = scenario, loop
+        seed = scenario.seed
+        config = WorkerConfig(**scenario.config)
+        self.book = Book(lambda: loop.clock.moment, config.max_workers, verbose)
+        loop.clock.on_turn = self.book.turn
+        self.book.limits = (config.job_timeout, config.load_timeout)
+        self.book.never_replaced = config.restart is RestartPolicy.NEVER
+        self.book.admission = scenario.resources is Admission
+        self.engine = SimulatedEngine(Random(seed + 1), scenario.faults, self.book, loop.clock)
+        moods, rng = scenario.moods, Random(seed + 2)
+        self.registry = Registry(rng, moods, self.book) if scenario.registry else None
+        self.resources: Any = scenario.resources(rng, moods, self.book) if scenario.resources else None
+        self.broadcaster = Broadcaster(rng, moods, self.book) if scenario.broadcaster else None
+        lent: Any = (self.registry, self.resources, self.broadcaster)
+        self.manager = Manager("simulated", "simulated", False, config, *lent, engine=self.engine)
+        self.manager.book = self.book
+        self.listener = self.manager.events() if scenario.listens else None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.closed = False
+
+    async def play(self) -> None:
+        """Let all clients do what they do; then wait for the end of everything."""
+        clients: dict[int, list[Op]] = {}
+        for op in self.scenario.ops:
+            clients.setdefault(op.client, []).append(op)
+        await asyncio.gather(*(self._client(ops) for ops in clients.values()))
+        self._calm()
+        await self._quiet()
+        await self._shutdown()
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=PATIENCE)
+        self.book.check("all calls return", not [task for task in self.tasks if not task.done()])
+        await self._over()
+
+    async def _client(self, ops: list[Op]) -> None:
+        late = 0  # Calls after the shutdown: a few are enough
+        for op in ops:
+            late += self.closed
+            if late > 5:
+                return
+            if op.pause:
+                await asyncio.sleep(op.pause)
+            if self.book.violations:
+                return
+            if op.do != "start":
+                self.book.note(op.client, op.do, *op.arguments)
+            try:
+                await getattr(self, "_" + op.do)(*op.arguments)
+            except errors.ManagerClosedError:
+                self.book.check("closed only after shutdown", self.closed, op)
+            if self.book.counts["jobs"] % 3 == 0:
+                self.book.look(self.manager, self.engine.workers)
+
+    def _spawn(self, call: Any) -> None:
+        task = self.loop.create_task(call)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _calm(self) -> None:
+        """No more faults: what can end ends."""
+        self.book.note("calm")
+        self.engine.faults = Faults()
+        for mind in (self.registry, self.resources, self.broadcaster):
+            if isinstance(mind, Mind):
+                mind.moods = Moods()
+
+    async def _quiet(self) -> None:
+        """Wait until every job has ended; those that never would are cancelled."""
+        if self.book.violations:
+            return
+        for fate in self.book.fates:
+            job = fate.job
+            if fate.accepted and job is not None and not job.done and ("hangs",) in fate.plan and fate.timeout is None:
+                self._spawn(self._cancelled(fate))
+        for fate in self.book.fates:
+            job = fate.job
+            if fate.accepted and job is not None and not job.done:
+                await asyncio.wait({waiting := asyncio.ensure_future(job.wait())}, timeout=PATIENCE)
+                waiting.cancel()
+                if not job.done:
+                    break
+        self.book.quiet()
+        await asyncio.sleep(30)
+        if self.resources is not None and not self.closed and not self.resources.failed and self.scenario.habits == Habits():
+            workers = [worker for worker in self.engine.workers if worker.ready]
+            undead = {worker.pid for worker in workers if worker.undead}
+            self.resources.at_rest({worker.pid: worker.loaded for worker in workers if not worker.undead}, undead)
+
+    async def _over(self) -> None:
+        """Look at what is left."""
+        await asyncio.sleep(30)
+        self.book.quiet()
+        events = [event async for event in self.listener] if self.listener is not None else []
+        self.book.events(events, complete=self.listener is not None)
+        if self.broadcaster is not None:
+            self.book.events(self.broadcaster.events, complete=False)  # type: ignore[arg-type]
+        if self.resources is not None and not self.resources.failed and self.scenario.habits == Habits():
+            self.resources.over()
+
+    # What clients do
+
+    def _job(self, which: int) -> Fate | None:
+        accepted = [fate for fate in self.book.fates[-50:] if fate.accepted and fate.job is not None]
+        return accepted[which % len(accepted)] if accepted else None
+
+    async def _start(self, plugin: str, plan: Steps, priority: int, timeout: float | None, retries: int, **bad: Any) -> None:
+        book, manager = self.book, self.manager
+        place = PLACES.get(plugin) if self.registry is not None else None
+        fate = Fate(len(book.fates), plan, plugin, place, priority, timeout, retries)
+        book.fates.append(fate)
+        try:
+            job = await manager.start_job(plugin, priority=priority, timeout=timeout, retries=retries, params={"n": fate.number, **bad})
+        except (*EXPECTED, *REGISTRY, errors.ParametersNotSendableError, errors.DuplicateJobError) as e:
+            book.note("refused", fate, type(e).__name__)
+            self._refused(fate, e, bad)
+            return
+        book.accept(fate)
+        book.check("the job that was made", job is fate.job, fate)
+        book.check("bad parameters are refused", not bad, fate, bad)
+
+    def _refused(self, fate: Fate, error: Exception, bad: dict[str, Any]) -> None:
+        """No job was refused without a reason, and none that was refused exists."""
+        book, config = self.book, self.manager.worker_config
+        reasons = {
+            errors.QueueFullError: len(book.pending) >= config.max_pending,
+            errors.ManagerClosedError: self.closed,
+            errors.WorkersUnavailableError: config.restart in (RestartPolicy.NEVER, RestartPolicy.ON_CANCELLATION),
+            errors.ResourceValidationError: self.resources is not None,
+            errors.ParametersNotSendableError: "cannot" in bad,
+            errors.DuplicateJobError: "taken" in bad,
+            **dict.fromkeys(REGISTRY, self.registry is not None),
+        }
+        book.check("refused for a reason", reasons[type(error)], fate, error)
+        book.check("refused jobs do not exist", not fate.accepted and (fate.job is None or self.manager.jobs.get(fate.job.id) is not fate.job), fate)
+        book.counts["refused"] += 1
+
+    async def _bad(self, what: str) -> None:
+        arguments: dict[str, Any] = {"plugin": "one", "plan": (), "priority": 0, "timeout": None, "retries": 0}
+        if what == "parameter":
+            return await self._start(**arguments, cannot=True)
+        if what == "taken":
+            if self.registry is not None or self.scenario.resources is Admission:
+                return  # the other one may be forgotten while they are asked
+            fate = self._job(0)
+            return await self._start(**arguments, taken=fate.job.id) if fate and fate.job and fate.job.id in self.manager.jobs else None
+        try:
+            await self._start(**{**arguments, what: "nonsense" if what != "plugin" else None})
+        except (errors.ConfigError, TypeError):
+            return
+        self.book.check("bad arguments are refused", self.closed, what)
+
+    async def _cancel(self, which: int, wait: bool) -> None:
+        fate = self._job(which)
+        if fate is None:
+            return
+        if wait:
+            await self._cancelled(fate)
+        else:
+            self._spawn(self._cancelled(fate))
+
+    async def _cancelled(self, fate: Fate) -> None:
+        """Cancel a job: it has ended when the call returns, and before long."""
+        job, config, clock = fate.job, self.manager.worker_config, self.loop.clock
+        assert job is not None
+        kept, done, began, blocked = job.id in self.manager.jobs, job.done, clock.now, clock.blocked
+        fate.asked_to_cancel = not done
+        try:
+            said = await self.manager.cancel_job(job.id)
+        except errors.ManagerClosedError:
+            return self.book.check("closed only after shutdown", self.closed)
+        took = clock.now - began - (clock.blocked - blocked)
+        limit = 2 * config.grace_timeout + max(1.0, config.grace_timeout) + 2.5
+        self.book.check("cancel ends a job", job.done and took < limit, fate, job.status, took)
+        self.book.check("cancel says what it did", said == (job.status == "cancelled" and kept and not done), fate, said, job.status)
+
+    async def _read(self, which: int, pace: float, leave: int | None) -> None:
+        if fate := self._job(which):
+            self._spawn(self._reads(fate, pace, leave))
+
+    async def _reads(self, fate: Fate, pace: float, leave: int | None) -> None:
+        """Read a stream: every chunk in order, or an error that says how many are lost."""
+        job, index = fate.job, 0
+        assert job is not None
+        stream = job.stream()
+        while True:
+            try:
+                chunk = await stream.__anext__()
+            except errors.StreamOverflowError as e:
+                self.book.check("lost chunks are counted", e.next_index == index + e.dropped, fate, e)
+                index = e.next_index
+                continue
+            except StopAsyncIteration:
+                break
+            except JobError as e:
+                same = job.error is not None and (e.category, e.message) == (job.error.category, job.error.message)
+                self.book.check("a stream ends with its job's error", same, fate, e)
+                break
+            self.book.check("chunks in order", chunk == index == fate.chunks[index], fate, chunk, index)
+            index += 1
+            if leave is not None and index >= leave:
+                return await stream.aclose()
+            if pace:
+                await asyncio.sleep(pace)
+        self.book.check("a stream ends with its job", job.done, fate)
+        self.book.check("no chunk is lost", job.status != "completed" or index == len(fate.chunks), fate, index, len(fate.chunks))
+
+    async def _wait(self, which: int, patience: float) -> None:
+        """Wait for a job, and lose patience."""
+        if fate := self._job(which):
+            assert fate.job is not None
+            try:
+                await asyncio.wait_for(fate.job.wait(), patience)
+            except asyncio.TimeoutError:
+                pass
+
+    async def _look(self) -> None:
+        for job in self.manager.get_all_jobs():
+            result = self.manager.get_job_result(job.id)
+            self.book.check("results of ended jobs", (result is not None) == job.done, job)
+        ended = sum(job.done for job in self.manager.get_all_jobs())
+        self.book.check("limit of finished jobs", ended <= self.manager.worker_config.keep_finished, ended)
+
+    async def _reload(self, plugin: str, version: int) -> None:
+        self._spawn(self._reloads(plugin, version))
+
+    async def _reloads(self, plugin: str, version: int) -> None:
+        if self.registry is not None:
+            self.registry.versions[plugin] = version
+        try:
+            await self.manager.reload_plugin(plugin, {"place": PLACES.get(plugin) if self.registry else None, "version": version})
+        except errors.ManagerClosedError:
+            self.book.check("closed only after shutdown", self.closed)
+        except REGISTRY:
+            self.book.check("refused for a reason", self.registry is not None)
+
+    async def _unload(self, plugin: str) -> None:
+        self._spawn(self._unloads(plugin))
+
+    async def _unloads(self, plugin: str) -> None:
+        try:
+            await self.manager.unload_plugin(plugin)
+        except errors.ManagerClosedError:
+            self.book.check("closed only after shutdown", self.closed)
+
+    async def _say(self) -> None:
+        await self.manager.broadcast_event("custom", {"n": 1})
+
+    async def _forget(self) -> None:
+        self.manager.clear_completed_jobs()
+
+    async def _block(self, seconds: float) -> None:
+        self.loop.clock.block(seconds)
+
+    async def _kill(self, which: int, signal: int) -> None:
+        self.engine.kill_one(which, signal)
+
+    async def _shutdown(self) -> None:
+        self.closed = self.book.closing = True
+        await self.manager.shutdown()
+        self.book.quiet()
