@@ -37,7 +37,7 @@ pre { padding: 0.5rem 0.8rem; border-radius: 4px; } .sourceCode pre, pre.sourceC
 code { font: 0.85em/1.4 ui-monospace, monospace; color: #5b3a9e; background: #f1f3f5; padding: 1px 3px; border-radius: 3px; }
 pre code { color: inherit; background: none; padding: 0; } table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
 td, th { border-bottom: 1px solid #8884; padding: 0.3rem 0.5rem; text-align: left; vertical-align: top; } h2 { border-bottom: 1px solid #8884; }
-.sr-only { display: none; }
+pre.mermaid { white-space: pre-wrap; overflow-wrap: anywhere; } .sr-only { display: none; }
 body.quarto-dark { color: #fff; background: #222; } .quarto-dark a { color: #5fb3f0; } .quarto-dark code { color: #e0c8ff; background: #333; }
 .quarto-dark .sourceCode pre, .quarto-dark pre.sourceCode { background: #2d2d2d; } .quarto-dark pre code { background: none; color: inherit; }
 @media (max-width: 767px) { nav { position: static; width: auto; max-height: 30vh; } main { margin: 0; } }
@@ -123,12 +123,11 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
         path = to / Path(name).with_suffix(".html")
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "\n\n".join(markdown(pages[name])).replace("```{mermaid}", "```mermaid")
-        body = LINK.sub(r"\1.html\2", pypandoc.convert_text(text, "html", FORMAT, ["--wrap=none", "--highlight-style=kate"]))
+        body = LINK.sub(r"\1.html\2", pypandoc.convert_text(text, "html", FORMAT, ["--wrap=none"]))
         shown = {key: html.escape(str(heads[name].get(key, ""))) for key in ("title", "description")}
         up = "../" * name.count("/")
         path.write_text(PAGE.format(**shown, up=up, theme=theme, body=body, sidebar=sidebar(entries, name, titles)), encoding="utf-8")
-    for file in ("styles.css", "favicon.svg"):
-        if (proc / file).exists(): shutil.copy(proc / file, to / file)
+    for file in ("styles.css", "favicon.svg"): shutil.copy(proc / file, to / file)
     (to / "preview.css").write_text(LOOK, encoding="utf-8")
 
 

@@ -55,7 +55,8 @@ def table(head: str, rows: Iterable[Row]) -> str:
     widths = [max(len(row[i]) for row in cells) + 2 for i in range(4)]
     heads = [head, "Type", "Value" if head == "Member" else "Default", "Meaning"]
     lines = [heads, ["-" * max(3, min(width, 60)) for width in widths], *cells]
-    return "\n".join("| " + " | ".join(line[i] for i in keep) + " |" for line in lines)
+    listed = "\n".join("| " + " | ".join(line[i] for i in keep) + " |" for line in lines)
+    return f"::: {{.reference}}\n{listed}\n:::"
 
 
 def escaped(words: str) -> str:
@@ -300,7 +301,11 @@ def parted(doc: str) -> tuple[str, str]:
 
 
 def apart(source: str, anchors: set[str]) -> str:
-    """A text whose headings have other identifiers than those of the reference, such as `## Chunks` beside the class `Chunks`."""
+    """A text whose headings have other identifiers than those of the reference, such as `## Chunks` beside the class `Chunks`.
+
+    Nothing is left of a text that is only the heading of a name: the reference has one.
+    """
+    if (alone := re.fullmatch(r"#{2,} `?(\w+)`?\s*", source)) and alone[1].lower() in anchors: return ""
 
     def marked(match: "re.Match[str]") -> str:
         name = match[1].strip("`").lower()
@@ -312,6 +317,15 @@ def apart(source: str, anchors: set[str]) -> str:
 class Reference(Processor):  # type: ignore[misc]
     """Replace the cells that export by the reference of what they define."""
 
+    def __init__(self, nb: Any) -> None:
+        """Split the first cell. nbdev keeps only its title and subtitle; it makes every processor before it runs the first."""
+        super().__init__(nb)
+        first = next((cell for cell in nb.cells if cell.cell_type == "markdown"), None)
+        found = re.match(r"(# [^\n]+\n+> [^\n]+)\n+(\S.*)", first.source, re.DOTALL) if first else None
+        if found:
+            first.source = found[1]
+            nb.cells.insert(nb.cells.index(first) + 1, mk_cell(found[2], "markdown"))
+
     def begin(self) -> None:
         """Do so for the whole page, before its first cell is processed."""
         path, symbols = page_of(self.nb), index()
@@ -322,7 +336,7 @@ class Reference(Processor):  # type: ignore[misc]
                 cells += [mk_cell(writer.write(symbol), "markdown") for symbol in page.cells[cell.id]]
             elif not getattr(cell, "directives_", {}).keys() & {"export", "exporti", "exports", "hide", "default_exp"}:
                 if cell.cell_type == "markdown": cell.source = apart(cell.source, anchors)
-                cells.append(cell)
+                if cell.source or cell.cell_type == "code": cells.append(cell)
         self.nb.cells = cells
 
     def cell(self, cell: Any) -> None:
