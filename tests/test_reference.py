@@ -27,7 +27,7 @@ PLAIN, EXECUTABLE = (re.compile(rf"^\s*`{{3,}}{word}\s*$", re.MULTILINE) for wor
 PRIVATE = {  # What differs from one run to the next, or between machines, and so says nothing to a reader
     "a pid": re.compile(r"(?<=\bpid)['\"]?\s*[=:]?\s*\d{2,}", re.IGNORECASE),
     "a time": re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d|\b\d\d:\d\d:\d\d\b"),
-    "a path": re.compile(r"(?<![\w.<])/(home|root|tmp|work|usr|var|opt|Users)/[\w/]+"),
+    "a path": re.compile(r"(?<![\w.<])/(home|root|tmp|work|usr|var|opt|Users)/\w+"),
     "a log line": re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL):|\bTraceback \(most recent", re.MULTILINE),
     "an address": re.compile(r"\b0x[0-9a-f]{6,}\b"),
 }

@@ -1,7 +1,8 @@
 """Links from names in the text to where they are documented: one of nbdev's processors, in place of its own.
 
-Unlike nbdev's, it links nothing twice, and links only what is clear: a class, `Class.method`, or a function or method whose
-name is the only one of its kind and no parameter's. Links are relative.
+Unlike nbdev's, it links nothing twice, and links only what is clear: a class, `Class.method`, a function whose name is the
+only one of its kind and no parameter's, and such a method of this page, or of a class that the package itself offers. Links
+are relative.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def target(code: str, page: str, symbols: Index) -> "str | None":
     if "." not in name and not is_class:
         every = symbols.by_name.get(name, []) + symbols.by_name.get("." + name, [])
         clear = len(every) == 1 and "_" in name.strip("_") and name not in symbols.taken
+        clear = clear and symbol.name.rpartition(".")[0] in ("", *symbols.faces)
         here = symbol.page == page and last not in symbols.taken
         if not (clear or here): return None
     return relative(symbol.page, page) + f"#{symbol.anchor}"

@@ -125,6 +125,7 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
         text = "\n\n".join(markdown(pages[name])).replace("```{mermaid}", "```mermaid")
         body = LINK.sub(r"\1.html\2", pypandoc.convert_text(text, "html", FORMAT, ["--wrap=none"]))
         shown = {key: html.escape(str(heads[name].get(key, ""))) for key in ("title", "description")}
+        shown["description"] = re.sub(r"`([^`]+)`", r"<code>\1</code>", shown["description"])
         up = "../" * name.count("/")
         path.write_text(PAGE.format(**shown, up=up, theme=theme, body=body, sidebar=sidebar(entries, name, titles)), encoding="utf-8")
     for file in ("styles.css", "favicon.svg"): shutil.copy(proc / file, to / file)

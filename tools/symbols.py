@@ -119,6 +119,7 @@ class Index:
         paths = sorted(p.relative_to(root / "nbs").as_posix() for p in (root / "nbs").rglob("*.ipynb"))
         paths = [path for path in paths if not any(part[0] in "._" for part in path.split("/"))]
         self.root, self.pages = root, {path: read_page(path, root) for path in paths}
+        self.faces = {*re.findall(r'"(\w+)": "[\w.]+"', next(root.glob("*/_modidx.py")).with_name("__init__.py").read_text()), "Hooks"}
         self.by_name: dict[str, list[Symbol]] = {}
         self.taken: set[str] = set()  # Names of parameters and fields, which mean something else in a sentence
         for page in self.pages.values():
