@@ -4,11 +4,13 @@ import ast
 import dataclasses
 import enum
 import functools
+import html
 import importlib
 import inspect
 import json
 import re
 import runpy
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple, TypeVar
@@ -361,6 +363,67 @@ def test_outputs_are_the_same_everywhere(name: str, site: Site) -> None:
             assert text == json.dumps(stored[cell["id"]], ensure_ascii=False).replace("\\n", "\n")
 
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+LOOKED_AT = [f"{name}.ipynb" for name in ("index", "managers/base", "core/config", "core/errors", "extensions/protocols", "conformance/catalogue")]
+
+
+@pytest.fixture(scope="session")
+def preview(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some pages as tools/preview.py makes them."""
+    pytest.importorskip("pypandoc", reason="pypandoc_binary is not installed: pip install -e '.[dev]'")
+    to = tmp_path_factory.mktemp("preview")
+    runpy.run_path(str(site.checkout / "tools/preview.py"))["build"](to, site.checkout / "_proc", LOOKED_AT)
+    return to
+
+
+@pytest.mark.parametrize("name", LOOKED_AT)
+def test_a_page_is_whole_in_html(name: str, preview: Path, site: Site) -> None:
+    """No Markdown is left in the HTML, no identifier is given twice, and every heading of the page is there."""
+    page = (preview / name).with_suffix(".html").read_text(encoding="utf-8")
+    text = html.unescape(re.sub(r"<pre.*?</pre>|<code.*?</code>", "", page.partition("<main")[2], flags=re.DOTALL))
+    assert not re.search(r"\]\(|\*\*|^\| |:::|\{#|\{\.", re.sub(r"<[^>]*>", "", text), re.MULTILINE)
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert {anchor for anchor in site.pages[name].anchors if "." in anchor} <= set(ids)
+    assert not re.search(r'href="(?!\w+:)[^"]*\.ipynb', page)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("theme", ["quarto-light", "quarto-dark"])
+def test_a_page_fits_its_window_and_can_be_read(width: int, theme: str, preview: Path) -> None:
+    """Nothing is cut off or needs scrolling sideways, nothing comes from another host, and links stand out from their ground."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+    asked: "list[str]" = []
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.on("request", lambda request: asked.append(request.url))
+        for name in LOOKED_AT:
+            page.goto((preview / name).with_suffix(".html").as_uri())
+            page.evaluate(f"document.body.className = '{theme}'")
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+            cut = page.evaluate("[...document.querySelectorAll('main pre')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)")
+            assert not cut, name
+            if page.locator("main a code").count():
+                ratio = page.evaluate(CONTRAST)
+                assert ratio > 4.5, name  # WCAG 2.2, 1.4.3 Contrast (Minimum)
+        browser.close()
+    assert asked and all(url.startswith("file:") for url in asked)
+
+
+CONTRAST = """() => {
+    const light = (color) => {
+        const [r, g, b] = color.match(/[\\d.]+/g).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const code = getComputedStyle(document.querySelector("main a code"));
+    const [a, b] = [light(code.color), light(code.backgroundColor)].sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+}"""
+
+
 def test_processing_has_nothing_to_complain_of(site: Site) -> None:
     """nbdev understands every page."""
     assert "Warning" not in site.said, site.said
@@ -373,7 +436,7 @@ def test_a_page_follows_from_the_source_alone(site: Site) -> None:
     assert (ast.get_docstring(tree) or "?") in text  # type: ignore[arg-type]
 
 
-def test_mermaid_pictures_reach_quarto(site: Site) -> None:
+def test_mermaid_pictures_reach_quarto(site: Site, tmp_path: Path) -> None:
     """What Quarto runs before it renders turns every plain fence into one that it draws, in nbdev's copy only."""
     there = site.checkout
     text = {name: "\n".join("".join(c["source"]) for c in page.cells) for name, page in site.pages.items()}
@@ -382,9 +445,10 @@ def test_mermaid_pictures_reach_quarto(site: Site) -> None:
     script = there / "tools/mermaid.py"
     config = yaml.safe_load((there / "_quarto.yml").read_text())
     assert (there / "_proc" / config["project"]["pre-render"]).resolve() == script
-    assert runpy.run_path(str(script))["convert"](there / "_proc") == plain
+    copy = shutil.copytree(there / "_proc", tmp_path / "_proc")
+    assert runpy.run_path(str(script))["convert"](copy) == plain
     for name in site.pages:
-        after = "\n".join("".join(c["source"]) for c in Page(there / "_proc" / name).cells)
+        after = "\n".join("".join(c["source"]) for c in Page(copy / name).cells)
         assert not PLAIN.search(after)
         assert len(EXECUTABLE.findall(after)) == len(PLAIN.findall(text[name]))
         assert not re.search(r"^\s*(flowchart|graph) (LR|RL)\b", after, re.MULTILINE), "a column is too narrow for it"

@@ -39,9 +39,10 @@ def target(code: str, page: str, symbols: Index) -> "str | None":
     if not found: return None
     name, last = found["name"], found["name"].rpartition(".")[2]
     symbol = symbols.find(name, page)
-    is_class = name[:1].isupper()
+    is_class = name[:1].isupper()  # or a constant
     if symbol is None and "." not in name and ("_" in name.strip("_") or found["call"]):
         symbol = symbols.find("." + name, page)
+    if symbol is None: symbol = symbols.owner(name, page)
     if symbol is None: return None
     if "." not in name and not is_class:
         every = symbols.by_name.get(name, []) + symbols.by_name.get("." + name, [])

@@ -10,7 +10,6 @@ import html
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -114,7 +113,6 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
     import pypandoc
     import yaml
 
-    runpy.run_path(str(ROOT / "tools/mermaid.py"))["convert"](proc)
     pages = {path.relative_to(proc).as_posix(): json.loads(path.read_text(encoding="utf-8")) for path in proc.rglob("*.ipynb")}
     heads = {name: header(nb) for name, nb in pages.items()}
     titles = {name: str(head.get("title", name)) for name, head in heads.items()}
@@ -122,7 +120,7 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
     for name in wanted or sorted(pages):
         path = to / Path(name).with_suffix(".html")
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = "\n\n".join(markdown(pages[name])).replace("```{mermaid}", "```mermaid")
+        text = "\n\n".join(markdown(pages[name]))
         body = LINK.sub(r"\1.html\2", pypandoc.convert_text(text, "html", FORMAT, ["--wrap=none"]))
         shown = {key: html.escape(str(heads[name].get(key, ""))) for key in ("title", "description")}
         shown["description"] = re.sub(r"`([^`]+)`", r"<code>\1</code>", shown["description"])

@@ -142,6 +142,14 @@ class Index:
         chosen = here or found
         return chosen[0] if len(chosen) == 1 else None
 
+    def owner(self, name: str, page: str = "") -> "Symbol | None":
+        """The class that a field or a member such as `WorkerConfig.max_pending` belongs to."""
+        owner, _, last = name.rpartition(".")
+        symbol = self.find(owner, page) if owner else None
+        if symbol is None or not isinstance(symbol.node, ast.ClassDef): return None
+        stored = [t.id for f in symbol.node.body for t in ast.walk(f) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
+        return symbol if last in stored else None
+
     def ancestors(self, symbol: Symbol) -> list[Symbol]:
         """The classes of the package that a class inherits from, the nearest first."""
         assert isinstance(symbol.node, ast.ClassDef)
