@@ -1,8 +1,8 @@
 """Links from names in the text to where they are documented: one of nbdev's processors, in place of its own.
 
-Unlike nbdev's, it links nothing twice, and links only what is clear: a class, `Class.method`, a function whose name is the
-only one of its kind and no parameter's, and such a method of this page, or of a class that the package itself offers. Links
-are relative.
+Unlike nbdev's, it links nothing twice, and links only what is clear: a class, `Class.method`, a function whose name is
+the only one of its kind and no parameter's, and such a method of this page, or of a class that the package itself
+offers. Links are relative.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ LINK = re.compile(r'(href="(?!\w+:)[^"#]*)\.ipynb([#"])')
 FORMAT = "markdown-implicit_figures+lists_without_preceding_blankline"
 PAGE = """<!doctype html>
 <html lang="en" data-bs-theme="light"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><link rel="icon" href="{up}favicon.svg"><link rel="stylesheet" href="{up}preview.css"><link rel="stylesheet" href="{up}styles.css">
+<title>{title}</title><link rel="icon" href="{up}favicon.svg">
+<link rel="stylesheet" href="{up}preview.css"><link rel="stylesheet" href="{up}styles.css">
 </head><body class="{theme}"><nav id="preview-sidebar">{sidebar}</nav><main class="content">
 <header id="title-block-header"><h1 class="title">{title}</h1><div class="description">{description}</div></header>
 {body}</main></body></html>
@@ -35,10 +36,13 @@ main { margin-left: 16rem; max-width: 47rem; padding: 1rem; } a { color: #2761e3
 pre { padding: 0.5rem 0.8rem; border-radius: 4px; } .sourceCode pre, pre.sourceCode { background: #f1f3f5; }
 code { font: 0.85em/1.4 ui-monospace, monospace; color: #5b3a9e; background: #f1f3f5; padding: 1px 3px; border-radius: 3px; }
 pre code { color: inherit; background: none; padding: 0; } table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
-td, th { border-bottom: 1px solid #8884; padding: 0.3rem 0.5rem; text-align: left; vertical-align: top; } h2 { border-bottom: 1px solid #8884; }
+td, th { border-bottom: 1px solid #8884; padding: 0.3rem 0.5rem; text-align: left; vertical-align: top; }
+h2 { border-bottom: 1px solid #8884; }
 pre.mermaid { white-space: pre-wrap; overflow-wrap: anywhere; } .sr-only { display: none; }
-body.quarto-dark { color: #fff; background: #222; } .quarto-dark a { color: #5fb3f0; } .quarto-dark code { color: #e0c8ff; background: #333; }
-.quarto-dark .sourceCode pre, .quarto-dark pre.sourceCode { background: #2d2d2d; } .quarto-dark pre code { background: none; color: inherit; }
+body.quarto-dark { color: #fff; background: #222; } .quarto-dark a { color: #5fb3f0; }
+.quarto-dark code { color: #e0c8ff; background: #333; }
+.quarto-dark .sourceCode pre, .quarto-dark pre.sourceCode { background: #2d2d2d; }
+.quarto-dark pre code { background: none; color: inherit; }
 @media (max-width: 767px) { nav { position: static; width: auto; max-height: 30vh; } main { margin: 0; } }
 """
 
@@ -51,7 +55,9 @@ def output(out: dict[str, Any]) -> str:
         return "".join(value)
 
     if out["output_type"] == "stream": return fenced(joined(out["text"]), "cell-output cell-output-stdout")
-    if "text/html" in data: return f"\n```{{=html}}\n<div class=\"cell-output cell-output-display\">{joined(data['text/html'])}</div>\n```\n"
+    if "text/html" in data:
+        shown = f'<div class="cell-output cell-output-display">{joined(data["text/html"])}</div>'
+        return f"\n```{{=html}}\n{shown}\n```\n"
     if "text/markdown" in data: return joined(data["text/markdown"])
     return fenced(joined(data["text/plain"]), "cell-output cell-output-display") if "text/plain" in data else ""
 
@@ -113,7 +119,8 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
     import pypandoc
     import yaml
 
-    pages = {path.relative_to(proc).as_posix(): json.loads(path.read_text(encoding="utf-8")) for path in proc.rglob("*.ipynb")}
+    found = {path.relative_to(proc).as_posix(): path for path in proc.rglob("*.ipynb")}
+    pages = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items()}
     heads = {name: header(nb) for name, nb in pages.items()}
     titles = {name: str(head.get("title", name)) for name, head in heads.items()}
     entries = yaml.safe_load((proc / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
@@ -121,11 +128,12 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
         path = to / Path(name).with_suffix(".html")
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "\n\n".join(markdown(pages[name]))
-        body = LINK.sub(r"\1.html\2", pypandoc.convert_text(text, "html", FORMAT, ["--wrap=none"]))
+        made = pypandoc.convert_text(text, "html", FORMAT, ["--wrap=none"])
         shown = {key: html.escape(str(heads[name].get(key, ""))) for key in ("title", "description")}
         shown["description"] = re.sub(r"`([^`]+)`", r"<code>\1</code>", shown["description"])
         up = "../" * name.count("/")
-        path.write_text(PAGE.format(**shown, up=up, theme=theme, body=body, sidebar=sidebar(entries, name, titles)), encoding="utf-8")
+        parts = {"body": LINK.sub(r"\1.html\2", made), "sidebar": sidebar(entries, name, titles)}
+        path.write_text(PAGE.format(**shown, **parts, up=up, theme=theme), encoding="utf-8")
     for file in ("styles.css", "favicon.svg"): shutil.copy(proc / file, to / file)
     (to / "preview.css").write_text(LOOK, encoding="utf-8")
 

@@ -1,7 +1,7 @@
-"""The reference: one of nbdev's processors. It puts, in place of each cell that exports, what the cell defines for readers.
+"""The reference: one of nbdev's processors. It replaces each cell that exports by the reference of what the cell defines.
 
-A class shows its signature, its docstring, a table of its parameters, fields, members or facts, and then each method and
-property under a heading of its own. Everything is read from the source of the cell: see symbols.py.
+A class shows its signature, its docstring, a table of its parameters, fields, members or facts, and then each method
+and property under a heading of its own. Everything is read from the source of the cell: see symbols.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .symbols import Function, Index, Symbol, index, lines_of, methods, public
 
 WIDTH = 88  # Of a signature on one line
 RAISES = re.compile(r"^:raises? +([\w.]+) *: *(.*)$")
+SHOWN = ("classmethod", "staticmethod", "contextmanager", "asynccontextmanager")  # Decorators that change how one calls
 SPECIAL = {"dataclass": "Field", "Enum": "Member", "FactError": "Fact", "NamedTuple": "Field", "TypedDict": "Key"}
 
 
@@ -96,7 +97,8 @@ class Writer:
     def of_constant(self, symbol: Symbol) -> Iterator[str]:
         """The reference of a constant or a type alias."""
         yield heading(symbol, 3, self.source(symbol))
-        yield fence(ast.unparse(symbol.node) if (symbol.node.end_lineno or 0) - symbol.node.lineno < 12 else symbol.name)
+        lines = (symbol.node.end_lineno or 0) - symbol.node.lineno
+        yield fence(ast.unparse(symbol.node) if lines < 12 else symbol.name)
         yield escaped(symbol.comments.get(symbol.node.end_lineno or 0, ""))
 
     def of_function(self, symbol: Symbol, level: int) -> Iterator[str]:
@@ -104,46 +106,45 @@ class Writer:
         node, shown = symbol.node, self.original(symbol)
         assert isinstance(node, Function) and isinstance(shown.node, Function)
         yield heading(symbol, level, self.source(symbol))
-        decorators = {ast.unparse(d).partition("(")[0].rpartition(".")[2] for d in node.decorator_list}
+        decorators = symbol.decorators
         result = text(node.returns)
         rows = list(parameters(node, symbol.comments, level > 3 and "staticmethod" not in decorators))
         if shown is not symbol: rows = explained(rows, parameters(shown.node, shown.comments, True))
-        own = ast.get_docstring(node) or ""
         if decorators & {"property", "cached_property"}:
             yield fence(f"{node.name}: {result}" if result else node.name)
         else:
-            prefix = "".join(f"@{name}\n" for name in ("classmethod", "staticmethod", "contextmanager", "asynccontextmanager") if name in decorators)
+            prefix = "".join(f"@{name}\n" for name in SHOWN if name in decorators)
             prefix += "async def " if isinstance(node, ast.AsyncFunctionDef) else "def "
             yield fence(call(prefix + node.name, rows, result))
-        description, errors = parted(own or ast.get_docstring(shown.node) or self.elsewhere(symbol))
+        description, errors = parted(symbol.doc or shown.doc or self.elsewhere(symbol))
         yield description
         listed = [row for row in rows if row.name not in ("/", "*")]
         if listed and not decorators & {"property", "cached_property"}: yield table("Parameter", listed)
         meaning = returned(node, symbol.comments) or returned(shown.node, shown.comments)
         if meaning: yield f"**{'Value' if 'property' in decorators else 'Returns'}** {code(result)}: {escaped(meaning)}"
         yield errors
-        if shown is not symbol and not own: yield f"As `{shown.name}`."
+        if shown is not symbol and not symbol.doc: yield f"As `{shown.name}`."
 
     def original(self, symbol: Symbol) -> Symbol:
-        """What explains a method: the method of a base class or a Protocol that it stands for, unless it does so itself."""
+        """The method that explains this one: itself, or the method of a base class or a Protocol that it implements."""
         assert isinstance(symbol.node, Function)
-        told = any(row.meaning for row in parameters(symbol.node, symbol.comments, True)) or returned(symbol.node, symbol.comments)
-        if "." not in symbol.name or told: return symbol
+        explains = any(row.meaning for row in parameters(symbol.node, symbol.comments, True))
+        if "." not in symbol.name or explains or returned(symbol.node, symbol.comments): return symbol
         owner, _, name = symbol.name.rpartition(".")
         parent = self.symbols.find(owner, self.page)
         bases = self.symbols.ancestors(parent) if parent else []
         for base in [*bases, *self.symbols.protocols()]:
             for method in methods(base):
-                if method.name == f"{base.name}.{name}" and ast.get_docstring(method.node): return method  # type: ignore[arg-type]
+                if method.last == name and method.doc: return method
         return symbol
 
     def elsewhere(self, symbol: Symbol) -> str:
         """Where a method without a docstring is documented: by a class of another package."""
         parent = self.symbols.find(symbol.name.rpartition(".")[0], self.page)
         if parent is None: return ""
-        every = [ast.unparse(base) for s in (parent, *self.symbols.ancestors(parent)) for base in s.node.bases]  # type: ignore[attr-defined]
+        every = [base for member in (parent, *self.symbols.ancestors(parent)) for base in member.bases]
         foreign = [base for base in every if self.symbols.find(base, self.page) is None]
-        return f"As `{foreign[-1]}.{symbol.name.rpartition('.')[2]}`." if foreign else ""
+        return f"As `{foreign[-1]}.{symbol.last}`." if foreign else ""
 
     def of_class(self, symbol: Symbol) -> Iterator[str]:
         """The reference of a class and of its methods."""
@@ -151,56 +152,48 @@ class Writer:
         assert isinstance(node, ast.ClassDef)
         family = [symbol, *self.symbols.ancestors(symbol)]
         kind, rows = self.rows(family)
-        made = next((m for s in family for m in s.node.body if isinstance(m, Function) and m.name == "__init__"), None)  # type: ignore[attr-defined]
-        owner = next((s for s in family if made in s.node.body), symbol)  # type: ignore[attr-defined]
+        every = [(s, m) for s in family for m in s.body if isinstance(m, Function) and m.name == "__init__"]
+        owner, made = every[0] if every else (symbol, None)
         yield heading(symbol, 3, self.source(symbol))
-        bases = [base for base in map(ast.unparse, node.bases) if not base.startswith("_")]
+        bases = [base for base in symbol.bases if not base.startswith("_")]
         taken: list[Row] = []
         if kind == "Fact" and owner is not symbol and owner.name == "FactError": made = None  # the facts say it better
         if made is not None: taken = list(parameters(made, owner.comments, True))
         elif kind in ("Field", "Fact", "Key"): taken = arranged([row for row in rows if row.in_call], node)
-        if kind == "Member" or is_protocol(node): yield fence(f"class {node.name}({', '.join(bases)})")
+        if kind == "Member" or symbol.is_protocol: yield fence(f"class {node.name}({', '.join(bases)})")
         else: yield fence(call(f"class {node.name}", taken, ""))
-        description, errors = parted(ast.get_docstring(node) or "")
+        description, errors = parted(symbol.doc)
         yield description
         if made is not None and owner is symbol:
             more, raised = parted(ast.get_docstring(made) or "")
             yield more
             errors = "\n\n".join(part for part in (errors, raised) if part)
-        explained_here = [row for row in taken if row.name not in ("/", "*") and row.meaning]
-        if made is not None and explained_here and not same(explained_here, rows): yield table("Parameter", explained_here)
+        with_meaning = [row for row in taken if row.name not in ("/", "*") and row.meaning]
+        if made is not None and with_meaning and not same(with_meaning, rows): yield table("Parameter", with_meaning)
         if rows: yield table(kind or "Attribute", rows)
         yield errors
-        if bases and not is_protocol(node) and kind != "Member": yield f"Bases: {', '.join(map(code, bases))}."
-        own = {m.name.rpartition(".")[2] for m in methods(symbol)}
+        if bases and not symbol.is_protocol and kind != "Member": yield f"Bases: {', '.join(map(code, bases))}."
+        own = {m.last for m in methods(symbol)}
         for base in family[1:]:
-            named = {m.name.rpartition(".")[2]: m for m in methods(base)}
-            rest = [f"[{code(name)}]({relative(m.page, self.page)}#{m.anchor})" for name, m in named.items() if name not in own]
-            if rest: yield f"From `{base.name}`: {', '.join(rest)}."
-            own |= set(named)
+            rest = [m for m in methods(base) if m.last not in own]
+            links = [f"[{code(m.last)}]({relative(m.page, self.page)}#{m.anchor})" for m in rest]
+            if links: yield f"From `{base.name}`: {', '.join(links)}."
+            own |= {m.last for m in rest}
         for method in methods(symbol): yield from self.of_function(method, 4)
 
     def rows(self, family: list[Symbol]) -> tuple[str, list[Row]]:
         """What the table of a class lists: its kind, and the fields, members or facts, the inherited ones first."""
-        node = family[0].node
-        words = {ast.unparse(b).partition("[")[0].rpartition(".")[2] for s in family for b in s.node.bases}  # type: ignore[attr-defined]
-        words |= {s.name for s in family}
-        words |= {ast.unparse(d).partition("(")[0] for s in family for d in s.node.decorator_list}  # type: ignore[attr-defined]
+        words = {base.partition("[")[0].rpartition(".")[2] for member in family for base in member.bases}
+        words |= {member.name for member in family} | {word for member in family for word in member.decorators}
         if words & {"Enum", "IntEnum", "StrEnum", "Flag", "IntFlag"}: return "Member", list(members(family[0]))
         kind = next((label for word, label in SPECIAL.items() if word in words), "")
         found = {row.name: row for symbol in reversed(family) for row in fields(symbol, bool(kind))}
-        assert isinstance(node, ast.ClassDef)
         return kind, list(found.values())
 
 
 def same(some: list[Row], others: list[Row]) -> bool:
     """Whether two tables list the same."""
     return {row.name for row in some} <= {row.name for row in others}
-
-
-def is_protocol(node: ast.ClassDef) -> bool:
-    """Whether a class is a Protocol."""
-    return any(ast.unparse(base).startswith("Protocol") for base in node.bases)
 
 
 def arranged(rows: list[Row], node: ast.ClassDef) -> list[Row]:
@@ -211,7 +204,7 @@ def arranged(rows: list[Row], node: ast.ClassDef) -> list[Row]:
 
 def members(symbol: Symbol) -> Iterator[Row]:
     """The members of an enum."""
-    for node in symbol.node.body:  # type: ignore[attr-defined]
+    for node in symbol.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and public(node.targets[0].id):
             meaning = symbol.comments.get(node.end_lineno or 0, "")
             yield Row(node.targets[0].id, "", ast.unparse(node.value), meaning)
@@ -219,8 +212,9 @@ def members(symbol: Symbol) -> Iterator[Row]:
 
 def fields(symbol: Symbol, every: bool) -> Iterator[Row]:
     """The annotated fields of a class; unless it is made of fields, only those that are explained."""
-    for node in symbol.node.body:  # type: ignore[attr-defined]
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or not public(node.target.id): continue
+    for node in symbol.body:
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name): continue
+        if not public(node.target.id): continue
         kind, meaning = text(node.annotation), symbol.comments.get(node.end_lineno or 0, "")
         if kind.startswith("ClassVar") or not (every or meaning): continue
         default, in_call = default_of(node.value)
@@ -301,7 +295,7 @@ def parted(doc: str) -> tuple[str, str]:
 
 
 def apart(source: str, anchors: set[str]) -> str:
-    """A text whose headings have other identifiers than those of the reference, such as `## Chunks` beside the class `Chunks`.
+    """Give the headings of a text identifiers that the reference does not use: `## Chunks` stands beside the class `Chunks`.
 
     Nothing is left of a text that is only the heading of a name: the reference has one.
     """
@@ -318,11 +312,13 @@ class Reference(Processor):  # type: ignore[misc]
     """Replace the cells that export by the reference of what they define."""
 
     def __init__(self, nb: Any) -> None:
-        """Split the first cell. nbdev keeps only its title and subtitle; it makes every processor before it runs the first."""
+        """Split the first cell, of which nbdev keeps the title and subtitle only.
+
+        It is done here because nbdev makes every processor before it runs the first."""
         super().__init__(nb)
         first = next((cell for cell in nb.cells if cell.cell_type == "markdown"), None)
-        found = re.match(r"(# [^\n]+\n+> [^\n]+)\n+(\S.*)", first.source, re.DOTALL) if first else None
-        if found:
+        found = re.match(r"(# [^\n]+\n+> [^\n]+)\n+(\S.*)", first.source if first else "", re.DOTALL)
+        if first and found:
             first.source = found[1]
             nb.cells.insert(nb.cells.index(first) + 1, mk_cell(found[2], "markdown"))
 

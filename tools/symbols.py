@@ -38,6 +38,38 @@ class Symbol:
         """The identifier of its heading."""
         return self.name.lower() + self.suffix
 
+    @property
+    def last(self) -> str:
+        """The name without that of its class."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def doc(self) -> str:
+        """Its docstring, or nothing."""
+        kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        return ast.get_docstring(self.node) or "" if isinstance(self.node, kinds) else ""
+
+    @property
+    def body(self) -> list[ast.stmt]:
+        """The statements of a class."""
+        return self.node.body if isinstance(self.node, ast.ClassDef) else []
+
+    @property
+    def bases(self) -> list[str]:
+        """What a class derives from."""
+        return [ast.unparse(base) for base in self.node.bases] if isinstance(self.node, ast.ClassDef) else []
+
+    @property
+    def decorators(self) -> set[str]:
+        """The names of its decorators."""
+        if not isinstance(self.node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)): return set()
+        return {ast.unparse(decorator).partition("(")[0].rpartition(".")[2] for decorator in self.node.decorator_list}
+
+    @property
+    def is_protocol(self) -> bool:
+        """Whether it is a Protocol."""
+        return any(base.startswith("Protocol") for base in self.bases)
+
 
 @dataclass
 class Page:
@@ -60,9 +92,8 @@ def comments(source: str) -> dict[int, str]:
     return {line: text for line, text in found.items() if not text.startswith(("type:", "noqa", "pyright:", "mypy:"))}
 
 
-def documented(node: ast.stmt, lines: dict[int, str]) -> bool:
-    """Whether a method is for users: public, special with a docstring, or a hook, whose parameters or result are explained."""
-    if not isinstance(node, Function): return False
+def documented(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: dict[int, str]) -> bool:
+    """Whether a method is for users: public, special with a docstring, or a hook, whose parameters are explained."""
     if public(node.name): return True
     if node.name.startswith("__"): return node.name != "__init__" and bool(ast.get_docstring(node))
     args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -71,20 +102,24 @@ def documented(node: ast.stmt, lines: dict[int, str]) -> bool:
 
 def methods(symbol: Symbol) -> Iterator[Symbol]:
     """The methods and properties of a class that are for users; of an overloaded one, the implementation."""
-    assert isinstance(symbol.node, ast.ClassDef)
     found = {}
-    for node in symbol.node.body:
-        if documented(node, symbol.comments) and not any(ast.unparse(d).endswith(".setter") for d in node.decorator_list):
+    for node in symbol.body:
+        if not isinstance(node, Function) or not documented(node, symbol.comments): continue
+        if not any(ast.unparse(d).endswith(".setter") for d in node.decorator_list):
             found[node.name] = Symbol(f"{symbol.name}.{node.name}", symbol.page, symbol.module, node, symbol.comments)
     yield from found.values()
+
+
+def stored(node: ast.stmt) -> list[str]:
+    """The names that a statement stores values in."""
+    return [name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
 
 
 def names(node: ast.stmt) -> list[str]:
     """The public names that a statement defines, type variables apart."""
     if isinstance(node, (*Function, ast.ClassDef)): return [node.name] if public(node.name) else []
-    if isinstance(node, ast.Assign): targets = [t.id for t in ast.walk(node) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
-    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name): targets = [node.target.id]
-    else: return []
+    if not isinstance(node, (ast.Assign, ast.AnnAssign)): return []
+    targets = stored(node)
     is_variable = isinstance(node.value, ast.Call) and ast.unparse(node.value.func) in ("TypeVar", "ParamSpec")
     return [] if is_variable else [name for name in targets if public(name)]
 
@@ -101,8 +136,8 @@ def read_page(path: str, root: Path = ROOT) -> Page:
             page.hidden.add(cell["id"])
             continue
         lines = comments(source)
-        defined = {name: Symbol(name, path, module, node, lines) for node in ast.parse(source).body for name in names(node)}
-        page.cells[cell["id"]] = list(defined.values())
+        pairs = [(name, node) for node in ast.parse(source).body for name in names(node)]
+        page.cells[cell["id"]] = list({name: Symbol(name, path, module, node, lines) for name, node in pairs}.values())
     every = {s.name for symbols in page.cells.values() for s in symbols}
     for symbols in page.cells.values():
         for number, symbol in enumerate(symbols):
@@ -119,7 +154,8 @@ class Index:
         paths = sorted(p.relative_to(root / "nbs").as_posix() for p in (root / "nbs").rglob("*.ipynb"))
         paths = [path for path in paths if not any(part[0] in "._" for part in path.split("/"))]
         self.root, self.pages = root, {path: read_page(path, root) for path in paths}
-        self.faces = {*re.findall(r'"(\w+)": "[\w.]+"', next(root.glob("*/_modidx.py")).with_name("__init__.py").read_text()), "Hooks"}
+        offers = next(root.glob("*/_modidx.py")).with_name("__init__.py").read_text(encoding="utf-8")
+        self.faces = {*re.findall(r'"(\w+)": "[\w.]+"', offers), "Hooks"}
         self.by_name: dict[str, list[Symbol]] = {}
         self.taken: set[str] = set()  # Names of parameters and fields, which mean something else in a sentence
         for page in self.pages.values():
@@ -129,14 +165,13 @@ class Index:
     def _add(self, symbol: Symbol) -> None:
         self.by_name.setdefault(symbol.name, []).append(symbol)
         self.taken |= {arg.arg for arg in ast.walk(symbol.node) if isinstance(arg, ast.arg)}
-        if isinstance(symbol.node, ast.ClassDef):
-            self.taken |= {f.target.id for f in symbol.node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)}
-            for method in methods(symbol):
-                self.by_name.setdefault(method.name, []).append(method)
-                self.by_name.setdefault("." + method.name.rpartition(".")[2], []).append(method)
+        self.taken |= {name for field in symbol.body if isinstance(field, ast.AnnAssign) for name in stored(field)}
+        for method in methods(symbol):
+            self.by_name.setdefault(method.name, []).append(method)
+            self.by_name.setdefault("." + method.last, []).append(method)
 
     def find(self, name: str, page: str = "") -> "Symbol | None":
-        """What a name stands for on a page: that page's own, else the only one of the package; `None` when it is not clear."""
+        """Return what a name means on a page: the page's own, else the only one of the package, else `None`."""
         found = self.by_name.get(name, [])
         here = [symbol for symbol in found if symbol.page == page]
         chosen = here or found
@@ -146,25 +181,22 @@ class Index:
         """The class that a field or a member such as `WorkerConfig.max_pending` belongs to."""
         owner, _, last = name.rpartition(".")
         symbol = self.find(owner, page) if owner else None
-        if symbol is None or not isinstance(symbol.node, ast.ClassDef): return None
-        stored = [t.id for f in symbol.node.body for t in ast.walk(f) if isinstance(t, ast.Name) and isinstance(t.ctx, ast.Store)]
-        return symbol if last in stored else None
+        if symbol is None: return None
+        fields = [f for f in symbol.body if isinstance(f, (ast.Assign, ast.AnnAssign))]
+        return symbol if any(last in stored(f) for f in fields) else None
 
     def ancestors(self, symbol: Symbol) -> list[Symbol]:
         """The classes of the package that a class inherits from, the nearest first."""
-        assert isinstance(symbol.node, ast.ClassDef)
         found: list[Symbol] = []
-        for base in symbol.node.bases:
-            name = ast.unparse(base).partition("[")[0].rpartition(".")[2]
-            parent = self.find(name, symbol.page)
+        for base in symbol.bases:
+            parent = self.find(base.partition("[")[0].rpartition(".")[2], symbol.page)
             if parent is not None and isinstance(parent.node, ast.ClassDef):
                 found += [parent, *self.ancestors(parent)]
         return found
 
     def protocols(self) -> list[Symbol]:
         """The public Protocols."""
-        every = [s for found in self.by_name.values() for s in found if isinstance(s.node, ast.ClassDef)]
-        return [s for s in every if any(ast.unparse(b).startswith("Protocol") for b in s.node.bases)]  # type: ignore[attr-defined]
+        return [symbol for found in self.by_name.values() for symbol in found if symbol.is_protocol]
 
 
 @functools.lru_cache(maxsize=None)
