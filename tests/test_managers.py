@@ -246,6 +246,16 @@ async def test_an_app_that_cancels_all_tasks_leaves_no_job_without_an_end() -> N
         assert (await end(job)).status == "completed"
 
 
+async def test_an_estimate_that_panics_is_no_estimate() -> None:
+    class Panics(JobManager):
+        def estimate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> "dict[str, int] | None":
+            raise Panic("estimated")
+
+    async with manager(naps, cls=Panics, resource_manager=SlowToAdmit()) as m:
+        assert (await end(await m.start_job("naps", seconds=0.0))).status == "completed"
+        assert m.integration_errors["hooks.estimate_resources"] > 0
+
+
 # Threads
 
 

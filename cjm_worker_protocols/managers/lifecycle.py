@@ -175,7 +175,7 @@ class JobFinisher:
         events = self._integrations.events
         if events.heard: events.emit(f"job:{status}", {"job_id": job.id, "plugin_id": job.plugin_id, **payload}, ticket.context)
 
-# %% ../../nbs/managers/lifecycle.ipynb #75e85543
+# %% ../../nbs/managers/lifecycle.ipynb #5ac84b3d
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -207,7 +207,9 @@ class Lifecycle:
     def _estimate(self, plugin_id: str, config: dict[str, Any]) -> dict[str, int] | None:
         hooks = self._hooks()
         try: return None if hooks is None else hooks.estimate_resources(plugin_id, config)
-        except Exception as e: self._integrations.hooks.failed("estimate_resources", e)
+        except BaseException as e:
+            self._integrations.hooks.failed("estimate_resources", e)
+            ends_app(e)
         return None
 
     def _emit(self, event_type: str, **data: Any) -> None:
