@@ -26,7 +26,7 @@ from cjm_worker_protocols import Job, JobManager, WorkerConfig
 from cjm_worker_protocols.core.events import Event
 
 TESTS = Path(__file__).resolve().parent
-_INJECTED = ("supports_streaming", "plugin_registry", "resource_manager", "event_broadcaster", "engine")
+_INJECTED = ("plugins", "supports_streaming", "plugin_registry", "resource_manager", "event_broadcaster", "engine")
 
 
 def run(scenario: "Coroutine[Any, Any, Any]", limit: float = 30) -> Any:
@@ -51,7 +51,7 @@ def manager(*plugins: Any, cls: Any = JobManager, worker_type: str = "test", cat
     if engines.make is not None:
         given.setdefault("engine", engines.make())
     if found:
-        given["plugins"] = {p.__name__: p for p in found}
+        given["plugins"] = {**given.get("plugins", {}), **{p.__name__: p for p in found}}
     return cls(worker_type, category, worker_config=config, **given)
 
 
@@ -212,7 +212,7 @@ def guardians(pid: "int | None" = None) -> "list[psutil.Process]":
     found = []
     for process in psutil.Process(pid).children():
         try:
-            if any("guardian" in arg for arg in process.cmdline()):
+            if any("import guardian" in arg for arg in process.cmdline()):
                 found.append(process)
         except psutil.NoSuchProcess:
             pass

@@ -675,7 +675,7 @@ def test_with_another_fastcore(wanted: str, major: int, tmp_path: Path) -> None:
     there = {"PYTHONPATH": str(tmp_path / "other")}
     done = run(sys.executable, "-c", "import fastcore; print(fastcore.__version__)", cwd=tmp_path, **there)
     assert done.stdout.startswith(f"{major}."), said(done)
-    tests = [str(ROOT / "tests/test_cli.py"), "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    tests = [str(ROOT / "tests/test_cli.py"), "-q", "-p", "no:cacheprovider", "-n", "0", "-m", "slow or not slow"]
     tests += ["-k", "help or wrong_command_line or full_disk"]
     done = run(sys.executable, "-m", "pytest", *tests, cwd=ROOT, CJM_WORKERS_TEST_PATH=there["PYTHONPATH"])
     assert done.returncode == 0 and int(re.findall(r"(\d+) passed", done.stdout)[0]) > 20, said(done)

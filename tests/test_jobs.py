@@ -1384,6 +1384,22 @@ def test_unload_plugin_waits_for_the_job_that_runs(gate: Gate) -> None:
     run(scenario())
 
 
+def test_unload_and_reload_wait_for_a_stream() -> None:
+    """Both come while chunks are read: the stream is whole, and then they are done."""
+
+    async def scenario() -> None:
+        async with manager("count", stream_buffer=5) as m:
+            for command in (m.unload_plugin("count"), m.reload_plugin("count", {})):
+                job = await m.start_job("count", n=200)
+                chunks = job.stream()
+                got = [await chunks.__anext__()]
+                asked = asyncio.ensure_future(command)
+                got += [chunk async for chunk in chunks]
+                assert got == list(range(200)) and await job == "counted to 200" and await asked
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("config", [{"size": 2}, {}], ids=["another config", "the same config"])
 def test_reload_plugin_loads_once(config: "dict[str, Any]") -> None:
     """reload_plugin unloads once and loads once, and without a registry its config stays for the jobs that follow."""
@@ -1510,8 +1526,8 @@ def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
     )
 
     async def scenario() -> None:
-        config = WorkerConfig(standby=False, python=str(home / "bin" / "python"))
-        async with JobManager("test", "tests", worker_config=config, plugins={"where": "only_there:where", "by value": lambda: 1}) as m:
+        plugins = {"where": "only_there:where", "by value": lambda: 1}
+        async with manager(plugins=plugins, python=str(home / "bin" / "python")) as m:
             job = await m.start_job("where")
             assert Path(await job).resolve() == home.resolve() and job.message == "found"
             with pytest.raises(JobError, match="No module named 'cloudpickle'.*install it in the worker's environment, or name the plugin by import string"):
@@ -1607,6 +1623,28 @@ def test_several_workers_work_at_the_same_time(gate: Gate) -> None:
             gate.open(4)
             results = [await job for job in jobs]
             assert [tag for _, tag in results] == [0, 1, 2, 3] and len({pid for pid, _ in results}) == 3
+
+    run(scenario())
+
+
+def test_two_workers_take_jobs_by_priority(gate: Gate) -> None:
+    """Both are busy while jobs come; then the two of the highest priority are next, and so on."""
+
+    async def scenario() -> None:
+        async with manager("wait_at", max_workers=2) as m:
+            seen = Seen(m)
+            running = [await m.start_job("wait_at", gate=gate.path) for _ in range(2)]
+            for job in running:
+                await seen.until("job:progress", job_id=job.id)
+            jobs = {p: await m.start_job("wait_at", gate=gate.path, priority=p) for p in (0, 30, 10, 20)}
+            for pair in ((30, 20), (10, 0)):
+                gate.open(2)
+                for p in pair:
+                    await seen.until("job:progress", job_id=jobs[p].id)
+            gate.open(2)
+            await asyncio.gather(*jobs.values())
+        started = [e.data["job_id"] for e in await seen.rest() if e.type == "job:started"]
+        assert set(started[2:4]) == {jobs[30].id, jobs[20].id} and set(started[4:]) == {jobs[10].id, jobs[0].id}
 
     run(scenario())
 
