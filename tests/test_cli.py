@@ -127,6 +127,7 @@ def test_demo_in_a_pipe_prints_json_and_nothing_else(tmp_path: Path) -> None:
     assert summary["broadcaster"] == {"sent": sum(summary["events"].values()), "dropped": 0}
 
 
+@pytest.mark.slow
 @speech
 def test_demo_plugs_in_the_ready_integrations_without_their_extras(tmp_path: Path) -> None:
     """The very classes of `integrations`; nothing that only another extra brings is imported, or missed."""

@@ -267,6 +267,7 @@ def test_imports_have_cells_of_their_own(name: str) -> None:
             assert kinds != {True, False} or exports(cell), source(cell)
 
 
+@pytest.mark.slow
 @each_notebook
 def test_show_doc_cells_show(name: str, site: Site) -> None:
     """Every show_doc cell was executed, without raising, and shows something."""
@@ -276,6 +277,7 @@ def test_show_doc_cells_show(name: str, site: Site) -> None:
             assert kinds and "error" not in kinds, source(cell)
 
 
+@pytest.mark.slow
 def test_mermaid_pictures_reach_quarto(site: Site) -> None:
     """What Quarto runs before it renders turns every plain fence into one that it draws, in nbdev's copy only."""
     there = site.checkout
@@ -294,6 +296,7 @@ def test_mermaid_pictures_reach_quarto(site: Site) -> None:
     assert (there / "nbs/index.ipynb").read_bytes() == (NBS / "index.ipynb").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_top_quarto_yml_is_the_one_used(site: Site) -> None:
     """nbs/_quarto.yml only includes the top one, and does so from nbdev's copy of nbs/ too."""
     there = site.checkout
