@@ -19,8 +19,8 @@ from typing import Any
 from .errors import ConfigError, NotANewJobError, StreamOverflowError, WrongLoopError
 
 # %% auto #0
-__all__ = ['ENDS', 'id_bytes', 'signal_name', 'JobError', 'JobCancelled', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks',
-           'LiveJob', 'Job', 'job_table', 'attach', 'JobStream']
+__all__ = ['ENDS', 'id_bytes', 'signal_name', 'JobError', 'JobCancelled', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks', 'Job',
+           'job_table', 'LiveJob', 'attach', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #3edd6986
 def signal_name(
@@ -191,43 +191,6 @@ class Chunks:
         on_room, self.on_room = self.on_room, None
         if on_room is not None: on_room()
 
-# %% ../../nbs/core/jobs.ipynb #c7da137c
-class LiveJob:
-    "The part of a job that belongs to an event loop: who waits, and the stream."
-    stream_buffer = 1000  # Chunks that are kept
-
-    def __init__(self,
-        job: Job # The job
-    ):
-        self._job = job
-        self.loop: asyncio.AbstractEventLoop | None = None  # The manager's
-        self.waiters = Waiters()
-        self.streamed: Chunks | None = None  # None as long as there is neither a chunk nor a reader
-
-    @property
-    def chunks(self) -> Chunks: # Made on first use
-        "The job's chunks."
-        if self.streamed is None: self.streamed = Chunks(self.stream_buffer)
-        return self.streamed
-
-    def check_loop(self,
-        call: str # What was called, for the error
-    ) -> None:
-        "Raise `WrongLoopError` on another loop than the manager's."
-        if self.loop is not None and asyncio.get_running_loop() is not self.loop: raise WrongLoopError(call)
-
-    def end(self,
-        status: str, # One of `ENDS`
-        result: Any = None, # Of a completed job
-        error: JobError | None = None # Of the others
-    ) -> None:
-        "End the job: first its result or error, then its status, then all that wait."
-        job = self._job
-        job.result, job.error, job.completed_at = result, error, now()
-        job.status = status
-        self.waiters.wake()
-        if self.streamed is not None: self.streamed.waiters.wake()
-
 # %% ../../nbs/core/jobs.ipynb #4e32e055
 class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
@@ -307,6 +270,43 @@ def job_table(
     facts = {"job": job.id, "plugin": job.plugin_id, "status": job.status, "progress": f"{job.progress:.0%} {job.message}".strip()}
     if job.completed_at is not None: facts["took"] = f"{(job.completed_at - (job.started_at or job.created_at)).total_seconds():.3f} s"
     return f"<table>{''.join(f'<tr><th>{k}</th><td>{html.escape(v)}</td></tr>' for k, v in facts.items())}</table>"
+
+# %% ../../nbs/core/jobs.ipynb #c7da137c
+class LiveJob:
+    "The part of a job that belongs to an event loop: who waits, and the stream."
+    stream_buffer = 1000  # Chunks that are kept
+
+    def __init__(self,
+        job: Job # The job
+    ):
+        self._job = job
+        self.loop: asyncio.AbstractEventLoop | None = None  # The manager's
+        self.waiters = Waiters()
+        self.streamed: Chunks | None = None  # None as long as there is neither a chunk nor a reader
+
+    @property
+    def chunks(self) -> Chunks: # Made on first use
+        "The job's chunks."
+        if self.streamed is None: self.streamed = Chunks(self.stream_buffer)
+        return self.streamed
+
+    def check_loop(self,
+        call: str # What was called, for the error
+    ) -> None:
+        "Raise `WrongLoopError` on another loop than the manager's."
+        if self.loop is not None and asyncio.get_running_loop() is not self.loop: raise WrongLoopError(call)
+
+    def end(self,
+        status: str, # One of `ENDS`
+        result: Any = None, # Of a completed job
+        error: JobError | None = None # Of the others
+    ) -> None:
+        "End the job: first its result or error, then its status, then all that wait."
+        job = self._job
+        job.result, job.error, job.completed_at = result, error, now()
+        job.status = status
+        self.waiters.wake()
+        if self.streamed is not None: self.streamed.waiters.wake()
 
 # %% ../../nbs/core/jobs.ipynb #9dad3778
 def attach(

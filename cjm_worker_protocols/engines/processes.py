@@ -83,7 +83,8 @@ TRACKER_LOOK = 0.02  # Seconds between two looks whether they have
 def _is_tracker(pid: int) -> bool:
     "Whether a process is a resource tracker, by its command line."
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file: return b"resource_tracker" in file.read()
+        with open(f"/proc/{pid}/cmdline", "rb") as file: command = file.read()
+        return not command or b"resource_tracker" in command # it has none for a moment during execve(2)
     except OSError: return False
 
 def kill_group(

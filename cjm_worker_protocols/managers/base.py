@@ -37,8 +37,8 @@ from .reports import Ticket
 from ..worker.plugins import PluginTable, pack
 
 # %% auto #0
-__all__ = ['Manager', 'WorkerView', 'view', 'check_options', 'culprit', 'count_jobs', 'make_frame', 'check_room',
-           'check_capacity', 'start_lifecycle', 'close_all', 'close_later', 'BaseJobManager', 'JobManager']
+__all__ = ['Manager', 'WorkerView', 'view', 'check_options', 'culprit', 'count_jobs', 'make_frame', 'BaseJobManager',
+           'check_room', 'check_capacity', 'start_lifecycle', 'close_all', 'close_later', 'JobManager']
 
 # %% ../../nbs/managers/base.ipynb #a4857e54
 class WorkerView(NamedTuple):
@@ -113,78 +113,6 @@ def make_frame(
         unsendable = f"the config cannot be sent to a worker: {e}"
         if culprit({"config": config}): raise RegistryUnavailableError("load_plugin_config", unsendable) from e
         raise ParametersNotSendableError(job.plugin_id, e, culprit(parameters)) from e
-
-# %% ../../nbs/managers/base.ipynb #bec05c86
-async def check_room(
-    manager: BaseJobManager, # The manager
-    lifecycle: Lifecycle, # Its lifecycle
-    plugin_id: str, # A job's plugin
-    config: dict[str, Any] # The plugin's config
-) -> None:
-    "Raise `ResourceValidationError` if the hook refuses the job, or the resource manager says that its plugin can never fit."
-    validating: Any = manager._validate_resources(plugin_id, config)
-    if not inspect.isawaitable(validating): raise ConfigError("_validate_resources()", "an `async def`", validating)
-    reason = await validating
-    if reason is not None and not isinstance(reason, str): raise ConfigError("_validate_resources()", "a reason as text, or None", reason)
-    gate = lifecycle.scheduler.gate
-    if not reason and gate is not None: reason = await gate.refusal("can_ever_start", plugin_id, config)
-    if reason: raise ResourceValidationError(plugin_id, reason)
-
-def check_capacity(
-    lifecycle: Lifecycle, # The manager's
-    config: WorkerConfig # Its limits
-) -> None:
-    "Raise `WorkersUnavailableError` or `QueueFullError` if no further job can be accepted."
-    if lifecycle.pool.capacity <= 0: raise WorkersUnavailableError(config.restart.value, lifecycle.pool.last_error)
-    if len(lifecycle.scheduler) >= config.max_pending: raise QueueFullError(config.max_pending)
-
-# %% ../../nbs/managers/base.ipynb #537e7362
-_CLOSING: set[asyncio.Task[None]] = set()  # Of managers that were dropped: a loop keeps only weak references to tasks
-
-def start_lifecycle(
-    manager: BaseJobManager, # The manager
-    integrations: Integrations, # Its integrations
-    engine: Engine, # Its engine
-    table: JobTable # Its jobs
-) -> Lifecycle: # On the running loop
-    "Make the lifecycle. Raises `ConfigError` or `PluginNotSendableError` for a plugin loader that cannot be one."
-    loader = manager.get_plugin_loader()
-    if not callable(loader) and not isinstance(loader, str):
-        raise ConfigError("get_plugin_loader()", "a function that returns a dict of plugins, or its import string", loader)
-    if getattr(loader, "__self__", None) is manager:
-        raise ConfigError("get_plugin_loader()", "a function, and not a method, which would send the manager itself to the worker", loader)
-    source = pack(f"the loader of {type(manager).__name__}", loader)
-    path = None if manager.worker_config.python else [os.path.abspath(entry) for entry in sys.path] # as it is now, wherever the app goes
-    def hello(level: int) -> bytes: return encode(Kind.INIT, 0, (path, source, level))
-
-    lifecycle = Lifecycle(manager.worker_config, engine, hello, integrations, weakref.ref(manager), table)
-    integrations.events.loop = lifecycle.loop
-    return lifecycle
-
-async def close_all(
-    lifecycle: Lifecycle | None, # `None` if the manager was never used
-    integrations: Integrations, # The manager's
-    engine: Engine # The manager's
-) -> None:
-    "End jobs and workers, then the integrations, then the engine, which is closed also if this is cancelled."
-    try:
-        if lifecycle is not None: await lifecycle.close()
-        await integrations.close()
-    finally: await engine.close()
-
-def close_later(
-    lifecycle: Lifecycle, # Of a manager that was dropped
-    integrations: Integrations, # Its integrations
-    engine: Engine # Its engine
-) -> None:
-    "Have the loop end everything. May be called from any thread, as the garbage collector does."
-    def close() -> None:
-        task = lifecycle.loop.create_task(close_all(lifecycle, integrations, engine))
-        _CLOSING.add(task)
-        task.add_done_callback(_CLOSING.discard)
-
-    try: lifecycle.loop.call_soon_threadsafe(close, context=Context())
-    except RuntimeError: pass # the loop is closed
 
 # %% ../../nbs/managers/base.ipynb #12f55770
 Manager = TypeVar("Manager", bound="BaseJobManager")
@@ -417,6 +345,78 @@ class BaseJobManager(Hooks):
         jobs = [(job.id, job.plugin_id, job.status, f"{job.progress:.0%}") for job in self.get_all_jobs()[-20:]]
         heads = ("job", "plugin", "status", "progress")
         return f"<p>{html.escape(repr(self))}</p>{_table(WorkerView._fields, self.workers)}{_table(heads, jobs)}"
+
+# %% ../../nbs/managers/base.ipynb #bec05c86
+async def check_room(
+    manager: BaseJobManager, # The manager
+    lifecycle: Lifecycle, # Its lifecycle
+    plugin_id: str, # A job's plugin
+    config: dict[str, Any] # The plugin's config
+) -> None:
+    "Raise `ResourceValidationError` if the hook refuses the job, or the resource manager says that its plugin can never fit."
+    validating: Any = manager._validate_resources(plugin_id, config)
+    if not inspect.isawaitable(validating): raise ConfigError("_validate_resources()", "an `async def`", validating)
+    reason = await validating
+    if reason is not None and not isinstance(reason, str): raise ConfigError("_validate_resources()", "a reason as text, or None", reason)
+    gate = lifecycle.scheduler.gate
+    if not reason and gate is not None: reason = await gate.refusal("can_ever_start", plugin_id, config)
+    if reason: raise ResourceValidationError(plugin_id, reason)
+
+def check_capacity(
+    lifecycle: Lifecycle, # The manager's
+    config: WorkerConfig # Its limits
+) -> None:
+    "Raise `WorkersUnavailableError` or `QueueFullError` if no further job can be accepted."
+    if lifecycle.pool.capacity <= 0: raise WorkersUnavailableError(config.restart.value, lifecycle.pool.last_error)
+    if len(lifecycle.scheduler) >= config.max_pending: raise QueueFullError(config.max_pending)
+
+# %% ../../nbs/managers/base.ipynb #537e7362
+_CLOSING: set[asyncio.Task[None]] = set()  # Of managers that were dropped: a loop keeps only weak references to tasks
+
+def start_lifecycle(
+    manager: BaseJobManager, # The manager
+    integrations: Integrations, # Its integrations
+    engine: Engine, # Its engine
+    table: JobTable # Its jobs
+) -> Lifecycle: # On the running loop
+    "Make the lifecycle. Raises `ConfigError` or `PluginNotSendableError` for a plugin loader that cannot be one."
+    loader = manager.get_plugin_loader()
+    if not callable(loader) and not isinstance(loader, str):
+        raise ConfigError("get_plugin_loader()", "a function that returns a dict of plugins, or its import string", loader)
+    if getattr(loader, "__self__", None) is manager:
+        raise ConfigError("get_plugin_loader()", "a function, and not a method, which would send the manager itself to the worker", loader)
+    source = pack(f"the loader of {type(manager).__name__}", loader)
+    path = None if manager.worker_config.python else [os.path.abspath(entry) for entry in sys.path] # as it is now, wherever the app goes
+    def hello(level: int) -> bytes: return encode(Kind.INIT, 0, (path, source, level))
+
+    lifecycle = Lifecycle(manager.worker_config, engine, hello, integrations, weakref.ref(manager), table)
+    integrations.events.loop = lifecycle.loop
+    return lifecycle
+
+async def close_all(
+    lifecycle: Lifecycle | None, # `None` if the manager was never used
+    integrations: Integrations, # The manager's
+    engine: Engine # The manager's
+) -> None:
+    "End jobs and workers, then the integrations, then the engine, which is closed also if this is cancelled."
+    try:
+        if lifecycle is not None: await lifecycle.close()
+        await integrations.close()
+    finally: await engine.close()
+
+def close_later(
+    lifecycle: Lifecycle, # Of a manager that was dropped
+    integrations: Integrations, # Its integrations
+    engine: Engine # Its engine
+) -> None:
+    "Have the loop end everything. May be called from any thread, as the garbage collector does."
+    def close() -> None:
+        task = lifecycle.loop.create_task(close_all(lifecycle, integrations, engine))
+        _CLOSING.add(task)
+        task.add_done_callback(_CLOSING.discard)
+
+    try: lifecycle.loop.call_soon_threadsafe(close, context=Context())
+    except RuntimeError: pass # the loop is closed
 
 # %% ../../nbs/managers/base.ipynb #b582249c
 def _streams(run: object) -> bool: return inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)

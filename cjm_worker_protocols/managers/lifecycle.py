@@ -175,7 +175,7 @@ class JobFinisher:
         events = self._integrations.events
         if events.heard: events.emit(f"job:{status}", {"job_id": job.id, "plugin_id": job.plugin_id, **payload}, ticket.context)
 
-# %% ../../nbs/managers/lifecycle.ipynb #40f559c5
+# %% ../../nbs/managers/lifecycle.ipynb #c24fab7c
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -343,12 +343,14 @@ class Lifecycle:
 
     def _gone(self, report: Gone) -> None:
         "End the job of a worker that has ended, or let it wait for another."
-        worker, exit, run = report.worker, report.exit, report.run
+        worker, exit, run, ahead = report.worker, report.exit, report.run, report.prefetched
+        if ahead is not None and ahead.tag not in exit.never_begun: self._began(Began(worker, ahead)) # its predecessor's end was lost
         self.pool.gone(worker, exit)
         if worker.ready and self._integrations.resources is not None: self._integrations.resources.unregister(worker.pid)
         if worker.pid: self._emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
-        if report.prefetched is not None: self.scheduler.put_back(report.prefetched)
         try:
+            if ahead is not None and ahead.job.id in self._running: self._lost(worker, PresentJob(ahead), exit)
+            elif ahead is not None: self.scheduler.put_back(ahead)
             if run is not None: self._lost(worker, run, exit)
         finally: self.pool.replace(worker, exit)
 

@@ -20,42 +20,7 @@ if TYPE_CHECKING: from cjm_worker_protocols.worker.channel import Channel
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['current', 'report_progress', 'CancelRequested', 'check_cancel', 'RunningJob', 'enter', 'leave', 'follow_threads']
-
-# %% ../../nbs/worker/context.ipynb #cb3714cc
-_running: RunningJob | None = None
-_in_context = ContextVar[Any]("cjm_worker_job", default=None)
-_owners: WeakKeyDictionary[threading.Thread, RunningJob] = WeakKeyDictionary()  # the jobs of threads
-
-def current() -> RunningJob | None: # None between two jobs and outside a worker
-    "Return the job that the calling thread speaks for. It may have ended."
-    running, thread = _running, threading.current_thread()
-    if thread is threading.main_thread() or running is not None and _in_context.get() is running: return running
-    return _owners.get(thread, running)
-
-def report_progress(
-    fraction: float, # How much is done, from 0 to 1
-    message: str = "" # What is being done, for people
-) -> None:
-    """Report how much of the running job is done.
-
-    :raises ValueError: when `fraction` is not between 0 and 1."""
-    try: between = -1e-9 <= fraction <= 1 + 1e-9 # False for NaN
-    except TypeError: between = False
-    if not between: raise ValueError(f"report_progress: expected a fraction from 0 to 1 (got {fraction!r})")
-    job = current()
-    if job is not None: job.progress(min(1.0, max(0.0, float(fraction))), str(message))
-
-# %% ../../nbs/worker/context.ipynb #f83192ef
-class CancelRequested(BaseException):
-    "Raised by `check_cancel` in a job that was cancelled. Like `KeyboardInterrupt`, it is not caught by `except Exception`."
-
-def check_cancel() -> None:
-    """Raise `CancelRequested` if the running job was cancelled; cheap enough for an inner loop.
-
-    :raises CancelRequested: when the job was cancelled."""
-    job = current()
-    if job is not None: job.check()
+__all__ = ['RunningJob', 'current', 'report_progress', 'CancelRequested', 'check_cancel', 'enter', 'leave', 'follow_threads']
 
 # %% ../../nbs/worker/context.ipynb #0bbf2814
 class RunningJob:
@@ -96,6 +61,41 @@ class RunningJob:
         if self._warned: return
         self._warned = True
         _log.warning("thread %r called %s after its job had ended; ignored", threading.current_thread().name, call)
+
+# %% ../../nbs/worker/context.ipynb #cb3714cc
+_running: RunningJob | None = None
+_in_context = ContextVar[Any]("cjm_worker_job", default=None)
+_owners: WeakKeyDictionary[threading.Thread, RunningJob] = WeakKeyDictionary()  # the jobs of threads
+
+def current() -> RunningJob | None: # None between two jobs and outside a worker
+    "Return the job that the calling thread speaks for. It may have ended."
+    running, thread = _running, threading.current_thread()
+    if thread is threading.main_thread() or running is not None and _in_context.get() is running: return running
+    return _owners.get(thread, running)
+
+def report_progress(
+    fraction: float, # How much is done, from 0 to 1
+    message: str = "" # What is being done, for people
+) -> None:
+    """Report how much of the running job is done.
+
+    :raises ValueError: when `fraction` is not between 0 and 1."""
+    try: between = -1e-9 <= fraction <= 1 + 1e-9 # False for NaN
+    except TypeError: between = False
+    if not between: raise ValueError(f"report_progress: expected a fraction from 0 to 1 (got {fraction!r})")
+    job = current()
+    if job is not None: job.progress(min(1.0, max(0.0, float(fraction))), str(message))
+
+# %% ../../nbs/worker/context.ipynb #f83192ef
+class CancelRequested(BaseException):
+    "Raised by `check_cancel` in a job that was cancelled. Like `KeyboardInterrupt`, it is not caught by `except Exception`."
+
+def check_cancel() -> None:
+    """Raise `CancelRequested` if the running job was cancelled; cheap enough for an inner loop.
+
+    :raises CancelRequested: when the job was cancelled."""
+    job = current()
+    if job is not None: job.check()
 
 # %% ../../nbs/worker/context.ipynb #a82cef0a
 def enter(

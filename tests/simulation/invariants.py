@@ -12,7 +12,6 @@ from cjm_worker_protocols.core.events import Event
 from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 
 KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: they are counted, not failed
-    "no run too many after garbage": "a job that was prefetched and begun runs again when its predecessor's end was lost",
     "crash of a job never begun": "a worker takes a later job's claim while it skips revoked ones, and dies",
 }
 
