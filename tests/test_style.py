@@ -20,7 +20,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "BroadcastQueue": 73,
     "EntryPointRegistry": 129,
     "EventStreams": 111,
-    "Lifecycle": 168,
+    "Lifecycle": 170,
     "RedisBroadcaster": 130,
     "ResourceClient": 65,
     "Scheduler": 136,
@@ -36,7 +36,7 @@ WIDE = {"managers/integrations.ipynb": 1}  # Lines that are wider
 MODULE = 450  # Lines
 LARGE_MODULES = {"managers/base.py": 455}
 SMELL = 3  # How often each of these words may stand in the notebooks and in what is written by hand
-SMELLS = {"told": 5, "nobody": 10, "whoever": SMELL, "somebody else's": SMELL, "lets go": SMELL, "at the door": SMELL}
+SMELLS = ("told", "nobody", "whoever", "somebody else's", "lets go", "at the door")
 NODES = 142_500  # AST nodes of the package, docstrings apart; tools/count.py counts them by folder. Before the folders of today there were 119,199
 PUBLIC = {  # Names with an underscore that belong to a public face: of named tuples, of the standard library, and the hooks that users override
     *("_asdict", "_fields", "_replace", "_exit", "_getframe", "_current_frames", "_get_running_loop", "_enter_task", "_leave_task", "_run_exitfuncs"),
@@ -156,9 +156,9 @@ def test_words_that_hide_who_does_what() -> None:
     """Some words mark sentences that do not say who does what; they stay rare."""
     texts = ["".join(cell["source"]) for name in notebooks() for cell in read(name)]
     texts += [(LIB / module).read_text(encoding="utf-8") for module in modules() if not generated(module)]
-    text = re.sub(r"\s+", " ", "\n".join(texts)).lower()
+    text = re.sub(r"\s+", " ", "\n".join(texts)).lower().replace("events.nobody", "")  # the id of a check
     found = {word: len(re.findall(rf"\b{word}\b", text)) for word in SMELLS}
-    assert not {word: n for word, n in found.items() if n > SMELLS[word]}
+    assert not {word: n for word, n in found.items() if n > SMELL}
 
 
 def generated(module: str) -> bool:
