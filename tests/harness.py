@@ -111,7 +111,7 @@ class Seen:
         return self.events
 
     def types(self, job: "Job | None" = None) -> "list[str]":
-        """The types of the events that were seen, of one job or of all; what a job waits for is left out, since that depends on the engine."""
+        """The types of the events that were seen, of one job or of all, less those about waiting, which depend on the engine."""
         return [e.type for e in self.events if (job is None or e.data.get("job_id") == job.id) and "waiting_for" not in e.data]
 
 
@@ -318,7 +318,9 @@ def nothing_left() -> "Iterator[None]":
         thread.join(0.5)  # its last steps
         if thread.is_alive():
             what.append(f"thread {thread.name}")
-    what += [f"descriptor {fd} {target}" for fd, target in descriptors().items() if fd not in fds and not (engines.used and target.startswith(("socket:", "anon_inode:")))]
+    new = {fd: target for fd, target in descriptors().items() if fd not in fds}
+    of_ray = ("socket:", "anon_inode:") if engines.used else ()
+    what += [f"descriptor {fd} {target}" for fd, target in new.items() if not target.startswith(of_ray)]
     assert not what, "left behind: " + "; ".join(what)
     assert not complaints.found, "\n".join(complaints.found)
 

@@ -213,7 +213,8 @@ async def test_a_result_that_cannot_be_pickled_fails_its_job() -> None:
     """The error is `serialization`, and says what could not be sent and why; the same worker goes on."""
     async with manager("unpicklable", "pid") as m:
         job = await end(await m.start_job("unpicklable"))
-        assert job.error.category == "serialization" and job.error.message.startswith("the result cannot be sent: TypeError: ") and "lock" in job.error.message
+        assert job.error.category == "serialization" and "lock" in job.error.message
+        assert job.error.message.startswith("the result cannot be sent: TypeError: ")
         assert await (await m.start_job("pid")) == job.worker_pid
 
 
@@ -221,7 +222,8 @@ async def test_a_chunk_that_cannot_be_pickled_fails_its_job() -> None:
     """What was streamed before can be read; the error is `serialization`; the same worker goes on."""
     async with manager("unpicklable_chunk", "pid") as m:
         job = await end(await m.start_job("unpicklable_chunk"))
-        assert job.error.category == "serialization" and job.error.message.startswith("a chunk cannot be sent: TypeError: ") and "lock" in job.error.message
+        assert job.error.category == "serialization" and "lock" in job.error.message
+        assert job.error.message.startswith("a chunk cannot be sent: TypeError: ")
         assert await first_chunk(job) == 1
         assert await (await m.start_job("pid")) == job.worker_pid
 
@@ -249,7 +251,8 @@ async def test_a_parameter_that_the_worker_cannot_read_fails_its_job() -> None:
     """The error is `serialization` with the reason, and the worker goes on."""
     async with manager("echo") as m:
         job = await end(await m.start_job("echo", x=Unwelcome()))
-        assert job.error.category == "serialization" and job.error.message.startswith("the parameters, or the config, cannot be read in the worker: ZeroDivisionError")
+        assert job.error.category == "serialization"
+        assert job.error.message.startswith("the parameters, or the config, cannot be read in the worker: ZeroDivisionError")
         await works(m)
 
 
@@ -630,7 +633,10 @@ async def test_a_registry_that_cannot_list_still_names_an_unknown_plugin() -> No
         assert len(m.jobs) == 1
 
 
-@pytest.mark.parametrize(("nonsense", "reason"), [(None, r"expected a list of plugins \(got None that is a NoneType\)"), (7, "got 7 that is a int"), ([1, 0], "ZeroDivisionError")])
+@pytest.mark.parametrize(
+    ("nonsense", "reason"),
+    [(None, r"expected a list of plugins \(got None that is a NoneType\)"), (7, "got 7 that is a int"), ([1, 0], "ZeroDivisionError")],
+)
 async def test_a_registry_whose_listing_is_none(nonsense: Any, reason: str) -> None:
     """What cannot be gone through is no list: reload_plugin raises its named error, an unknown plugin is still named, and jobs go on."""
     registry = Catalog()
@@ -987,7 +993,8 @@ def test_restart_with_backoff() -> None:
             seen = Seen(m)
             for plugin in ("crash", "crash", "crash", "echo", "crash", "echo"):
                 await end(await m.start_job(plugin))
-        moments = [(e.type, datetime.fromisoformat(e.data["time"])) for e in await seen.rest() if e.type in ("worker:started", "worker:exited")]
+        kinds = ("worker:started", "worker:exited")
+        moments = [(e.type, datetime.fromisoformat(e.data["time"])) for e in await seen.rest() if e.type in kinds]
         return [(b - a).total_seconds() for (kind, a), (_, b) in zip(moments, moments[1:]) if kind == "worker:exited"]
 
     first, second, third, again = run(scenario())
@@ -1056,7 +1063,8 @@ async def test_a_retried_job_is_one_job_with_one_end(tmp_path: Path) -> None:
 async def test_only_crashes_are_retried() -> None:
     """An exception, a timeout, an unpicklable result and a cancel end a job, however many retries it has."""
     async with manager("fail", "stuck_quietly", "unpicklable", "stuck") as m:
-        for plugin, settings, category in (("fail", {}, "exception"), ("stuck_quietly", {"timeout": 0.1}, "timeout"), ("unpicklable", {}, "serialization")):
+        ends = (("fail", {}, "exception"), ("stuck_quietly", {"timeout": 0.1}, "timeout"), ("unpicklable", {}, "serialization"))
+        for plugin, settings, category in ends:
             job = await end(await m.start_job(plugin, retries=5, **settings))
             assert (job.error.category, job.attempts) == (category, 1)
         job = await m.start_job("stuck", retries=5)
@@ -1341,7 +1349,7 @@ async def test_sigterm_is_heard_wherever_the_plugin_is(where: str, tmp_path: Pat
 @pytest.mark.parametrize("how", sample_plugins.UNWOUND)
 @pytest.mark.limit(15)
 async def test_a_plugin_that_goes_on_after_sigterm_is_told_again(how: str, tmp_path: Path) -> None:
-    """It catches the first `SystemExit`, and gets another; then no clean-up is disturbed, however it is done, and the grace period is not used up."""
+    """It catches the first `SystemExit`, and gets another; then no clean-up is disturbed, and the grace period is not used up."""
     async with manager("shrugs", "echo", grace_timeout=20.0) as m:
         job = await m.start_job("shrugs", marker=str(tmp_path / "marker"), how=how)
         pid = await under_way(Seen(m), job)
@@ -1729,7 +1737,9 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    "plugins", [["stuck"], ["deaf"], ["holds_the_gil"], ["with_children"], ["with_session"], ["cooperative", "stuck"]], ids=lambda p: "+".join(p)
+    "plugins",
+    [["stuck"], ["deaf"], ["holds_the_gil"], ["with_children"], ["with_session"], ["cooperative", "stuck"]],
+    ids=lambda p: "+".join(p),
 )
 def test_when_the_app_is_killed_its_workers_are_gone(plugins: "list[str]", tmp_path: Path) -> None:
     """kill -9 of the manager's own process: within a second no worker, no standby, no child of a plugin and no guardian is left."""
@@ -1757,7 +1767,8 @@ def test_ctrl_c_leaves_no_process(entered: bool, tmp_path: Path) -> None:
     """Ctrl-C in a terminal interrupts the app; its workers end with it, and it complains of nothing but the interrupt."""
     source = HELD.replace("grace_timeout=60", "grace_timeout=2")
     if entered:
-        source = source.replace("    events, pids", "    async with manager: await work(manager, names)\n\nasync def work(manager, names):\n    events, pids")
+        entered = "    async with manager: await work(manager, names)\n\nasync def work(manager, names):\n    events, pids"
+        source = source.replace("    events, pids", entered)
     with script(tmp_path / "held.py", source, "stuck", "cooperative") as process:
         pids = said_json(process)
         everything = {p.pid for p in psutil.Process(process.pid).children(recursive=True)} | set(pids)

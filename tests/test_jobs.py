@@ -64,7 +64,7 @@ async def test_start_job_returns_before_the_job_has_ended(gate: Gate) -> None:
 
 
 async def test_a_job_can_be_told_at_any_time(gate: Gate) -> None:
-    """`asdict`, and FastAPI's encoder with it, takes a job that runs, is waited for and is read, and one that failed; it has the facts and nothing else."""
+    """`asdict`, and FastAPI's encoder with it, takes a job that runs and is read, and one that failed; it has the facts alone."""
     encode = pytest.importorskip("fastapi.encoders", reason="fastapi is not installed: pip install -e '.[dev]'").jsonable_encoder
 
     async with manager("wait_at", "fail") as m:
@@ -135,7 +135,7 @@ async def test_one_worker_runs_many_jobs() -> None:
 
 
 async def test_nobody_stays_awake_for_long() -> None:
-    """Quick jobs keep the manager and its worker awake from one to the next; neither a pause after them nor a job that takes its time costs CPU time."""
+    """Neither a pause after quick jobs nor a job that takes its time costs CPU time."""
     async with JobManager("text", "demo", plugins={"pause": sample_plugins.pause}) as m:
 
         async def spent(seconds: float, pause: "Callable[[float], Awaitable[Any]]") -> float:
@@ -575,7 +575,8 @@ async def test_a_request_that_is_no_mapping_is_refused(answer: Any) -> None:
 
     for cls in (Preparing, PreparingLater):
         async with manager("echo", cls=cls) as m:
-            with pytest.raises(errors.ConfigError, match=r"prepare_execute_request\(\): expected a mapping of names to values, from a plain `def`"):
+            reason = r"prepare_execute_request\(\): expected a mapping of names to values, from a plain `def`"
+            with pytest.raises(errors.ConfigError, match=reason):
                 await m.start_job("echo")
             assert m.jobs == {} and m.workers == []
 
@@ -706,14 +707,20 @@ def test_plugins_may_be_defined_in_main(tmp_path: Path) -> None:
     assert (out, err, process.returncode) == ("", "", 0)
 
 
-@pytest.mark.parametrize("wrong", [42, None, "no_colon", "two:colons:here", "spa ce:x", Path, object()], ids=lambda wrong: wrong if isinstance(wrong, str) else type(wrong).__name__)
+@pytest.mark.parametrize(
+    "wrong",
+    [42, None, "no_colon", "two:colons:here", "spa ce:x", Path, object()],
+    ids=lambda wrong: wrong if isinstance(wrong, str) else type(wrong).__name__,
+)
 def test_what_cannot_be_a_plugin_is_refused_at_once(wrong: Any) -> None:
     """PluginTypeError at construction names the plugin and shows what it got."""
     with pytest.raises(errors.PluginTypeError, match="'wrong'"):
         JobManager("test", "kinds", plugins={"good": sample_plugins.echo, "wrong": wrong})
 
 
-@pytest.mark.parametrize("wrong", [[sample_plugins.echo], sample_plugins.echo, "sample_plugins:echo", None], ids=lambda wrong: type(wrong).__name__)
+@pytest.mark.parametrize(
+    "wrong", [[sample_plugins.echo], sample_plugins.echo, "sample_plugins:echo", None], ids=lambda wrong: type(wrong).__name__
+)
 def test_plugins_that_are_no_mapping_are_refused_at_once(wrong: Any) -> None:
     """ConfigError at construction says what was expected."""
     with pytest.raises(errors.ConfigError, match="plugins: expected a mapping of ids to plugins"):
@@ -950,7 +957,7 @@ async def test_a_plugin_is_loaded_once_for_many_jobs() -> None:
 
 
 def test_a_slow_registry_refuses_no_burst() -> None:
-    """Questions wait for each other; the time of each begins when it is asked, and one that hangs fails those behind it, and no later one."""
+    """Questions wait for each other, each with a time limit of its own; one that hangs fails those behind it, and no later one."""
     registry = Registry(p1="echo")
     delay = [0.05]
 
@@ -1058,7 +1065,7 @@ class ItsOwnConfig:
 
 
 async def test_a_plugin_may_change_the_config_it_was_loaded_with() -> None:
-    """It is not loaded anew for that, only for another config of the registry's; and its worker can still be told to reload and to unload."""
+    """It is not loaded anew for that, only for another config of the registry's; and its worker still reloads and unloads it."""
     registry = Registry(p1="ItsOwnConfig", p2="pid")
 
     async with manager(ItsOwnConfig, "pid", plugin_registry=registry) as m:
@@ -1258,7 +1265,8 @@ async def test_a_plugin_that_cannot_be_unloaded_is_dropped() -> None:
 def test_check_streaming_support() -> None:
     """Generators stream; with supports_streaming the manager says yes to all."""
     m = manager("echo", "count", "count_slowly", "Streaming")
-    assert [m.check_streaming_support(p) for p in ("echo", "count", "count_slowly", "Streaming", "unknown")] == [False, True, True, True, False]
+    expected = {"echo": False, "count": True, "count_slowly": True, "Streaming": True, "unknown": False}
+    assert {plugin: m.check_streaming_support(plugin) for plugin in expected} == expected
     assert manager("echo", supports_streaming=True).check_streaming_support("echo")
     assert manager("echo").get_plugin_name("echo") is None
 
@@ -1276,7 +1284,7 @@ async def test_a_job_manager_names_the_plugins_it_has() -> None:
 
 
 def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
-    """With `python` workers run in another virtual environment and see its packages; plugins come by import string, and an error says so."""
+    """With `python` workers run in another virtual environment, see its packages, and take plugins by import string."""
     home = tmp_path / "other"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     site = next(home.glob("lib/python*/site-packages"))
@@ -1295,7 +1303,8 @@ def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
         async with manager(plugins=plugins, python=str(home / "bin" / "python")) as m:
             job = await m.start_job("where")
             assert Path(await job).resolve() == home.resolve() and job.message == "found"
-            with pytest.raises(JobError, match="No module named 'cloudpickle'.*install it in the worker's environment, or name the plugin by import string"):
+            reason = "No module named 'cloudpickle'.*install it in the worker's environment, or name the plugin by import string"
+            with pytest.raises(JobError, match=reason):
                 await (await m.start_job("by value"))
 
     run(scenario())
@@ -1331,7 +1340,8 @@ warnings.simplefilter("error")
 from cjm_worker_protocols import JobManager, WorkerConfig
 
 def facts():
-    return [multiprocessing.get_start_method(allow_none=True), atexit._ncallbacks(), threading.active_count(), sys.excepthook is sys.__excepthook__,
+    return [multiprocessing.get_start_method(allow_none=True), atexit._ncallbacks(), threading.active_count(),
+            sys.excepthook is sys.__excepthook__,
             *(repr(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM))]
 
 async def work():
@@ -1483,7 +1493,7 @@ async def test_a_plugin_id_that_is_no_text_is_refused(plugin_id: Any) -> None:
 
 
 async def test_a_job_in_place_of_its_id_is_refused() -> None:
-    """cancel_job says that it wants the id, where False would leave the job to run on unnoticed; so do those that would say that it is unknown."""
+    """cancel_job says that it wants the id, where False would leave the job to run on unnoticed; so do the other methods."""
     async with manager("stuck") as m:
         job = await m.start_job("stuck")
         await first_chunk(job)
