@@ -39,6 +39,7 @@ setup(
         "Typing :: Typed",
     ],
     python_requires=f">={cfg['min_python']}",
+    package_dir={"": "."},  # so that an editable install puts the checkout on the path, where nbdev finds tools/reference.py
     packages=find_packages(include=[package, f"{package}.*"]),
     package_data={package: cfg["package_data"].split()},
     include_package_data=False,

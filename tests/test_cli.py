@@ -351,7 +351,7 @@ def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, t
         "shy": "'nothing' to be defined there",
         "odd": "import string 'package.module:name'",
         "bare": "import string 'package.module:name'",
-        "garbage": "entry_points.txt cannot be read",
+        "garbage": "entry_points.txt",
     }.items():
         assert reason in problems[name], problems
     assert "other" not in found
@@ -359,8 +359,7 @@ def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, t
 
 def test_plugins_lists_our_own(tmp_path: Path) -> None:
     """The speech plugin is there as soon as the package is installed; its extra need not be."""
-    offer(tmp_path / "site", "ours", "pocketsphinx = cjm_worker_protocols.plugins.speech:PocketSphinx")
-    done = cli("plugins", "--json", cwd=tmp_path, PYTHONPATH=f"{PATH}:{tmp_path / 'site'}")
+    done = cli("plugins", "--json", cwd=tmp_path)
     (ours,) = [data for data in of("plugin", events(done)) if data["target"] == "cjm_worker_protocols.plugins.speech:PocketSphinx"]
     assert ours["parameters"] == ["audio"] and ours["about"] and not ours["problem"], said(done)
 

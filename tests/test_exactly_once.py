@@ -19,6 +19,7 @@ ENDS = {"job:completed": "completed", "job:failed": "failed", "job:cancelled": "
 SECONDS = float(os.environ.get("CJM_WORKERS_CHAOS_SECONDS", "2"))
 FIRST_SEED = int(os.environ.get("CJM_WORKERS_CHAOS_SEED", "0"))
 SEEDS = range(FIRST_SEED, FIRST_SEED + int(os.environ.get("CJM_WORKERS_CHAOS_RUNS", "6")))
+QUICK = SEEDS[:2]  # The others are slow
 
 FOLLOWS = {"new": {"job:queued"}, "queued": {"job:started"}, "started": {"job:progress", "job:chunk", "job:queued"}}
 
@@ -260,7 +261,7 @@ class Run:
         assert {state["job_id"] for _, state in self.books.states} <= known
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", [*QUICK, *(pytest.param(seed, marks=pytest.mark.slow) for seed in SEEDS[len(QUICK) :])])
 def test_chaos(seed: int, tmp_path: Path) -> None:
     """However jobs, crashes, cancels, timeouts, retries, kills and shutdowns are mixed, every job has one end, and the books balance."""
     chaos = Run(seed, tmp_path / "runs")

@@ -898,6 +898,7 @@ async def test_an_interpreter_that_cannot_import_the_worker() -> None:
         assert job.error.category == "start" and "encodings" in job.error.stderr_tail and job.error.stderr_tail in str(job.error), job.error
 
 
+@pytest.mark.slow
 async def test_an_interpreter_that_never_speaks(tmp_path: Path) -> None:
     """After start_timeout it is killed and counts as a crash."""
     mute = tmp_path / "mute"
@@ -1316,6 +1317,7 @@ async def test_a_signal_handler_may_speak() -> None:
         assert (await end(await m.start_job("reports_on_a_timer"), limit=25)).result == 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.limit(90)
 async def test_a_signal_handler_may_raise_where_the_job_asks() -> None:
     """Amid the reading of a frame, which may be the next job's: every job reaches its end."""
@@ -1374,6 +1376,7 @@ async def test_a_forked_child_takes_nothing_from_its_parent() -> None:
         assert [(await end(job)).result for job in jobs] == list(range(20))
 
 
+@pytest.mark.slow
 async def test_a_thread_that_outlives_its_job_takes_nothing_from_the_next() -> None:
     """It goes on asking `check_cancel`, and a thousand short jobs after it all reach their end."""
     async with manager("leaves_a_thread_that_asks") as m:
@@ -1381,6 +1384,7 @@ async def test_a_thread_that_outlives_its_job_takes_nothing_from_the_next() -> N
         assert [(await end(job)).result for job in jobs] == list(range(1000))
 
 
+@pytest.mark.slow
 @pytest.mark.limit(60)
 async def test_a_plugin_that_forks_all_the_time_is_unwound(tmp_path: Path) -> None:
     """SIGTERM that comes in the middle of a fork is not lost: `finally` runs, and the grace period is not used up."""
@@ -2115,6 +2119,7 @@ async def listening(level: int = logging.INFO) -> "AsyncIterator[list[logging.Lo
         logger.propagate = before[1]
 
 
+@pytest.mark.slow
 def test_a_flood_of_prints_does_not_stall_the_loop() -> None:
     """Every line arrives, in order, while the loop is never held up for 100 ms; another job runs at the same time."""
     lines = 30_000

@@ -217,47 +217,6 @@ def test_a_tutorial_says_where_to_go_next(name: str) -> None:
     assert found and links(after)
 
 
-PROCESS = """
-import json, sys, traceback
-import nbdev.serve, nbdev.serve_drv
-
-failed, process = {}, nbdev.serve_drv.main
-
-def main(job):
-    try:
-        process(job)
-    except Exception:
-        failed[str(job[0])] = traceback.format_exc()
-
-nbdev.serve_drv.main = main
-nbdev.serve.proc_nbs(force=True, n_workers=0)
-json.dump(failed, open(sys.argv[1], "w"))
-"""
-PLAIN, EXECUTABLE = (re.compile(rf"^\s*`{{3,}}{word}\s*$", re.MULTILINE) for word in ("mermaid", r"\{mermaid\}"))
-
-
-class Site:
-    """The notebooks as nbdev hands them to Quarto, every show_doc cell executed."""
-
-    def __init__(self, tmp: Path) -> None:
-        self.checkout = copy_checkout(tmp / "checkout")
-        done = python(PROCESS, str(tmp / "failed.json"), cwd=self.checkout, timeout=900)
-        assert done.returncode == 0, said(done)
-        nbs = self.checkout / "nbs"
-        self.failed = {Path(k).relative_to(nbs).as_posix(): v for k, v in load(tmp / "failed.json").items()}
-
-    def page(self, name: str) -> Path:
-        """The processed notebook."""
-        assert name not in self.failed, self.failed[name][-3000:]
-        return self.checkout / "_proc" / name
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    """What Quarto is given."""
-    return Site(tmp_path_factory.mktemp("site"))
-
-
 @each_notebook
 def test_imports_have_cells_of_their_own(name: str) -> None:
     """A cell of imports has no other code: nbdev executes the whole cell, and few others, when it makes the site."""
@@ -266,52 +225,6 @@ def test_imports_have_cells_of_their_own(name: str) -> None:
             statements = compile(source(cell), name, "exec", ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT).body
             kinds = {isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements}
             assert kinds != {True, False} or exports(cell), source(cell)
-
-
-@pytest.mark.slow
-@each_notebook
-def test_show_doc_cells_show(name: str, site: Site) -> None:
-    """Every show_doc cell was executed, without raising, and shows something."""
-    for cell in load(site.page(name))["cells"]:
-        if cell["cell_type"] == "code" and re.search(r"^show_doc\(", source(cell), re.MULTILINE):
-            kinds = [o["output_type"] for o in cell["outputs"]]
-            assert kinds and "error" not in kinds, source(cell)
-
-
-@pytest.mark.slow
-def test_mermaid_pictures_reach_quarto(site: Site) -> None:
-    """What Quarto runs before it renders turns every plain fence into one that it draws, in nbdev's copy only."""
-    there = site.checkout
-    pages = {name: there / "_proc" / name for name in notebooks() if name not in site.failed}
-    text = {name: "\n".join(source(c) for c in load(page)["cells"]) for name, page in pages.items()}
-    plain = sum(len(PLAIN.findall(t)) for t in text.values())
-    assert plain, "the index has a picture"
-    script = there / "tools/mermaid.py"
-    config = yaml.safe_load((there / "_quarto.yml").read_text())
-    assert (there / "_proc" / config["project"]["pre-render"]).resolve() == script
-    assert runpy.run_path(str(script))["convert"](there / "_proc") == plain
-    for name, page in pages.items():
-        after = "\n".join(source(c) for c in load(page)["cells"])
-        assert not PLAIN.search(after)
-        assert len(EXECUTABLE.findall(after)) == len(PLAIN.findall(text[name]))
-    assert (there / "nbs/index.ipynb").read_bytes() == (NBS / "index.ipynb").read_bytes()
-
-
-@pytest.mark.slow
-def test_the_top_quarto_yml_is_the_one_used(site: Site) -> None:
-    """nbs/_quarto.yml only includes the top one, and does so from nbdev's copy of nbs/ too."""
-    there = site.checkout
-    for folder in ("nbs", "_proc"):
-        here = there / folder
-        config = yaml.safe_load((here / "_quarto.yml").read_text())
-        assert list(config) == ["metadata-files"]
-        included = [(here / file).resolve() for file in config["metadata-files"]]
-        assert included == [there / "_quarto.yml", here / "nbdev.yml", here / "sidebar.yml"]
-        assert all(file.exists() for file in included)
-    top = yaml.safe_load((there / "_quarto.yml").read_text())
-    assert top["project"]["type"] == "website"
-    assert "metadata-files" not in top, "Quarto does not follow an include of an include"
-    assert (there / "_proc" / top["format"]["html"]["css"]).exists()
 
 
 def test_nbdev_leaves_the_site_configuration_alone(tmp_path: Path) -> None:

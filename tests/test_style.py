@@ -21,7 +21,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "EntryPointRegistry": 129,
     "EventStreams": 111,
     "Lifecycle": 170,
-    "RedisBroadcaster": 130,
+    "RedisBroadcaster": 133,
     "ResourceClient": 65,
     "Scheduler": 136,
     "SerialExecutor": 64,

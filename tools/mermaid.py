@@ -1,8 +1,9 @@
 """Let Quarto draw the Mermaid pictures of the notebooks.
 
 The notebooks carry plain mermaid fences, which GitHub and JupyterLab draw; Quarto draws only executable ones (with
-braces). Quarto runs this file before it renders, in `_proc`, nbdev's copy of the notebooks: the notebooks themselves
-are never touched.
+braces). A picture that runs from left to right is turned top-down: the column of a page is too narrow for it.
+Quarto runs this file before it renders, in `_proc`, nbdev's copy of the notebooks: the notebooks themselves are never
+touched.
 """
 
 import json
@@ -10,6 +11,7 @@ import re
 from pathlib import Path
 
 FENCE = re.compile(r"^(\s*`{3,})mermaid\s*$", re.MULTILINE)
+SIDEWAYS = re.compile(r"^(\s*(?:flowchart|graph)) (?:LR|RL)\b", re.MULTILINE)
 
 
 def convert(folder: Path) -> int:
@@ -23,6 +25,7 @@ def convert(folder: Path) -> int:
                 continue
             source, n = FENCE.subn(r"\1{mermaid}", "".join(cell["source"]))
             if n:
+                source = SIDEWAYS.sub(r"\1 TB", source)
                 cell["source"] = source.splitlines(keepends=True)
                 here += n
         if here:

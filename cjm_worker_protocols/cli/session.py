@@ -165,6 +165,7 @@ async def session(
         counts[event] += 1
         job = manager.get_job(data["job_id"]) if event in ("job:queued", "job:completed", "job:failed", "job:cancelled") else None
         if job: data = {**data, "params": job.params, **({"result": job.result} if event == "job:completed" else {})}
+        if job and event == "job:failed" and job.error: data["error"] = job.error.to_dict() # with its traceback, for who runs this command
         screen.show(event, data)
 
     async def work() -> int:

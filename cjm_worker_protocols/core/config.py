@@ -54,7 +54,7 @@ def _variable(name: object, value: object) -> bool:
     "Whether an environment can hold this."
     return isinstance(name, str) and isinstance(value, str) and name != "" and "=" not in name and "\0" not in name + value
 
-# %% ../../nbs/core/config.ipynb #0a4664f0
+# %% ../../nbs/core/config.ipynb #07bde11b
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
     "Everything about workers that can be set. All times are in seconds. Raises `ConfigError` for a value that cannot work."
@@ -63,19 +63,19 @@ class WorkerConfig:
     python: str | None = None  # The workers' interpreter; `None` is this one. Another sees its own packages
     env: Mapping[str, str] | None = None  # Environment variables, laid over this process's own
     resources: Mapping[str, float] | None = None  # What a worker takes of a cluster; a plugin's `worker_resources` goes first
-    start_timeout: float = 30.0  # From starting a process to its first frame
-    load_timeout: float | None = 600.0  # A plugin's load; `None` is no limit
-    job_timeout: float | None = None  # A job's run, for jobs without a timeout of their own; `None` is no limit
-    grace_timeout: float = 5.0  # From asking a worker to stop to SIGTERM, and from that to SIGKILL
-    integration_timeout: float = 5.0  # One call of a registry or a broadcaster, one answer of a resource manager
+    start_timeout: float = 30.0  # Seconds from starting a process to its first frame
+    load_timeout: float | None = 600.0  # Seconds for a plugin's load; `None` is no limit
+    job_timeout: float | None = None  # Seconds for a job's run, for jobs without a timeout of their own; `None` is no limit
+    grace_timeout: float = 5.0  # Seconds from asking a worker to stop to SIGTERM, and from that to SIGKILL
+    integration_timeout: float = 5.0  # Seconds for one call of a registry or a broadcaster, or one answer of a resource manager
     restart: RestartPolicy = RestartPolicy.BACKOFF  # What follows the end of a worker
     max_restarts: int = 5  # Failed starts in a row after which the jobs that wait fail; later jobs try again
-    backoff_base: float = 0.1  # The delay after the first crash, for `RestartPolicy.BACKOFF`
-    backoff_max: float = 30.0  # The longest such delay
+    backoff_base: float = 0.1  # Seconds until the next start after the first crash, for `RestartPolicy.BACKOFF`
+    backoff_max: float = 30.0  # The longest such delay, in seconds
     keep_finished: int = 1000  # Finished jobs that are kept; the oldest goes first
     max_pending: int = 100_000  # Jobs that may wait; one more is refused
     stream_buffer: int = 1000  # Chunks that are kept of each job's stream
-    stall_timeout: float = 10.0  # How long a stream's reader may hold up its job before it loses chunks instead
+    stall_timeout: float = 10.0  # Seconds that a slow reader of a stream may hold up its job; then it loses chunks instead
     event_buffer: int = 10_000  # Events, and calls of an integration, that may wait; the oldest event goes first
     stderr_tail: int = 8192  # Characters of a dead worker's stderr that the job's error shows
 

@@ -29,7 +29,7 @@ class _Signature:
         kind, empty = Parameter.POSITIONAL_OR_KEYWORD, Parameter.empty
         return Signature([Parameter(name, kind, annotation=types[name], default=getattr(cls, name, empty)) for name in cls.facts])
 
-# %% ../../nbs/core/errors.ipynb #1d7023fb
+# %% ../../nbs/core/errors.ipynb #0b9921b2
 @_dataclass_transform(eq_default=False)
 class FactError(Exception):
     "An exception made of facts: annotated fields, and a `template` that is formatted with them as `{0.field}`."
@@ -41,7 +41,10 @@ class FactError(Exception):
         names = [name for name, kind in vars(cls).get("__annotations__", {}).items() if not str(kind).startswith("ClassVar")]
         cls.facts = (*cls.facts, *names)
 
-    def __init__(self, *values: Any, **named: Any) -> None:
+    def __init__(self,
+        *values: Any, # The facts, in their order
+        **named: Any # Or by name
+    ) -> None:
         given = dict(zip(self.facts, values), **named)
         missing = [name for name in self.facts if name not in given and not hasattr(type(self), name)]
         if len(values) > len(self.facts) or missing or not given.keys() <= set(self.facts):

@@ -99,14 +99,14 @@ class ResourceManagerProtocol(Protocol):
         the right state."""
         ...
 
-# %% ../../nbs/extensions/protocols.ipynb #ee911ca1
+# %% ../../nbs/extensions/protocols.ipynb #dcdc28ae
 class Unset(Enum):
     "The type of `UNSET`."
-    UNSET = "UNSET"
+    UNSET = "UNSET"  # Leave the field as it is
 
     def __repr__(self) -> str: return "UNSET"
 
-UNSET: Final = Unset.UNSET
+UNSET: Final = Unset.UNSET  # An argument that was not given: the field keeps its value
 
 # %% ../../nbs/extensions/protocols.ipynb #87d6a077
 @runtime_checkable

@@ -220,7 +220,7 @@ class Reservations:
         mine = next((r for r in open_ones if equal(r.config, worker.config)), open_ones[0])
         mine.pid, mine.before = worker.pid, uses(worker, mine.rooms)
 
-# %% ../../nbs/integrations/admission.ipynb #3deb64de
+# %% ../../nbs/integrations/admission.ipynb #609953af
 class AdmittingResourceManager(ProcessResourceManager):
     """Measure workers, and decide what they may load. Implements `AdmissionProtocol` and `EvictionProtocol` as well.
 
@@ -276,7 +276,12 @@ class AdmittingResourceManager(ProcessResourceManager):
         super().register_worker(pid, worker_type)
         if (worker := self.worker(pid)) and worker.base: self._empty = min(worker.base, self._empty or worker.base)
 
-    def update_worker_state(self, pid: int, *args: Any, **state: Any) -> None:
+    def update_worker_state(self,
+        pid: int, # The worker's process id
+        *args: Any, # The other parameters of `update_worker_state`
+        **state: Any # The same, by name
+    ) -> None:
+        "Record what changed, and release or take up what was reserved."
         before = self.worker(pid)
         super().update_worker_state(pid, *args, **state)
         if before is None or (now := self.worker(pid)) is None: return

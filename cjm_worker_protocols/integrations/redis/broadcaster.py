@@ -35,7 +35,7 @@ class RedisCounters(NamedTuple):
     failures: int  # Attempts to write or to read that failed
     away: bool  # Whether the last attempt failed
 
-# %% ../../../nbs/integrations/redis/broadcaster.ipynb #484fb61f
+# %% ../../../nbs/integrations/redis/broadcaster.ipynb #667c9183
 class RedisBroadcaster(EventStreams):
     "Server-sent events for many processes: an ASGI app, an `EventBroadcasterProtocol`, and an async iterator."
     CLOSING = 5.0  # Seconds in which what waits is still written after `close`
@@ -141,7 +141,10 @@ class RedisBroadcaster(EventStreams):
             _log.warning("an event for %s was dropped (%d so far): %s", self.shown, self.outbox.lost, why)
         return True
 
-    def subscribe(self, **where: Any) -> Subscription:
+    def subscribe(self,
+        **where: Any # `topics` and `last_event_id`, as `SSEBroadcaster.subscribe` takes them
+    ) -> Subscription: # Iterate over it with `async for`
+        "Follow the events in this process, those of other processes too."
         with suppress(RuntimeError):  # without a loop, or on another, the subscription begins when it is iterated over
             self.log.notifier.bind("subscribe")
             self._follow()
