@@ -41,13 +41,21 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> "bool | None":
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of the worker system with each engine."""
-    if metafunc.module.__name__ not in engines.MODULES or not engines.uses_the_managers_of_the_harness(metafunc.function):
-        return
-    kinds = [pytest.param("local"), pytest.param("ray", marks=pytest.mark.slow)]
-    if metafunc.function.__name__ in engines.OWN:
-        kinds.pop()
-    metafunc.parametrize("engine", kinds, indirect=True)
+    """Run what `engines.ON_RAY` lists with each engine."""
+    if engines.both(metafunc.function.__name__):
+        metafunc.parametrize("engine", [pytest.param("local"), pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
+
+
+def pytest_collection_modifyitems(items: "list[pytest.Item]") -> None:
+    """Of a test with more parameters only those that are listed run on Ray."""
+    items[:] = [item for item in items if _runs_here(item)]
+
+
+def _runs_here(item: pytest.Item) -> bool:
+    case = getattr(item, "callspec", None)
+    if case is None or case.params.get("engine") != "ray":
+        return True
+    return engines.listed(item.function.__name__, case.id)
 
 
 @pytest.fixture(autouse=True)  # pytest drops a fixture that no test asks for, also when it is parametrized

@@ -1,19 +1,35 @@
-"""The tests of the worker system run once for each engine; what differs all the same is on a page of the docs and in a table here."""
+"""Some tests of the worker system run on Ray too; what differs there is on a page of the docs and in a table here."""
 
 import importlib.util
 import os
-import types
 from collections.abc import Callable
 from typing import Any
 
-MODULES = ("test_jobs", "test_faults", "test_exactly_once")
-
-OWN = (  # Not run on Ray: they bring an engine of their own, or are about what only the local one has: a guardian in this process, starts that take no time, this process's variables
-    "test_an_engine_that_recovers",
-    "test_a_guardian_that_is_killed_disturbs_no_job",
-    "test_backoff_has_a_longest_delay",
-    "test_env_is_laid_over_the_managers_own",
-    "test_restart_with_backoff",
+ON_RAY = (  # What runs on Ray too, since it says something about Ray; a name with an id is one of several parameters
+    # test_jobs
+    "test_managers_have_the_engine_of_the_run",
+    "test_a_job_runs_in_another_process",
+    "test_two_workers_take_jobs_by_priority",
+    "test_a_job_has_a_timeout_of_its_own",
+    "test_a_loader_may_be_defined_anywhere",
+    "test_a_worker_may_have_an_interpreter_of_its_own",
+    "test_unload_and_reload_wait_for_a_stream",
+    "test_a_plugin_that_asks_is_cancelled_in_peace",
+    "test_finally_runs_in_a_plugin_that_does_not_ask[tidy]",
+    "test_a_stream_gives_every_chunk_then_ends",
+    "test_what_a_plugin_says_reaches_the_managers_log",
+    # test_faults
+    "test_a_plugin_that_ends_its_worker[os._exit]",
+    "test_a_plugin_that_ends_its_worker[segfault]",
+    "test_what_a_crash_leaves_on_stderr_is_shown",
+    "test_a_worker_killed_from_outside_is_noticed_at_once",
+    "test_a_hundred_megabytes_there_and_back",
+    "test_a_retried_job_is_one_job_with_one_end",
+    "test_no_child_of_a_plugin_survives[cancel-children deaf to SIGTERM]",
+    "test_shutdown_ends_what_runs_and_what_waits",
+    "test_a_slow_reader_loses_nothing[20000-10]",
+    # test_exactly_once
+    "test_nothing_runs_twice[2]",
 )
 
 DIFFERENT: "dict[str, str]" = {  # What the page "Where workers live" says that differs on Ray, and the test that proves it
@@ -40,19 +56,14 @@ def patience() -> float:
     return 1.0 if make is None else 5.0
 
 
-def uses_the_managers_of_the_harness(test: Any) -> bool:
-    """Whether a test, or a function within it, calls `harness.manager`: only then does the engine matter to it."""
+def both(test: str) -> bool:
+    """Whether a test, or one of its parameters, runs on Ray too."""
+    return any(name.partition("[")[0] == test for name in ON_RAY)
 
-    def names(code: types.CodeType) -> "set[str]":
-        found = set(code.co_names)
-        for constant in code.co_consts:
-            if isinstance(constant, types.CodeType):
-                found |= names(constant)
-        return found
 
-    called = names(test.__code__)
-    helpers = [f for f in (test.__globals__.get(name) for name in called) if isinstance(f, types.FunctionType) and f.__module__ == test.__module__]
-    return "manager" in called or any("manager" in names(helper.__code__) for helper in helpers)
+def listed(test: str, case: str) -> bool:
+    """Whether the test runs on Ray with the parameters of this id, which begins with the engine."""
+    return test in ON_RAY or f"{test}[{case.partition('-')[2]}]" in ON_RAY
 
 
 def installed() -> bool:

@@ -26,7 +26,7 @@ from cjm_worker_protocols import Job, JobManager, WorkerConfig
 from cjm_worker_protocols.core.events import Event
 
 TESTS = Path(__file__).resolve().parent
-_INJECTED = ("supports_streaming", "plugin_registry", "resource_manager", "event_broadcaster", "engine")
+_INJECTED = ("plugins", "supports_streaming", "plugin_registry", "resource_manager", "event_broadcaster", "engine")
 
 
 def run(scenario: "Coroutine[Any, Any, Any]", limit: float = 30) -> Any:
@@ -51,7 +51,7 @@ def manager(*plugins: Any, cls: Any = JobManager, worker_type: str = "test", cat
     if engines.make is not None:
         given.setdefault("engine", engines.make())
     if found:
-        given["plugins"] = {p.__name__: p for p in found}
+        given["plugins"] = {**given.get("plugins", {}), **{p.__name__: p for p in found}}
     return cls(worker_type, category, worker_config=config, **given)
 
 
@@ -111,7 +111,7 @@ class Seen:
         return self.events
 
     def types(self, job: "Job | None" = None) -> "list[str]":
-        """The types of the events that were seen, of one job or of all; what a job waits for is left out, since that depends on the engine."""
+        """The types of the events that were seen, of one job or of all, less those about waiting, which depend on the engine."""
         return [e.type for e in self.events if (job is None or e.data.get("job_id") == job.id) and "waiting_for" not in e.data]
 
 
@@ -212,7 +212,7 @@ def guardians(pid: "int | None" = None) -> "list[psutil.Process]":
     found = []
     for process in psutil.Process(pid).children():
         try:
-            if any("guardian" in arg for arg in process.cmdline()):
+            if any("import guardian" in arg for arg in process.cmdline()):
                 found.append(process)
         except psutil.NoSuchProcess:
             pass
@@ -318,7 +318,9 @@ def nothing_left() -> "Iterator[None]":
         thread.join(0.5)  # its last steps
         if thread.is_alive():
             what.append(f"thread {thread.name}")
-    what += [f"descriptor {fd} {target}" for fd, target in descriptors().items() if fd not in fds and not (engines.used and target.startswith(("socket:", "anon_inode:")))]
+    new = {fd: target for fd, target in descriptors().items() if fd not in fds}
+    of_ray = ("socket:", "anon_inode:") if engines.used else ()
+    what += [f"descriptor {fd} {target}" for fd, target in new.items() if not target.startswith(of_ray)]
     assert not what, "left behind: " + "; ".join(what)
     assert not complaints.found, "\n".join(complaints.found)
 

@@ -118,60 +118,46 @@ def test_the_protocols_are_looked_up() -> None:
     assert not isinstance(Admits(), EvictionProtocol) and isinstance(Evicts(), EvictionProtocol)
 
 
-def test_without_admission_nothing_is_asked() -> None:
+async def test_without_admission_nothing_is_asked() -> None:
     """A plain resource manager admits everything."""
-
-    async def scenario() -> None:
-        async with sized(Room(room=0)) as m:
-            assert await (await m.start_job("large")) == "large"
-
-    run(scenario())
+    async with sized(Room(room=0)) as m:
+        assert await (await m.start_job("large")) == "large"
 
 
-def test_what_fits_runs_and_is_asked_about_only_when_it_is_loaded() -> None:
+async def test_what_fits_runs_and_is_asked_about_only_when_it_is_loaded() -> None:
     """The second job of a plugin finds it loaded."""
     room = Admits()
 
-    async def scenario() -> None:
-        async with sized(room) as m:
-            for _ in range(3):
-                assert await (await m.start_job("medium")) == "medium"
-        assert room.calls == ["medium"] and m.integration_errors == {}
-
-    run(scenario())
+    async with sized(room) as m:
+        for _ in range(3):
+            assert await (await m.start_job("medium")) == "medium"
+    assert room.calls == ["medium"] and m.integration_errors == {}
 
 
-def test_what_can_never_fit_is_refused_at_once() -> None:
+async def test_what_can_never_fit_is_refused_at_once() -> None:
     """With the reason; and no job exists, and no worker."""
-
-    async def scenario() -> None:
-        async with sized(Admits()) as m:
-            with pytest.raises(errors.ResourceValidationError, match="huge needs 99 of 4"):
-                await m.start_job("huge")
-            assert m.jobs == {} and m.workers == []
-
-    run(scenario())
+    async with sized(Admits()) as m:
+        with pytest.raises(errors.ResourceValidationError, match="huge needs 99 of 4"):
+            await m.start_job("huge")
+        assert m.jobs == {} and m.workers == []
 
 
-def test_what_does_not_fit_now_waits_with_its_reason(gate: Gate) -> None:
+async def test_what_does_not_fit_now_waits_with_its_reason(gate: Gate) -> None:
     """It is pending, says why, and runs when the other has ended and was unloaded; a job that fits overtakes it."""
     room = Evicts()
 
-    async def scenario() -> None:
-        async with sized(room, max_workers=3) as m:
-            seen = Seen(m)
-            first = await m.start_job("medium", gate=gate.path)
-            await seen.until("job:started", job_id=first.id)
-            large = await m.start_job("large")
-            await seen.when(lambda e: e.type == "job:queued" and e.data["job_id"] == large.id and "waiting_for" in e.data)
-            assert (large.status, large.waiting_for) == ("pending", "large needs 4, and 2 is free")
-            small = await m.start_job("small")
-            assert await small == "small" and large.status == "pending"
-            gate.open()
-            assert await large == "large" and large.waiting_for == ""
-        assert room.most <= room.room and m.integration_errors == {}
-
-    run(scenario())
+    async with sized(room, max_workers=3) as m:
+        seen = Seen(m)
+        first = await m.start_job("medium", gate=gate.path)
+        await seen.until("job:started", job_id=first.id)
+        large = await m.start_job("large")
+        await seen.when(lambda e: e.type == "job:queued" and e.data["job_id"] == large.id and "waiting_for" in e.data)
+        assert (large.status, large.waiting_for) == ("pending", "large needs 4, and 2 is free")
+        small = await m.start_job("small")
+        assert await small == "small" and large.status == "pending"
+        gate.open()
+        assert await large == "large" and large.waiting_for == ""
+    assert room.most <= room.room and m.integration_errors == {}
 
 
 def test_idle_plugins_are_unloaded_the_least_recently_used_first(tmp_path: Path) -> None:
@@ -204,56 +190,47 @@ def test_idle_plugins_are_unloaded_the_least_recently_used_first(tmp_path: Path)
         gate.close()
 
 
-def test_a_worker_that_runs_a_job_is_never_offered(gate: Gate) -> None:
+async def test_a_worker_that_runs_a_job_is_never_offered(gate: Gate) -> None:
     """The victims are idle ones."""
     room = Evicts(room=2)
 
-    async def scenario() -> None:
-        async with sized(room, max_workers=2) as m:
-            seen = Seen(m)
-            busy = await m.start_job("small", gate=gate.path)
-            await seen.until("job:started", job_id=busy.id)
-            waiting = await m.start_job("medium")
-            await seen.when(lambda e: "waiting_for" in e.data)
-            await asyncio.sleep(0.6)
-            assert busy.status == "running" and waiting.status == "pending" and not any(room.victims)
-            gate.open()
-            assert await waiting == "medium"
-
-    run(scenario())
+    async with sized(room, max_workers=2) as m:
+        seen = Seen(m)
+        busy = await m.start_job("small", gate=gate.path)
+        await seen.until("job:started", job_id=busy.id)
+        waiting = await m.start_job("medium")
+        await seen.when(lambda e: "waiting_for" in e.data)
+        await asyncio.sleep(0.6)
+        assert busy.status == "running" and waiting.status == "pending" and not any(room.victims)
+        gate.open()
+        assert await waiting == "medium"
 
 
-def test_after_an_eviction_the_memory_is_seen_to_come_back(gate: Gate) -> None:
+async def test_after_an_eviction_the_memory_is_seen_to_come_back(gate: Gate) -> None:
     """Memory that comes back late is waited for, and nothing else is unloaded meanwhile."""
     room = Evicts(room=4, slow=0.4)
 
-    async def scenario() -> None:
-        async with sized(room, max_workers=2) as m:
-            jobs = [await m.start_job("medium", gate=gate.path), await m.start_job("small", gate=gate.path)]
-            while any(job.status != "running" for job in jobs):
-                await asyncio.sleep(0.01)
-            gate.open(2)
-            for job in jobs:
-                await job
-            began = time.monotonic()
-            assert await (await m.start_job("large")) == "large" and time.monotonic() - began > 0.4
-        assert room.most <= room.room and len(room.victims) == 2
-
-    run(scenario())
+    async with sized(room, max_workers=2) as m:
+        jobs = [await m.start_job("medium", gate=gate.path), await m.start_job("small", gate=gate.path)]
+        while any(job.status != "running" for job in jobs):
+            await asyncio.sleep(0.01)
+        gate.open(2)
+        for job in jobs:
+            await job
+        began = time.monotonic()
+        assert await (await m.start_job("large")) == "large" and time.monotonic() - began > 0.4
+    assert room.most <= room.room and len(room.victims) == 2
 
 
-def test_one_worker_makes_room_for_its_next_plugin() -> None:
+async def test_one_worker_makes_room_for_its_next_plugin() -> None:
     """With a single worker, its own plugin is the one that goes."""
     room = Evicts(room=4)
 
-    async def scenario() -> None:
-        async with sized(room) as m:
-            jobs = [await m.start_job(plugin) for plugin in ("large", "medium", "large", "small")]
-            assert [await job for job in jobs] == ["large", "medium", "large", "small"]
-            assert len({job.worker_pid for job in jobs}) == 1
-        assert room.most <= room.room
-
-    run(scenario())
+    async with sized(room) as m:
+        jobs = [await m.start_job(plugin) for plugin in ("large", "medium", "large", "small")]
+        assert [await job for job in jobs] == ["large", "medium", "large", "small"]
+        assert len({job.worker_pid for job in jobs}) == 1
+    assert room.most <= room.room
 
 
 class Unspeakable:
@@ -264,7 +241,7 @@ class Unspeakable:
 
 
 @pytest.mark.parametrize("what", ["estimate", "answer"])
-def test_what_raises_where_room_is_asked_for_holds_up_no_job(what: str) -> None:
+async def test_what_raises_where_room_is_asked_for_holds_up_no_job(what: str) -> None:
     """The hook that says what a plugin needs, or the answer itself: it is counted, and the job runs as if nobody knew."""
     room = Admits(room=4)
     asked: "list[str]" = []
@@ -278,12 +255,9 @@ def test_what_raises_where_room_is_asked_for_holds_up_no_job(what: str) -> None:
 
     room.can_start = lambda *arguments: Unspeakable() if what == "answer" else None  # type: ignore[method-assign,assignment,return-value]
 
-    async def scenario() -> None:
-        async with sized(room, Manager) as m:
-            assert await (await m.start_job("small")) == "small"
-            assert set(m.integration_errors) == {"hooks.estimate_resources" if what == "estimate" else "resource_manager.can_start"}
-
-    run(scenario())
+    async with sized(room, Manager) as m:
+        assert await (await m.start_job("small")) == "small"
+        assert set(m.integration_errors) == {"hooks.estimate_resources" if what == "estimate" else "resource_manager.can_start"}
 
 
 class Ambiguous:
@@ -293,59 +267,50 @@ class Ambiguous:
         raise ValueError("the truth value is ambiguous")
 
 
-def test_a_config_that_cannot_be_compared_holds_up_no_job() -> None:
+async def test_a_config_that_cannot_be_compared_holds_up_no_job() -> None:
     """Many jobs of a plugin whose config has an array in it run, one after the other, and room is asked for once."""
 
     class Odd(Registry):
         def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
             return {**super().load_plugin_config(plugin_id), "prompt": Ambiguous()}
 
-    async def scenario() -> None:
-        room = Admits()
-        async with JobManager("test", "sizes", plugins={"small": Loads}, plugin_registry=Odd(), resource_manager=room) as m:
-            jobs = [await m.start_job("small") for _ in range(4)]
-            assert [(await end(job)).result for job in jobs] == ["small"] * 4
-            assert room.calls == ["small"]
-
-    run(scenario())
+    room = Admits()
+    async with JobManager("test", "sizes", plugins={"small": Loads}, plugin_registry=Odd(), resource_manager=room) as m:
+        jobs = [await m.start_job("small") for _ in range(4)]
+        assert [(await end(job)).result for job in jobs] == ["small"] * 4
+        assert room.calls == ["small"]
 
 
-def test_a_slow_resource_manager_holds_up_no_start(gate: Gate) -> None:
+async def test_a_slow_resource_manager_holds_up_no_start(gate: Gate) -> None:
     """Its updates pile up; a question that has to wait behind them for too long is passed over and counted."""
     room = Admits(room=4)
     room.update_worker_state = lambda *_, **__: time.sleep(0.15)  # type: ignore[method-assign]
 
-    async def scenario() -> None:
-        async with sized(room, integration_timeout=0.2) as m:
-            jobs = [await m.start_job("small") for _ in range(10)]
-            for job in jobs:
-                await job
-            began = time.monotonic()
-            job = await m.start_job("small")
-            assert time.monotonic() - began < 1.0 and await job == "small"
-            assert m.integration_errors["resource_manager.can_ever_start"] > 0
-        await asyncio.sleep(0.2)  # the call that was being made at the end
-
-    run(scenario())
+    async with sized(room, integration_timeout=0.2) as m:
+        jobs = [await m.start_job("small") for _ in range(10)]
+        for job in jobs:
+            await job
+        began = time.monotonic()
+        job = await m.start_job("small")
+        assert time.monotonic() - began < 1.0 and await job == "small"
+        assert m.integration_errors["resource_manager.can_ever_start"] > 0
+    await asyncio.sleep(0.2)  # the call that was being made at the end
 
 
-def test_a_job_that_waits_for_room_can_be_cancelled(gate: Gate) -> None:
+async def test_a_job_that_waits_for_room_can_be_cancelled(gate: Gate) -> None:
     """It ends at once, and the next one goes on."""
     room = Admits(room=2)
 
-    async def scenario() -> None:
-        async with sized(room, max_workers=2) as m:
-            seen = Seen(m)
-            busy = await m.start_job("small", gate=gate.path)
-            await seen.until("job:started", job_id=busy.id)
-            waiting = await m.start_job("medium")
-            await seen.when(lambda e: "waiting_for" in e.data)
-            assert await m.cancel_job(waiting.id) and waiting.status == "cancelled" and waiting.waiting_for == ""
-            assert await (await m.start_job("small")) == "small"
-            gate.open()
-            await busy
-
-    run(scenario())
+    async with sized(room, max_workers=2) as m:
+        seen = Seen(m)
+        busy = await m.start_job("small", gate=gate.path)
+        await seen.until("job:started", job_id=busy.id)
+        waiting = await m.start_job("medium")
+        await seen.when(lambda e: "waiting_for" in e.data)
+        assert await m.cancel_job(waiting.id) and waiting.status == "cancelled" and waiting.waiting_for == ""
+        assert await (await m.start_job("small")) == "small"
+        gate.open()
+        await busy
 
 
 def test_shutdown_ends_what_waits_for_room() -> None:
@@ -363,24 +328,21 @@ def test_shutdown_ends_what_waits_for_room() -> None:
     assert run(scenario()).status == "cancelled"
 
 
-def test_memory_that_others_give_back_is_noticed() -> None:
+async def test_memory_that_others_give_back_is_noticed() -> None:
     """A job that waits is asked about again, although nothing happens here."""
     room = Admits(room=4)
     room.held[1] = ("somebody else's", 3)
 
-    async def scenario() -> None:
-        async with sized(room) as m:
-            seen = Seen(m)
-            job = await m.start_job("medium")
-            await seen.when(lambda e: "waiting_for" in e.data)
-            del room.held[1]
-            assert await asyncio.wait_for(job.wait(), 5) is job and job.result == "medium"
-
-    run(scenario())
+    async with sized(room) as m:
+        seen = Seen(m)
+        job = await m.start_job("medium")
+        await seen.when(lambda e: "waiting_for" in e.data)
+        del room.held[1]
+        assert await asyncio.wait_for(job.wait(), 5) is job and job.result == "medium"
 
 
 @pytest.mark.parametrize("how", ["raise", "hang", "nonsense"])
-def test_an_admission_that_misbehaves_hurts_no_job(how: str) -> None:
+async def test_an_admission_that_misbehaves_hurts_no_job(how: str) -> None:
     """It is counted, and the job starts all the same."""
 
     class Bad(Evicts):
@@ -397,20 +359,17 @@ def test_an_admission_that_misbehaves_hurts_no_job(how: str) -> None:
                 time.sleep(0.3)
             return 42 if how == "nonsense" else None
 
-    async def scenario() -> Any:
-        async with sized(Bad(), integration_timeout=0.1) as m:
-            if how == "nonsense":
-                with pytest.raises(errors.ResourceValidationError, match="42"):
-                    await m.start_job("small")
-            else:
-                assert (await end(await m.start_job("small"))).result == "small"
-                assert m.integration_errors["resource_manager.can_ever_start"] == 1
-                assert m.integration_errors["resource_manager.can_start"] >= 1
-
-    run(scenario())
+    async with sized(Bad(), integration_timeout=0.1) as m:
+        if how == "nonsense":
+            with pytest.raises(errors.ResourceValidationError, match="42"):
+                await m.start_job("small")
+        else:
+            assert (await end(await m.start_job("small"))).result == "small"
+            assert m.integration_errors["resource_manager.can_ever_start"] == 1
+            assert m.integration_errors["resource_manager.can_start"] >= 1
 
 
-def test_a_worker_that_dies_while_it_is_held() -> None:
+async def test_a_worker_that_dies_while_it_is_held() -> None:
     """The job goes to another worker."""
 
     class Kills(Admits):
@@ -422,23 +381,18 @@ def test_a_worker_that_dies_while_it_is_held() -> None:
                 time.sleep(0.2)
             return reason
 
-    async def scenario() -> None:
-        async with sized(Kills(), backoff_base=0.01) as m:
-            job = await m.start_job("small")
-            assert await asyncio.wait_for(job.wait(), 10) is job and job.result == "small" and job.attempts == 1
-
-    run(scenario())
+    async with sized(Kills(), backoff_base=0.01) as m:
+        job = await m.start_job("small")
+        assert await asyncio.wait_for(job.wait(), 10) is job and job.result == "small" and job.attempts == 1
 
 
-def test_many_jobs_of_every_size_never_use_more_than_there_is() -> None:
+@pytest.mark.limit(60)
+async def test_many_jobs_of_every_size_never_use_more_than_there_is() -> None:
     """Each ends once, whatever order the room allows."""
     room = Evicts(room=5, slow=0.01)
 
-    async def scenario() -> None:
-        async with sized(room, max_workers=3) as m:
-            jobs = [await m.start_job(plugin) for plugin in ("small", "large", "medium") * 8]
-            for job in jobs:
-                assert (await end(job, 30)).status == "completed", job
-        assert room.most <= room.room and m.integration_errors == {}
-
-    run(scenario(), limit=60)
+    async with sized(room, max_workers=3) as m:
+        jobs = [await m.start_job(plugin) for plugin in ("small", "large", "medium") * 8]
+        for job in jobs:
+            assert (await end(job, 30)).status == "completed", job
+    assert room.most <= room.room and m.integration_errors == {}

@@ -38,6 +38,7 @@ def test_the_table_is_made_of_every_script(bench: Any) -> None:
     assert [name for name in bench.SCRIPTS if f"[`{name}.py`]({name}.py)" not in readme] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", scripts())
 def test_script_runs_and_its_rows_are_those_of_the_readme(bench: Any, script: str, tmp_path: Path) -> None:
     """A tiny run prints rows that parse; the README has the same questions, peers and targets, in the same order."""

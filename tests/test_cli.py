@@ -127,6 +127,7 @@ def test_demo_in_a_pipe_prints_json_and_nothing_else(tmp_path: Path) -> None:
     assert summary["broadcaster"] == {"sent": sum(summary["events"].values()), "dropped": 0}
 
 
+@pytest.mark.slow
 @speech
 def test_demo_plugs_in_the_ready_integrations_without_their_extras(tmp_path: Path) -> None:
     """The very classes of `integrations`; nothing that only another extra brings is imported, or missed."""
@@ -674,7 +675,7 @@ def test_with_another_fastcore(wanted: str, major: int, tmp_path: Path) -> None:
     there = {"PYTHONPATH": str(tmp_path / "other")}
     done = run(sys.executable, "-c", "import fastcore; print(fastcore.__version__)", cwd=tmp_path, **there)
     assert done.stdout.startswith(f"{major}."), said(done)
-    tests = [str(ROOT / "tests/test_cli.py"), "-q", "-p", "no:cacheprovider", "-m", "not slow"]
+    tests = [str(ROOT / "tests/test_cli.py"), "-q", "-p", "no:cacheprovider", "-n", "0", "-m", "slow or not slow"]
     tests += ["-k", "help or wrong_command_line or full_disk"]
     done = run(sys.executable, "-m", "pytest", *tests, cwd=ROOT, CJM_WORKERS_TEST_PATH=there["PYTHONPATH"])
     assert done.returncode == 0 and int(re.findall(r"(\d+) passed", done.stdout)[0]) > 20, said(done)

@@ -42,56 +42,45 @@ def test_managers_have_the_engine_of_the_run(request: pytest.FixtureRequest) -> 
     assert type(manager("pid")._engine).__name__ == {"local": "LocalEngine", "ray": "RayEngine"}[kind]
 
 
-def test_a_job_runs_in_another_process() -> None:
+async def test_a_job_runs_in_another_process() -> None:
     """The plugin runs elsewhere, and the job knows where."""
-
-    async def scenario() -> None:
-        async with manager("pid") as m:
-            job = await m.start_job("pid")
-            assert await job == job.worker_pid != os.getpid()
-            assert [w.pid for w in m.workers] == [job.worker_pid]
-
-    run(scenario())
+    async with manager("pid") as m:
+        job = await m.start_job("pid")
+        assert await job == job.worker_pid != os.getpid()
+        assert [w.pid for w in m.workers] == [job.worker_pid]
 
 
-def test_start_job_returns_before_the_job_has_ended(gate: Gate) -> None:
+async def test_start_job_returns_before_the_job_has_ended(gate: Gate) -> None:
     """A job is pending, then running, and only then completed."""
-
-    async def scenario() -> None:
-        async with manager("wait_at") as m:
-            seen = Seen(m)
-            job = await m.start_job("wait_at", gate=gate.path)
-            assert job.status == "pending" and not job.done and job.result is None and job.started_at is None
-            await seen.until("job:progress")
-            assert job.status == "running" and not job.done and job.completed_at is None
-            gate.open()
-            await job
-            assert job.status == "completed" and job.done and job.error is None
-
-    run(scenario())
+    async with manager("wait_at") as m:
+        seen = Seen(m)
+        job = await m.start_job("wait_at", gate=gate.path)
+        assert job.status == "pending" and not job.done and job.result is None and job.started_at is None
+        await seen.until("job:progress")
+        assert job.status == "running" and not job.done and job.completed_at is None
+        gate.open()
+        await job
+        assert job.status == "completed" and job.done and job.error is None
 
 
-def test_a_job_can_be_told_at_any_time(gate: Gate) -> None:
-    """`asdict`, and FastAPI's encoder with it, takes a job that runs, is waited for and is read, and one that failed; it has the facts and nothing else."""
+async def test_a_job_can_be_told_at_any_time(gate: Gate) -> None:
+    """`asdict`, and FastAPI's encoder with it, takes a job that runs and is read, and one that failed; it has the facts alone."""
     encode = pytest.importorskip("fastapi.encoders", reason="fastapi is not installed: pip install -e '.[dev]'").jsonable_encoder
 
-    async def scenario() -> None:
-        async with manager("wait_at", "fail") as m:
-            seen = Seen(m)
-            job = await m.start_job("wait_at", gate=gate.path)
-            waiting, reader = asyncio.ensure_future(job.wait()), job.stream()
-            await seen.until("job:progress")
-            running = json.loads(json.dumps(encode(job)))
-            assert running["status"] == "running" and running["worker_pid"] == job.worker_pid
-            gate.open()
-            await waiting
-            failed = await end(await m.start_job("fail"))
-            told = json.loads(json.dumps(encode(m.get_all_jobs())))
-            assert [facts["id"] for facts in told] == [job.id, failed.id] and [facts["status"] for facts in told] == ["completed", "failed"]
-            assert told[1]["error"]["message"] == failed.error.message and not any(name.startswith("_") for name in told[0])
-            await reader.aclose()
-
-    run(scenario())
+    async with manager("wait_at", "fail") as m:
+        seen = Seen(m)
+        job = await m.start_job("wait_at", gate=gate.path)
+        waiting, reader = asyncio.ensure_future(job.wait()), job.stream()
+        await seen.until("job:progress")
+        running = json.loads(json.dumps(encode(job)))
+        assert running["status"] == "running" and running["worker_pid"] == job.worker_pid
+        gate.open()
+        await waiting
+        failed = await end(await m.start_job("fail"))
+        told = json.loads(json.dumps(encode(m.get_all_jobs())))
+        assert [facts["id"] for facts in told] == [job.id, failed.id] and [facts["status"] for facts in told] == ["completed", "failed"]
+        assert told[1]["error"]["message"] == failed.error.message and not any(name.startswith("_") for name in told[0])
+        await reader.aclose()
 
 
 def test_an_endpoint_of_fastapi_may_return_a_job() -> None:
@@ -114,16 +103,12 @@ def test_an_endpoint_of_fastapi_may_return_a_job() -> None:
         assert told["id"] == job.id and told["params"] == {"audio": "a.wav"}
 
 
-def test_nothing_is_started_before_it_is_needed() -> None:
+async def test_nothing_is_started_before_it_is_needed() -> None:
     """A manager without jobs has no process, also when it has been entered."""
-
-    async def scenario() -> None:
-        unused = manager("pid", standby=True)
-        assert unused.workers == []
-        async with unused:
-            assert unused.workers == [] and unused.jobs == {}
-
-    run(scenario())
+    unused = manager("pid", standby=True)
+    assert unused.workers == []
+    async with unused:
+        assert unused.workers == [] and unused.jobs == {}
 
 
 def test_a_manager_may_be_made_where_no_loop_runs() -> None:
@@ -139,41 +124,33 @@ def test_a_manager_may_be_made_where_no_loop_runs() -> None:
     manager("echo")
 
 
-def test_one_worker_runs_many_jobs() -> None:
+async def test_one_worker_runs_many_jobs() -> None:
     """Jobs on one worker run one after the other in the same process, in the order in which they came."""
-
-    async def scenario() -> None:
-        async with manager("pid") as m:
-            seen = Seen(m)
-            jobs = [await m.start_job("pid") for _ in range(50)]
-            assert len({await job for job in jobs}) == 1
-        started = [e.data["job_id"] for e in await seen.rest() if e.type == "job:started"]
-        assert started == [job.id for job in jobs]
-
-    run(scenario())
+    async with manager("pid") as m:
+        seen = Seen(m)
+        jobs = [await m.start_job("pid") for _ in range(50)]
+        assert len({await job for job in jobs}) == 1
+    started = [e.data["job_id"] for e in await seen.rest() if e.type == "job:started"]
+    assert started == [job.id for job in jobs]
 
 
-def test_nobody_stays_awake_for_long() -> None:
-    """Quick jobs keep the manager and its worker awake from one to the next; neither a pause after them nor a job that takes its time costs CPU time."""
+async def test_nobody_stays_awake_for_long() -> None:
+    """Neither a pause after quick jobs nor a job that takes its time costs CPU time."""
+    async with JobManager("text", "demo", plugins={"pause": sample_plugins.pause}) as m:
 
-    async def scenario() -> None:
-        async with JobManager("text", "demo", plugins={"pause": sample_plugins.pause}) as m:
+        async def spent(seconds: float, pause: "Callable[[float], Awaitable[Any]]") -> float:
+            for _ in range(50):
+                await job(0)
+            worker = psutil.Process(m.workers[0].pid)
+            before = time.process_time() + sum(worker.cpu_times()[:2])
+            await pause(seconds)
+            return time.process_time() + sum(worker.cpu_times()[:2]) - before
 
-            async def spent(seconds: float, pause: "Callable[[float], Awaitable[Any]]") -> float:
-                for _ in range(50):
-                    await job(0)
-                worker = psutil.Process(m.workers[0].pid)
-                before = time.process_time() + sum(worker.cpu_times()[:2])
-                await pause(seconds)
-                return time.process_time() + sum(worker.cpu_times()[:2]) - before
+        async def job(seconds: float) -> None:
+            await (await m.start_job("pause", seconds=seconds))
 
-            async def job(seconds: float) -> None:
-                await (await m.start_job("pause", seconds=seconds))
-
-            for pause in (job, asyncio.sleep):
-                assert await spent(1.0, pause) < 0.2
-
-    run(scenario())
+        for pause in (job, asyncio.sleep):
+            assert await spent(1.0, pause) < 0.2
 
 
 class Watchful(Job):
@@ -185,73 +162,58 @@ class Watchful(Job):
         super().__setattr__(name, value)
 
 
-def test_the_outcome_is_readable_before_the_status_says_so() -> None:
+async def test_the_outcome_is_readable_before_the_status_says_so() -> None:
     """When the status becomes an end, the result or the error and the time of the end are there already."""
 
     class WatchfulManager(JobManager):
         def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
             return Watchful(plugin_id, parameters)
 
-    async def scenario() -> None:
-        async with manager("echo", "fail", "stuck", cls=WatchfulManager) as m:
-            good, bad, cancelled = [await m.start_job(*a, **k) for a, k in ((("echo",), {"x": 5}), (("fail",), {}), (("stuck",), {}))]
-            await first_chunk(cancelled)
-            assert await m.cancel_job(cancelled.id)
-            assert good.at_the_end == (5, None, good.completed_at)
-            assert bad.at_the_end == (None, bad.error, bad.completed_at) and bad.error.category == "exception"
-            assert cancelled.at_the_end == (None, cancelled.error, cancelled.completed_at)
-            assert None not in (good.completed_at, bad.completed_at, cancelled.completed_at)
-
-    run(scenario())
+    async with manager("echo", "fail", "stuck", cls=WatchfulManager) as m:
+        good, bad, cancelled = [await m.start_job(*a, **k) for a, k in ((("echo",), {"x": 5}), (("fail",), {}), (("stuck",), {}))]
+        await first_chunk(cancelled)
+        assert await m.cancel_job(cancelled.id)
+        assert good.at_the_end == (5, None, good.completed_at)
+        assert bad.at_the_end == (None, bad.error, bad.completed_at) and bad.error.category == "exception"
+        assert cancelled.at_the_end == (None, cancelled.error, cancelled.completed_at)
+        assert None not in (good.completed_at, bad.completed_at, cancelled.completed_at)
 
 
-def test_times_are_aware_and_in_order() -> None:
+async def test_times_are_aware_and_in_order() -> None:
     """created_at, started_at and completed_at know their time zone and follow one another."""
-
-    async def scenario() -> None:
-        async with manager("echo") as m:
-            job = await m.start_job("echo")
-            await job
-            assert job.created_at <= job.started_at <= job.completed_at
-            for moment in (job.created_at, job.started_at, job.completed_at):
-                assert moment.utcoffset() == timedelta(0)
-
-    run(scenario())
+    async with manager("echo") as m:
+        job = await m.start_job("echo")
+        await job
+        assert job.created_at <= job.started_at <= job.completed_at
+        for moment in (job.created_at, job.started_at, job.completed_at):
+            assert moment.utcoffset() == timedelta(0)
 
 
-def test_a_job_can_be_awaited_by_many_and_often() -> None:
+async def test_a_job_can_be_awaited_by_many_and_often() -> None:
     """Every waiter gets the outcome, early or late, and one that gives up disturbs no other."""
-
-    async def scenario() -> None:
-        async with manager("echo", "fail") as m:
-            job = await m.start_job("echo", x=[1])
-            quitter = asyncio.ensure_future(job.wait())
-            waiters = [asyncio.ensure_future(job.wait()) for _ in range(5)]
-            await asyncio.sleep(0)
-            quitter.cancel()
-            assert await job == await job == [1]
-            assert {id(await w) for w in waiters} == {id(job)}
-            bad = await m.start_job("fail")
-            for _ in range(2):
-                with pytest.raises(JobError, match="ValueError: no"):
-                    await bad
-            assert (await bad.wait()).status == "failed"
-
-    run(scenario())
+    async with manager("echo", "fail") as m:
+        job = await m.start_job("echo", x=[1])
+        quitter = asyncio.ensure_future(job.wait())
+        waiters = [asyncio.ensure_future(job.wait()) for _ in range(5)]
+        await asyncio.sleep(0)
+        quitter.cancel()
+        assert await job == await job == [1]
+        assert {id(await w) for w in waiters} == {id(job)}
+        bad = await m.start_job("fail")
+        for _ in range(2):
+            with pytest.raises(JobError, match="ValueError: no"):
+                await bad
+        assert (await bad.wait()).status == "failed"
 
 
-def test_cancelling_a_waiter_does_not_cancel_the_job(gate: Gate) -> None:
+async def test_cancelling_a_waiter_does_not_cancel_the_job(gate: Gate) -> None:
     """A timeout around `await job` leaves the job as it was."""
-
-    async def scenario() -> None:
-        async with manager("wait_at") as m:
-            job = await m.start_job("wait_at", gate=gate.path, tag="still here")
-            with pytest.raises(asyncio.TimeoutError):
-                await asyncio.wait_for(job.wait(), 0.01)
-            gate.open()
-            assert (await job)[1] == "still here"
-
-    run(scenario())
+    async with manager("wait_at") as m:
+        job = await m.start_job("wait_at", gate=gate.path, tag="still here")
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(job.wait(), 0.01)
+        gate.open()
+        assert (await job)[1] == "still here"
 
 
 # Parameters
@@ -263,53 +225,38 @@ CLASHING = {
 }
 
 
-def test_a_parameter_may_have_any_name() -> None:
+async def test_a_parameter_may_have_any_name() -> None:
     """Names that the manager uses itself go through `params`, untouched."""
-
-    async def scenario() -> None:
-        async with manager("anything") as m:
-            job = await m.start_job("anything", params=CLASHING)
-            assert await job == CLASHING
-            assert (job.priority, job.timeout, job.retries) == (0, None, 0)
-
-    run(scenario())
+    async with manager("anything") as m:
+        job = await m.start_job("anything", params=CLASHING)
+        assert await job == CLASHING
+        assert (job.priority, job.timeout, job.retries) == (0, None, 0)
 
 
-def test_names_that_the_manager_has_no_use_for_need_no_params() -> None:
+async def test_names_that_the_manager_has_no_use_for_need_no_params() -> None:
     """`type`, `job_id`, `status` and `self` are just parameters."""
     names = {k: CLASHING[k] for k in ("type", "job_id", "status", "self", "id", "config")}
 
-    async def scenario() -> None:
-        async with manager("anything") as m:
-            assert await (await m.start_job("anything", **names)) == names
-            assert await (await m.start_job("anything", params={"a": 1, "timeout": 2}, b=3)) == {"a": 1, "timeout": 2, "b": 3}
-
-    run(scenario())
+    async with manager("anything") as m:
+        assert await (await m.start_job("anything", **names)) == names
+        assert await (await m.start_job("anything", params={"a": 1, "timeout": 2}, b=3)) == {"a": 1, "timeout": 2, "b": 3}
 
 
-def test_the_callers_mapping_is_not_kept() -> None:
+async def test_the_callers_mapping_is_not_kept() -> None:
     """Changing `params` afterwards changes nothing."""
-
-    async def scenario() -> None:
-        given = {"x": 1}
-        async with manager("echo") as m:
-            job = await m.start_job("echo", params=given)
-            given["x"] = 2
-            assert await job == 1 and job.params == {"x": 1}
-
-    run(scenario())
+    given = {"x": 1}
+    async with manager("echo") as m:
+        job = await m.start_job("echo", params=given)
+        given["x"] = 2
+        assert await job == 1 and job.params == {"x": 1}
 
 
-def test_wrong_parameters_fail_the_job() -> None:
+async def test_wrong_parameters_fail_the_job() -> None:
     """A parameter that the plugin does not take is that job's failure, in the plugin's own words."""
-
-    async def scenario() -> None:
-        async with manager("echo") as m:
-            job = await end(await m.start_job("echo", y=1))
-            assert job.status == "failed" and job.error.category == "exception" and "unexpected keyword argument 'y'" in job.error.message
-            assert await (await m.start_job("echo", x=1)) == 1
-
-    run(scenario())
+    async with manager("echo") as m:
+        job = await end(await m.start_job("echo", y=1))
+        assert job.status == "failed" and job.error.category == "exception" and "unexpected keyword argument 'y'" in job.error.message
+        assert await (await m.start_job("echo", x=1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -329,61 +276,45 @@ def test_wrong_parameters_fail_the_job() -> None:
     ],
     ids=str,
 )
-def test_a_setting_that_cannot_be_is_refused(wrong: "dict[str, Any]") -> None:
+async def test_a_setting_that_cannot_be_is_refused(wrong: "dict[str, Any]") -> None:
     """A priority, timeout, retries or params of no sense raises ConfigError, which names it, and no job exists."""
-
-    async def scenario() -> None:
-        async with manager("echo") as m:
-            with pytest.raises(errors.ConfigError, match=next(iter(wrong))):
-                await m.start_job("echo", **wrong)
-            assert m.get_all_jobs() == [] and m.workers == []
-
-    run(scenario())
+    async with manager("echo") as m:
+        with pytest.raises(errors.ConfigError, match=next(iter(wrong))):
+            await m.start_job("echo", **wrong)
+        assert m.get_all_jobs() == [] and m.workers == []
 
 
 # Priority and time
 
 
-def test_higher_priorities_run_sooner_and_equals_in_order(gate: Gate) -> None:
+async def test_higher_priorities_run_sooner_and_equals_in_order(gate: Gate) -> None:
     """Among the jobs that wait the highest priority is next; among equals the oldest."""
-
-    async def scenario() -> None:
-        async with manager("wait_at", "echo") as m:
-            seen = Seen(m)
-            blocker = await m.start_job("wait_at", gate=gate.path)
-            await seen.until("job:progress")
-            jobs = [await m.start_job("echo", priority=p) for p in (0, 5, -5, 5, 0, 10)]
-            gate.open()
-            await asyncio.gather(*(job.wait() for job in jobs))
-        started = [e.data["job_id"] for e in await seen.rest() if e.type == "job:started"]
-        assert started == [blocker.id, *(jobs[i].id for i in (5, 1, 3, 0, 4, 2))]
-
-    run(scenario())
+    async with manager("wait_at", "echo") as m:
+        seen = Seen(m)
+        blocker = await m.start_job("wait_at", gate=gate.path)
+        await seen.until("job:progress")
+        jobs = [await m.start_job("echo", priority=p) for p in (0, 5, -5, 5, 0, 10)]
+        gate.open()
+        await asyncio.gather(*(job.wait() for job in jobs))
+    started = [e.data["job_id"] for e in await seen.rest() if e.type == "job:started"]
+    assert started == [blocker.id, *(jobs[i].id for i in (5, 1, 3, 0, 4, 2))]
 
 
-def test_a_job_has_a_timeout_of_its_own() -> None:
+async def test_a_job_has_a_timeout_of_its_own() -> None:
     """A job that takes longer than its own timeout fails with category `timeout`; the next one runs."""
-
-    async def scenario() -> None:
-        async with manager("stuck_quietly", "echo", job_timeout=100) as m:
-            job = await end(await m.start_job("stuck_quietly", timeout=0.2))
-            assert job.status == "failed" and job.error.category == "timeout" and "0.2 s" in job.error.message
-            assert (job.completed_at - job.started_at).total_seconds() >= 0.2
-            assert await (await m.start_job("echo", x=2)) == 2
-
-    run(scenario())
+    async with manager("stuck_quietly", "echo", job_timeout=100) as m:
+        job = await end(await m.start_job("stuck_quietly", timeout=0.2))
+        assert job.status == "failed" and job.error.category == "timeout" and "0.2 s" in job.error.message
+        assert (job.completed_at - job.started_at).total_seconds() >= 0.2
+        assert await (await m.start_job("echo", x=2)) == 2
 
 
-def test_jobs_without_a_timeout_have_the_managers() -> None:
+async def test_jobs_without_a_timeout_have_the_managers() -> None:
     """`job_timeout` is for jobs that name none, and a job's own wins, also when it is longer."""
-
-    async def scenario() -> None:
-        async with manager("stuck_quietly", SleepFor, job_timeout=0.2) as m:
-            job = await end(await m.start_job("stuck_quietly"))
-            assert job.error.category == "timeout"
-            assert await (await m.start_job("SleepFor", timeout=20, seconds=0.4)) == 0.4
-
-    run(scenario())
+    async with manager("stuck_quietly", SleepFor, job_timeout=0.2) as m:
+        job = await end(await m.start_job("stuck_quietly"))
+        assert job.error.category == "timeout"
+        assert await (await m.start_job("SleepFor", timeout=20, seconds=0.4)) == 0.4
 
 
 class SleepFor:
@@ -395,100 +326,76 @@ class SleepFor:
         return seconds
 
 
-def test_loading_does_not_count_as_running() -> None:
+async def test_loading_does_not_count_as_running() -> None:
     """A job's timeout limits its run; what its plugin's load takes has a limit of its own."""
-
-    async def scenario() -> None:
-        async with manager("SlowLoad") as m:
-            assert await (await m.start_job("SlowLoad", timeout=0.3)) == "fine"
-
-    run(scenario())
+    async with manager("SlowLoad") as m:
+        assert await (await m.start_job("SlowLoad", timeout=0.3)) == "fine"
 
 
 # Looking
 
 
-def test_jobs_can_be_looked_up(gate: Gate) -> None:
+async def test_jobs_can_be_looked_up(gate: Gate) -> None:
     """get_job and get_all_jobs show the very jobs that start_job gave, the oldest first."""
-
-    async def scenario() -> None:
-        async with manager("wait_at", "echo") as m:
-            jobs = [await m.start_job("wait_at", gate=gate.path), await m.start_job("echo")]
-            assert m.get_all_jobs() == jobs and all(m.get_job(job.id) is job for job in jobs)
-            assert m.get_job("unknown") is None and m.get_job_result("unknown") is None
-            assert len({job.id for job in jobs}) == 2
-            gate.open()
-
-    run(scenario())
+    async with manager("wait_at", "echo") as m:
+        jobs = [await m.start_job("wait_at", gate=gate.path), await m.start_job("echo")]
+        assert m.get_all_jobs() == jobs and all(m.get_job(job.id) is job for job in jobs)
+        assert m.get_job("unknown") is None and m.get_job_result("unknown") is None
+        assert len({job.id for job in jobs}) == 2
+        gate.open()
 
 
-def test_get_job_result_has_one_shape_for_each_end() -> None:
+async def test_get_job_result_has_one_shape_for_each_end() -> None:
     """None before the end; then success with data, error with a text, or cancelled."""
-
-    async def scenario() -> None:
-        async with manager("echo", "fail", "stuck") as m:
-            good, bad, stuck = await m.start_job("echo", x={"a": 1}), await m.start_job("fail"), await m.start_job("stuck")
-            await first_chunk(stuck)
-            assert m.get_job_result(stuck.id) is None
-            await m.cancel_job(stuck.id)
-            assert m.get_job_result(good.id) == {"status": "success", "data": {"a": 1}}
-            failure = m.get_job_result(bad.id)
-            assert failure == {"status": "error", "error": failure["error"]} and "ValueError: no" in failure["error"]
-            assert m.get_job_result(stuck.id) == {"status": "cancelled"}
-
-    run(scenario())
+    async with manager("echo", "fail", "stuck") as m:
+        good, bad, stuck = await m.start_job("echo", x={"a": 1}), await m.start_job("fail"), await m.start_job("stuck")
+        await first_chunk(stuck)
+        assert m.get_job_result(stuck.id) is None
+        await m.cancel_job(stuck.id)
+        assert m.get_job_result(good.id) == {"status": "success", "data": {"a": 1}}
+        failure = m.get_job_result(bad.id)
+        assert failure == {"status": "error", "error": failure["error"]} and "ValueError: no" in failure["error"]
+        assert m.get_job_result(stuck.id) == {"status": "cancelled"}
 
 
-def test_clear_completed_jobs_forgets_only_what_has_ended(gate: Gate) -> None:
+async def test_clear_completed_jobs_forgets_only_what_has_ended(gate: Gate) -> None:
     """All three ends are forgotten; what runs or waits is kept and still ends."""
-
-    async def scenario() -> None:
-        async with manager("wait_at", "echo", "fail", max_workers=2) as m:
-            running = await m.start_job("wait_at", gate=gate.path)
-            ended = [await m.start_job("echo"), await m.start_job("fail"), await m.start_job("echo", priority=-1)]
-            await asyncio.gather(*(job.wait() for job in ended))
-            assert m.clear_completed_jobs() == 3 and m.clear_completed_jobs() == 0
-            assert m.get_all_jobs() == [running] and m.get_job(ended[0].id) is None
-            assert ended[0].status == "completed"
-            gate.open()
-            await running
-            assert m.clear_completed_jobs() == 1 and m.jobs == {}
-
-    run(scenario())
+    async with manager("wait_at", "echo", "fail", max_workers=2) as m:
+        running = await m.start_job("wait_at", gate=gate.path)
+        ended = [await m.start_job("echo"), await m.start_job("fail"), await m.start_job("echo", priority=-1)]
+        await asyncio.gather(*(job.wait() for job in ended))
+        assert m.clear_completed_jobs() == 3 and m.clear_completed_jobs() == 0
+        assert m.get_all_jobs() == [running] and m.get_job(ended[0].id) is None
+        assert ended[0].status == "completed"
+        gate.open()
+        await running
+        assert m.clear_completed_jobs() == 1 and m.jobs == {}
 
 
-def test_only_the_newest_finished_jobs_are_kept() -> None:
+async def test_only_the_newest_finished_jobs_are_kept() -> None:
     """`keep_finished` bounds what a manager remembers; a job that is held is whole all the same."""
-
-    async def scenario() -> None:
-        async with manager("echo", keep_finished=3) as m:
-            jobs = [await m.start_job("echo", x=i) for i in range(10)]
-            assert [await job for job in jobs] == list(range(10))
-            assert m.get_all_jobs() == jobs[-3:] and m.get_job_result(jobs[0].id) is None
-        async with manager("echo", keep_finished=0) as m:
-            assert await (await m.start_job("echo", x=1)) == 1
-            assert m.get_all_jobs() == []
-
-    run(scenario())
+    async with manager("echo", keep_finished=3) as m:
+        jobs = [await m.start_job("echo", x=i) for i in range(10)]
+        assert [await job for job in jobs] == list(range(10))
+        assert m.get_all_jobs() == jobs[-3:] and m.get_job_result(jobs[0].id) is None
+    async with manager("echo", keep_finished=0) as m:
+        assert await (await m.start_job("echo", x=1)) == 1
+        assert m.get_all_jobs() == []
 
 
-def test_too_many_pending_jobs_are_refused(gate: Gate) -> None:
+async def test_too_many_pending_jobs_are_refused(gate: Gate) -> None:
     """At `max_pending` jobs in line QueueFullError is raised, no job exists, and there is room again later."""
-
-    async def scenario() -> None:
-        async with manager("wait_at", "echo", max_pending=3) as m:
-            seen = Seen(m)
-            await m.start_job("wait_at", gate=gate.path)
-            await seen.until("job:progress")
-            jobs = [await m.start_job("echo") for _ in range(3)]
-            with pytest.raises(errors.QueueFullError, match="3 jobs are pending"):
-                await m.start_job("echo")
-            assert len(m.get_all_jobs()) == 4
-            gate.open()
-            await asyncio.gather(*(job.wait() for job in jobs))
-            assert await (await m.start_job("echo", x=1)) == 1
-
-    run(scenario())
+    async with manager("wait_at", "echo", max_pending=3) as m:
+        seen = Seen(m)
+        await m.start_job("wait_at", gate=gate.path)
+        await seen.until("job:progress")
+        jobs = [await m.start_job("echo") for _ in range(3)]
+        with pytest.raises(errors.QueueFullError, match="3 jobs are pending"):
+            await m.start_job("echo")
+        assert len(m.get_all_jobs()) == 4
+        gate.open()
+        await asyncio.gather(*(job.wait() for job in jobs))
+        assert await (await m.start_job("echo", x=1)) == 1
 
 
 # Hooks
@@ -530,25 +437,21 @@ class Hooked(JobManager):
         self.completed.append((job_id, self.jobs[job_id].status, threading.current_thread().name))
 
 
-def test_every_hook_is_used() -> None:
+async def test_every_hook_is_used() -> None:
     """A subclass makes the job, the request and the result, validates before, and hears of each completion, in order, on another thread."""
-
-    async def scenario() -> None:
-        async with manager("echo", "pid", cls=Hooked) as m:
-            jobs = [await m.start_job("echo", label=f"job {i}", y=i) for i in range(3)]
-            assert [await job for job in jobs] == [{"of": job.id, "data": [f"job {i}", i]} for i, job in enumerate(jobs)]
-            assert all(type(job) is HookedJob and job.metadata == {"made": "here"} for job in jobs)
-            with pytest.raises(errors.ResourceValidationError, match="the GPU is full") as refusal:
-                await m.start_job("pid", label="too big")
-            assert refusal.value.reason == "the GPU is full" and len(m.jobs) == 3
-        assert m.validated == [("echo", {})] * 3 + [("pid", {})]
-        assert [(i, s) for i, s, _ in m.completed] == [(job.id, "completed") for job in jobs]
-        assert threading.current_thread().name not in {thread for _, _, thread in m.completed}
-
-    run(scenario())
+    async with manager("echo", "pid", cls=Hooked) as m:
+        jobs = [await m.start_job("echo", label=f"job {i}", y=i) for i in range(3)]
+        assert [await job for job in jobs] == [{"of": job.id, "data": [f"job {i}", i]} for i, job in enumerate(jobs)]
+        assert all(type(job) is HookedJob and job.metadata == {"made": "here"} for job in jobs)
+        with pytest.raises(errors.ResourceValidationError, match="the GPU is full") as refusal:
+            await m.start_job("pid", label="too big")
+        assert refusal.value.reason == "the GPU is full" and len(m.jobs) == 3
+    assert m.validated == [("echo", {})] * 3 + [("pid", {})]
+    assert [(i, s) for i, s, _ in m.completed] == [(job.id, "completed") for job in jobs]
+    assert threading.current_thread().name not in {thread for _, _, thread in m.completed}
 
 
-def test_coroutine_hooks_are_awaited_in_order() -> None:
+async def test_coroutine_hooks_are_awaited_in_order() -> None:
     """One after the other, however long each takes, and what one raises keeps no other from being called."""
     heard = []
 
@@ -560,17 +463,14 @@ def test_coroutine_hooks_are_awaited_in_order() -> None:
             if len(heard) == 4:
                 raise asyncio.CancelledError
 
-    async def scenario() -> None:
-        async with manager("echo", cls=Async) as m:
-            jobs = [await m.start_job("echo") for _ in range(4)]
-            await asyncio.gather(*jobs)
-        assert heard == [(what, job.id) for job in jobs for what in ("begins", "ends")]
-        assert m.integration_errors == {"hooks._on_job_completed": 1}
-
-    run(scenario())
+    async with manager("echo", cls=Async) as m:
+        jobs = [await m.start_job("echo") for _ in range(4)]
+        await asyncio.gather(*jobs)
+    assert heard == [(what, job.id) for job in jobs for what in ("begins", "ends")]
+    assert m.integration_errors == {"hooks._on_job_completed": 1}
 
 
-def test_the_completion_hook_may_be_a_coroutine() -> None:
+async def test_the_completion_hook_may_be_a_coroutine() -> None:
     """An async hook runs on the loop, only for completed jobs, and shutdown waits for it."""
     heard = []
 
@@ -579,13 +479,10 @@ def test_the_completion_hook_may_be_a_coroutine() -> None:
             await asyncio.sleep(0.05)
             heard.append((job_id, threading.current_thread()))
 
-    async def scenario() -> None:
-        async with manager("echo", "fail", cls=Async) as m:
-            good, bad = await m.start_job("echo"), await m.start_job("fail")
-            await asyncio.gather(good.wait(), bad.wait())
-        assert heard == [(good.id, threading.current_thread())]
-
-    run(scenario())
+    async with manager("echo", "fail", cls=Async) as m:
+        good, bad = await m.start_job("echo"), await m.start_job("fail")
+        await asyncio.gather(good.wait(), bad.wait())
+    assert heard == [(good.id, threading.current_thread())]
 
 
 @pytest.mark.parametrize(
@@ -608,7 +505,7 @@ def test_create_job_gets_the_parameters(parameters: "dict[str, Any]") -> None:
     assert calls == [(("anything",), parameters)]
 
 
-def test_a_hook_that_raises_before_the_job_exists_leaves_none() -> None:
+async def test_a_hook_that_raises_before_the_job_exists_leaves_none() -> None:
     """What create_job, prepare_execute_request and _validate_resources raise comes out of start_job, and no job is kept."""
 
     class Raising(JobManager):
@@ -626,55 +523,46 @@ def test_a_hook_that_raises_before_the_job_exists_leaves_none() -> None:
             assert self.at != "_validate_resources", self.at
             return None
 
-    async def scenario() -> None:
-        async with manager("echo", cls=Raising) as m:
-            for m.at in ("create_job", "prepare_execute_request", "_validate_resources"):
-                with pytest.raises(AssertionError, match=m.at):
-                    await m.start_job("echo")
-            assert m.jobs == {} and m.workers == []
-            m.at = ""
-            assert await (await m.start_job("echo", x=3)) == 3
-
-    run(scenario())
+    async with manager("echo", cls=Raising) as m:
+        for m.at in ("create_job", "prepare_execute_request", "_validate_resources"):
+            with pytest.raises(AssertionError, match=m.at):
+                await m.start_job("echo")
+        assert m.jobs == {} and m.workers == []
+        m.at = ""
+        assert await (await m.start_job("echo", x=3)) == 3
 
 
-def test_a_job_whose_id_is_taken_is_refused() -> None:
+async def test_a_job_whose_id_is_taken_is_refused() -> None:
     """create_job may choose ids; one that a living job has cannot take its place."""
 
     class SameId(JobManager):
         def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
             return Job(plugin_id, parameters, id="same")
 
-    async def scenario() -> None:
-        async with manager("stuck", "echo", cls=SameId) as m:
-            first = await m.start_job("stuck")
-            await first_chunk(first)
-            with pytest.raises(Exception, match="same"):
-                await m.start_job("echo")
-            assert m.get_job("same") is first and await m.cancel_job("same")
-
-    run(scenario())
+    async with manager("stuck", "echo", cls=SameId) as m:
+        first = await m.start_job("stuck")
+        await first_chunk(first)
+        with pytest.raises(Exception, match="same"):
+            await m.start_job("echo")
+        assert m.get_job("same") is first and await m.cancel_job("same")
 
 
 @pytest.mark.parametrize("answer", [False, True, {"ok": False}], ids=repr)
-def test_a_validation_that_gives_no_reason_is_refused(answer: Any) -> None:
+async def test_a_validation_that_gives_no_reason_is_refused(answer: Any) -> None:
     """False would let the job pass, and True refuse it: ConfigError says what was expected, and no job exists."""
 
     class Validating(JobManager):
         async def _validate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> Any:
             return answer
 
-    async def scenario() -> None:
-        async with manager("echo", cls=Validating) as m:
-            with pytest.raises(errors.ConfigError, match="_validate_resources.*a reason as text, or None"):
-                await m.start_job("echo")
-            assert m.jobs == {} and m.workers == []
-
-    run(scenario())
+    async with manager("echo", cls=Validating) as m:
+        with pytest.raises(errors.ConfigError, match="_validate_resources.*a reason as text, or None"):
+            await m.start_job("echo")
+        assert m.jobs == {} and m.workers == []
 
 
 @pytest.mark.parametrize("answer", [None, [("x", 3)], "x"], ids=repr)
-def test_a_request_that_is_no_mapping_is_refused(answer: Any) -> None:
+async def test_a_request_that_is_no_mapping_is_refused(answer: Any) -> None:
     """prepare_execute_request gives the parameters by name; ConfigError says so, also of one that is async, and no job exists."""
 
     class Preparing(JobManager):
@@ -685,14 +573,12 @@ def test_a_request_that_is_no_mapping_is_refused(answer: Any) -> None:
         async def prepare_execute_request(self, job: Job) -> Any:  # type: ignore[override]
             return {}
 
-    async def scenario() -> None:
-        for cls in (Preparing, PreparingLater):
-            async with manager("echo", cls=cls) as m:
-                with pytest.raises(errors.ConfigError, match=r"prepare_execute_request\(\): expected a mapping of names to values, from a plain `def`"):
-                    await m.start_job("echo")
-                assert m.jobs == {} and m.workers == []
-
-    run(scenario())
+    for cls in (Preparing, PreparingLater):
+        async with manager("echo", cls=cls) as m:
+            reason = r"prepare_execute_request\(\): expected a mapping of names to values, from a plain `def`"
+            with pytest.raises(errors.ConfigError, match=reason):
+                await m.start_job("echo")
+            assert m.jobs == {} and m.workers == []
 
 
 # Plugins of every kind
@@ -762,17 +648,14 @@ KINDS: "dict[str, tuple[Any, dict[str, Any], Any, list[Any]]]" = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_plugin_may_be(kind: str) -> None:
+async def test_a_plugin_may_be(kind: str) -> None:
     """Each kind of plugin runs, streams what it yields, and gives its result."""
     plugin, parameters, result, chunks = KINDS[kind]
 
-    async def scenario() -> None:
-        async with JobManager("test", "kinds", worker_config=WorkerConfig(standby=False), plugins={"it": plugin}) as m:
-            job = await m.start_job("it", **parameters)
-            assert [chunk async for chunk in job.stream()] == chunks
-            assert await job == result
-
-    run(scenario())
+    async with JobManager("test", "kinds", worker_config=WorkerConfig(standby=False), plugins={"it": plugin}) as m:
+        job = await m.start_job("it", **parameters)
+        assert [chunk async for chunk in job.stream()] == chunks
+        assert await job == result
 
 
 MAIN = '''
@@ -824,14 +707,20 @@ def test_plugins_may_be_defined_in_main(tmp_path: Path) -> None:
     assert (out, err, process.returncode) == ("", "", 0)
 
 
-@pytest.mark.parametrize("wrong", [42, None, "no_colon", "two:colons:here", "spa ce:x", Path, object()], ids=lambda wrong: wrong if isinstance(wrong, str) else type(wrong).__name__)
+@pytest.mark.parametrize(
+    "wrong",
+    [42, None, "no_colon", "two:colons:here", "spa ce:x", Path, object()],
+    ids=lambda wrong: wrong if isinstance(wrong, str) else type(wrong).__name__,
+)
 def test_what_cannot_be_a_plugin_is_refused_at_once(wrong: Any) -> None:
     """PluginTypeError at construction names the plugin and shows what it got."""
     with pytest.raises(errors.PluginTypeError, match="'wrong'"):
         JobManager("test", "kinds", plugins={"good": sample_plugins.echo, "wrong": wrong})
 
 
-@pytest.mark.parametrize("wrong", [[sample_plugins.echo], sample_plugins.echo, "sample_plugins:echo", None], ids=lambda wrong: type(wrong).__name__)
+@pytest.mark.parametrize(
+    "wrong", [[sample_plugins.echo], sample_plugins.echo, "sample_plugins:echo", None], ids=lambda wrong: type(wrong).__name__
+)
 def test_plugins_that_are_no_mapping_are_refused_at_once(wrong: Any) -> None:
     """ConfigError at construction says what was expected."""
     with pytest.raises(errors.ConfigError, match="plugins: expected a mapping of ids to plugins"):
@@ -846,25 +735,22 @@ def test_what_is_no_worker_config_is_refused_at_once(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, {"echo": sample_plugins.echo}], ids=["nothing", "the plugins themselves"])
-def test_a_loader_that_is_none_is_refused_before_a_worker_starts(wrong: Any) -> None:
+async def test_a_loader_that_is_none_is_refused_before_a_worker_starts(wrong: Any) -> None:
     """A get_plugin_loader that gives no function raises ConfigError, each time, and no job exists."""
 
     class Loads(BaseJobManager):
         def get_plugin_loader(self) -> Any:
             return wrong
 
-    async def scenario() -> None:
-        m = manager(cls=Loads)
-        for _ in range(2):
-            with pytest.raises(errors.ConfigError, match="get_plugin_loader.*expected a function"):
-                await m.start_job("echo")
-        assert m.get_all_jobs() == [] and m.workers == []
-        await m.shutdown()
-
-    run(scenario())
+    m = manager(cls=Loads)
+    for _ in range(2):
+        with pytest.raises(errors.ConfigError, match="get_plugin_loader.*expected a function"):
+            await m.start_job("echo")
+    assert m.get_all_jobs() == [] and m.workers == []
+    await m.shutdown()
 
 
-def test_a_loader_that_is_a_method_of_the_manager_is_refused() -> None:
+async def test_a_loader_that_is_a_method_of_the_manager_is_refused() -> None:
     """With it the manager would travel to the worker, so ConfigError says that it cannot."""
 
     class Loads(BaseJobManager):
@@ -874,11 +760,8 @@ def test_a_loader_that_is_a_method_of_the_manager_is_refused() -> None:
         def load(self) -> Any:
             return {"echo": sample_plugins.echo}
 
-    async def scenario() -> None:
-        with pytest.raises(errors.ConfigError, match="get_plugin_loader.*a method"):
-            await manager(cls=Loads).start_job("echo")
-
-    run(scenario())
+    with pytest.raises(errors.ConfigError, match="get_plugin_loader.*a method"):
+        await manager(cls=Loads).start_job("echo")
 
 
 def test_an_async_unload_is_run_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
@@ -904,18 +787,14 @@ def test_a_plugin_that_cannot_be_sent_is_refused_at_once() -> None:
     ("source", "reason"),
     [("no_such_module_at_all:x", "No module named"), ("os:no_such_name", "no_such_name"), ("os:pathconf_names", "expected a function")],
 )
-def test_an_import_string_that_leads_nowhere_fails_the_job(source: str, reason: str) -> None:
+async def test_an_import_string_that_leads_nowhere_fails_the_job(source: str, reason: str) -> None:
     """The job fails with category `load` and the reason; the worker goes on."""
-
-    async def scenario() -> None:
-        plugins = {"lost": source, "echo": sample_plugins.echo}
-        async with JobManager("test", "kinds", worker_config=WorkerConfig(standby=False), plugins=plugins) as m:
-            job = await end(await m.start_job("lost"))
-            assert job.error.category == "load" and reason in job.error.message, job.error
-            good = await m.start_job("echo", x=1)
-            assert await good == 1 and good.worker_pid == job.worker_pid
-
-    run(scenario())
+    plugins = {"lost": source, "echo": sample_plugins.echo}
+    async with JobManager("test", "kinds", worker_config=WorkerConfig(standby=False), plugins=plugins) as m:
+        job = await end(await m.start_job("lost"))
+        assert job.error.category == "load" and reason in job.error.message, job.error
+        good = await m.start_job("echo", x=1)
+        assert await good == 1 and good.worker_pid == job.worker_pid
 
 
 class WithLoader(BaseJobManager):
@@ -927,17 +806,13 @@ class WithLoader(BaseJobManager):
         return self.loader
 
 
-def test_a_loader_gives_plugins_in_the_worker() -> None:
+async def test_a_loader_gives_plugins_in_the_worker() -> None:
     """A loader is called once in a worker; what it maps to ids are plugins of any kind."""
-
-    async def scenario() -> None:
-        async with manager(cls=WithLoader) as m:
-            assert await (await m.start_job("echo", x=1)) == 1
-            assert [c async for c in (await m.start_job("by_name", n=2)).stream()] == [0, 1]
-            first = await (await m.start_job("loaded"))
-            assert first["log"] == [["load", {}]] and first["pid"] == m.workers[0].pid
-
-    run(scenario())
+    async with manager(cls=WithLoader) as m:
+        assert await (await m.start_job("echo", x=1)) == 1
+        assert [c async for c in (await m.start_job("by_name", n=2)).stream()] == [0, 1]
+        first = await (await m.start_job("loaded"))
+        assert first["log"] == [["load", {}]] and first["pid"] == m.workers[0].pid
 
 
 def test_a_loader_may_be_defined_anywhere() -> None:
@@ -955,39 +830,28 @@ def test_a_loader_may_be_defined_anywhere() -> None:
     assert run(scenario()) == "Good day, Ann"
 
 
-def test_a_plugin_that_the_loader_does_not_give_fails_the_job() -> None:
+async def test_a_plugin_that_the_loader_does_not_give_fails_the_job() -> None:
     """Without a registry only the worker can tell; the error lists what there is."""
-
-    async def scenario() -> None:
-        async with manager(cls=WithLoader) as m:
-            job = await end(await m.start_job("nope"))
-            assert job.error.category == "load" and "'nope'" in job.error.message and "by_name, echo, loaded, pid" in job.error.message
-
-    run(scenario())
+    async with manager(cls=WithLoader) as m:
+        job = await end(await m.start_job("nope"))
+        assert job.error.category == "load" and "'nope'" in job.error.message and "by_name, echo, loaded, pid" in job.error.message
 
 
-def test_a_loader_that_gives_nothing_of_use_fails_the_job() -> None:
+async def test_a_loader_that_gives_nothing_of_use_fails_the_job() -> None:
     """The error says what was expected, and what came."""
 
     class Useless(WithLoader):
         loader = staticmethod(sample_plugins.not_a_catalog)
 
-    async def scenario() -> None:
-        async with manager(cls=Useless) as m:
-            job = await end(await m.start_job("echo"))
-            assert job.error.category == "load" and "got 42" in job.error.message
-
-    run(scenario())
+    async with manager(cls=Useless) as m:
+        job = await end(await m.start_job("echo"))
+        assert job.error.category == "load" and "got 42" in job.error.message
 
 
-def test_a_manager_without_a_loader_says_what_to_do() -> None:
+async def test_a_manager_without_a_loader_says_what_to_do() -> None:
     """BaseJobManager itself raises NotImplementedError with both ways out."""
-
-    async def scenario() -> None:
-        with pytest.raises(NotImplementedError, match="get_plugin_loader.*JobManager"):
-            await BaseJobManager("test", "kinds").start_job("echo")
-
-    run(scenario())
+    with pytest.raises(NotImplementedError, match="get_plugin_loader.*JobManager"):
+        await BaseJobManager("test", "kinds").start_job("echo")
 
 
 class WithAdapter(WithLoader):
@@ -996,32 +860,24 @@ class WithAdapter(WithLoader):
     loader = sample_plugins.Adapter
 
 
-def test_an_adapter_runs_its_plugins_without_streaming() -> None:
+async def test_an_adapter_runs_its_plugins_without_streaming() -> None:
     """A manager that does not stream calls execute_plugin, after discover_plugins and load_plugin, once."""
-
-    async def scenario() -> None:
-        async with manager(cls=WithAdapter) as m:
-            for _ in range(2):
-                job = await m.start_job("words", text="to be or not")
-                assert [chunk async for chunk in job.stream()] == []
-                assert await job == {"plugin": "words", "config": {}, "log": ["load words"], "text": "to be or not"}
-            assert (await (await m.start_job("plain")))["log"] == ["load words", "unload words", "load plain"]
-
-    run(scenario())
-
-
-def test_an_adapter_streams_when_the_manager_and_the_plugin_do() -> None:
-    """execute_plugin_stream's chunks are the stream, its return value is the result; a plugin that cannot stream runs plainly."""
-
-    async def scenario() -> None:
-        async with manager(cls=WithAdapter, supports_streaming=True) as m:
+    async with manager(cls=WithAdapter) as m:
+        for _ in range(2):
             job = await m.start_job("words", text="to be or not")
-            assert [chunk async for chunk in job.stream()] == ["to", "be", "or", "not"]
-            assert await job == {"plugin": "words", "words": 4}
-            plain = await m.start_job("plain", text="x")
-            assert (await plain)["text"] == "x" and m.check_streaming_support("words")
+            assert [chunk async for chunk in job.stream()] == []
+            assert await job == {"plugin": "words", "config": {}, "log": ["load words"], "text": "to be or not"}
+        assert (await (await m.start_job("plain")))["log"] == ["load words", "unload words", "load plain"]
 
-    run(scenario())
+
+async def test_an_adapter_streams_when_the_manager_and_the_plugin_do() -> None:
+    """execute_plugin_stream's chunks are the stream, its return value is the result; a plugin that cannot stream runs plainly."""
+    async with manager(cls=WithAdapter, supports_streaming=True) as m:
+        job = await m.start_job("words", text="to be or not")
+        assert [chunk async for chunk in job.stream()] == ["to", "be", "or", "not"]
+        assert await job == {"plugin": "words", "words": 4}
+        plain = await m.start_job("plain", text="x")
+        assert (await plain)["text"] == "x" and m.check_streaming_support("words")
 
 
 class WithAsyncAdapter(WithLoader):
@@ -1030,42 +886,30 @@ class WithAsyncAdapter(WithLoader):
     loader = sample_plugins.AsyncAdapter
 
 
-def test_an_adapter_may_be_async() -> None:
+async def test_an_adapter_may_be_async() -> None:
     """Its methods are run to their end, and an async generator streams."""
-
-    async def scenario() -> None:
-        async with manager(cls=WithAsyncAdapter, supports_streaming=True) as m:
-            assert [chunk async for chunk in (await m.start_job("words", text="to be")).stream()] == ["load words", "to", "be"]
-            assert await m.unload_plugin("words")
-            job = await m.start_job("words", text="")
-            assert [chunk async for chunk in job.stream()] == ["load words", "unload words", "load words"]
-
-    run(scenario())
+    async with manager(cls=WithAsyncAdapter, supports_streaming=True) as m:
+        assert [chunk async for chunk in (await m.start_job("words", text="to be")).stream()] == ["load words", "to", "be"]
+        assert await m.unload_plugin("words")
+        job = await m.start_job("words", text="")
+        assert [chunk async for chunk in job.stream()] == ["load words", "unload words", "load words"]
 
 
-def test_an_adapter_reloads_and_unloads() -> None:
+async def test_an_adapter_reloads_and_unloads() -> None:
     """reload_plugin and unload_plugin reach the plugin manager in the worker."""
-
-    async def scenario() -> None:
-        async with manager(cls=WithAdapter) as m:
-            await (await m.start_job("plain"))
-            assert await m.reload_plugin("plain", {"size": 2})
-            assert (await (await m.start_job("plain")))["config"] == {"size": 2}
-            assert await m.unload_plugin("plain") and not await m.unload_plugin("plain")
-            assert (await (await m.start_job("plain")))["log"] == ["load plain", "reload plain", "unload plain", "load plain"]
-
-    run(scenario())
+    async with manager(cls=WithAdapter) as m:
+        await (await m.start_job("plain"))
+        assert await m.reload_plugin("plain", {"size": 2})
+        assert (await (await m.start_job("plain")))["config"] == {"size": 2}
+        assert await m.unload_plugin("plain") and not await m.unload_plugin("plain")
+        assert (await (await m.start_job("plain")))["log"] == ["load plain", "reload plain", "unload plain", "load plain"]
 
 
-def test_an_adapter_does_not_know_a_plugin() -> None:
+async def test_an_adapter_does_not_know_a_plugin() -> None:
     """A plugin that discover_plugins does not list fails the job with the list."""
-
-    async def scenario() -> None:
-        async with manager(cls=WithAdapter) as m:
-            job = await end(await m.start_job("nope"))
-            assert job.error.category == "load" and "plain, words" in job.error.message
-
-    run(scenario())
+    async with manager(cls=WithAdapter) as m:
+        job = await end(await m.start_job("nope"))
+        assert job.error.category == "load" and "plain, words" in job.error.message
 
 
 # Loading, unloading, configs
@@ -1102,22 +946,18 @@ class Registry:
         return self.configs.get(plugin_id, {})
 
 
-def test_a_plugin_is_loaded_once_for_many_jobs() -> None:
+async def test_a_plugin_is_loaded_once_for_many_jobs() -> None:
     """A worker keeps its plugin loaded, and unloads it before it loads another."""
-
-    async def scenario() -> None:
-        async with manager("Loaded", "echo") as m:
-            for _ in range(3):
-                assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
-            assert m.workers[0].plugin_id == "Loaded"
-            await (await m.start_job("echo"))
-            assert (await (await m.start_job("Loaded")))["log"] == [["load", {}], ["unload", {}], ["load", {}]]
-
-    run(scenario())
+    async with manager("Loaded", "echo") as m:
+        for _ in range(3):
+            assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
+        assert m.workers[0].plugin_id == "Loaded"
+        await (await m.start_job("echo"))
+        assert (await (await m.start_job("Loaded")))["log"] == [["load", {}], ["unload", {}], ["load", {}]]
 
 
 def test_a_slow_registry_refuses_no_burst() -> None:
-    """Questions wait for each other; the time of each begins when it is asked, and one that hangs fails those behind it, and no later one."""
+    """Questions wait for each other, each with a time limit of its own; one that hangs fails those behind it, and no later one."""
     registry = Registry(p1="echo")
     delay = [0.05]
 
@@ -1146,29 +986,21 @@ def test_a_slow_registry_refuses_no_burst() -> None:
     run(scenario())
 
 
-def test_a_streaming_plugin_is_known_by_its_id_too() -> None:
+async def test_a_streaming_plugin_is_known_by_its_id_too() -> None:
     """A plugin that is listed under its registry's name streams, and that can be asked by either."""
-
-    async def scenario() -> None:
-        async with manager("count", "echo", plugin_registry=Registry(p1="count", p2="echo")) as m:
-            assert [m.check_streaming_support(p) for p in ("count", "p1", "p2", "echo")] == [True, True, False, False]
-
-    run(scenario())
+    async with manager("count", "echo", plugin_registry=Registry(p1="count", p2="echo")) as m:
+        assert [m.check_streaming_support(p) for p in ("count", "p1", "p2", "echo")] == [True, True, False, False]
 
 
-def test_a_buffer_that_is_used_again_is_streamed_as_it_was() -> None:
+async def test_a_buffer_that_is_used_again_is_streamed_as_it_was() -> None:
     """A plugin yields one bytearray many times, filled anew: each chunk is what it was when it was yielded."""
-
-    async def scenario() -> None:
-        async with manager("one_buffer") as m:
-            job = await m.start_job("one_buffer", n=100)
-            assert [chunk[0] async for chunk in job.stream()] == list(range(100))
-
-    run(scenario())
+    async with manager("one_buffer") as m:
+        job = await m.start_job("one_buffer", n=100)
+        assert [chunk[0] async for chunk in job.stream()] == list(range(100))
 
 
 @pytest.mark.parametrize("gives", ["nothing", "an ended job"])
-def test_create_job_gives_a_new_job(gives: str) -> None:
+async def test_create_job_gives_a_new_job(gives: str) -> None:
     """Anything else is refused by name, and touches nothing."""
 
     class Odd(JobManager):
@@ -1177,19 +1009,16 @@ def test_create_job_gives_a_new_job(gives: str) -> None:
         def create_job(self, plugin_id: str, /, **parameters: Any) -> Any:
             return super().create_job(plugin_id, **parameters) if self.gives is False else self.gives
 
-    async def scenario() -> None:
-        async with manager("echo", cls=Odd, keep_finished=0) as m:
-            job = await m.start_job("echo", x=1)
-            await job
-            m.gives = None if gives == "nothing" else job
-            with pytest.raises(errors.NotANewJobError, match="create_job: expected a new, pending Job"):
-                await m.start_job("echo", x=2)
-            assert (job.status, job.result) == ("completed", 1) and m.get_all_jobs() == []
-
-    run(scenario())
+    async with manager("echo", cls=Odd, keep_finished=0) as m:
+        job = await m.start_job("echo", x=1)
+        await job
+        m.gives = None if gives == "nothing" else job
+        with pytest.raises(errors.NotANewJobError, match="create_job: expected a new, pending Job"):
+            await m.start_job("echo", x=2)
+        assert (job.status, job.result) == ("completed", 1) and m.get_all_jobs() == []
 
 
-def test_a_job_of_another_manager_is_not_a_new_job() -> None:
+async def test_a_job_of_another_manager_is_not_a_new_job() -> None:
     """`create_job` gives a job that waits elsewhere: it is refused, and the other manager runs it."""
 
     class Odd(JobManager):
@@ -1198,32 +1027,26 @@ def test_a_job_of_another_manager_is_not_a_new_job() -> None:
         def create_job(self, plugin_id: str, /, **parameters: Any) -> Any:
             return self.given
 
-    async def scenario() -> None:
-        async with manager("echo") as first, manager("echo", cls=Odd) as second:
-            job = second.given = await first.start_job("echo", x=1)
-            with pytest.raises(errors.NotANewJobError):
-                await second.start_job("echo")
-            assert await job == 1
-
-    run(scenario())
+    async with manager("echo") as first, manager("echo", cls=Odd) as second:
+        job = second.given = await first.start_job("echo", x=1)
+        with pytest.raises(errors.NotANewJobError):
+            await second.start_job("echo")
+        assert await job == 1
 
 
-def test_a_changed_config_reaches_the_next_job() -> None:
+async def test_a_changed_config_reaches_the_next_job() -> None:
     """The registry's config is read for every job; the plugin is loaded anew only when it has changed."""
     registry = Registry(p1="Loaded")
 
-    async def scenario() -> None:
-        async with manager("Loaded", plugin_registry=registry) as m:
-            registry.configs["p1"] = {"model": "small"}
-            assert (await (await m.start_job("p1")))["config"] == {"model": "small"}
-            assert (await (await m.start_job("p1")))["log"] == [["load", {"model": "small"}]]
-            registry.configs["p1"]["model"] = "large"  # changed in place, too
-            last = await (await m.start_job("p1"))
-            assert last["config"] == {"model": "large"}
-            assert last["log"] == [["load", {"model": "small"}], ["unload", {"model": "small"}], ["load", {"model": "large"}]]
-            assert m.get_plugin_name("p1") == "Loaded" and m.get_plugin_name("p2") is None
-
-    run(scenario())
+    async with manager("Loaded", plugin_registry=registry) as m:
+        registry.configs["p1"] = {"model": "small"}
+        assert (await (await m.start_job("p1")))["config"] == {"model": "small"}
+        assert (await (await m.start_job("p1")))["log"] == [["load", {"model": "small"}]]
+        registry.configs["p1"]["model"] = "large"  # changed in place, too
+        last = await (await m.start_job("p1"))
+        assert last["config"] == {"model": "large"}
+        assert last["log"] == [["load", {"model": "small"}], ["unload", {"model": "small"}], ["load", {"model": "large"}]]
+        assert m.get_plugin_name("p1") == "Loaded" and m.get_plugin_name("p2") is None
 
 
 class ItsOwnConfig:
@@ -1241,24 +1064,21 @@ class ItsOwnConfig:
         return self.loads, self.model
 
 
-def test_a_plugin_may_change_the_config_it_was_loaded_with() -> None:
-    """It is not loaded anew for that, only for another config of the registry's; and its worker can still be told to reload and to unload."""
+async def test_a_plugin_may_change_the_config_it_was_loaded_with() -> None:
+    """It is not loaded anew for that, only for another config of the registry's; and its worker still reloads and unloads it."""
     registry = Registry(p1="ItsOwnConfig", p2="pid")
 
-    async def scenario() -> None:
-        async with manager(ItsOwnConfig, "pid", plugin_registry=registry) as m:
-            registry.configs["p1"] = {"model": "small"}
-            first = await m.start_job("p1")
-            assert [await first, *[await (await m.start_job("p1")) for _ in range(2)]] == [(1, "small")] * 3
-            assert not await m.unload_plugin("pid")
-            assert await m.reload_plugin("p1", {"model": "large"})
-            registry.configs["p1"] = {"model": "large"}
-            assert [await (await m.start_job("p1")) for _ in range(2)] == [(2, "large")] * 2
-            registry.configs["p1"] = {"model": "small"}
-            last = await m.start_job("p1")
-            assert await last == (3, "small") and last.worker_pid == first.worker_pid
-
-    run(scenario())
+    async with manager(ItsOwnConfig, "pid", plugin_registry=registry) as m:
+        registry.configs["p1"] = {"model": "small"}
+        first = await m.start_job("p1")
+        assert [await first, *[await (await m.start_job("p1")) for _ in range(2)]] == [(1, "small")] * 3
+        assert not await m.unload_plugin("pid")
+        assert await m.reload_plugin("p1", {"model": "large"})
+        registry.configs["p1"] = {"model": "large"}
+        assert [await (await m.start_job("p1")) for _ in range(2)] == [(2, "large")] * 2
+        registry.configs["p1"] = {"model": "small"}
+        last = await m.start_job("p1")
+        assert await last == (3, "small") and last.worker_pid == first.worker_pid
 
 
 class Handle:
@@ -1268,20 +1088,17 @@ class Handle:
         return threading.Lock, ()
 
 
-def test_a_config_that_cannot_be_sent_again() -> None:
+async def test_a_config_that_cannot_be_sent_again() -> None:
     """Its worker can still be told to unload and to reload, and answers."""
     registry = Registry(p1="pid", p2="echo")
     registry.configs["p1"] = {"handle": Handle()}
 
-    async def scenario() -> None:
-        async with manager("pid", "echo", plugin_registry=registry) as m:
-            pid = await (await m.start_job("p1"))
-            assert not await m.unload_plugin("p2")
-            assert await m.reload_plugin("p1", registry.configs["p1"])
-            assert await m.unload_plugin("p1")
-            assert await (await m.start_job("p1")) == pid
-
-    run(scenario())
+    async with manager("pid", "echo", plugin_registry=registry) as m:
+        pid = await (await m.start_job("p1"))
+        assert not await m.unload_plugin("p2")
+        assert await m.reload_plugin("p1", registry.configs["p1"])
+        assert await m.unload_plugin("p1")
+        assert await (await m.start_job("p1")) == pid
 
 
 class Ambiguous:
@@ -1294,7 +1111,7 @@ class Ambiguous:
         raise ValueError("the truth value is ambiguous")
 
 
-def test_a_config_that_cannot_be_compared() -> None:
+async def test_a_config_that_cannot_be_compared() -> None:
     """The plugin is loaded anew when it says something else, and stays loaded when it says the same."""
     registry = Registry(p1="Loaded")
 
@@ -1303,27 +1120,21 @@ def test_a_config_that_cannot_be_compared() -> None:
         await (await m.start_job("p1"))
         return sum(entry[0] == "load" for entry in (await (await m.start_job("p1")))["log"])
 
-    async def scenario() -> None:
-        async with manager("Loaded", plugin_registry=registry) as m:
-            assert [await loads(m, value) for value in (Ambiguous(1), Ambiguous(2), float("nan"), float("nan"))] == [1, 2, 3, 3]
-
-    run(scenario())
+    async with manager("Loaded", plugin_registry=registry) as m:
+        assert [await loads(m, value) for value in (Ambiguous(1), Ambiguous(2), float("nan"), float("nan"))] == [1, 2, 3, 3]
 
 
-def test_a_registry_names_what_it_does_not_know() -> None:
+async def test_a_registry_names_what_it_does_not_know() -> None:
     """An unknown plugin, or one that is not configured, is a named error before any worker starts."""
     registry = Registry(p1="Loaded", p2="echo")
     registry.plugins["p2"].is_configured = False
 
-    async def scenario() -> None:
-        async with manager("Loaded", "echo", plugin_registry=registry) as m:
-            with pytest.raises(errors.UnknownPluginError, match="'p9'.*p1, p2"):
-                await m.start_job("p9")
-            with pytest.raises(errors.PluginNotConfiguredError, match="'p2'"):
-                await m.start_job("p2")
-            assert m.jobs == {} and m.workers == []
-
-    run(scenario())
+    async with manager("Loaded", "echo", plugin_registry=registry) as m:
+        with pytest.raises(errors.UnknownPluginError, match="'p9'.*p1, p2"):
+            await m.start_job("p9")
+        with pytest.raises(errors.PluginNotConfiguredError, match="'p2'"):
+            await m.start_job("p2")
+        assert m.jobs == {} and m.workers == []
 
 
 @pytest.mark.parametrize("metadata", [{"unique_id": "p1"}, {"id": "p1"}, {"id": "p1", "name": "echo"}], ids=str)
@@ -1347,155 +1158,133 @@ def test_metadata_is_read_tolerantly(metadata: "dict[str, Any]") -> None:
     assert run(scenario()) == 7
 
 
-def test_unload_plugin_frees_every_worker(gate: Gate) -> None:
+async def test_unload_plugin_frees_every_worker(gate: Gate) -> None:
     """All idle workers that hold it unload it; the next job loads it again; an unknown or unloaded plugin gives False."""
-
-    async def scenario() -> None:
-        async with manager("Loaded", "wait_at", max_workers=2) as m:
-            seen = Seen(m)
-            assert not await m.unload_plugin("Loaded")
-            blocked = await m.start_job("wait_at", gate=gate.path)
-            await seen.until("job:progress")
-            await (await m.start_job("Loaded"))
-            gate.open()
-            await blocked
-            assert sorted(str(w.plugin_id) for w in m.workers) == ["Loaded", "wait_at"]
-            assert await m.unload_plugin("Loaded") and not await m.unload_plugin("Loaded") and not await m.unload_plugin("unknown")
-            assert sorted(str(w.plugin_id) for w in m.workers) == ["None", "wait_at"]
-            assert ["unload", {}] in (await (await m.start_job("Loaded")))["log"]
-
-    run(scenario())
+    async with manager("Loaded", "wait_at", max_workers=2) as m:
+        seen = Seen(m)
+        assert not await m.unload_plugin("Loaded")
+        blocked = await m.start_job("wait_at", gate=gate.path)
+        await seen.until("job:progress")
+        await (await m.start_job("Loaded"))
+        gate.open()
+        await blocked
+        assert sorted(str(w.plugin_id) for w in m.workers) == ["Loaded", "wait_at"]
+        assert await m.unload_plugin("Loaded") and not await m.unload_plugin("Loaded") and not await m.unload_plugin("unknown")
+        assert sorted(str(w.plugin_id) for w in m.workers) == ["None", "wait_at"]
+        assert ["unload", {}] in (await (await m.start_job("Loaded")))["log"]
 
 
-def test_unload_plugin_waits_for_the_job_that_runs(gate: Gate) -> None:
+async def test_unload_plugin_waits_for_the_job_that_runs(gate: Gate) -> None:
     """Unloading never takes a plugin away from a job."""
+    async with manager("wait_at") as m:
+        seen = Seen(m)
+        job = await m.start_job("wait_at", gate=gate.path, tag="whole")
+        await seen.until("job:progress")
+        unloading = asyncio.ensure_future(m.unload_plugin("wait_at"))
+        await asyncio.sleep(0.05)
+        assert not unloading.done()
+        gate.open()
+        assert (await job)[1] == "whole" and await unloading
 
-    async def scenario() -> None:
-        async with manager("wait_at") as m:
-            seen = Seen(m)
-            job = await m.start_job("wait_at", gate=gate.path, tag="whole")
-            await seen.until("job:progress")
-            unloading = asyncio.ensure_future(m.unload_plugin("wait_at"))
-            await asyncio.sleep(0.05)
-            assert not unloading.done()
-            gate.open()
-            assert (await job)[1] == "whole" and await unloading
 
-    run(scenario())
+async def test_unload_and_reload_wait_for_a_stream() -> None:
+    """Both come while chunks are read: the stream is whole, and then they are done."""
+    async with manager("count", stream_buffer=5) as m:
+        for command in (m.unload_plugin("count"), m.reload_plugin("count", {})):
+            job = await m.start_job("count", n=200)
+            chunks = job.stream()
+            got = [await chunks.__anext__()]
+            asked = asyncio.ensure_future(command)
+            got += [chunk async for chunk in chunks]
+            assert got == list(range(200)) and await job == "counted to 200" and await asked
 
 
 @pytest.mark.parametrize("config", [{"size": 2}, {}], ids=["another config", "the same config"])
-def test_reload_plugin_loads_once(config: "dict[str, Any]") -> None:
+async def test_reload_plugin_loads_once(config: "dict[str, Any]") -> None:
     """reload_plugin unloads once and loads once, and without a registry its config stays for the jobs that follow."""
-
-    async def scenario() -> None:
-        async with manager("Loaded") as m:
-            await (await m.start_job("Loaded"))
-            assert await m.reload_plugin("Loaded", config)
-            after = await (await m.start_job("Loaded"))
-            assert after["log"] == [["load", {}], ["unload", {}], ["load", config]] and after["config"] == config
-
-    run(scenario())
+    async with manager("Loaded") as m:
+        await (await m.start_job("Loaded"))
+        assert await m.reload_plugin("Loaded", config)
+        after = await (await m.start_job("Loaded"))
+        assert after["log"] == [["load", {}], ["unload", {}], ["load", config]] and after["config"] == config
 
 
-def test_reload_plugin_by_name_with_a_registry() -> None:
+async def test_reload_plugin_by_name_with_a_registry() -> None:
     """A registry's name stands for its plugin; the next job has the registry's config again."""
     registry = Registry(p1="Loaded")
 
-    async def scenario() -> None:
-        async with manager("Loaded", plugin_registry=registry) as m:
-            await (await m.start_job("p1"))
-            assert await m.reload_plugin("Loaded", {"size": 2})
-            assert m.workers[0].plugin_id == "p1"
-            assert (await (await m.start_job("p1")))["log"][2:] == [["load", {"size": 2}], ["unload", {"size": 2}], ["load", {}]]
-
-    run(scenario())
+    async with manager("Loaded", plugin_registry=registry) as m:
+        await (await m.start_job("p1"))
+        assert await m.reload_plugin("Loaded", {"size": 2})
+        assert m.workers[0].plugin_id == "p1"
+        assert (await (await m.start_job("p1")))["log"][2:] == [["load", {"size": 2}], ["unload", {"size": 2}], ["load", {}]]
 
 
 @pytest.mark.parametrize("registry", [None, Registry(Loaded="Loaded")], ids=["no registry", "a registry"])
-def test_a_config_that_cannot_be_sent_is_refused(registry: Any) -> None:
+async def test_a_config_that_cannot_be_sent_is_refused(registry: Any) -> None:
     """reload_plugin raises before anything is changed: what is loaded stays, and so does the config of the next job."""
-
-    async def scenario() -> None:
-        async with manager("Loaded", plugin_registry=registry) as m:
-            await (await m.start_job("Loaded"))
-            with pytest.raises(errors.ParametersNotSendableError, match="'lock'") as refusal:
-                await m.reload_plugin("Loaded", {"lock": threading.Lock()})
-            assert refusal.value.parameter == "lock"
-            assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
-            assert m.workers[0].status == "idle"
-
-    run(scenario())
+    async with manager("Loaded", plugin_registry=registry) as m:
+        await (await m.start_job("Loaded"))
+        with pytest.raises(errors.ParametersNotSendableError, match="'lock'") as refusal:
+            await m.reload_plugin("Loaded", {"lock": threading.Lock()})
+        assert refusal.value.parameter == "lock"
+        assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
+        assert m.workers[0].status == "idle"
 
 
 @pytest.mark.parametrize("registry", [None, Registry(Loaded="Loaded")], ids=["no registry", "a registry"])
-def test_what_is_no_config_or_no_name_is_refused(registry: Any) -> None:
+async def test_what_is_no_config_or_no_name_is_refused(registry: Any) -> None:
     """reload_plugin and unload_plugin say what they expected, and nothing is changed."""
-
-    async def scenario() -> None:
-        async with manager("Loaded", plugin_registry=registry) as m:
-            await (await m.start_job("Loaded"))
-            for wrong in (None, [1], "small", [("key", "s3cret")]):
-                with pytest.raises(errors.ConfigError, match="config: expected a dict") as refused:
-                    await m.reload_plugin("Loaded", wrong)
-                assert "s3cret" not in str(refused.value)
-            for call in (m.unload_plugin([1]), m.reload_plugin([1], {}), m.reload_plugin(None, {})):
-                with pytest.raises(errors.ConfigError, match="plugin_name: expected the name or the id of a plugin"):
-                    await call
-            assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
-
-    run(scenario())
+    async with manager("Loaded", plugin_registry=registry) as m:
+        await (await m.start_job("Loaded"))
+        for wrong in (None, [1], "small", [("key", "s3cret")]):
+            with pytest.raises(errors.ConfigError, match="config: expected a dict") as refused:
+                await m.reload_plugin("Loaded", wrong)
+            assert "s3cret" not in str(refused.value)
+        for call in (m.unload_plugin([1]), m.reload_plugin([1], {}), m.reload_plugin(None, {})):
+            with pytest.raises(errors.ConfigError, match="plugin_name: expected the name or the id of a plugin"):
+                await call
+        assert (await (await m.start_job("Loaded")))["log"] == [["load", {}]]
 
 
-def test_reload_plugin_without_a_worker_says_so() -> None:
+async def test_reload_plugin_without_a_worker_says_so() -> None:
     """False when nobody loaded it; the config is used all the same by the next job."""
-
-    async def scenario() -> None:
-        async with manager("Loaded") as m:
-            assert not await m.reload_plugin("Loaded", {"size": 3})
-            assert (await (await m.start_job("Loaded")))["config"] == {"size": 3}
-
-    run(scenario())
+    async with manager("Loaded") as m:
+        assert not await m.reload_plugin("Loaded", {"size": 3})
+        assert (await (await m.start_job("Loaded")))["config"] == {"size": 3}
 
 
-def test_a_plugin_that_cannot_be_unloaded_is_dropped() -> None:
+async def test_a_plugin_that_cannot_be_unloaded_is_dropped() -> None:
     """What unload raises is logged, and the worker goes on with the next plugin."""
-
-    async def scenario() -> None:
-        async with manager("BadUnload", "echo") as m:
-            await (await m.start_job("BadUnload"))
-            job = await m.start_job("echo", x=1)
-            assert await job == 1 and len(m.workers) == 1
-
-    run(scenario())
+    async with manager("BadUnload", "echo") as m:
+        await (await m.start_job("BadUnload"))
+        job = await m.start_job("echo", x=1)
+        assert await job == 1 and len(m.workers) == 1
 
 
 def test_check_streaming_support() -> None:
     """Generators stream; with supports_streaming the manager says yes to all."""
     m = manager("echo", "count", "count_slowly", "Streaming")
-    assert [m.check_streaming_support(p) for p in ("echo", "count", "count_slowly", "Streaming", "unknown")] == [False, True, True, True, False]
+    expected = {"echo": False, "count": True, "count_slowly": True, "Streaming": True, "unknown": False}
+    assert {plugin: m.check_streaming_support(plugin) for plugin in expected} == expected
     assert manager("echo", supports_streaming=True).check_streaming_support("echo")
     assert manager("echo").get_plugin_name("echo") is None
 
 
-def test_a_job_manager_names_the_plugins_it_has() -> None:
+async def test_a_job_manager_names_the_plugins_it_has() -> None:
     """An unknown plugin raises UnknownPluginError with the ids that would have been right; no worker, no job."""
-
-    async def scenario() -> None:
-        async with manager("echo", "pid") as m:
-            with pytest.raises(ValueError, match="no plugin 'ehco'.*echo, pid") as unknown:
-                await m.start_job("ehco")
-            assert isinstance(unknown.value, errors.UnknownPluginError) and unknown.value.plugin_id == "ehco"
-            assert m.jobs == {} and m.workers == []
-
-    run(scenario())
+    async with manager("echo", "pid") as m:
+        with pytest.raises(ValueError, match="no plugin 'ehco'.*echo, pid") as unknown:
+            await m.start_job("ehco")
+        assert isinstance(unknown.value, errors.UnknownPluginError) and unknown.value.plugin_id == "ehco"
+        assert m.jobs == {} and m.workers == []
 
 
 # Interpreter and environment
 
 
 def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
-    """With `python` workers run in another virtual environment and see its packages; plugins come by import string, and an error says so."""
+    """With `python` workers run in another virtual environment, see its packages, and take plugins by import string."""
     home = tmp_path / "other"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
     site = next(home.glob("lib/python*/site-packages"))
@@ -1510,11 +1299,12 @@ def test_a_worker_may_have_an_interpreter_of_its_own(tmp_path: Path) -> None:
     )
 
     async def scenario() -> None:
-        config = WorkerConfig(standby=False, python=str(home / "bin" / "python"))
-        async with JobManager("test", "tests", worker_config=config, plugins={"where": "only_there:where", "by value": lambda: 1}) as m:
+        plugins = {"where": "only_there:where", "by value": lambda: 1}
+        async with manager(plugins=plugins, python=str(home / "bin" / "python")) as m:
             job = await m.start_job("where")
             assert Path(await job).resolve() == home.resolve() and job.message == "found"
-            with pytest.raises(JobError, match="No module named 'cloudpickle'.*install it in the worker's environment, or name the plugin by import string"):
+            reason = "No module named 'cloudpickle'.*install it in the worker's environment, or name the plugin by import string"
+            with pytest.raises(JobError, match=reason):
                 await (await m.start_job("by value"))
 
     run(scenario())
@@ -1550,7 +1340,8 @@ warnings.simplefilter("error")
 from cjm_worker_protocols import JobManager, WorkerConfig
 
 def facts():
-    return [multiprocessing.get_start_method(allow_none=True), atexit._ncallbacks(), threading.active_count(), sys.excepthook is sys.__excepthook__,
+    return [multiprocessing.get_start_method(allow_none=True), atexit._ncallbacks(), threading.active_count(),
+            sys.excepthook is sys.__excepthook__,
             *(repr(signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGALRM))]
 
 async def work():
@@ -1593,222 +1384,189 @@ def test_a_manager_may_live_on_a_loop_of_another_thread() -> None:
 # Several workers
 
 
-def test_several_workers_work_at_the_same_time(gate: Gate) -> None:
+async def test_several_workers_work_at_the_same_time(gate: Gate) -> None:
     """With max_workers=3 three jobs run at once, in three processes, and a fourth waits."""
-
-    async def scenario() -> None:
-        async with manager("wait_at", max_workers=3) as m:
-            seen = Seen(m)
-            jobs = [await m.start_job("wait_at", gate=gate.path, tag=i) for i in range(4)]
-            for job in jobs[:3]:
-                await seen.until("job:progress", job_id=job.id)
-            assert [job.status for job in jobs] == ["running"] * 3 + ["pending"]
-            assert len({job.worker_pid for job in jobs[:3]}) == len(m.workers) == 3
-            gate.open(4)
-            results = [await job for job in jobs]
-            assert [tag for _, tag in results] == [0, 1, 2, 3] and len({pid for pid, _ in results}) == 3
-
-    run(scenario())
+    async with manager("wait_at", max_workers=3) as m:
+        seen = Seen(m)
+        jobs = [await m.start_job("wait_at", gate=gate.path, tag=i) for i in range(4)]
+        for job in jobs[:3]:
+            await seen.until("job:progress", job_id=job.id)
+        assert [job.status for job in jobs] == ["running"] * 3 + ["pending"]
+        assert len({job.worker_pid for job in jobs[:3]}) == len(m.workers) == 3
+        gate.open(4)
+        results = [await job for job in jobs]
+        assert [tag for _, tag in results] == [0, 1, 2, 3] and len({pid for pid, _ in results}) == 3
 
 
-def test_no_more_workers_are_started_than_needed() -> None:
+async def test_two_workers_take_jobs_by_priority(gate: Gate) -> None:
+    """Both are busy while jobs come; then the two of the highest priority are next, and so on."""
+    async with manager("wait_at", max_workers=2) as m:
+        seen = Seen(m)
+        running = [await m.start_job("wait_at", gate=gate.path) for _ in range(2)]
+        for job in running:
+            await seen.until("job:progress", job_id=job.id)
+        jobs = {p: await m.start_job("wait_at", gate=gate.path, priority=p) for p in (0, 30, 10, 20)}
+        for pair in ((30, 20), (10, 0)):
+            gate.open(2)
+            for p in pair:
+                await seen.until("job:progress", job_id=jobs[p].id)
+        gate.open(2)
+        await asyncio.gather(*jobs.values())
+    started = [e.data["job_id"] for e in await seen.rest() if e.type == "job:started"]
+    assert set(started[2:4]) == {jobs[30].id, jobs[20].id} and set(started[4:]) == {jobs[10].id, jobs[0].id}
+
+
+async def test_no_more_workers_are_started_than_needed() -> None:
     """Jobs that come one at a time share one worker, whatever max_workers allows."""
-
-    async def scenario() -> None:
-        async with manager("pid", max_workers=3) as m:
-            assert len({await (await m.start_job("pid")) for _ in range(5)}) == 1
-
-    run(scenario())
+    async with manager("pid", max_workers=3) as m:
+        assert len({await (await m.start_job("pid")) for _ in range(5)}) == 1
 
 
-def test_a_job_goes_to_the_worker_that_has_its_plugin(gate: Gate) -> None:
+async def test_a_job_goes_to_the_worker_that_has_its_plugin(gate: Gate) -> None:
     """Among idle workers, the one that has loaded the plugin is chosen."""
-
-    async def scenario() -> None:
-        async with manager("Loaded", "wait_at", "count", max_workers=2) as m:
-            seen = Seen(m)
-            blocked = await m.start_job("wait_at", gate=gate.path)
-            await seen.until("job:progress")
-            holder = (await (await m.start_job("Loaded")))["pid"]
+    async with manager("Loaded", "wait_at", "count", max_workers=2) as m:
+        seen = Seen(m)
+        blocked = await m.start_job("wait_at", gate=gate.path)
+        await seen.until("job:progress")
+        holder = (await (await m.start_job("Loaded")))["pid"]
+        gate.open()
+        other, _ = await blocked
+        assert holder != other
+        for _ in range(3):
             gate.open()
-            other, _ = await blocked
-            assert holder != other
-            for _ in range(3):
-                gate.open()
-                assert (await (await m.start_job("wait_at", gate=gate.path)))[0] == other
-                assert (await (await m.start_job("Loaded")))["pid"] == holder
-
-    run(scenario())
+            assert (await (await m.start_job("wait_at", gate=gate.path)))[0] == other
+            assert (await (await m.start_job("Loaded")))["pid"] == holder
 
 
-def test_a_standby_takes_over() -> None:
+async def test_a_standby_takes_over() -> None:
     """A standby is started in the background; after a cancel it runs the next job, and another takes its place."""
-
-    async def scenario() -> None:
-        async with manager("stuck", "pid", standby=True) as m:
-            seen = Seen(m)
-            job = await m.start_job("stuck")
-            mine = await first_chunk(job)
-            spare = (await seen.when(lambda e: e.type == "worker:ready" and e.data["pid"] != mine)).data["pid"]
-            assert {(w.pid, w.status) for w in m.workers} == {(mine, "running"), (spare, "standby")}
-            assert await m.cancel_job(job.id)
-            assert await (await m.start_job("pid")) == spare
-            await seen.when(lambda e: e.type == "worker:ready" and e.data["pid"] not in (mine, spare))
-
-    run(scenario())
+    async with manager("stuck", "pid", standby=True) as m:
+        seen = Seen(m)
+        job = await m.start_job("stuck")
+        mine = await first_chunk(job)
+        spare = (await seen.when(lambda e: e.type == "worker:ready" and e.data["pid"] != mine)).data["pid"]
+        assert {(w.pid, w.status) for w in m.workers} == {(mine, "running"), (spare, "standby")}
+        assert await m.cancel_job(job.id)
+        assert await (await m.start_job("pid")) == spare
+        await seen.when(lambda e: e.type == "worker:ready" and e.data["pid"] not in (mine, spare))
 
 
 # Cancelling
 
 
-def test_cancel_says_what_it_did() -> None:
+async def test_cancel_says_what_it_did() -> None:
     """True for a job that it ended, running or pending; False for one that is unknown or had ended."""
-
-    async def scenario() -> None:
-        async with manager("stuck", "echo") as m:
-            running, pending = await m.start_job("stuck"), await m.start_job("stuck")
-            await first_chunk(running)
-            assert await m.cancel_job(pending.id) and pending.status == "cancelled" and pending.worker_pid is None
-            assert running.status == "running"
-            assert await m.cancel_job(running.id) and running.status == "cancelled"
-            assert not await m.cancel_job(running.id) and not await m.cancel_job("unknown")
-            done = await m.start_job("echo")
-            await done
-            assert not await m.cancel_job(done.id) and done.status == "completed"
-            with pytest.raises(JobCancelled, match="cancelled"):
-                await running
-            assert isinstance(running.error, JobError) and running.error.category == "cancelled"
-
-    run(scenario())
+    async with manager("stuck", "echo") as m:
+        running, pending = await m.start_job("stuck"), await m.start_job("stuck")
+        await first_chunk(running)
+        assert await m.cancel_job(pending.id) and pending.status == "cancelled" and pending.worker_pid is None
+        assert running.status == "running"
+        assert await m.cancel_job(running.id) and running.status == "cancelled"
+        assert not await m.cancel_job(running.id) and not await m.cancel_job("unknown")
+        done = await m.start_job("echo")
+        await done
+        assert not await m.cancel_job(done.id) and done.status == "completed"
+        with pytest.raises(JobCancelled, match="cancelled"):
+            await running
+        assert isinstance(running.error, JobError) and running.error.category == "cancelled"
 
 
-def test_a_validation_that_is_not_async_is_refused() -> None:
+async def test_a_validation_that_is_not_async_is_refused() -> None:
     """ConfigError says that it has to be awaited, and no job exists."""
 
     class Validating(JobManager):
         def _validate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> Any:  # type: ignore[override]
             return None
 
-    async def scenario() -> None:
-        async with manager("echo", cls=Validating) as m:
-            with pytest.raises(errors.ConfigError, match=r"_validate_resources\(\): expected an `async def`"):
-                await m.start_job("echo")
-            assert m.jobs == {} and m.workers == []
-
-    run(scenario())
+    async with manager("echo", cls=Validating) as m:
+        with pytest.raises(errors.ConfigError, match=r"_validate_resources\(\): expected an `async def`"):
+            await m.start_job("echo")
+        assert m.jobs == {} and m.workers == []
 
 
 @pytest.mark.parametrize("plugin_id", [None, 1, ["echo"], b"echo"], ids=repr)
-def test_a_plugin_id_that_is_no_text_is_refused(plugin_id: Any) -> None:
+async def test_a_plugin_id_that_is_no_text_is_refused(plugin_id: Any) -> None:
     """Also one that could not even be looked up."""
-
-    async def scenario() -> None:
-        async with manager("echo") as m:
-            with pytest.raises(errors.ConfigError, match="plugin_id: expected the id of a plugin"):
-                await m.start_job(plugin_id)
-
-    run(scenario())
+    async with manager("echo") as m:
+        with pytest.raises(errors.ConfigError, match="plugin_id: expected the id of a plugin"):
+            await m.start_job(plugin_id)
 
 
-def test_a_job_in_place_of_its_id_is_refused() -> None:
-    """cancel_job says that it wants the id, where False would leave the job to run on unnoticed; so do those that would say that it is unknown."""
-
-    async def scenario() -> None:
-        async with manager("stuck") as m:
-            job = await m.start_job("stuck")
-            await first_chunk(job)
-            with pytest.raises(errors.ConfigError, match=r"job_id: expected the id of a job, as job\.id"):
-                await m.cancel_job(job)
-            for call in (m.get_job, m.get_job_result):
-                with pytest.raises(errors.ConfigError, match="job_id"):
-                    call(job)
-            assert job.status == "running" and await m.cancel_job(job.id)
-
-    run(scenario())
+async def test_a_job_in_place_of_its_id_is_refused() -> None:
+    """cancel_job says that it wants the id, where False would leave the job to run on unnoticed; so do the other methods."""
+    async with manager("stuck") as m:
+        job = await m.start_job("stuck")
+        await first_chunk(job)
+        with pytest.raises(errors.ConfigError, match=r"job_id: expected the id of a job, as job\.id"):
+            await m.cancel_job(job)
+        for call in (m.get_job, m.get_job_result):
+            with pytest.raises(errors.ConfigError, match="job_id"):
+                call(job)
+        assert job.status == "running" and await m.cancel_job(job.id)
 
 
-def test_an_async_generator_is_cancelled_while_it_waits(tmp_path: Path) -> None:
+async def test_an_async_generator_is_cancelled_while_it_waits(tmp_path: Path) -> None:
     """It ends, and its `finally` has run."""
     marker = tmp_path / "marker"
 
-    async def scenario() -> None:
-        async with manager("count_slowly") as m:
-            job = await m.start_job("count_slowly", n=1, forever=True, marker=str(marker))
-            await first_chunk(job)
-            assert await m.cancel_job(job.id) and job.status == "cancelled" and marker.exists()
-
-    run(scenario())
+    async with manager("count_slowly") as m:
+        job = await m.start_job("count_slowly", n=1, forever=True, marker=str(marker))
+        await first_chunk(job)
+        assert await m.cancel_job(job.id) and job.status == "cancelled" and marker.exists()
 
 
-def test_a_plugin_that_asks_is_cancelled_in_peace(tmp_path: Path) -> None:
+async def test_a_plugin_that_asks_is_cancelled_in_peace(tmp_path: Path) -> None:
     """check_cancel raises in a cancelled job, `finally` runs, and the worker goes on with the next job."""
     marker = tmp_path / "marker"
 
-    async def scenario() -> None:
-        async with manager("cooperative", "pid") as m:
-            for _ in range(3):
-                job = await m.start_job("cooperative", marker=str(marker))
-                mine = await first_chunk(job)
-                assert await m.cancel_job(job.id) and marker.read_text() == "cleaned up"
-                assert await (await m.start_job("pid")) == mine
-                marker.unlink()
-
-    run(scenario())
-
-
-def test_a_timeout_asks_too() -> None:
-    """A job that asks, and runs out of time, fails with `timeout`, and its worker goes on."""
-
-    async def scenario() -> None:
-        async with manager("cooperative", "pid") as m:
-            job = await end(await m.start_job("cooperative", timeout=0.2))
-            assert job.status == "failed" and job.error.category == "timeout"
-            assert await (await m.start_job("pid")) == job.worker_pid
-
-    run(scenario())
-
-
-def test_a_plugin_that_asked_once_and_never_again_is_killed() -> None:
-    """The grace period is all the time that a cooperative plugin has."""
-
-    async def scenario() -> None:
-        async with manager("cooperative_no_more", "pid", grace_timeout=0.3) as m:
-            job = await m.start_job("cooperative_no_more")
+    async with manager("cooperative", "pid") as m:
+        for _ in range(3):
+            job = await m.start_job("cooperative", marker=str(marker))
             mine = await first_chunk(job)
-            assert await m.cancel_job(job.id)
-            assert await (await m.start_job("pid")) != mine
+            assert await m.cancel_job(job.id) and marker.read_text() == "cleaned up"
+            assert await (await m.start_job("pid")) == mine
+            marker.unlink()
 
-    run(scenario())
+
+async def test_a_timeout_asks_too() -> None:
+    """A job that asks, and runs out of time, fails with `timeout`, and its worker goes on."""
+    async with manager("cooperative", "pid") as m:
+        job = await end(await m.start_job("cooperative", timeout=0.2))
+        assert job.status == "failed" and job.error.category == "timeout"
+        assert await (await m.start_job("pid")) == job.worker_pid
+
+
+async def test_a_plugin_that_asked_once_and_never_again_is_killed() -> None:
+    """The grace period is all the time that a cooperative plugin has."""
+    async with manager("cooperative_no_more", "pid", grace_timeout=0.3) as m:
+        job = await m.start_job("cooperative_no_more")
+        mine = await first_chunk(job)
+        assert await m.cancel_job(job.id)
+        assert await (await m.start_job("pid")) != mine
 
 
 @pytest.mark.parametrize("plugin", ["tidy", "tidy_generator"])
-def test_finally_runs_in_a_plugin_that_does_not_ask(plugin: str, tmp_path: Path) -> None:
+async def test_finally_runs_in_a_plugin_that_does_not_ask(plugin: str, tmp_path: Path) -> None:
     """A cancel arrives as an exception, so that a plugin can clean up, also where a generator waits for its reader."""
     marker = tmp_path / "marker"
 
-    async def scenario() -> None:
-        async with manager(plugin, stream_buffer=5) as m:
-            seen = Seen(m)
-            job = await m.start_job(plugin, marker=str(marker))
-            reader = job.stream()
-            await seen.when(lambda e: e.type == "job:progress" or e.data.get("index") == 4)
-            assert await m.cancel_job(job.id) and marker.read_text() == "cleaned up"
-            await reader.aclose()
-
-    run(scenario())
+    async with manager(plugin, stream_buffer=5) as m:
+        seen = Seen(m)
+        job = await m.start_job(plugin, marker=str(marker))
+        reader = job.stream()
+        await seen.when(lambda e: e.type == "job:progress" or e.data.get("index") == 4)
+        assert await m.cancel_job(job.id) and marker.read_text() == "cleaned up"
+        await reader.aclose()
 
 
-def test_a_plugin_may_stop_by_itself() -> None:
+async def test_a_plugin_may_stop_by_itself() -> None:
     """Raising CancelRequested without being asked ends the job as cancelled."""
 
     def gives_up() -> None:
         raise CancelRequested("enough")
 
-    async def scenario() -> None:
-        async with manager(gives_up) as m:
-            assert (await end(await m.start_job("gives_up"))).status == "cancelled"
-
-    run(scenario())
+    async with manager(gives_up) as m:
+        assert (await end(await m.start_job("gives_up"))).status == "cancelled"
 
 
 def test_outside_a_worker_the_plugins_functions_do_nothing() -> None:
@@ -1823,139 +1581,103 @@ def test_outside_a_worker_the_plugins_functions_do_nothing() -> None:
 # Progress, streams
 
 
-def test_progress_is_seen_on_the_job_and_as_events() -> None:
+async def test_progress_is_seen_on_the_job_and_as_events() -> None:
     """Every report makes an event, in order; the job shows the last, and 1.0 when it is completed."""
-
-    async def scenario() -> None:
-        async with manager("progress", "echo") as m:
-            seen = Seen(m)
-            job = await m.start_job("progress")
-            await job
-            assert (job.progress, job.message) == (1.0, "step 4")
-            other = await m.start_job("echo")
-            await other
-            assert (other.progress, other.message) == (1.0, "")
-        reports = [(e.data["progress"], e.data["message"]) for e in await seen.rest() if e.type == "job:progress"]
-        assert reports == [(0.25, "step 1"), (0.5, "step 2"), (0.75, "step 3"), (1.0, "step 4")]
-
-    run(scenario())
+    async with manager("progress", "echo") as m:
+        seen = Seen(m)
+        job = await m.start_job("progress")
+        await job
+        assert (job.progress, job.message) == (1.0, "step 4")
+        other = await m.start_job("echo")
+        await other
+        assert (other.progress, other.message) == (1.0, "")
+    reports = [(e.data["progress"], e.data["message"]) for e in await seen.rest() if e.type == "job:progress"]
+    assert reports == [(0.25, "step 1"), (0.5, "step 2"), (0.75, "step 3"), (1.0, "step 4")]
 
 
 @pytest.mark.parametrize("fraction", [-0.5, 1.5, float("nan"), "half"], ids=str)
-def test_progress_that_cannot_be_fails_the_job(fraction: Any) -> None:
+async def test_progress_that_cannot_be_fails_the_job(fraction: Any) -> None:
     """The mistake is shown where it was made."""
-
-    async def scenario() -> None:
-        async with manager("impossible_progress") as m:
-            job = await end(await m.start_job("impossible_progress", fraction=fraction))
-            assert job.error.category == "exception" and "in impossible_progress" in job.error.traceback
-
-    run(scenario())
+    async with manager("impossible_progress") as m:
+        job = await end(await m.start_job("impossible_progress", fraction=fraction))
+        assert job.error.category == "exception" and "in impossible_progress" in job.error.traceback
 
 
-def test_a_stream_gives_every_chunk_then_ends() -> None:
+async def test_a_stream_gives_every_chunk_then_ends() -> None:
     """Chunks come in order, whole and as they are, and the result is the generator's return value."""
-
-    async def scenario() -> None:
-        async with manager("count") as m:
-            job = await m.start_job("count", n=500)
-            assert [chunk async for chunk in job.stream()] == list(range(500))
-            assert await job == "counted to 500" and job.dropped_chunks == 0
-            empty = await m.start_job("count", n=0)
-            assert [chunk async for chunk in empty.stream()] == [] and await empty == "counted to 0"
-
-    run(scenario())
+    async with manager("count") as m:
+        job = await m.start_job("count", n=500)
+        assert [chunk async for chunk in job.stream()] == list(range(500))
+        assert await job == "counted to 500" and job.dropped_chunks == 0
+        empty = await m.start_job("count", n=0)
+        assert [chunk async for chunk in empty.stream()] == [] and await empty == "counted to 0"
 
 
-def test_a_stream_is_live() -> None:
+async def test_a_stream_is_live() -> None:
     """A chunk can be read while the plugin goes on."""
-
-    async def scenario() -> None:
-        async with manager("stuck") as m:
-            job = await m.start_job("stuck")
-            assert await first_chunk(job) == job.worker_pid and job.status == "running"
-
-    run(scenario())
+    async with manager("stuck") as m:
+        job = await m.start_job("stuck")
+        assert await first_chunk(job) == job.worker_pid and job.status == "running"
 
 
-def test_a_stream_can_begin_anywhere() -> None:
+async def test_a_stream_can_begin_anywhere() -> None:
     """`start` is the index of the first chunk wanted, before and after the end."""
-
-    async def scenario() -> None:
-        async with manager("count") as m:
-            job = await m.start_job("count", n=5)
-            assert [chunk async for chunk in job.stream(start=3)] == [3, 4]
-            await job
-            assert [chunk async for chunk in job.stream(start=4)] == [4] and [chunk async for chunk in job.stream(start=9)] == []
-            assert [chunk async for chunk in job.stream()] == [0, 1, 2, 3, 4]
-
-    run(scenario())
+    async with manager("count") as m:
+        job = await m.start_job("count", n=5)
+        assert [chunk async for chunk in job.stream(start=3)] == [3, 4]
+        await job
+        assert [chunk async for chunk in job.stream(start=4)] == [4] and [chunk async for chunk in job.stream(start=9)] == []
+        assert [chunk async for chunk in job.stream()] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("start", [-1, 1.5, None, True])
-def test_a_stream_begins_at_an_index(start: Any) -> None:
+async def test_a_stream_begins_at_an_index(start: Any) -> None:
     """ConfigError for a start that is none."""
-
-    async def scenario() -> None:
-        async with manager("count") as m:
-            job = await m.start_job("count", n=5)
-            with pytest.raises(errors.ConfigError, match="start: expected an integer of at least 0"):
-                job.stream(start=start)
-
-    run(scenario())
+    async with manager("count") as m:
+        job = await m.start_job("count", n=5)
+        with pytest.raises(errors.ConfigError, match="start: expected an integer of at least 0"):
+            job.stream(start=start)
 
 
-def test_a_stream_that_is_closed_ends_for_whoever_waits() -> None:
+async def test_a_stream_that_is_closed_ends_for_whoever_waits() -> None:
     """`aclose` in one task ends `async for` in another, at once and for good."""
-
-    async def scenario() -> None:
-        async with manager("stuck") as m:
-            job = await m.start_job("stuck")
-            stream = job.stream()
-            await stream.__anext__()
-            waiting = asyncio.ensure_future(anext(stream, "the end"))
-            await asyncio.sleep(0.01)
-            await stream.aclose()
-            assert await asyncio.wait_for(waiting, 5) == "the end" == await anext(stream, "the end")
-            assert await first_chunk(job) == job.worker_pid
-
-    run(scenario())
+    async with manager("stuck") as m:
+        job = await m.start_job("stuck")
+        stream = job.stream()
+        await stream.__anext__()
+        waiting = asyncio.ensure_future(anext(stream, "the end"))
+        await asyncio.sleep(0.01)
+        await stream.aclose()
+        assert await asyncio.wait_for(waiting, 5) == "the end" == await anext(stream, "the end")
+        assert await first_chunk(job) == job.worker_pid
 
 
-def test_waiting_with_a_limit_leaves_nothing_behind() -> None:
+async def test_waiting_with_a_limit_leaves_nothing_behind() -> None:
     """`asyncio.wait_for` around a job, a chunk or an event may be repeated for ever."""
-
-    async def scenario() -> None:
-        async with manager("stuck") as m:
-            job, events = await m.start_job("stuck"), m.events()
-            stream = job.stream()
+    async with manager("stuck") as m:
+        job, events = await m.start_job("stuck"), m.events()
+        stream = job.stream()
+        await stream.__anext__()
+        for _ in range(20):
+            for what in (job.wait(), stream.__anext__()):
+                with pytest.raises(asyncio.TimeoutError):
+                    await asyncio.wait_for(what, 0.001)
+        while True:
+            try:
+                await asyncio.wait_for(events.__anext__(), 0.05)
+            except asyncio.TimeoutError:
+                break
+        assert await m.cancel_job(job.id)
+        with pytest.raises(JobCancelled):
             await stream.__anext__()
-            for _ in range(20):
-                for what in (job.wait(), stream.__anext__()):
-                    with pytest.raises(asyncio.TimeoutError):
-                        await asyncio.wait_for(what, 0.001)
-            while True:
-                try:
-                    await asyncio.wait_for(events.__anext__(), 0.05)
-                except asyncio.TimeoutError:
-                    break
-            assert await m.cancel_job(job.id)
-            with pytest.raises(JobCancelled):
-                await stream.__anext__()
-
-    run(scenario())
 
 
-def test_a_job_needs_no_reader() -> None:
+async def test_a_job_needs_no_reader() -> None:
     """A generator that nobody reads runs to its end, and its newest chunks can be read later."""
-
-    async def scenario() -> None:
-        async with manager("count", stream_buffer=10) as m:
-            job = await m.start_job("count", n=1000)
-            assert await job == "counted to 1000" and job.dropped_chunks == 990
-            assert [chunk async for chunk in job.stream(start=990)] == list(range(990, 1000))
-
-    run(scenario())
+    async with manager("count", stream_buffer=10) as m:
+        job = await m.start_job("count", n=1000)
+        assert await job == "counted to 1000" and job.dropped_chunks == 990
+        assert [chunk async for chunk in job.stream(start=990)] == list(range(990, 1000))
 
 
 # Events and integrations
@@ -2003,51 +1725,43 @@ class NoCopy:
         raise RuntimeError("no copies")
 
 
-def test_a_config_that_cannot_be_copied_hurts_no_job() -> None:
+async def test_a_config_that_cannot_be_copied_hurts_no_job() -> None:
     """The resource manager gets as much of a copy as there can be, and it is counted."""
-
-    async def scenario() -> None:
-        pool, registry = Pool(), Registry(p1="Loaded")
-        registry.configs["p1"] = config = {"odd": NoCopy()}
-        async with manager("Loaded", plugin_registry=registry, resource_manager=pool) as m:
-            assert (await (await m.start_job("p1")))["log"][0][0] == "load"
-        given = [state["config"] for call, _, state in pool.calls if call == "update" and state["config"]]
-        assert given and all(c.keys() == config.keys() and c is not config for c in given)
-        assert set(m.integration_errors) == {"resource_manager.config"}
-
-    run(scenario())
+    pool, registry = Pool(), Registry(p1="Loaded")
+    registry.configs["p1"] = config = {"odd": NoCopy()}
+    async with manager("Loaded", plugin_registry=registry, resource_manager=pool) as m:
+        assert (await (await m.start_job("p1")))["log"][0][0] == "load"
+    given = [state["config"] for call, _, state in pool.calls if call == "update" and state["config"]]
+    assert given and all(c.keys() == config.keys() and c is not config for c in given)
+    assert set(m.integration_errors) == {"resource_manager.config"}
 
 
-def test_each_job_tells_its_story_in_order() -> None:
+async def test_each_job_tells_its_story_in_order() -> None:
     """queued, started, chunks, progress, one end; with the payloads that are promised, JSON-safe, each with its time."""
-
-    async def scenario() -> None:
-        hub = Hub()
-        async with manager("count", "fail", "stuck", "echo", event_broadcaster=hub, worker_type="story") as m:
-            seen = Seen(m)
-            good, bad, odd = await m.start_job("count", n=2), await m.start_job("fail"), await m.start_job("echo", x={1: {2}, "b": b"ytes"})
-            await asyncio.gather(good.wait(), bad.wait(), odd.wait())
-            running = await m.start_job("stuck")
-            await first_chunk(running)
-            await m.cancel_job(running.id)
-        events = await seen.rest()
-        assert [tuple(e) for e in events] == hub.events
-        assert json.loads(json.dumps([e.data for e in events], allow_nan=False)) == [e.data for e in events]
-        assert seen.types(good) == ["job:queued", "job:started", "job:chunk", "job:chunk", "job:completed"]
-        assert seen.types(bad) == ["job:queued", "job:started", "job:failed"]
-        assert seen.types(running) == ["job:queued", "job:started", "job:chunk", "job:cancelled"]
-        assert [e.type for e in events if "job_id" not in e.data] == ["worker:started", "worker:ready", "worker:exited"]
-        for event in events:
-            assert event.data["worker_type"] == "story" and event.data["time"].endswith("+00:00")
-            assert "pid" in event.data or {"job_id", "plugin_id"} <= event.data.keys()
-        of = {e.type: e.data for e in events}
-        assert [(e.data["index"], e.data["chunk"]) for e in events if e.type == "job:chunk"][:2] == [(0, 0), (1, 1)]
-        assert [e.data["result"] for e in events if e.type == "job:completed"] == ["counted to 2", {"1": [2], "b": "<4 bytes>"}]
-        assert of["job:failed"]["error"]["category"] == "exception" and "ValueError: no" in of["job:failed"]["error"]["message"]
-        assert of["job:started"]["pid"] == good.worker_pid
-        assert [e.data["time"] for e in events] == sorted(e.data["time"] for e in events)
-
-    run(scenario())
+    hub = Hub()
+    async with manager("count", "fail", "stuck", "echo", event_broadcaster=hub, worker_type="story") as m:
+        seen = Seen(m)
+        good, bad, odd = await m.start_job("count", n=2), await m.start_job("fail"), await m.start_job("echo", x={1: {2}, "b": b"ytes"})
+        await asyncio.gather(good.wait(), bad.wait(), odd.wait())
+        running = await m.start_job("stuck")
+        await first_chunk(running)
+        await m.cancel_job(running.id)
+    events = await seen.rest()
+    assert [tuple(e) for e in events] == hub.events
+    assert json.loads(json.dumps([e.data for e in events], allow_nan=False)) == [e.data for e in events]
+    assert seen.types(good) == ["job:queued", "job:started", "job:chunk", "job:chunk", "job:completed"]
+    assert seen.types(bad) == ["job:queued", "job:started", "job:failed"]
+    assert seen.types(running) == ["job:queued", "job:started", "job:chunk", "job:cancelled"]
+    assert [e.type for e in events if "job_id" not in e.data] == ["worker:started", "worker:ready", "worker:exited"]
+    for event in events:
+        assert event.data["worker_type"] == "story" and event.data["time"].endswith("+00:00")
+        assert "pid" in event.data or {"job_id", "plugin_id"} <= event.data.keys()
+    of = {e.type: e.data for e in events}
+    assert [(e.data["index"], e.data["chunk"]) for e in events if e.type == "job:chunk"][:2] == [(0, 0), (1, 1)]
+    assert [e.data["result"] for e in events if e.type == "job:completed"] == ["counted to 2", {"1": [2], "b": "<4 bytes>"}]
+    assert of["job:failed"]["error"]["category"] == "exception" and "ValueError: no" in of["job:failed"]["error"]["message"]
+    assert of["job:started"]["pid"] == good.worker_pid
+    assert [e.data["time"] for e in events] == sorted(e.data["time"] for e in events)
 
 
 def test_events_have_what_the_docs_say(tmp_path: Path) -> None:
@@ -2076,65 +1790,49 @@ def test_events_have_what_the_docs_say(tmp_path: Path) -> None:
     run(scenario())
 
 
-def test_an_event_of_ones_own_goes_the_same_way() -> None:
+async def test_an_event_of_ones_own_goes_the_same_way() -> None:
     """broadcast_event reaches the broadcaster and the listeners, in its place among the others."""
-
-    async def scenario() -> None:
-        hub = Hub()
-        async with manager("echo", event_broadcaster=hub) as m:
-            seen = Seen(m)
-            await m.broadcast_event("mine:before", {"a": 1})
-            await (await m.start_job("echo"))
-            await m.broadcast_event("mine:after", {"b": {2}})
-        types = [e.type for e in await seen.rest()]
-        assert types[0] == "mine:before" and types.index("mine:after") == types.index("job:completed") + 1
-        assert [t for t, _ in hub.events] == types
-        before, after = (data for kind, data in hub.events if kind.startswith("mine:"))
-        assert before.pop("time") < after.pop("time")
-        assert (before, after) == ({"worker_type": "test", "a": 1}, {"worker_type": "test", "b": [2]})
-
-    run(scenario())
+    hub = Hub()
+    async with manager("echo", event_broadcaster=hub) as m:
+        seen = Seen(m)
+        await m.broadcast_event("mine:before", {"a": 1})
+        await (await m.start_job("echo"))
+        await m.broadcast_event("mine:after", {"b": {2}})
+    types = [e.type for e in await seen.rest()]
+    assert types[0] == "mine:before" and types.index("mine:after") == types.index("job:completed") + 1
+    assert [t for t, _ in hub.events] == types
+    before, after = (data for kind, data in hub.events if kind.startswith("mine:"))
+    assert before.pop("time") < after.pop("time")
+    assert (before, after) == ({"worker_type": "test", "a": 1}, {"worker_type": "test", "b": [2]})
 
 
-def test_an_event_of_ones_own_has_data() -> None:
+async def test_an_event_of_ones_own_has_data() -> None:
     """Anything but a mapping is refused, by name."""
-
-    async def scenario() -> None:
-        async with manager("echo") as m:
-            with pytest.raises(errors.ConfigError, match=r"data: expected a mapping \(got 5\)"):
-                await m.broadcast_event("mine", 5)
-
-    run(scenario())
+    async with manager("echo") as m:
+        with pytest.raises(errors.ConfigError, match=r"data: expected a mapping \(got 5\)"):
+            await m.broadcast_event("mine", 5)
 
 
-def test_events_can_be_heard_by_several_and_from_any_moment() -> None:
+async def test_events_can_be_heard_by_several_and_from_any_moment() -> None:
     """Each listener gets everything from the moment it began; the iterators end at shutdown."""
-
-    async def scenario() -> None:
-        async with manager("echo") as m:
-            early = Seen(m)
-            await (await m.start_job("echo"))
-            late = Seen(m)
-            second = await m.start_job("echo")
-            await second
-        assert (await early.rest())[-len(await late.rest()) :] == late.events
-        assert late.types(second) == early.types(second) and len(late.events) < len(early.events)
-        assert early.listener.dropped == 0
-
-    run(scenario())
+    async with manager("echo") as m:
+        early = Seen(m)
+        await (await m.start_job("echo"))
+        late = Seen(m)
+        second = await m.start_job("echo")
+        await second
+    assert (await early.rest())[-len(await late.rest()) :] == late.events
+    assert late.types(second) == early.types(second) and len(late.events) < len(early.events)
+    assert early.listener.dropped == 0
 
 
-def test_a_listener_that_is_gone_costs_nothing() -> None:
+async def test_a_listener_that_is_gone_costs_nothing() -> None:
     """An iterator over events that nobody holds any more is forgotten."""
-
-    async def scenario() -> None:
-        async with manager("echo") as m:
-            ghosts = [weakref.ref(m.events()) for _ in range(5)]
-            gc.collect()
-            await (await m.start_job("echo"))
-            assert [ghost() for ghost in ghosts] == [None] * 5
-
-    run(scenario())
+    async with manager("echo") as m:
+        ghosts = [weakref.ref(m.events()) for _ in range(5)]
+        gc.collect()
+        await (await m.start_job("echo"))
+        assert [ghost() for ghost in ghosts] == [None] * 5
 
 
 def test_listening_after_the_shutdown_ends_at_once() -> None:
@@ -2151,31 +1849,28 @@ def test_listening_after_the_shutdown_ends_at_once() -> None:
     run(scenario())
 
 
-def test_the_resource_manager_sees_every_change(gate: Gate) -> None:
+async def test_the_resource_manager_sees_every_change(gate: Gate) -> None:
     """Registered once when ready, always all six fields by keyword, unregistered once at the end; in order, on one other thread."""
     registry = Registry(p1="wait_at")
     registry.configs["p1"] = {"model": "large"}
 
-    async def scenario() -> None:
-        pool = Pool()
-        async with manager("wait_at", plugin_registry=registry, resource_manager=pool, worker_type="gpu") as m:
-            gate.open()
-            job = await m.start_job("p1", gate=gate.path)
-            pid, _ = await job
-            assert await m.unload_plugin("wait_at")
-        blank = dict.fromkeys(("job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config"))
-        plugin = {"plugin_name": "wait_at", "plugin_id": "p1", "loaded_plugin_resource": "large", "config": {"model": "large"}}
-        assert pool.calls == [
-            ("register", pid, "gpu"),
-            ("update", pid, {**blank, "status": "idle"}),
-            ("update", pid, {**plugin, "status": "running", "job_id": job.id}),
-            ("update", pid, {**plugin, "status": "idle", "job_id": None}),
-            ("update", pid, {**blank, "status": "idle"}),
-            ("unregister", pid, None),
-        ]
-        assert len(pool.threads) == 1 and threading.current_thread() not in pool.threads
-
-    run(scenario())
+    pool = Pool()
+    async with manager("wait_at", plugin_registry=registry, resource_manager=pool, worker_type="gpu") as m:
+        gate.open()
+        job = await m.start_job("p1", gate=gate.path)
+        pid, _ = await job
+        assert await m.unload_plugin("wait_at")
+    blank = dict.fromkeys(("job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config"))
+    plugin = {"plugin_name": "wait_at", "plugin_id": "p1", "loaded_plugin_resource": "large", "config": {"model": "large"}}
+    assert pool.calls == [
+        ("register", pid, "gpu"),
+        ("update", pid, {**blank, "status": "idle"}),
+        ("update", pid, {**plugin, "status": "running", "job_id": job.id}),
+        ("update", pid, {**plugin, "status": "idle", "job_id": None}),
+        ("update", pid, {**blank, "status": "idle"}),
+        ("unregister", pid, None),
+    ]
+    assert len(pool.threads) == 1 and threading.current_thread() not in pool.threads
 
 
 # Logs
@@ -2291,25 +1986,21 @@ def well_formed(text: str) -> str:
     return text
 
 
-def test_reprs_are_useful() -> None:
+async def test_reprs_are_useful() -> None:
     """A manager shows its jobs by status and its workers; a job its plugin and status; their HTML is well-formed and escaped."""
-
-    async def scenario() -> None:
-        async with manager("echo", "fail", "stuck", worker_type="<w>") as m:
-            assert repr(m) == "JobManager('<w>', 'tests': no jobs; 0 worker processes)"
-            good, bad, running, waiting = [await m.start_job(p) for p in ("echo", "fail", "stuck", "echo")]
-            await first_chunk(running)
-            assert repr(m) == "JobManager('<w>', 'tests': 1 pending, 1 running, 1 completed, 1 failed; 1 worker processes)"
-            page = well_formed(m._repr_html_())
-            assert all(job.id in page for job in (good, bad, running, waiting)) and str(running.worker_pid) in page and "<w>" not in page
-            for job in (good, bad, running, waiting):
-                assert job.status in repr(job) and job.plugin_id in repr(job) and job.id in repr(job)
-                assert job.status in well_formed(job._repr_html_())
-            assert "ValueError: no" in bad._repr_html_()
-            assert repr(bad.error) == "JobError('exception', 'ValueError: no')"
-        assert repr(m).endswith("shut down)")
-
-    run(scenario())
+    async with manager("echo", "fail", "stuck", worker_type="<w>") as m:
+        assert repr(m) == "JobManager('<w>', 'tests': no jobs; 0 worker processes)"
+        good, bad, running, waiting = [await m.start_job(p) for p in ("echo", "fail", "stuck", "echo")]
+        await first_chunk(running)
+        assert repr(m) == "JobManager('<w>', 'tests': 1 pending, 1 running, 1 completed, 1 failed; 1 worker processes)"
+        page = well_formed(m._repr_html_())
+        assert all(job.id in page for job in (good, bad, running, waiting)) and str(running.worker_pid) in page and "<w>" not in page
+        for job in (good, bad, running, waiting):
+            assert job.status in repr(job) and job.plugin_id in repr(job) and job.id in repr(job)
+            assert job.status in well_formed(job._repr_html_())
+        assert "ValueError: no" in bad._repr_html_()
+        assert repr(bad.error) == "JobError('exception', 'ValueError: no')"
+    assert repr(m).endswith("shut down)")
 
 
 def test_a_manager_that_was_not_shut_down_warns(tmp_path: Path) -> None:
@@ -2370,23 +2061,19 @@ def test_a_config_that_cannot_work_is_refused_at_construction(wrong: "dict[str, 
     assert str(refusal.value).startswith(f"{name}: expected ") and f"got {value!r}" in str(refusal.value)
 
 
-def test_workers_are_described_while_they_live() -> None:
+async def test_workers_are_described_while_they_live() -> None:
     """`manager.workers` shows pid, host, status, plugin and job of every process."""
-
-    async def scenario() -> None:
-        async with manager("stuck", "echo") as m:
-            job = await m.start_job("stuck")
-            [starting] = m.workers
-            assert (starting.status, starting.plugin_id, starting.job_id) == ("starting", None, None)
-            pid = await first_chunk(job)
-            assert m.workers == [(pid, os.uname().nodename, "running", "stuck", job.id)]
-            cancelling = asyncio.ensure_future(m.cancel_job(job.id))
-            while m.workers[0].status == "running":
-                await asyncio.sleep(0)
-            assert m.workers[0].status == "stopping"
-            await cancelling
-            await (await m.start_job("echo"))
-            assert (m.workers[0].status, m.workers[0].plugin_id, m.workers[0].job_id) == ("idle", "echo", None)
-        assert m.workers == []
-
-    run(scenario())
+    async with manager("stuck", "echo") as m:
+        job = await m.start_job("stuck")
+        [starting] = m.workers
+        assert (starting.status, starting.plugin_id, starting.job_id) == ("starting", None, None)
+        pid = await first_chunk(job)
+        assert m.workers == [(pid, os.uname().nodename, "running", "stuck", job.id)]
+        cancelling = asyncio.ensure_future(m.cancel_job(job.id))
+        while m.workers[0].status == "running":
+            await asyncio.sleep(0)
+        assert m.workers[0].status == "stopping"
+        await cancelling
+        await (await m.start_job("echo"))
+        assert (m.workers[0].status, m.workers[0].plugin_id, m.workers[0].job_id) == ("idle", "echo", None)
+    assert m.workers == []

@@ -16,7 +16,8 @@ from repo import LIB, NBS, PACKAGE, ROOT, SETTINGS, SUGGESTION, copy_checkout, m
 nbdev = pytest.importorskip("nbdev", reason="nbdev is not installed: pip install -e '.[dev]'")
 yaml = pytest.importorskip("yaml")
 
-FACES = tuple(path for path in modules() if path.endswith(("__init__.py", "__main__.py")) and (LIB / path).stat().st_size)  # written by hand
+BY_HAND = ("__init__.py", "__main__.py")
+FACES = tuple(path for path in modules() if path.endswith(BY_HAND) and (LIB / path).stat().st_size)
 each_notebook = pytest.mark.parametrize("name", notebooks())
 Notebook = dict[str, Any]
 
@@ -53,7 +54,7 @@ SOURCE_LINK = re.compile(r"(blob/\w+/[\w/.]+\.py)#L\d+")
 
 
 def shown(outputs: "list[dict[str, Any]]") -> str:
-    """The outputs of a cell as text, less the line numbers in links to the source, which any edit moves, and what only a newer Python suggests."""
+    """The outputs of a cell as text, less line numbers in links to the source, and what only a newer Python suggests."""
 
     def joined(value: Any) -> Any:
         if isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -186,7 +187,7 @@ def anchors(markdown: str) -> "set[str]":
 
 @each_notebook
 def test_links_lead_somewhere(name: str) -> None:
-    """Relative links of a notebook lead to files that exist, below nbs/, so that they work on the site too; and to headings that are there."""
+    """Relative links of a notebook lead to files below nbs/, so that they work on the site too, and to headings that are there."""
     for target in links(text(load(NBS / name))):
         if not re.match(r"\w+:", target):
             file, _, anchor = target.partition("#")

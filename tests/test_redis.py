@@ -405,6 +405,7 @@ def test_a_loop_that_has_ended_makes_way_for_another(shared: RedisServer, stream
     assert numbers(shared, stream) == list(range(15))
 
 
+@pytest.mark.slow
 def test_a_forked_process_writes_as_itself(shared: RedisServer, stream: str) -> None:
     """It does not send what its parent was to send, and the two are not taken for one."""
     code = f"""
@@ -424,6 +425,7 @@ if who == "parent": os.wait()
     assert sorted(fields["type"] for _, fields in shared.events(stream)) == ["before"] + ["child"] * 3 + ["parent"] * 3
 
 
+@pytest.mark.slow
 def test_a_fork_in_a_running_loop_disturbs_neither(shared: RedisServer, stream: str) -> None:
     """The child writes on a loop of its own, the parent goes on, and neither ends what the other is in the midst of."""
     code = f"""
@@ -964,6 +966,7 @@ def test_a_connection_that_breaks_neither_loses_nor_doubles(tmp_path: Path) -> N
         assert numbers(server) == list(range(20_000))
 
 
+@pytest.mark.slow
 def test_a_redis_that_closes_idle_connections_is_not_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The writer drops its own before, so that the next event neither waits nor counts as a failure; the reader's is never idle."""
     assert RedisWriter.IDLE == 60
@@ -1339,6 +1342,7 @@ def _prose() -> str:
     return "\n".join(cell.source for cell in _cells() if cell.cell_type == "markdown")
 
 
+@pytest.mark.slow
 def test_the_code_that_the_docs_only_show_runs(tmp_path: Path) -> None:
     """The web app in several processes, the process with jobs (twice, at the same time), and the one that follows: as they stand."""
     app, jobs, follow = re.findall(r"```python\n(.*?)```", _prose(), re.DOTALL)

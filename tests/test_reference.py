@@ -107,6 +107,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
     return Site(tmp_path_factory.mktemp("site"))
 
 
+pytestmark = pytest.mark.slow  # Making the site takes half a minute, in each process that tests it
 each_page = pytest.mark.parametrize("name", notebooks())
 MADE = [name for name in notebooks() if "default_exp" in (NBS / name).read_text(encoding="utf-8")]
 each_module_page = pytest.mark.parametrize("name", MADE)

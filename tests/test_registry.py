@@ -411,6 +411,7 @@ def test_metadata_that_are_there_twice(site: Path, tmp_path: Path) -> None:
 NAMES = st.lists(st.from_regex(r"[a-z][a-z0-9]{0,6}([_.]?[a-z0-9]{1,4})?", fullmatch=True), min_size=1, max_size=6, unique_by=lambda name: name.replace("_", "").replace(".", ""))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(NAMES, st.sampled_from(["{}-1.0.dist-info", "{}.egg-info", "{}-1.0-py3.11.egg-info"]), st.booleans())
 def test_tidy_installations_are_as_importlib_sees_them(names: "list[str]", form: str, described: bool) -> None:

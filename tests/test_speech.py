@@ -145,6 +145,7 @@ def test_partial_hypotheses_stream_while_it_decodes(speech: PocketSphinx) -> Non
     assert any(kind == "chunk" and "the model is" in value["text"] for kind, value in log[:halfway])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width, channels", [(1, 1), (1, 2), (2, 2), (2, 6), (3, 1), (3, 2), (4, 1), (4, 2)])
 def test_any_width_and_any_channels(
     width: int, channels: int, speech: PocketSphinx, samples: "list[float]", tmp_path: Path

@@ -1,0 +1,243 @@
+"""How the notebooks and the package are written, as far as it can be counted. Tables of exceptions may only shrink."""
+
+import ast
+import json
+import re
+import runpy
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import engines
+import pytest
+from repo import LIB, NBS, ROOT, modules, notebooks
+
+CELL = 60  # Lines of an export cell, blank ones and directives apart
+LARGE_CELLS = {  # Classes whose cell may be larger, and how large
+    "AdmissionGate": 125,
+    "BaseJobManager": 199,
+    "BroadcastQueue": 73,
+    "EntryPointRegistry": 129,
+    "EventStreams": 111,
+    "Lifecycle": 170,
+    "RedisBroadcaster": 133,
+    "ResourceClient": 65,
+    "Scheduler": 136,
+    "SerialExecutor": 64,
+    "WorkerPool": 152,
+    "WorkerProxy": 230,
+}
+LONG_CELL, LONG_SHARE = 40, 0.33  # Lines of a long cell, and the share of all exported lines in such cells; the goal is 0.20
+HIDDEN_SHARE = 0.15  # Of the lines that are not exported
+NOT_SHOWN = {"managers/base.ipynb": 2}  # Export cells with nothing shown below them
+COLUMNS = 140
+WIDE = {"managers/integrations.ipynb": 1}  # Lines that are wider
+MODULE = 450  # Lines
+LARGE_MODULES = {"managers/base.py": 455}
+SMELL = 3  # How often each of these words may stand in the notebooks and in what is written by hand
+SMELLS = ("told", "nobody", "whoever", "somebody else's", "lets go", "at the door")
+NODES = 142_500  # AST nodes of the package, docstrings apart, as tools/count.py counts them
+PUBLIC = {  # Documented all the same: of named tuples, of the standard library, and the hooks that users override
+    *("_asdict", "_fields", "_replace", "_exit", "_getframe", "_current_frames"),
+    *("_get_running_loop", "_enter_task", "_leave_task", "_run_exitfuncs"),
+    *("_validate_resources", "_on_job_completed"),
+}
+FOREIGN = {  # What has no public face elsewhere
+    "engines/ray/cluster.py": {"_conn_str", "_raylet"},
+    "engines/ray/engine.py": {"_private"},
+    "worker/context.py": {"_WorkItem", "_worker"},  # of concurrent.futures.thread
+}
+
+
+class Cell(NamedTuple):
+    """A cell of code, its directives and blank lines apart."""
+
+    notebook: str
+    text: str
+    outputs: "list[Any]"
+
+    @property
+    def lines(self) -> "list[str]":
+        return [line for line in self.text.splitlines() if line.strip() and not line.startswith("#|")]
+
+    @property
+    def exports(self) -> bool:
+        return bool(re.search(r"^#\|\s*export", self.text, re.M))
+
+    @property
+    def hidden(self) -> bool:
+        return bool(re.search(r"^#\|\s*hide", self.text, re.M))
+
+    @property
+    def defines(self) -> bool:
+        """Whether there is more than imports and constants."""
+        plain = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Expr, ast.If)
+        return not all(isinstance(node, plain) for node in ast.parse("\n".join(self.lines)).body)
+
+    @property
+    def shows(self) -> bool:
+        checks = r"\b(test_\w+|assert|test_fail|expect_fail|ExceptionExpected)\b"
+        return not self.exports and bool(self.outputs or re.search(checks, self.text))
+
+    def __str__(self) -> str:
+        return f"{self.notebook}: {self.lines[0][:60] if self.lines else ''}"
+
+
+def read(notebook: str) -> "list[dict[str, Any]]":
+    """The cells of a notebook."""
+    cells: "list[dict[str, Any]]" = json.loads((NBS / notebook).read_text(encoding="utf-8"))["cells"]
+    return cells
+
+
+def cells(notebook: str) -> "list[Cell]":
+    """Its cells of code."""
+    return [Cell(notebook, "".join(c["source"]), c["outputs"]) for c in read(notebook) if c["cell_type"] == "code"]
+
+
+CELLS = {name: cells(name) for name in notebooks()}
+EXPORTED = [cell for found in CELLS.values() for cell in found if cell.exports]
+TREES = {module: ast.parse((LIB / module).read_text(encoding="utf-8")) for module in modules()}
+
+
+def test_an_export_cell_holds_one_small_thing() -> None:
+    """No export cell is over 60 lines, except those of a few named classes, which may not grow."""
+    too_large = []
+    for cell in EXPORTED:
+        limits = [LARGE_CELLS.get(name, CELL) for name in re.findall(r"^class (\w+)", cell.text, re.M)]
+        if (size := len(cell.lines)) > max(limits, default=CELL):
+            too_large.append(f"{cell} has {size} lines")
+    assert not too_large, "\n".join(too_large)
+
+
+def test_most_code_is_in_short_cells() -> None:
+    """The share of exported lines in cells over 40 lines."""
+    sizes = [len(cell.lines) for cell in EXPORTED]
+    assert sum(size for size in sizes if size > LONG_CELL) <= LONG_SHARE * sum(sizes)
+
+
+def test_little_is_hidden() -> None:
+    """At most 15 % of the lines that show something are hidden from readers."""
+    shown = [cell for found in CELLS.values() for cell in found if not cell.exports and not setup(cell)]
+    hidden = sum(len(cell.lines) for cell in shown if cell.hidden)
+    assert hidden <= HIDDEN_SHARE * sum(len(cell.lines) for cell in shown)
+
+
+def setup(cell: Cell) -> bool:
+    """Whether a cell only brings the checks of fastcore."""
+    return "fastcore.test import *" in cell.text and len(cell.lines) <= 3
+
+
+@pytest.mark.parametrize("notebook", notebooks())
+def test_each_export_cell_is_shown(notebook: str) -> None:
+    """Below each export cell that defines something, and before the next, is a shown value or an assertion."""
+    missing, waits = [], None
+    for cell in CELLS[notebook]:
+        if cell.exports:
+            if waits:
+                missing.append(str(waits))
+            waits = cell if cell.defines else None
+        elif cell.shows:
+            waits = None
+    if waits:
+        missing.append(str(waits))
+    assert len(missing) <= NOT_SHOWN.get(notebook, 0), "\n".join(missing)
+
+
+@pytest.mark.parametrize("notebook", notebooks())
+def test_lines_fit(notebook: str) -> None:
+    """No line of an export cell has over 140 columns, and no class is put together by `@patch`."""
+    lines = [line for cell in CELLS[notebook] if cell.exports for line in cell.text.splitlines()]
+    wide = [line for line in lines if len(line) > COLUMNS]
+    assert len(wide) <= WIDE.get(notebook, 0), "\n".join(wide)
+    assert not [line for line in lines if re.match(r"\s*@patch\b", line)]
+
+
+def test_words_that_hide_who_does_what() -> None:
+    """Some words mark sentences that do not say who does what; they stay rare."""
+    texts = ["".join(cell["source"]) for name in notebooks() for cell in read(name)]
+    texts += [(LIB / module).read_text(encoding="utf-8") for module in modules() if not generated(module)]
+    text = re.sub(r"\s+", " ", "\n".join(texts)).lower().replace("events.nobody", "")  # the id of a check
+    found = {word: len(re.findall(rf"\b{word}\b", text)) for word in SMELLS}
+    assert not {word: n for word, n in found.items() if n > SMELL}
+
+
+def generated(module: str) -> bool:
+    """Whether a notebook makes this module."""
+    return "# AUTOGENERATED" in (LIB / module).read_text(encoding="utf-8")[:2000]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_module_is_one_idea(module: str) -> None:
+    """No module has over 450 lines."""
+    size = len((LIB / module).read_text(encoding="utf-8").splitlines())
+    assert module == "_modidx.py" or size <= LARGE_MODULES.get(module, MODULE)
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """A class can be spoken of by its name alone."""
+    where: "defaultdict[str, list[str]]" = defaultdict(list)
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                where[node.name].append(module)
+    assert not {name: found for name, found in where.items() if len(found) > 1}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_private_names_stay_in_their_module(module: str) -> None:
+    """No name with a leading underscore is imported, or reached for on another object, unless this module itself defines it."""
+    tree = TREES[module]
+    known = defined(tree) | PUBLIC | FOREIGN.get(module, set())
+    strange = [f"line {line}: {name}" for line, name in reached(tree) if private(name) and name not in known]
+    assert not strange, "\n".join(strange)
+
+
+def private(name: str) -> bool:
+    """Whether a name is private by its spelling."""
+    return name.startswith("_") and not (name.startswith("__") and name.endswith("__"))
+
+
+def of_self(node: ast.Attribute) -> bool:
+    """Whether an attribute is one of `self` or `cls`."""
+    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+
+
+def defined(tree: ast.Module) -> "set[str]":
+    """The names that a module defines: functions, classes, variables, attributes of its own objects, and slots."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and of_self(node):
+            found.add(node.attr)
+    return found
+
+
+def reached(tree: ast.Module) -> "Iterator[tuple[int, str]]":
+    """The names that a module imports, or takes as an attribute of another object."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Attribute) and not of_self(node):
+            yield node.lineno, node.attr
+
+
+def test_the_package_does_not_grow_unseen() -> None:
+    """The AST nodes of the package, docstrings apart, stay below a limit that is raised on purpose only."""
+    size: "Counter[str]" = runpy.run_path(str(ROOT / "tools/count.py"))["count"]()
+    assert sum(size.values()) <= NODES, dict(size)
+
+
+def test_what_runs_on_ray_too_is_there() -> None:
+    """Each name of `engines.ON_RAY` is that of one test."""
+    tests = Counter(name for path in sorted((ROOT / "tests").glob("test_*.py")) for name in functions(path))
+    assert not [name for name in engines.ON_RAY if tests[name.partition("[")[0]] != 1]
+
+
+def functions(path: Path) -> "list[str]":
+    """The functions at the top of a file."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return [node.name for node in body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
