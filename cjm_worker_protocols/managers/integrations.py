@@ -184,7 +184,7 @@ def without_secrets(
     except Exception as e: failed(e)
     return dict(config)
 
-# %% ../../nbs/managers/integrations.ipynb #2a875d8b
+# %% ../../nbs/managers/integrations.ipynb #5f59ac04
 class ResourceClient:
     "The app's resource manager, called in order on a thread of its own."
     def __init__(self,
@@ -223,8 +223,9 @@ class ResourceClient:
     ) -> None:
         "Report what a worker does and holds."
         config = self._copy(state.config) if state.plugin_id is not None else None
-        update = partial(self._manager.update_worker_state, pid=pid, status=state.status, job_id=state.job_id, plugin_name=state.plugin_name,
-            plugin_id=state.plugin_id, loaded_plugin_resource=resource_of(config) if config else None, config=config)
+        update = partial(self._manager.update_worker_state, pid=pid, status=state.status, job_id=state.job_id,
+            plugin_name=state.plugin_name, plugin_id=state.plugin_id, config=config,
+            loaded_plugin_resource=resource_of(config) if config else None)
         self.executor.post("update_worker_state", update, key=pid)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
