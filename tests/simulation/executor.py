@@ -150,6 +150,10 @@ class SimulatedExecutor:
             raise serial.ExecutorTimeout(label, timeout, self._busy)
         return function()
 
+    def abandon(self) -> None:
+        """Make no further call, and wait for nothing."""
+        self._closed = True
+
     async def close(self, timeout: float) -> None:
         """Finish what waits, for a limited time; needed calls also after that, if the one that hangs comes back."""
         self._closed = True
