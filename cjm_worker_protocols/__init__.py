@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from .core.config import RestartPolicy as RestartPolicy, WorkerConfig as WorkerConfig
     from .worker.context import check_cancel as check_cancel, report_progress as report_progress
     from .core.jobs import Job as Job, JobCancelled as JobCancelled, JobError as JobError
-    from .extensions.protocols import (EventBroadcasterProtocol as EventBroadcasterProtocol, PluginRegistryProtocol as PluginRegistryProtocol,
-        ResourceManagerProtocol as ResourceManagerProtocol)
+    from .extensions.protocols import (EventBroadcasterProtocol as EventBroadcasterProtocol,
+        PluginRegistryProtocol as PluginRegistryProtocol, ResourceManagerProtocol as ResourceManagerProtocol)
     from .managers.base import BaseJobManager as BaseJobManager, JobManager as JobManager
 
 # Each name is imported when it is first asked for, so that importing the contract, or a worker, costs almost nothing.

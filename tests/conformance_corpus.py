@@ -50,8 +50,12 @@ class Registry:
     """A right registry, in memory."""
 
     def __init__(self) -> None:
-        self.plugins = {m.id: m for m in (Meta("whisper", "Whisper", "speech"), Meta("vosk", "Vosk", "speech"), Meta("llama", "Llama", "text"))}
-        self.configs: Dict[str, Dict[str, Any]] = {"whisper": {"model": "large-v3", "options": {"beam": 5}}, "vosk": {"words": ["yes", "no"]}}
+        metas = (Meta("whisper", "Whisper", "speech"), Meta("vosk", "Vosk", "speech"), Meta("llama", "Llama", "text"))
+        self.plugins = {m.id: m for m in metas}
+        self.configs: Dict[str, Dict[str, Any]] = {
+            "whisper": {"model": "large-v3", "options": {"beam": 5}},
+            "vosk": {"words": ["yes", "no"]},
+        }
 
     def get_plugins_by_category(self, category: Any) -> List[Any]:
         return [m for m in self.plugins.values() if m.category == category]
@@ -598,7 +602,8 @@ class KnownIdIsLeftToACoroutine(Registry):
 class ListIsTheRegistrys(Registry):
     def __init__(self) -> None:
         super().__init__()
-        self.lists: Dict[Any, List[Any]] = {name: super(ListIsTheRegistrys, self).get_plugins_by_category(name) for name in ("speech", "text")}
+        listed = super().get_plugins_by_category
+        self.lists: Dict[Any, List[Any]] = {name: listed(name) for name in ("speech", "text")}
 
     def get_plugins_by_category(self, category: Any) -> List[Any]:
         return self.lists.get(category, [])
@@ -1139,8 +1144,9 @@ class StoppingIsIdle(Resources):
 
 @mutant("resources.partial")
 class OmittedIsCleared(Resources):
-    def update_worker_state(self, pid: int, status: Optional[str] = None, job_id: Optional[str] = None, plugin_name: Optional[str] = None,
-                            plugin_id: Optional[str] = None, loaded_plugin_resource: Optional[str] = None, config: Any = None) -> None:  # fmt: skip
+    def update_worker_state(self, pid: int, status: Optional[str] = None, job_id: Optional[str] = None,
+                            plugin_name: Optional[str] = None, plugin_id: Optional[str] = None,
+                            loaded_plugin_resource: Optional[str] = None, config: Any = None) -> None:  # fmt: skip
         super().update_worker_state(pid, status, job_id, plugin_name, plugin_id, loaded_plugin_resource, config)
 
 

@@ -130,13 +130,15 @@ class InTheMannerOfTheMission:
 @animal("registry")
 def registry_of_callable_objects() -> Any:
     right = Registry()
-    return types.SimpleNamespace(**{name: Called(getattr(right, name)) for name in ("get_plugins_by_category", "get_plugin", "load_plugin_config")})
+    names = ("get_plugins_by_category", "get_plugin", "load_plugin_config")
+    return types.SimpleNamespace(**{name: Called(getattr(right, name)) for name in names})
 
 
 @animal("registry")
 def registry_of_partials() -> Any:
     right = Registry()
-    return types.SimpleNamespace(**{name: functools.partial(getattr(Registry, name), right) for name in ("get_plugins_by_category", "get_plugin", "load_plugin_config")})
+    names = ("get_plugins_by_category", "get_plugin", "load_plugin_config")
+    return types.SimpleNamespace(**{name: functools.partial(getattr(Registry, name), right) for name in names})
 
 
 @animal("registry")
@@ -233,7 +235,9 @@ class RegistryWhoseConfigsDiffer(Registry):
     """Each has the time in it, and an object."""
 
     def load_plugin_config(self, plugin_id: str) -> Dict[str, Any]:
-        return {"now": time.monotonic_ns(), "object": Configured(), **super().load_plugin_config(plugin_id)} if plugin_id in self.plugins else {}
+        if plugin_id not in self.plugins:
+            return {}
+        return {"now": time.monotonic_ns(), "object": Configured(), **super().load_plugin_config(plugin_id)}
 
 
 @animal("registry")

@@ -49,7 +49,9 @@ class Library:
         fails = self.fails if owner is None else owner.fails
         if question in fails:
             raise error(fails[question])
-        return getattr(self, f"get_{question}")(*arguments) if owner is None or question.startswith(("Mig", "MaxMig")) else self._of(owner, question)
+        if owner is None or question.startswith(("Mig", "MaxMig")):
+            return getattr(self, f"get_{question}")(*arguments)
+        return self._of(owner, question)
 
     def get_Init(self) -> None:
         """Nothing to do."""

@@ -15,9 +15,11 @@ REDIS = shutil.which("redis-server")
 
 
 class RedisServer:
-    """A redis-server on a free port of loopback, with its files in a folder of its own. With `appendonly` it keeps what it has taken, else nothing."""
+    """A redis-server on a free port of loopback, with a folder of its own; only with `appendonly` a restart keeps the data."""
 
-    def __init__(self, folder: Path, *, appendonly: bool = False, password: str = "", tls: bool = False, lines: "tuple[str, ...]" = ()) -> None:
+    def __init__(
+        self, folder: Path, *, appendonly: bool = False, password: str = "", tls: bool = False, lines: "tuple[str, ...]" = ()
+    ) -> None:
         self.folder, self.port, self.tls, self.password = folder, free_port(), tls, password
         folder.mkdir(parents=True, exist_ok=True)
         settings = ["bind 127.0.0.1", "protected-mode no", f"dir {folder}", 'save ""', "loglevel warning", *lines]
@@ -102,5 +104,6 @@ class RedisServer:
 
 def make_certificate(folder: Path) -> None:
     """A certificate for 127.0.0.1 that signs itself."""
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*command, "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")], check=True, capture_output=True)

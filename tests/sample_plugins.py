@@ -288,7 +288,10 @@ def stuck_quietly() -> None:
 
 
 def _stay(busy: bool) -> None:
-    """Never come back. It is a function of its own, since an exception at the end of a bare loop's round is not always the surrounding `try`'s."""
+    """Never come back.
+
+    It is a function of its own, since an exception at the end of a bare loop's round is not always the surrounding `try`'s.
+    """
     while busy:
         pass
     time.sleep(FOREVER)

@@ -90,7 +90,11 @@ def _probe(resources: AdmittingResourceManager, pid: int) -> "dict[str, Any] | N
     return None if worker is None else {name: getattr(worker, name) for name in names}
 
 
-@pytest.mark.parametrize("wrong", [{"headroom": 1.0}, {"headroom": -0.1}, {"headroom": "much"}, {"limit": 0}, {"limit": 1.5}, {"history": 0}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"headroom": 1.0}, {"headroom": -0.1}, {"headroom": "much"}, {"limit": 0}, {"limit": 1.5}, {"history": 0}],
+    ids=str,
+)
 def test_wrong_settings_are_refused(wrong: "dict[str, Any]") -> None:
     """With a named error."""
     with pytest.raises(SettingError, match=next(iter(wrong))):
@@ -224,9 +228,14 @@ async def test_a_job_that_is_cancelled_while_it_is_asked_about_holds_nothing_for
     assert m.integration_errors == {}
 
 
-@pytest.mark.parametrize("after", [0.0, 0.05, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.002, 0.01, 0.3, 1.05, 1.1))])
+@pytest.mark.parametrize(
+    "after", [0.0, 0.05, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.002, 0.01, 0.3, 1.05, 1.1))]
+)
 async def test_shutdown_while_it_is_asked(after: float) -> None:
-    """A manager that is shut down while its job is asked about, while room is made, or while a worker is replaced, ends at once, and so does the job."""
+    """A shutdown ends the manager and its job at once.
+
+    Also while the job is asked about, while room is made, and while a worker is replaced.
+    """
     async with taking(AdmittingResourceManager(limit=450 * MB), plugin=Leaks, max_workers=1) as m:
         await (await m.start_job("300"))
         job = await m.start_job("200")
@@ -275,7 +284,7 @@ FIRST, SECOND = 4_194_400, 4_194_401  # workers without a process here
 
 
 def reserved(config: "dict[str, Any] | None" = None) -> AdmittingResourceManager:
-    """100 MB, of which 80 are reserved for a worker that is to load plugin p; two workers are idle, and the second has the plugin already."""
+    """100 MB, of which 80 are reserved for a worker that is to load plugin p; the second of two idle workers has p already."""
     resources = AdmittingResourceManager(limit=100 * MB)
     for pid in (FIRST, SECOND):
         resources.register_worker(pid, "test")
@@ -287,9 +296,20 @@ def reserved(config: "dict[str, Any] | None" = None) -> AdmittingResourceManager
     return resources
 
 
-def report(resources: AdmittingResourceManager, pid: int, status: str, config: "dict[str, Any] | None" = None, plugin: "str | None" = "p") -> None:
+def report(
+    resources: AdmittingResourceManager,
+    pid: int,
+    status: str,
+    config: "dict[str, Any] | None" = None,
+    plugin: "str | None" = "p",
+) -> None:
     """All six fields, as a job manager of this package reports."""
-    held: "dict[str, Any]" = {"plugin_name": plugin, "plugin_id": plugin, "loaded_plugin_resource": None, "config": dict(config or {}) if plugin else None}
+    held: "dict[str, Any]" = {
+        "plugin_name": plugin,
+        "plugin_id": plugin,
+        "loaded_plugin_resource": None,
+        "config": dict(config or {}) if plugin else None,
+    }
     resources.update_worker_state(pid, status=status, job_id="j" if status == "running" else None, **held)
 
 
@@ -324,7 +344,10 @@ def test_a_reservation_that_no_worker_takes_up_ends_by_itself(monkeypatch: pytes
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("fields", ["all", "only what changes"])
 def test_a_worker_that_loads_nothing_takes_no_reservation(config: "dict[str, Any]", times: int, fields: str) -> None:
-    """One that has the plugin, with the same configuration, may run jobs before the other has begun to load: the room stays reserved for that one."""
+    """The room stays reserved for a worker that has not begun to load.
+
+    Another worker that has the plugin, with the same configuration, may run jobs before.
+    """
     resources = reserved(config)
     for _ in range(times):
         if fields == "all":
@@ -431,7 +454,10 @@ def on_gpus(*cards: Card, **settings: Any) -> AdmittingResourceManager:
 
 
 def test_gpu_memory_that_a_config_declares_is_looked_for_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plugin that was never measured either makes room on the GPU, not in the least recently used worker; a GPU that does not answer changes nothing."""
+    """A plugin that was never measured either makes room on the GPU, not in the least recently used worker.
+
+    A GPU that does not answer changes nothing.
+    """
     monkeypatch.setattr(meter, "sees_all_pids", lambda: True)
     with ExitStack() as stack:
         idle = [stack.enter_context(subprocess.Popen(["sleep", "100"])).pid for _ in range(3)]
@@ -498,7 +524,9 @@ def reason(resources: AdmittingResourceManager, device: Any, size: float) -> "st
         ("9", "cuda", 1, "cuda:0"),
     ],
 )
-def test_the_gpu_that_a_plugin_will_use_is_asked(monkeypatch: pytest.MonkeyPatch, visible: "str | None", device: Any, size: int, room: str) -> None:
+def test_the_gpu_that_a_plugin_will_use_is_asked(
+    monkeypatch: pytest.MonkeyPatch, visible: "str | None", device: Any, size: int, room: str
+) -> None:
     """The one that the configuration names, by CUDA's number, or else the visible one with the most room."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
@@ -507,9 +535,21 @@ def test_the_gpu_that_a_plugin_will_use_is_asked(monkeypatch: pytest.MonkeyPatch
     assert (room in refused) if room and refused else not (room or refused)
 
 
-@pytest.mark.parametrize("fails", [{"HandleByIndex": "GpuIsLost"}, {"HandleByIndex": "NoPermission"}, {"MemoryInfo": "NoPermission"}, {"MemoryInfo": "Unknown"}], ids=str)
+@pytest.mark.parametrize(
+    "fails",
+    [
+        {"HandleByIndex": "GpuIsLost"},
+        {"HandleByIndex": "NoPermission"},
+        {"MemoryInfo": "NoPermission"},
+        {"MemoryInfo": "Unknown"},
+    ],
+    ids=str,
+)
 def test_a_gpu_that_does_not_answer_admits_nothing_and_hides_no_other(monkeypatch: pytest.MonkeyPatch, fails: "dict[str, str]") -> None:
-    """Where it is the only one in question, a plugin waits, and the reason says why; it is not said that it never fits. The other GPU admits as before."""
+    """Where it is the only one in question, a plugin waits, and the reason says why, not that it never fits.
+
+    The other GPU admits as before.
+    """
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for cards, silent in (((Card(fails=fails), LARGE), 0), ((LARGE, Card(fails=fails)), 1)):
         resources = on_gpus(*cards)
@@ -551,7 +591,9 @@ def test_without_a_driver_no_gpu_memory_is_a_reason(absent: str) -> None:
 def test_an_instance_of_a_gpu_is_a_room_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a setting CUDA shows the first; a UUID names another."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    split = Card(instances=[Card(10 * GB, 0, "MIG-a"), Card(20 * GB, 0, "MIG-b"), Card(fails={"MemoryInfo": "NotSupported"}, uuid="MIG-c")], fails={"MemoryInfo": "NoPermission"})
+    without_size = Card(fails={"MemoryInfo": "NotSupported"}, uuid="MIG-c")
+    instances = [Card(10 * GB, 0, "MIG-a"), Card(20 * GB, 0, "MIG-b"), without_size]
+    split = Card(instances=instances, fails={"MemoryInfo": "NoPermission"})
     assert reason(on_gpus(split), "cuda:0", 10) is None and "GPU 0 MIG 0" in str(reason(on_gpus(split), "cuda:0", 11))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-b")
     assert reason(on_gpus(split), "cuda:0", 20) is None and "GPU 0 MIG 1" in str(reason(on_gpus(split), None, 21))

@@ -72,7 +72,14 @@ def broken(report: Report) -> "set[str]":
 # The corpus
 
 
-SLOW_MUTANTS = {"DeliversLater", "WaitsForTheSlowest", "WhatIsNotRunningIsKept", "TheSameAgainIsDropped", "TasksTryAgain", "WaitsASecondForEach"}
+SLOW_MUTANTS = {
+    "DeliversLater",
+    "WaitsForTheSlowest",
+    "WhatIsNotRunningIsKept",
+    "TheSameAgainIsDropped",
+    "TasksTryAgain",
+    "WaitsASecondForEach",
+}
 
 
 @functools.cache
@@ -150,7 +157,7 @@ def test_what_is_odd_but_right_is_clean_as_an_object_too(name: str, monkeypatch:
 
 @pytest.mark.slow
 def test_late_is_not_never(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hub that writes to its clients every 0.7 s delivers everything; whether a client can hold it up cannot be seen in so little time."""
+    """A hub that writes to its clients every 0.7 s delivers everything; the time is too short to see whether a client can stall it."""
     monkeypatch.setattr(Limits, "MANY", 0.3)
 
     class Collects(ZOO["SlowHubThatCollects"].factory):  # type: ignore[misc]
@@ -207,12 +214,23 @@ def test_a_loop_is_watched_by_one_at_a_time() -> None:
 KINDS = {
     "callable objects": ("registry_of_callable_objects", "HubThatIsCalled"),
     "partials": ("registry_of_partials", "HubOfAPartial"),
-    "proxies": ("registry_behind_a_proxy", "resources_behind_a_proxy", "hub_behind_a_proxy", "registry_behind_a_remote_call", "hub_behind_a_remote_call"),
+    "proxies": (
+        "registry_behind_a_proxy",
+        "resources_behind_a_proxy",
+        "hub_behind_a_proxy",
+        "registry_behind_a_remote_call",
+        "hub_behind_a_remote_call",
+    ),
     "positional-only names": ("RegistryWithMoreParameters", "ResourcesWithMoreParameters"),
     "**kwargs": ("ResourcesByKeyword", "HubThatTakesAnything"),
     "more optional parameters": ("RegistryWithMoreParameters", "ResourcesWithMoreParameters", "HubWithMoreParameters"),
     "callables written in C": ("RegistryWithACache", "registry_of_partials", "HubOfAPartial"),
-    "Mock with spec": ("registry_that_is_a_mock", "resources_that_are_a_mock", "broadcaster_that_is_a_mock", "broadcaster_that_is_an_async_mock"),
+    "Mock with spec": (
+        "registry_that_is_a_mock",
+        "resources_that_are_a_mock",
+        "broadcaster_that_is_a_mock",
+        "broadcaster_that_is_an_async_mock",
+    ),
     "dataclass": ("RegistryThatIsADataclass", "ResourcesInRecords"),
     "subclass of the Protocol": ("RegistryThatInherits", "ResourcesThatInherit", "HubThatInherits"),
     "singleton factory": ("registry_that_is_one_for_all", "hub_that_is_one_for_all"),
@@ -355,7 +373,8 @@ def test_the_resource_managers_of_the_contract_pass(name: str, capsys: pytest.Ca
     assert report.ok and not ended(report, "blocked"), str(report)
     if name == "SimpleResourceManager":
         assert not report.findings
-        assert set(ended(report, "not_observable")) == {f"resources.{rest}" for rest in ("clear.plugin_id", "clear.config", "config_is_copied")}
+        unseen = {f"resources.{rest}" for rest in ("clear.plugin_id", "clear.config", "config_is_copied")}
+        assert set(ended(report, "not_observable")) == unseen
     else:
         assert broken(report) == {"resources.config_is_copied"}
     assert capsys.readouterr().out == ""
@@ -448,7 +467,12 @@ REAL: "dict[str, tuple[Any, str, Any, set[str]]]" = {
         | {"resources.update_worker_state.every_call", "resources.config_is_copied"},
     ),
     "the broadcaster": (field().SSEBroadcastManager, "events", field().connect, {"events.data_not_kept"}),
-    "the hub of a tutorial, which is slow": (QueueHub, "events", stream_connect, {"events.stuck_client_is_bounded", "events.forged", "events.unsendable", "events.other_loop"}),
+    "the hub of a tutorial, which is slow": (
+        QueueHub,
+        "events",
+        stream_connect,
+        {"events.stuck_client_is_bounded", "events.forged", "events.unsendable", "events.other_loop"},
+    ),
 }
 
 
@@ -465,7 +489,8 @@ def test_the_words_for_real_implementations_name_the_cause() -> None:
     registry, manager = (check(*REAL[name][:2], probe=REAL[name][2]) for name in ("the registry", "the resource manager"))
     assert "`unique_id` looks like a rename of `plugin_id`" in str(registry)
     by_id = {f.id: f for f in manager.findings}
-    assert "The order differs: pid, job_id, plugin_id, plugin_name, loaded_plugin_resource, config, status" in by_id["resources.update_worker_state.every_call"].fix
+    order = "pid, job_id, plugin_id, plugin_name, loaded_plugin_resource, config, status"
+    assert f"The order differs: {order}" in by_id["resources.update_worker_state.every_call"].fix
     assert "`if job_id is not None`" in by_id["resources.clear.job_id"].fix
     assert by_id["resources.clear.job_id"].actual == "job_id is 'job-1'"
 
@@ -554,7 +579,10 @@ def test_the_kit_neither_traces_nor_profiles(monkeypatch: pytest.MonkeyPatch) ->
         assert check(right, name, probe=PROBES[name]).ok
 
 
-@pytest.mark.parametrize("name", ["KnownCategoryIsLeftToACoroutine", "KnownConfigIsLeftToACoroutine", "KnownIdIsLeftToACoroutine", "ListingIsACoroutine"])
+@pytest.mark.parametrize(
+    "name",
+    ["KnownCategoryIsLeftToACoroutine", "KnownConfigIsLeftToACoroutine", "KnownIdIsLeftToACoroutine", "ListingIsACoroutine"],
+)
 def test_no_coroutine_is_left_behind(name: str, recwarn: pytest.WarningsRecorder) -> None:
     """Coroutines that are never awaited are closed."""
     MUTANTS[name].check()
@@ -578,7 +606,8 @@ def test_nothing_of_the_hostile_ids_stays(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_waiver_for_no_check_is_a_failure() -> None:
     """With the name that may be meant."""
     report = check(Registry, "registry", waive={"registry.unknown_idd": "r", "events.order": "r"})
-    assert [(f.id, f.actual) for f in report.findings] == [(id, "there is no such check") for id in ("events.order", "registry.unknown_idd")]
+    unknown = ("events.order", "registry.unknown_idd")
+    assert [(f.id, f.actual) for f in report.findings] == [(id, "there is no such check") for id in unknown]
     assert "'registry.unknown_id'" in report.findings[1].fix and not report.ok
 
 
@@ -816,7 +845,10 @@ LOUD: "dict[str, Any]" = {"registry": LoudRegistry, "resources": LoudResources, 
 def test_prints_of_the_implementation_are_silent_and_others_are_not(
     protocol: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What another thread prints meanwhile, or another task, is heard; what the probe, the factory or a search of random calls makes it print is not."""
+    """What another thread or task prints meanwhile is heard.
+
+    What the probe, the factory or a search of random calls makes it print is not.
+    """
     pytest.importorskip("hypothesis", reason="hypothesis is not installed: pip install -e '.[dev]'")
     from cjm_worker_protocols.conformance.search import Search
 
@@ -874,7 +906,10 @@ print(sorted(name for name in sys.modules if name.startswith("cjm_worker_protoco
 """
     done = python(code, cwd=tmp_path)
     assert done.returncode == 0, said(done)
-    assert done.stdout.splitlines() == ["['cjm_worker_protocols']", "['cjm_worker_protocols.extensions', 'cjm_worker_protocols.extensions.protocols']"]
+    assert done.stdout.splitlines() == [
+        "['cjm_worker_protocols']",
+        "['cjm_worker_protocols.extensions', 'cjm_worker_protocols.extensions.protocols']",
+    ]
 
 
 # Reports
@@ -951,12 +986,14 @@ def test_a_warning_does_not_fail() -> None:
     """It is there all the same."""
     report = report_of("PidsAreLogged")
     report.raise_for_findings()
-    assert report.ok and report.counts["warned"] == 1 and "conforms" in report.headline and str(report).splitlines()[1].startswith("warning: ")
+    assert report.ok and report.counts["warned"] == 1 and "conforms" in report.headline
+    assert str(report).splitlines()[1].startswith("warning: ")
 
 
 def test_targets_are_named_so_that_they_can_be_found() -> None:
     """A class, a function, an object, a module, and what has every attribute."""
-    names = {name: check(ZOO[name].factory(), ZOO[name].protocol, probe=ZOO[name].probe).target for name in ("registry_that_is_a_module", "registry_behind_a_remote_call")}
+    animals = {name: ZOO[name] for name in ("registry_that_is_a_module", "registry_behind_a_remote_call")}
+    names = {name: check(it.factory(), it.protocol, probe=it.probe).target for name, it in animals.items()}
     assert names == {"registry_that_is_a_module": "plugins_of_my_app", "registry_behind_a_remote_call": "conformance_zoo:Remote"}
     assert check(Registry(), "registry").target == check(Registry, "registry").target == "conformance_corpus:Registry"
 
@@ -1254,7 +1291,16 @@ def test_a_waiver_needs_a_reason(empty: str) -> None:
     assert [f.actual for f in check(Registry, "registry", waive={"registry.nope": empty}).findings] == ["it gives no reason"]
 
 
-@pytest.mark.parametrize("wrong", [{"registry.unknown_id"}, ["registry.unknown_id"], {"registry.unknown_id": None}, {1: "why"}, "registry.unknown_id=why"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"registry.unknown_id"},
+        ["registry.unknown_id"],
+        {"registry.unknown_id": None},
+        {1: "why"},
+        "registry.unknown_id=why",
+    ],
+)
 def test_waivers_are_reasons_by_id(wrong: Any) -> None:
     """Anything else is refused before anything is checked."""
     with pytest.raises(TypeError, match="waive: expected a mapping of ids of checks to reasons"):

@@ -3,7 +3,6 @@
 import asyncio
 import copy
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any, Callable
@@ -417,7 +416,10 @@ def outcomes(report: Any) -> "dict[str, tuple[str, str]]":
 )
 @pytest.mark.slow
 def test_what_is_right_passes(target: Any, protocol: str, probe: Any) -> None:
-    """An implementation as it should be passes, as a factory and as an object, in a few seconds, and without the search nothing of it is made."""
+    """An implementation as it should be passes, as a factory and as an object, in a few seconds.
+
+    Without the search nothing of it is made.
+    """
     began = time.monotonic()
     report = check(target, protocol, probe=probe, deep=True)
     assert report.ok, str(report)
@@ -489,7 +491,8 @@ from {PACKAGE}.conformance import HypothesisMissing, check
 class Manager:
     def register_worker(self, pid, worker_type): ...
     def unregister_worker(self, pid): ...
-    def update_worker_state(self, pid, status=None, job_id=None, plugin_name=None, plugin_id=None, loaded_plugin_resource=None, config=None): ...
+    def update_worker_state(self, pid, status=None, job_id=None, plugin_name=None, plugin_id=None,
+                            loaded_plugin_resource=None, config=None): ...
 check(Manager, "resources")
 check(Manager, "registry", deep=True)
 try: check(Manager, "resources", deep=True)
@@ -659,10 +662,13 @@ def test_two_searches_at_once_leave_the_folder_of_hypothesis_as_it_was() -> None
 
 CLEAR = [f"resources.clear.{name}" for name in FIELDS]
 IN_THE_REPORT = {
-    CannotClear: CLEAR, EmptyIsMissing: ["resources.empty_values"], OmittedIsCleared: ["resources.partial"], UnknownIsMade: ["resources.unknown_pid"],
-    UnregisterRaises: ["resources.unregister_idempotent"], RegisterKeeps: ["resources.register_replaces"], NeverForgets: ["resources.unregister_forgets"],
+    CannotClear: CLEAR, EmptyIsMissing: ["resources.empty_values"],
+    OmittedIsCleared: ["resources.partial"], UnknownIsMade: ["resources.unknown_pid"],
+    UnregisterRaises: ["resources.unregister_idempotent"], RegisterKeeps: ["resources.register_replaces"],
+    NeverForgets: ["resources.unregister_forgets"],
     OneForAll: ["resources.workers_are_apart"], ForgetsAll: ["resources.workers_are_apart"], Aliased: ["resources.config_is_copied"],
-    LosesAtOnce: ["events.concurrent"], FirstOnly: ["events.every_client"], Locked: ["events.cancelled"], Unforgetting: ["events.client_leaves"],
+    LosesAtOnce: ["events.concurrent"], FirstOnly: ["events.every_client"],
+    Locked: ["events.cancelled"], Unforgetting: ["events.client_leaves"],
     StampsLate: ["events.data_unchanged"], Keeps: ["events.data_not_kept"],
 }  # fmt: skip
 
@@ -694,6 +700,7 @@ def test_a_warning_is_no_error_of_the_search(mutant: type, monkeypatch: pytest.M
 
 def test_a_search_that_rests_on_a_waived_rule_is_not_made() -> None:
     """Without snapshots, or events that arrive in order, nothing can be compared."""
-    for target, protocol, probe, id in ((Swapped, "resources", look, "resources.snapshot"), (NewestFirst, "events", connect, "events.order")):
+    swapped, newest_first = (Swapped, "resources", look), (NewestFirst, "events", connect)
+    for (target, protocol, probe), id in ((swapped, "resources.snapshot"), (newest_first, "events.order")):
         outcome, reason = outcomes(check(target, protocol, probe=probe, deep=True, waive={id: "so it is"}))[f"{protocol}.any_sequence"]
         assert outcome == "not_observable" and id in reason

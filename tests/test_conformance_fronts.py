@@ -152,7 +152,11 @@ def test_waivers_in_a_test_file(app: Path) -> None:
     "arguments, message",
     [
         ("Needy, 'resources'", "FactoryError: <class 'app.Needy'> made nothing to check: TypeError: Needy.__init__() missing 1"),
-        pytest.param("Right, 'resources', probe=wrong_probe", "ProbeError: the probe, asked for a worker: expected a mapping", marks=pytest.mark.slow),
+        pytest.param(
+            "Right, 'resources', probe=wrong_probe",
+            "ProbeError: the probe, asked for a worker: expected a mapping",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_cannot_be_checked_fails_every_test_in_a_line(app: Path, arguments: str, message: str) -> None:
@@ -166,7 +170,8 @@ def test_what_cannot_be_checked_fails_every_test_in_a_line(app: Path, arguments:
 @pytest.mark.slow
 def test_a_waiver_without_a_reason_fails_in_a_test_file(app: Path) -> None:
     """As it fails elsewhere."""
-    found, _ = ended(app, "test_it = conformance_tests(Sharing, 'resources', probe=probe, waive={'resources.config_is_copied': ''})", "-k", "config_is_copied")
+    waived = "test_it = conformance_tests(Sharing, 'resources', probe=probe, waive={'resources.config_is_copied': ''})"
+    found, _ = ended(app, waived, "-k", "config_is_copied")
     assert found["resources.config_is_copied"][0] == "failure" and "it gives no reason" in found["resources.config_is_copied"][1]
 
 
@@ -253,7 +258,8 @@ def test_check_with_waivers(app: Path) -> None:
     """`--waive` may be given more than once."""
     waivers = ("--waive", "resources.unregister_idempotent=we never do", "--waive", "resources.config_is_copied=a=b")
     done = cli(app, "app:Forgetful", "--as", "resources", "--probe", "app:probe", *waivers)
-    assert done.returncode == 1 and "Remove the waiver." in done.stdout and "skipped: unregister_idempotent: waived: we never do" in done.stdout
+    assert done.returncode == 1 and "Remove the waiver." in done.stdout
+    assert "skipped: unregister_idempotent: waived: we never do" in done.stdout
     assert cli(app, "app:Forgetful", "--as", "resources", "--probe", "app:probe", *waivers[:2]).returncode == 0
 
 
@@ -267,9 +273,17 @@ def test_check_with_waivers(app: Path) -> None:
         pytest.param(["app:Right", "--as", "resource"], "got 'resource'", marks=pytest.mark.slow),
         (["app:nothing", "--as", "resources"], "app:nothing: expected a factory, or an object with register_worker"),
         pytest.param(["app:Needy", "--as", "resources"], "made nothing to check: TypeError", marks=pytest.mark.slow),
-        pytest.param(["app:Right", "--as", "resources", "--probe", "app:wrong_probe"], "expected a mapping, or None", marks=pytest.mark.slow),
+        pytest.param(
+            ["app:Right", "--as", "resources", "--probe", "app:wrong_probe"],
+            "expected a mapping, or None",
+            marks=pytest.mark.slow,
+        ),
         (["app:Right", "--as", "resources", "--probe", "app:nope"], "app:nope cannot be imported"),
-        pytest.param(["app:Right", "--as", "resources", "--waive", "resources.snapshot"], "--waive: expected ID=reason (got 'resources.snapshot')", marks=pytest.mark.slow),
+        pytest.param(
+            ["app:Right", "--as", "resources", "--waive", "resources.snapshot"],
+            "--waive: expected ID=reason (got 'resources.snapshot')",
+            marks=pytest.mark.slow,
+        ),
         (["app:Right", "--as", "resources", "--waive", "resources.snapshot= "], "--waive: expected ID=reason (got 'resources.snapshot= ')"),
         pytest.param(["app:fixture", "--as", "resources"], "do not `yield` it", marks=pytest.mark.slow),
     ],

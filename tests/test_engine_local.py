@@ -115,7 +115,8 @@ from cjm_worker_protocols import JobManager, WorkerConfig
 
 async def main():
     for python in (None, sys.argv[1]):
-        async with JobManager("t", "t", plugins={"look": look}, worker_config=WorkerConfig(python=python, standby=False, env={"PYTHONPATH": sys.argv[2]})) as m:
+        config = WorkerConfig(python=python, standby=False, env={"PYTHONPATH": sys.argv[2]})
+        async with JobManager("t", "t", plugins={"look": look}, worker_config=config) as m:
             print(json.dumps([look(), await (await m.start_job("look"))]), flush=True)
 
 asyncio.run(main())
@@ -442,7 +443,10 @@ def named(prefix: str) -> "list[str]":
 
 @pytest.mark.parametrize("how", ["kill", "exit", "withpool"])
 async def test_nothing_named_outlives_a_worker(how: str) -> None:
-    """Shared memory whose worker is killed, ends, or has children that use it, is removed by Python's resource tracker, which is given the time to."""
+    """Python's resource tracker has the time to remove the shared memory of a worker.
+
+    Whether it is killed, ends, or has children that use the memory.
+    """
 
     def shares(how: str) -> "Iterator[Any]":
         from multiprocessing import get_context
@@ -476,7 +480,8 @@ async def test_a_resource_tracker_that_never_ends_is_ended() -> None:
     """It has a moment, and no more; the engine's end waits for it."""
 
     def leaves_tracker() -> "Iterator[int]":
-        yield subprocess.Popen([sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); 'resource_tracker'; time.sleep(1000)"]).pid
+        code = "import signal, time; signal.signal(15, signal.SIG_IGN); 'resource_tracker'; time.sleep(1000)"
+        yield subprocess.Popen([sys.executable, "-c", code]).pid
         time.sleep(1000)
 
     async with manager(leaves_tracker) as m:

@@ -136,7 +136,8 @@ def test_entry_points_lead_to_what_exists(wheel: "dict[str, bytes]") -> None:
         assert hasattr(importlib.import_module(module), name), target
 
 
-HOUSE = ("extensions", "core", "worker", "engines", "managers", "integrations", "plugins", "web")  # a folder may import itself and those before it
+# A folder may import itself and those before it
+HOUSE = ("extensions", "core", "worker", "engines", "managers", "integrations", "plugins", "web")
 ALLOWED = {
     **{folder: set(HOUSE[:number]) for number, folder in enumerate(HOUSE)},
     "core": set(),  # what both processes share: the standard library only

@@ -183,7 +183,10 @@ class Held:
 
 
 async def test_registrations_are_never_dropped() -> None:
-    """However few calls may wait, and though the manager was shut down meanwhile: the resource manager hears of each worker's start and end."""
+    """The resource manager hears of each worker's start and end.
+
+    However few calls may wait, and though the manager was shut down meanwhile.
+    """
     held = Held()
     try:
         async with manager("crash", "echo", resource_manager=held, event_buffer=1, integration_timeout=0.2, backoff_base=0.01) as m:

@@ -75,7 +75,8 @@ class Watched(RayEngine):
 def test_importing_the_package_imports_no_ray(tmp_path: Path) -> None:
     """Neither the package nor the module of the engine imports Ray."""
     code = "import sys, cjm_worker_protocols.managers.base, cjm_worker_protocols.engines.ray.engine; print('ray' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}) == "False\n"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=tmp_path, env=env) == "False\n"
 
 
 def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +148,10 @@ def test_each_worker_has_its_own_gpu() -> None:
     async def scenario() -> None:
         async with on_ray(sees, engine=RayEngine(num_gpus=1), max_workers=3) as m:
             jobs = [await m.start_job("sees") for _ in range(3)]
-            while len(at_work := [job for job in jobs if job.status == "running"]) < 2 or "free now: GPU 0" not in max(job.waiting_for for job in jobs):
+            while (
+                len(at_work := [job for job in jobs if job.status == "running"]) < 2
+                or "free now: GPU 0" not in max(job.waiting_for for job in jobs)
+            ):
                 await asyncio.sleep(0.05)
             assert sorted([await first_chunk(job) for job in at_work]) == ["0", "1"]
 
@@ -168,7 +172,10 @@ def test_what_no_node_has_is_said() -> None:
 
 
 def test_a_job_that_waits_for_room_takes_nobodys_place(gate: Gate) -> None:
-    """With one worker allowed others pass it; when it gets room it keeps that and waits its turn; once it is cancelled nothing is asked of the cluster for it."""
+    """With one worker allowed others pass it; when it gets room it keeps that and waits its turn.
+
+    Once it is cancelled nothing is asked of the cluster for it.
+    """
 
     async def scenario() -> None:
         async with on_ray("busy", resources={"thing": 2}) as holder, on_ray("pid", "echo", "wait_at") as m:
@@ -196,7 +203,10 @@ def test_a_job_that_waits_for_room_takes_nobodys_place(gate: Gate) -> None:
 
 
 def test_a_job_that_waits_for_room_takes_the_worker_that_is_free(gate: Gate) -> None:
-    """There is room for one such worker, and the next job waits for another: when the first has ended it runs there, though no room was made."""
+    """There is room for one such worker, and the next job waits for another.
+
+    When the first has ended the job runs there, though no room was made.
+    """
 
     async def scenario() -> None:
         async with on_ray("busy", resources={"thing": 1}) as holder, on_ray("wait_at", resources={"thing": 1}, max_workers=2) as m:
@@ -215,7 +225,10 @@ def test_a_job_that_waits_for_room_takes_the_worker_that_is_free(gate: Gate) -> 
 
 @pytest.mark.parametrize("settings", [{"restart": RestartPolicy.NEVER}, {"max_restarts": 0}])
 def test_a_worker_that_waits_for_room_hides_no_outage(settings: "dict[str, Any]") -> None:
-    """The only worker that there was has crashed and no other comes in its place: what waits for room fails too, and asks the cluster for nothing more."""
+    """The only worker that there was has crashed and no other comes in its place.
+
+    What waits for room fails too, and asks the cluster for nothing more.
+    """
 
     async def scenario() -> None:
         async with on_ray("busy", resources={"thing": 2}) as holder, on_ray("pid", "crash", **settings) as m:
@@ -235,7 +248,11 @@ def test_a_worker_that_waits_for_room_hides_no_outage(settings: "dict[str, Any]"
 
 def test_why_a_worker_waits() -> None:
     """Never, not now, or any moment; what is free on several nodes is no room together."""
-    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 2.0, "thing": 1.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
+    nodes: "list[dict[str, Any]]" = [
+        {"Alive": True, "Resources": {"CPU": 2.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0, "thing": 1.0}},
+        {"Alive": False, "Resources": {"GPU": 1.0}},
+    ]
     reason, lacks = why_waiting({"GPU": 1}, nodes, [{"CPU": 2.0}])
     assert "even when it is idle" in reason and not lacks
     assert why_waiting({"CPU": 2}, nodes, [{"CPU": 1.0}, {"CPU": 1.5}]) == ("room on a node for CPU 2 (free now: CPU 1.5)", {"CPU"})
@@ -300,7 +317,10 @@ def test_how_a_worker_ended_is_known_without_a_guardian(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_agent_takes_its_worker_along(number: int) -> None:
-    """When Ray's actor is killed, the worker and its children are gone, the job failed as a crash that names the node, and the next one runs."""
+    """When Ray's actor is killed, the worker and its children are gone.
+
+    The job failed as a crash that names the node, and the next one runs.
+    """
 
     async def scenario() -> None:
         engine = Watched()
@@ -359,7 +379,10 @@ time.sleep(600)
 
 
 def test_a_node_that_dies_amid_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The jobs fail as crashes that name the node, what they streamed can be read, no process stays, children neither, and the next job runs elsewhere."""
+    """The jobs fail as crashes that name the node, what they streamed can be read, and the next job runs elsewhere.
+
+    No process stays, children neither.
+    """
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
 
@@ -388,7 +411,10 @@ def test_a_node_that_dies_amid_a_stream(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_keeper_that_rays_memory_monitor_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a node that has too little memory, as its monitor is told, the job fails as a crash that names the node and the reason; what runs elsewhere goes on."""
+    """On a node whose monitor finds too little memory the job fails as a crash that names the node and the reason.
+
+    What runs elsewhere goes on.
+    """
     for name, value in {
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_AUTH_MODE": "token",
@@ -406,9 +432,10 @@ def test_a_keeper_that_rays_memory_monitor_ends(tmp_path: Path, monkeypatch: pyt
                 job = await m.start_job("with_children")
                 pids: "list[int]" = []
                 with pytest.raises(JobError):
-                    async for pids in job.stream():
-                        pass
-                assert job.error.category == "crash" and second["node"][:8] in job.error.message and "memory" in job.error.message, job.error
+                    async for streamed in job.stream():
+                        pids = streamed
+                assert job.error.category == "crash" and "memory" in job.error.message, job.error
+                assert second["node"][:8] in job.error.message, job.error
                 assert await gone_soon(pids, 5)
                 assert await (await m.start_job("pid")) == before
 
@@ -488,7 +515,10 @@ class Located:
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_resource_manager_is_told_where_workers_live(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a worker is registered its host, its pid there and what Ray knows are told; one of another host has a number that is no pid."""
+    """Before a worker is registered its host, its pid there and what Ray knows are reported.
+
+    A worker of another host has a number that is no pid.
+    """
     if elsewhere:
         monkeypatch.setattr("cjm_worker_protocols.engines.ray.worker.machine", lambda: "another host")
     located = Located()
@@ -529,7 +559,10 @@ def test_the_resource_manager_of_this_package_shows_workers_of_other_hosts(monke
 
 
 def test_a_runtime_environment_reaches_the_plugins(tmp_path: Path) -> None:
-    """Variables, and a package of files and modules, which Ray carries to the node; a folder of this machine is refused with Ray's reason."""
+    """Variables, and a package of files and modules, which Ray carries to the node.
+
+    A folder of this machine is refused with Ray's reason.
+    """
     with zipfile.ZipFile(tmp_path / "package.zip", "w") as package:
         package.writestr("carried.py", "def here(): return __file__\n")
         package.writestr("words.txt", "carried along")
@@ -570,11 +603,13 @@ def test_what_ray_refuses_for_good_fails_at_once() -> None:
             await m.reload_plugin("pid", {"worker_resources": {"GPU": 1.5}})
             start = time.monotonic()
             job = await end(await m.start_job("pid"))
-            assert job.error.category == "start" and WorkerRefusedError.__name__ in job.error.message and "whole" in job.error.message, job.error
+            assert job.error.category == "start" and "whole" in job.error.message, job.error
+            assert WorkerRefusedError.__name__ in job.error.message, job.error
             assert time.monotonic() - start < 15
             with pytest.raises(WorkerRefusedError) as caught:
                 engine.start_worker(WorkerConfig(), None, (("GPU", 1.5),))
-            assert (caught.value.placement, caught.value.kind) == ({"GPU": 1.5}, "ValueError") and isinstance(caught.value.__cause__, ValueError)
+            assert (caught.value.placement, caught.value.kind) == ({"GPU": 1.5}, "ValueError")
+            assert isinstance(caught.value.__cause__, ValueError)
             await m.reload_plugin("pid", {})
             assert await (await m.start_job("pid")) > 0
 
@@ -794,7 +829,8 @@ def _start_head(folder: str) -> "tuple[Head | None, str]":
         "dashboard-agent-listen-port": 0,
         "temp-dir": folder,
     }
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats", *(f"--{k}={v}" for k, v in options.items())]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
+    command += [f"--{k}={v}" for k, v in options.items()]
     # Without the last, about one in three of the processes that Ray forks for a client dies as it starts
     ours = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "HEAD_OF_TESTS": folder, "GRPC_ENABLE_FORK_SUPPORT": "0"}
     env = {**os.environ, **ours}
@@ -849,7 +885,9 @@ asyncio.run(main())
         assert finish(process, 60)[0] == 0
 
 
-def test_a_client_that_the_cluster_could_not_serve_at_once_is_served_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Head) -> None:
+def test_a_client_that_the_cluster_could_not_serve_at_once_is_served_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: Head
+) -> None:
     """The process that Ray starts for a client dies as it starts: the client tries again, and its job never knows."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     source = """
@@ -946,7 +984,10 @@ def loser(head: Head, tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Any
 
 
 def test_a_killed_gcs_ends_jobs(head: Head, loser: Any) -> None:
-    """kill -9 of it, while all else of the cluster lives: what runs and what waits ends with a clear error, the worker is gone, and the shutdown does not wait."""
+    """kill -9 of it, while all else of the cluster lives: what runs and what waits ends with a clear error.
+
+    The worker is gone, and the shutdown does not wait.
+    """
     pids = said_json(loser, 120)
     assert alive(pids) == pids
     head.kill("gcs_server")
@@ -954,12 +995,16 @@ def test_a_killed_gcs_ends_jobs(head: Head, loser: Any) -> None:
     loser.stdin.flush()
     ended, shut, *told = said_json(loser, 60)
     assert ended < 15 and shut < 8, (ended, shut)
-    assert (told[0], told[2]) == ("crash", "start") and head.address in told[1] and "was lost" in told[1] and "RayLostError" in told[3], told
+    assert (told[0], told[2]) == ("crash", "start") and "RayLostError" in told[3], told
+    assert head.address in told[1] and "was lost" in told[1], told
     assert gone(pids, 10)
 
 
 def test_a_killed_ray_ends_jobs_and_the_next_engine_starts_another(loser: Any) -> None:
-    """kill -9 of all that a Ray of our own is, in a process that has lost a cluster before: the same, and another engine works after that, though one was left behind on a loop that is closed."""
+    """kill -9 of all that a Ray of our own is, in a process that has lost a cluster before: the same.
+
+    Another engine works after that, though one was left behind on a loop that is closed.
+    """
     pids = said_json(loser, 120)
     assert said_json(loser) == [2]
     ended, shut, *told = said_json(loser, 60)
@@ -970,7 +1015,10 @@ def test_a_killed_ray_ends_jobs_and_the_next_engine_starts_another(loser: Any) -
 
 
 def test_a_head_that_dies_whole_ends_the_jobs_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kill -9 of everything at once, while an app of the cluster and one behind `ray://` stream: their jobs end with a clear error, and their loops are not held up."""
+    """kill -9 of everything at once, while an app of the cluster and one behind `ray://` stream.
+
+    Their jobs end with a clear error, and their loops are not held up.
+    """
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     source = """
 import asyncio, json, sys, time
@@ -995,11 +1043,16 @@ async def main():
         await waits.wait()
         ended = time.monotonic()
         await m.shutdown()
-    print(json.dumps([ended - start, time.monotonic() - ended, stall.worst, *[fact for e in (job.error, waits.error) for fact in (e.category, e.message)]]), flush=True)
+    facts = [fact for e in (job.error, waits.error) for fact in (e.category, e.message)]
+    print(json.dumps([ended - start, time.monotonic() - ended, stall.worst, *facts]), flush=True)
 
 asyncio.run(main())
 """
-    with a_head() as head, script(tmp_path / "near.py", source, head.address) as near, script(tmp_path / "far.py", source, head.client) as far:
+    with (
+        a_head() as head,
+        script(tmp_path / "near.py", source, head.address) as near,
+        script(tmp_path / "far.py", source, head.client) as far,
+    ):
         pids = [said_json(process, 120) for process in (near, far)]
         head._replace(processes=_processes_of(head.folder)).kill()
         for process in (near, far):
@@ -1068,7 +1121,10 @@ asyncio.run(main())
 
 
 def test_another_cluster_is_refused() -> None:
-    """A process has one connection: an engine with another address says so, and one with the same, under another name or `auto`, uses it."""
+    """A process has one connection: an engine with another address says so.
+
+    One with the same address, under another name or `auto`, uses it.
+    """
 
     async def scenario() -> None:
         async with on_ray("pid", engine=RayEngine("127.0.0.1:1")) as m:
@@ -1110,7 +1166,10 @@ def test_an_engine_works_on_one_loop_at_a_time() -> None:
 
 
 def test_a_worker_that_is_given_up_holds_no_engine() -> None:
-    """When neither the cluster nor an agent answers a shutdown, the manager gives the worker up, and the engine leaves; it ends when they answer again."""
+    """When neither the cluster nor an agent answers a shutdown, the manager gives the worker up, and the engine leaves.
+
+    The worker ends when they answer again.
+    """
 
     async def scenario() -> None:
         engine = RayEngine()
@@ -1169,7 +1228,11 @@ def test_an_app_outlives_its_clusters(loser: Any) -> None:
 
 def test_a_loss_is_one_line() -> None:
     """Ray's long story of a death is cut to a line; an error of ours is told as it is."""
-    story = "The actor died unexpectedly before finishing this task.\n\tclass_name: NodeAgent\n\tnamespace: x\nThe actor died because its node has died."
+    story = (
+        "The actor died unexpectedly before finishing this task.\n"
+        "\tclass_name: NodeAgent\n\tnamespace: x\n"
+        "The actor died because its node has died."
+    )
     told = describe_loss(RuntimeError(story))
     assert "\n" not in told and told.startswith("RuntimeError") and "died" in told
     assert describe_loss(RayLostError(None)) == str(RayLostError(None))

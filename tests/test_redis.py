@@ -150,7 +150,8 @@ def test_under_every_framework(name: str, shared: RedisServer) -> None:
 @pytest.mark.parametrize("probe", [InProcess, OverAsgi.connect])
 def test_the_conformance_kit_finds_nothing(probe: Any, shared: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every check passes: no finding, no waiver, nothing that could not be observed."""
-    monkeypatch.setattr("cjm_worker_protocols.conformance.checks.Limits.MANY", 20)  # for a busy machine: each event goes to a server and back
+    # For a busy machine: each event goes to a server and back
+    monkeypatch.setattr("cjm_worker_protocols.conformance.checks.Limits.MANY", 20)
     made: "list[RedisBroadcaster]" = []
 
     def factory() -> RedisBroadcaster:
@@ -256,7 +257,8 @@ def test_only_the_newest_of_a_key_is_sent_to_who_is_behind(shared: RedisServer, 
     """Keys mean the same in another process than the one that gave them."""
 
     async def scenario() -> None:
-        async with broadcasting(shared.url, stream, key=lambda t, d: (t, d["job_id"])) as writer, broadcasting(shared.url, stream) as reader:
+        keyed = broadcasting(shared.url, stream, key=lambda t, d: (t, d["job_id"]))
+        async with keyed as writer, broadcasting(shared.url, stream) as reader:
             await reader.ready()
             late = reader.subscribe()
             for n in range(3):
@@ -684,7 +686,10 @@ async def _connect(broadcaster: RedisBroadcaster, last_event_id: str) -> OverAsg
 
 
 def test_redis_is_killed_and_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """With `appendonly`: broadcasting goes on meanwhile, and every event comes once, in order, to who stayed and to who comes back; no reset."""
+    """With `appendonly`: broadcasting goes on meanwhile, and every event comes once, in order, without a reset.
+
+    To a client that stays and to one that comes back.
+    """
     with RedisServer(tmp_path, appendonly=True) as server:
         broadcaster = RedisBroadcaster(server.url, **FAST)
         with serve(broadcaster) as served, Client(served.port) as client:
@@ -706,7 +711,10 @@ def test_redis_is_killed_and_started_again(tmp_path: Path, caplog: pytest.LogCap
 
 
 def test_redis_loses_the_stream(tmp_path: Path) -> None:
-    """Without `appendonly`: who is connected gets a reset, in its place, and then what is new; who comes back with an old id gets one too."""
+    """Without `appendonly`: a client that is connected gets a reset, in its place, and then what is new.
+
+    One that comes back with an old id gets a reset too.
+    """
     with RedisServer(tmp_path) as server:
         broadcaster, other = RedisBroadcaster(server.url, **FAST), RedisBroadcaster(server.url, **FAST)
         with serve(broadcaster) as served, Client(served.port) as client:
@@ -1076,7 +1084,10 @@ def test_what_is_dropped_is_said_everywhere(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_who_comes_while_redis_is_away_waits(tmp_path: Path) -> None:
-    """The response begins at once, silence is broken by comments, and when Redis is there, events come; what was broadcast meanwhile too."""
+    """The response begins at once, and comments break the silence.
+
+    When Redis is there, events come; what was broadcast meanwhile too.
+    """
     server = RedisServer(tmp_path)
     broadcaster = RedisBroadcaster(server.url, heartbeat=0.2, **FAST)
     with serve(broadcaster) as served, Client(served.port) as client:
@@ -1215,7 +1226,8 @@ def test_the_password_is_shown_nowhere(tmp_path: Path, caplog: pytest.LogCapture
                 client = broadcaster.writer.link.client()
                 shown.extend((repr(broadcaster), str(broadcaster), repr(vars(broadcaster)), repr(client), repr(client.connection_pool)))
                 shown.append(repr(client.connection_pool.connection_kwargs))
-                shown.extend(repr(vars(part)) for part in (broadcaster.writer, broadcaster.writer.link, broadcaster.reader, broadcaster.reader.link))
+                parts = (broadcaster.writer, broadcaster.writer.link, broadcaster.reader, broadcaster.reader.link)
+                shown.extend(repr(vars(part)) for part in parts)
                 broadcaster.CLOSING = 0.1
                 await broadcaster.aclose()
 
@@ -1246,7 +1258,15 @@ def test_a_shown_url_has_no_password(password: str, quoted: bool) -> None:
 
 def test_a_url_that_cannot_be_used_is_refused() -> None:
     """When the broadcaster is made, by a named error, which shows nothing of it."""
-    for url in ("http://h", "redis://h?username=xyzzy&foo=1", "redis://h?username=xyzzy&db=xyzzy", "redis://:xyzzy/w@h", "redis://:xyzzy@h?foo=1", "redis://:xyzzy@h?db=x", "redis://u:xyzzy#@h"):
+    for url in (
+        "http://h",
+        "redis://h?username=xyzzy&foo=1",
+        "redis://h?username=xyzzy&db=xyzzy",
+        "redis://:xyzzy/w@h",
+        "redis://:xyzzy@h?foo=1",
+        "redis://:xyzzy@h?db=x",
+        "redis://u:xyzzy#@h",
+    ):
         with pytest.raises(RedisUrlError) as caught:
             RedisBroadcaster(url)
         assert "xyzzy" not in "".join(traceback.format_exception(caught.value))
@@ -1352,7 +1372,13 @@ def test_the_code_that_the_docs_only_show_runs(tmp_path: Path) -> None:
 
         def start(*command: str) -> "subprocess.Popen[str]":
             process = subprocess.Popen(
-                [sys.executable, *command], cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+                [sys.executable, *command],
+                cwd=tmp_path,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
             )
             stack.callback(process.communicate)
             stack.callback(lambda: process.poll() is None and os.killpg(process.pid, signal.SIGKILL))

@@ -30,7 +30,13 @@ from test_cli import cli, events, of
 
 from cjm_worker_protocols import BaseJobManager, JobManager
 from cjm_worker_protocols.conformance import check
-from cjm_worker_protocols.core.errors import ConfigError, PluginNotConfiguredError, PluginTypeError, RegistryUnavailableError, UnknownPluginError
+from cjm_worker_protocols.core.errors import (
+    ConfigError,
+    PluginNotConfiguredError,
+    PluginTypeError,
+    RegistryUnavailableError,
+    UnknownPluginError,
+)
 from cjm_worker_protocols.core.masking import Secret, masked
 from cjm_worker_protocols.extensions.protocols import PluginRegistryProtocol
 from cjm_worker_protocols.integrations.registry import (
@@ -64,10 +70,20 @@ SCHEMA = {
     },
     "additionalProperties": False,
 }
-CODE = "class Plugin:\n    def load(self, config): self.config = config\n    def run(self): return {k: v + '' if isinstance(v, str) else v for k, v in self.config.items()}\n"
+CODE = """class Plugin:
+    def load(self, config): self.config = config
+    def run(self): return {k: v + '' if isinstance(v, str) else v for k, v in self.config.items()}
+"""
 
 
-def install(site: Path, name: str, points: "str | None" = None, code: "str | None" = CODE, schema: Any = None, version: str = "1.0") -> Path:
+def install(
+    site: Path,
+    name: str,
+    points: "str | None" = None,
+    code: "str | None" = CODE,
+    schema: Any = None,
+    version: str = "1.0",
+) -> Path:
     """What pip leaves behind of a package."""
     info = site / f"{name}-{version}.dist-info"
     info.mkdir(parents=True)
@@ -162,7 +178,9 @@ def test_each_category_has_its_group(site: Path) -> None:
     assert [p.id for p in EntryPointRegistry(groups="app.image").get_plugins_by_category("app.image")] == ["pixels"]
 
 
-@pytest.mark.parametrize("wrong", [{"groups": ["app.text"]}, {"groups": None}, {"plugins": ["mod:words"]}, {"plugins": "mod:words"}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"groups": ["app.text"]}, {"groups": None}, {"plugins": ["mod:words"]}, {"plugins": "mod:words"}], ids=str
+)
 def test_groups_and_plugins_of_another_type_are_refused(wrong: "dict[str, Any]") -> None:
     """ConfigError says which, and what was expected."""
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}: expected .*a mapping of"):
@@ -236,7 +254,14 @@ def test_files_that_are_none_and_files_without_an_end(site: Path, tmp_path: Path
     began = time.monotonic()
     registry = of_text(manifests=manifests, config_dir=config, plugins={name: f"m:{name}" for name in ("a", "b", "c", "d")})
     found = registry.plugins
-    reasons = {"pipe": "not a regular file", "zero": "not a regular file", "circle": "symbolic links", "nowhere": "No such file", "huge": "larger than 65,536 bytes", "deep": "Recursion"}
+    reasons = {
+        "pipe": "not a regular file",
+        "zero": "not a regular file",
+        "circle": "symbolic links",
+        "nowhere": "No such file",
+        "huge": "larger than 65,536 bytes",
+        "deep": "Recursion",
+    }
     for name, reason in reasons.items():
         assert reason in found[name].problem, found[name].problem
     os.mkfifo(config / "a.json")
@@ -408,7 +433,12 @@ def test_metadata_that_are_there_twice(site: Path, tmp_path: Path) -> None:
     assert registry.targets() == {**want, "half": "half:left"}
 
 
-NAMES = st.lists(st.from_regex(r"[a-z][a-z0-9]{0,6}([_.]?[a-z0-9]{1,4})?", fullmatch=True), min_size=1, max_size=6, unique_by=lambda name: name.replace("_", "").replace(".", ""))
+NAMES = st.lists(
+    st.from_regex(r"[a-z][a-z0-9]{0,6}([_.]?[a-z0-9]{1,4})?", fullmatch=True),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda name: name.replace("_", "").replace(".", ""),
+)
 
 
 @pytest.mark.slow
@@ -438,7 +468,8 @@ def test_odd_entries_of_the_import_path_are_ignored(site: Path, tmp_path: Path, 
     install(site, "good")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "damaged.zip").write_bytes(b"PK\x03\x04 and no more")
-    odd = [None, site, bytes(site), 3, "nul\0byte", "/nowhere", "x" * 5000, str(tmp_path / "pipe"), "/dev/zero", str(tmp_path / "damaged.zip"), "\udcff"]
+    pipe, damaged = str(tmp_path / "pipe"), str(tmp_path / "damaged.zip")
+    odd = [None, site, bytes(site), 3, "nul\0byte", "/nowhere", "x" * 5000, pipe, "/dev/zero", damaged, "\udcff"]
     monkeypatch.setattr(sys, "path", [*odd, *sys.path, *odd])
     registry = of_text()
     assert ids(registry) == ["good"] and registry.load_plugin_config("good") == {}
@@ -599,7 +630,8 @@ from cjm_worker_protocols.integrations.registry import EntryPointRegistry
 registry = EntryPointRegistry(groups={{"text": {TEXT!r}}})
 for line in sys.stdin:
     found = registry.get_plugins_by_category("text")
-    print(json.dumps([{{p.id: p.origin for p in found}}, [registry.load_plugin_config(p.id).get("beam") for p in found], sorted({{"one", "two"}} & sys.modules.keys())]), flush=True)
+    origins, beams = {{p.id: p.origin for p in found}}, [registry.load_plugin_config(p.id).get("beam") for p in found]
+    print(json.dumps([origins, beams, sorted({{"one", "two"}} & sys.modules.keys())]), flush=True)
 """
     pipe = subprocess.PIPE
     process = subprocess.Popen([here, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path)
@@ -625,7 +657,11 @@ for line in sys.stdin:
 # Configuring
 
 
-@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e999", "7e12345", "[" * 3000, "[" * 101 + "]" * 101, "{'a': 1}", "", "1" * 5000, "[1,]"], ids=lambda text: text[:9])
+@pytest.mark.parametrize(
+    "text",
+    ["NaN", "Infinity", "-Infinity", "1e999", "7e12345", "[" * 3000, "[" * 101 + "]" * 101, "{'a': 1}", "", "1" * 5000, "[1,]"],
+    ids=lambda text: text[:9],
+)
 def test_what_is_no_json_is_text(text: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a variable and on a command line; in a file it is an error that says so."""
     registry = of_text(plugins={"a": "m:a"}, config_dir=tmp_path / "config")
@@ -676,7 +712,20 @@ def test_the_types_of_a_schema_decide_what_a_text_is(text: str, types: "list[str
             assert e.got == f"{value!r}", e
 
 
-@pytest.mark.parametrize("config", [{"k": "\ud83d"}, {"\udce4": 1}, {"k": [{"x": "p\udce4ss"}]}, {"k": float("nan")}, {"k": float("inf")}, {"k": b"x"}, {"k": {1, 2}}, {("a",): 1}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"k": "\ud83d"},
+        {"\udce4": 1},
+        {"k": [{"x": "p\udce4ss"}]},
+        {"k": float("nan")},
+        {"k": float("inf")},
+        {"k": b"x"},
+        {"k": {1, 2}},
+        {("a",): 1},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("described", [True, False])
 def test_what_cannot_be_saved_is_said_first(config: Any, described: bool, site: Path, tmp_path: Path) -> None:
     """Half of a surrogate pair, or what is no JSON: an error that shows none of it, and the old file stays."""
@@ -689,7 +738,11 @@ def test_what_cannot_be_saved_is_said_first(config: Any, described: bool, site: 
     assert "ss" not in info.value.got.replace("surrogate", "") and registry.load_plugin_config("a") == {"old": 1}
 
 
-@pytest.mark.parametrize("value", [b"hush", float("nan"), float("-inf"), {"hush"}, object(), {(1,): "hush"}, {"deep": [b"hush"]}], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "value",
+    [b"hush", float("nan"), float("-inf"), {"hush"}, object(), {(1,): "hush"}, {"deep": [b"hush"]}],
+    ids=lambda value: type(value).__name__,
+)
 def test_a_config_with_a_schema_is_plain_data(value: Any, site: Path) -> None:
     """What JSON cannot express is refused, with its place and its type, and not shown; without a schema it reaches the plugin."""
     registry = of_text(plugins={"b": "m:b"}, config={"a": {"k": value}, "b": {"k": value}})
@@ -787,8 +840,14 @@ SIZED = {"properties": {"cache": {"size": 4, "name": "x"}}}
     [
         ({"properties": {"cache": CACHE}}, {"cache": {"size": 4, "name": "x"}}),
         ({"$defs": {"C": CACHE}, "properties": {"cache": {"$ref": "#/$defs/C"}}}, {"cache": {"size": 4, "name": "x"}}),
-        ({"definitions": {"C": CACHE}, "properties": {"cache": {"allOf": [{"$ref": "#/definitions/C"}]}}}, {"cache": {"size": 4, "name": "x"}}),
-        ({"$defs": {"C": {**CACHE, "$anchor": "c"}}, "properties": {"cache": {"$ref": "#c", "default": {"size": 5}}}}, {"cache": {"size": 5}}),
+        (
+            {"definitions": {"C": CACHE}, "properties": {"cache": {"allOf": [{"$ref": "#/definitions/C"}]}}},
+            {"cache": {"size": 4, "name": "x"}},
+        ),
+        (
+            {"$defs": {"C": {**CACHE, "$anchor": "c"}}, "properties": {"cache": {"$ref": "#c", "default": {"size": 5}}}},
+            {"cache": {"size": 5}},
+        ),
         ({"$defs": {"C": CACHE}, "$ref": "#/$defs/C"}, {"size": 4, "name": "x"}),
         ({"allOf": [CACHE, {"properties": {"more": {"default": 1}}}]}, {"size": 4, "name": "x", "more": 1}),
         ({"$defs": {"S": {"default": 4}}, "properties": {"size": {"$ref": "#/$defs/S"}}}, {"size": 4}),
@@ -838,7 +897,14 @@ def test_defaults_never_make_a_valid_config_invalid(rule: "dict[str, Any]", conf
 def test_a_default_that_is_required_and_one_that_is_wrong(site: Path) -> None:
     """The wrong one is left out, and the error is about what is really wrong."""
     registry = of_text(config={"b": {"beam": "many"}})
-    schema = {"properties": {"model": {"default": "base"}, "odd": {"type": "integer", "default": "x"}, "beam": {"type": "integer"}}, "required": ["model"]}
+    schema = {
+        "properties": {
+            "model": {"default": "base"},
+            "odd": {"type": "integer", "default": "x"},
+            "beam": {"type": "integer"},
+        },
+        "required": ["model"],
+    }
     for name in ("a", "b"):
         registry.register(name, "m:a", schema=schema)
     assert registry.load_plugin_config("a") == {"model": "base"}
@@ -885,8 +951,15 @@ def test_a_broken_schema_is_named_and_fetches_nothing(schema: Any, site: Path, t
     assert ids(registry) == ["one", "two"] and registry.load_plugin_config("two")["beam"] == 5
 
 
-DOUBLED: "dict[str, Any]" = {"$defs": {f"a{i}": {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)} | {"a40": {}}, "$ref": "#/$defs/a0"}
-WIDE = {"$defs": {f"a{i}": {"properties": {c: {"$ref": f"#/$defs/a{i + 1}"} for c in "pq"}} for i in range(40)} | {"a40": {"default": 1}}, "$ref": "#/$defs/a0"}
+NEXT = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(40)}
+DOUBLED: "dict[str, Any]" = {
+    "$defs": {name: {"allOf": [ref] * 2} for name, ref in NEXT.items()} | {"a40": {}},
+    "$ref": "#/$defs/a0",
+}
+WIDE = {
+    "$defs": {name: {"properties": {"p": ref, "q": ref}} for name, ref in NEXT.items()} | {"a40": {"default": 1}},
+    "$ref": "#/$defs/a0",
+}
 ATTACKS: "dict[str, tuple[Any, Any]]" = {
     "pattern": ({"properties": {"a": {"pattern": "^(a+)+$"}}}, {"a": "a" * 40 + "!"}),
     "default": ({"properties": {"a": {"pattern": "^(a+)+$", "default": "a" * 40 + "!"}}}, {}),
@@ -942,7 +1015,10 @@ def test_a_config_that_was_judged_starts_no_process(killable: None, site: Path, 
 
 
 def test_the_judge_sees_what_this_process_sees(killable: None, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A blocked or ignored SIGPROF, a module of the working directory, a variable of Python's, output at its start: none changes an answer."""
+    """None of these changes an answer.
+
+    A blocked or ignored SIGPROF, a module of the working directory, a variable of Python's, output at its start.
+    """
     (tmp_path / "json.py").write_text("raise SystemExit(3)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -1022,7 +1098,8 @@ def test_a_file_that_cannot_be_read_is_not_overwritten(site: Path, tmp_path: Pat
         path.rmdir()
         registry.save_plugin_config("one", {"a": object()})
     for wrong in ([1], None, "a"):
-        with pytest.raises(PluginConfigError, match=f"plugin 'one': expected a mapping of settings to values .got a {type(wrong).__name__}"):
+        got = f"got a {type(wrong).__name__}"
+        with pytest.raises(PluginConfigError, match=f"plugin 'one': expected a mapping of settings to values .{got}"):
             registry.save_plugin_config("one", wrong)  # type: ignore[arg-type]
     assert not path.exists()
 
@@ -1072,7 +1149,8 @@ def test_a_folder_that_cannot_be_written_is_named(site: Path) -> None:
                     lambda: registry.disable("a"),
                 ]
                 for act in actions:
-                    with pytest.raises((ConfigFolderError, ConfigFileError), match=f"{there}.*(expected a folder that configs can be written in|Not a directory)"):
+                    message = f"{there}.*(expected a folder that configs can be written in|Not a directory)"
+                    with pytest.raises((ConfigFolderError, ConfigFileError), match=message):
                         act()
                 assert registry.plugins["a"].enabled
                 if loads is not None:
@@ -1181,7 +1259,8 @@ def test_what_another_user_owns_is_not_used(site: Path) -> None:
             os.chown(path, 0, -1)
             os.chmod(path, 0o644)
         os.chown(folder, 1234, -1)
-        assert all("owned by user 1234" in refusal for refusal in refusals(registry)) and "owned by user 1234" in registry.plugins["config"].problem
+        assert all("owned by user 1234" in refusal for refusal in refusals(registry))
+        assert "owned by user 1234" in registry.plugins["config"].problem
         os.chown(folder, 0, -1)
         os.chmod(folder, 0o755)
         with not_root():
@@ -1375,11 +1454,17 @@ def test_a_secret_is_not_shown(site: Path, tmp_path: Path, caplog: pytest.LogCap
         {"properties": {"k": {"$ref": "#key"}}, "$defs": {"a": {"$anchor": "key", "writeOnly": True}}},
         {"properties": {"k": {"$ref": "#/$defs/a%20key/allOf/0"}}, "$defs": {"a key": {"allOf": [{"writeOnly": True}]}}},
         {"dependentSchemas": {"k": {"properties": {"k": {"format": "password"}}}}},
-        {"$schema": "http://json-schema.org/draft-07/schema#", "dependencies": {"k": {"properties": {"k": {"format": "password"}}}, "x": ["k"]}},
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "dependencies": {"k": {"properties": {"k": {"format": "password"}}}, "x": ["k"]},
+        },
         {"unevaluatedProperties": {"writeOnly": True}},
         {"properties": {"k": {"type": ["string", "array"], "items": {"$ref": "#/properties/k"}, "writeOnly": True}}},
         {"$ref": "#/$defs/tree", "$defs": {"tree": {"properties": {"k": {"writeOnly": True}, "more": {"$ref": "#/$defs/tree"}}}}},
-        {"$schema": "http://json-schema.org/draft-07/schema#", "additionalProperties": {"items": [{"writeOnly": True}, {}], "format": "password"}},
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "additionalProperties": {"items": [{"writeOnly": True}, {}], "format": "password"},
+        },
     ],
     ids=["anchor", "pointer", "dependent", "dependent, draft 7", "unevaluated", "itself", "tree", "draft 7"],
 )
@@ -1413,10 +1498,13 @@ ACCOUNT = {"type": "object", "properties": {"password": KEY}}
     ],
     ids=["items", "prefix", "property", "default", "pattern", "additional", "contains", "reference", "combined", "union", "tree"],
 )
-def test_what_is_in_the_place_of_secrets_is_not_shown(schema: "dict[str, Any]", value: Any, site: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_in_the_place_of_secrets_is_not_shown(
+    schema: "dict[str, Any]", value: Any, site: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """An array or an object of secrets was to be given, and one of them was: in the code, or in a file."""
     caplog.set_level(logging.DEBUG)
-    defs = {"login": {"type": "object", "properties": {"k": KEY}}, "tree": {"type": "object", "properties": {"k": KEY, "more": {"$ref": "#/$defs/tree"}}}}
+    tree = {"type": "object", "properties": {"k": KEY, "more": {"$ref": "#/$defs/tree"}}}
+    defs = {"login": {"type": "object", "properties": {"k": KEY}}, "tree": tree}
     registry = of_text(config={"a": {"k": value}}, config_dir=tmp_path / "config")
     for plugin_id in ("a", "b"):
         registry.register(plugin_id, "m:a", schema={"properties": {"k": schema}, "$defs": defs})
@@ -1434,7 +1522,10 @@ def test_what_is_in_the_place_of_secrets_is_not_shown(schema: "dict[str, Any]", 
 
 
 def test_secrets_in_another_shape_are_not_shown(tmp_path: Path) -> None:
-    """An object where an array of them belongs, an array where an object, and what is below that: in the file as it is, and in the error."""
+    """In the file as it is, and in the error.
+
+    An object where an array of them belongs, an array where an object, and what is below that.
+    """
     registry = of_text(config_dir=tmp_path / "config")
     registry.register("a", "m:a", schema={"properties": {"tokens": {"type": "array", "items": KEY}, "login": ACCOUNT}})
     path = Path(registry.config_file("a"))
@@ -1463,7 +1554,8 @@ def test_a_variable_in_the_place_of_secrets_is_not_shown(given: str, site: Path,
     registry = of_text()
     registry.register("a", "m:a", schema={"properties": {"tokens": {"type": "array", "items": KEY}}})
     monkeypatch.setenv("CJM_WORKERS__A__TOKENS", given)
-    with pytest.raises(PluginConfigError, match="key 'tokens': expected a value of type array .*from the environment variable CJM_WORKERS__A__TOKENS") as info:
+    message = "key 'tokens': expected a value of type array .*from the environment variable CJM_WORKERS__A__TOKENS"
+    with pytest.raises(PluginConfigError, match=message) as info:
         registry.load_plugin_config("a")
     assert "hush" not in f"{info.value!r}" and "48555348" not in f"{info.value!r}"
 
@@ -1510,7 +1602,16 @@ def test_a_schema_that_is_none_does_not_show_a_secret(schema: "dict[str, Any]", 
     assert "48555348" not in f"{info.value} {info.value!r}"
 
 
-@pytest.mark.parametrize("rule", [{"maxProperties": 0}, {"propertyNames": {"enum": ["api_key"]}}, {"unevaluatedProperties": False}, {"not": {"required": ["api_kye"]}}], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"maxProperties": 0},
+        {"propertyNames": {"enum": ["api_key"]}},
+        {"unevaluatedProperties": False},
+        {"not": {"required": ["api_kye"]}},
+    ],
+    ids=str,
+)
 def test_a_misspelled_secret_is_not_shown(rule: "dict[str, Any]", site: Path) -> None:
     """Nobody said that it is one, so an error tells the keys of an object, and not what they hold."""
     registry = of_text(config={"a": {"api_kye": "hush"}})
@@ -1559,9 +1660,17 @@ WRAPS: "dict[str, Callable[[Any], Any]]" = {
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from(sorted(WRAPS)), max_size=4), st.lists(st.sampled_from(sorted(WRAPS)), max_size=3), st.booleans(), st.sampled_from(["k", "properties", "$defs", "items", "default"]))
+@given(
+    st.lists(st.sampled_from(sorted(WRAPS)), max_size=4),
+    st.lists(st.sampled_from(sorted(WRAPS)), max_size=3),
+    st.booleans(),
+    st.sampled_from(["k", "properties", "$defs", "items", "default"]),
+)
 def test_no_way_to_mark_a_secret_is_missed(outer: "list[str]", inner: "list[str]", referred: bool, name: str) -> None:
-    """However a schema combines it, in whatever a setting is called, directly or behind a reference, below anything: it is masked, also where it is misplaced."""
+    """It is masked, also where it is misplaced.
+
+    However a schema combines it, in whatever a setting is called, directly or behind a reference, below anything.
+    """
     marked: Any = {"format": "password", "type": "string"}
     for wrap in inner:
         marked = WRAPS[wrap](marked)
@@ -1586,7 +1695,10 @@ def test_a_reference_that_cannot_be_followed_may_lead_to_a_secret(reference: str
 
 
 def test_a_name_that_is_secret_elsewhere_may_hold_a_number(site: Path, tmp_path: Path) -> None:
-    """`token` is a secret text in one place and a number in another: the number reaches the plugin. A secret that may be a number is refused."""
+    """`token` is a secret text in one place and a number in another: the number reaches the plugin.
+
+    A secret that may be a number is refused.
+    """
     registry = of_text(config={"a": {"login": {"token": "hush"}, "limits": {"token": 5}}, "b": {"token": 5}})
     parts = {"login": {"properties": {"token": KEY}}, "limits": {"properties": {"token": {"type": "integer"}}}}
     registry.register("a", "m:a", schema={"properties": parts})
@@ -1602,8 +1714,14 @@ def test_secrets_are_found_in_time_that_grows_with_the_schema() -> None:
     count = 8000
     large: "list[dict[str, Any]]" = [
         {"properties": {f"k{i}": {"$ref": f"#a{i}"} for i in range(count)}, "$defs": {f"a{i}": {"$anchor": f"a{i}"} for i in range(count)}},
-        {"$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(count)} | {f"a{count}": KEY}, "properties": {"k": {"$ref": "#/$defs/a0"}}},
-        {"properties": {f"k{i}": {"allOf": [{"$ref": "#/$defs/a"}]} for i in range(count)}, "$defs": {"a": {"allOf": [{"format": "x"}] * count}}},
+        {
+            "properties": {"k": {"$ref": "#/$defs/a0"}},
+            "$defs": {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(count)} | {f"a{count}": KEY},
+        },
+        {
+            "properties": {f"k{i}": {"allOf": [{"$ref": "#/$defs/a"}]} for i in range(count)},
+            "$defs": {"a": {"allOf": [{"format": "x"}] * count}},
+        },
     ]
     began = time.process_time()
     found = [schemas.secret_names(schema) for schema in large]
@@ -1611,7 +1729,17 @@ def test_secrets_are_found_in_time_that_grows_with_the_schema() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-@pytest.mark.parametrize("uid, mode, fine", [(0, 0o440, True), (0, 0o640, True), (0, 0o444, False), (0, 0o660, False), (1234, 0o400, True), (1234, 0o440, False)])
+@pytest.mark.parametrize(
+    "uid, mode, fine",
+    [
+        (0, 0o440, True),
+        (0, 0o640, True),
+        (0, 0o444, False),
+        (0, 0o660, False),
+        (1234, 0o400, True),
+        (1234, 0o440, False),
+    ],
+)
 def test_a_mounted_secret(uid: int, mode: int, fine: bool, site: Path) -> None:
     """Kubernetes mounts secrets as root's, readable for a group; of another owner only that owner may read."""
     with tempfile.TemporaryDirectory() as made:
@@ -1651,7 +1779,10 @@ class Resources:
 
 
 def test_in_a_manager_with_all_four_layers(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plugin in its worker gets the config, its secret as a string; events and resource managers get a mask, also after a reload and an unload."""
+    """The plugin in its worker gets the config, its secret as a string.
+
+    Events and resource managers get a mask, also after a reload and an unload.
+    """
     install(site, "one", schema=SCHEMA)
     install(site, "bad", code="import sys; sys.exit(3)\n")
     install(site, "absent", code="import no_such_module\n")
@@ -1840,7 +1971,7 @@ def test_a_secret_on_the_command_line(shell: Shell, tmp_path: Path, site: Path) 
     code = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
     args = [sys.executable, "-c", code, "config", "set", "keyed", "api_key"]
     for given, told in (("hush\n", ""), ("", "api_key: expected a value on stdin (got none")):  # the second leaves what the first has set
-        done = subprocess.run(args, input=given, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(args, input=given, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert (done.returncode, done.stdout) == (2 if told else 0, "") and (told in done.stderr if told else not done.stderr), said(done)
     assert shell("config", "get", "keyed", "api_key").stdout == "***\n" and "hush" not in shell("config", "get", "keyed").stdout
     done = shell("run", "keyed")

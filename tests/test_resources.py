@@ -311,7 +311,10 @@ def test_the_machine_is_looked_at_once_for_all_workers(monkeypatch: pytest.Monke
 
 
 def test_unrelated_processes_are_not_read_again_and_children_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second measurement reads the processes of workers only; a new child, and an unrelated process that becomes a worker, are seen by the next one."""
+    """A second measurement reads the processes of workers only.
+
+    The next one sees a new child, and an unrelated process that becomes a worker.
+    """
     if not LINUX:
         pytest.skip("only Linux has a mark that tells two processes of one pid apart")
     read: "list[int]" = []
@@ -332,7 +335,8 @@ def test_unrelated_processes_are_not_read_again_and_children_are_seen_at_once(mo
         rm.register_worker(unrelated.pid, "test")
         assert [w.usage.processes for w in rm.snapshot().workers] == [2, 3]
         read.clear()
-        monkeypatch.setattr(processes, "time", types.SimpleNamespace(monotonic=lambda: time.monotonic() + processes.UnrelatedProcesses.KEPT))
+        later = types.SimpleNamespace(monotonic=lambda: time.monotonic() + processes.UnrelatedProcesses.KEPT)
+        monkeypatch.setattr(processes, "time", later)
         rm.sample()
         assert 1 in read
 
@@ -525,7 +529,8 @@ def test_omitted_stays_none_clears_and_idle_has_no_job() -> None:
     """The three rules of clearing."""
     with ProcessResourceManager() as rm:
         rm.register_worker(2**22 + 1, "test")
-        state: "dict[str, Any]" = dict(status="running", job_id="j", plugin_name="P", plugin_id="p", loaded_plugin_resource="r", config={"a": 1})
+        plugin = dict(plugin_name="P", plugin_id="p", loaded_plugin_resource="r")
+        state: "dict[str, Any]" = dict(status="running", job_id="j", **plugin, config={"a": 1})
         rm.update_worker_state(2**22 + 1, **state)
         for field in state:
             rm.update_worker_state(2**22 + 1, **{field: state[field]})
@@ -630,7 +635,10 @@ linux_only = pytest.mark.skipif(not LINUX, reason="only Linux reports pss")
 @linux_only
 @pytest.mark.parametrize("reported", ["before it grows", "after it has grown", "while nothing is measured"])
 def test_a_peak_is_no_number_from_before_the_plugin(reported: str) -> None:
-    """However the report, the growth and the measurements follow each other: pss of a plugin was read with the plugin, also within the pace of pss."""
+    """Pss of a plugin was read with the plugin, also within the pace of pss.
+
+    However the report, the growth and the measurements follow each other.
+    """
     with python(GROWS) as process, ProcessResourceManager(pss_interval=1000) as rm:
         rm.register_worker(process.pid, "test")
         rm.sample()
@@ -922,7 +930,13 @@ MACHINES: "dict[str, tuple[dict[str, str], tuple[int | None, int | None]]]" = {
         (700, 100),
     ),
     "more cache than use": (
-        {"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2, C + "memory.max": "7\n", C + "memory.current": "1\n", C + "memory.stat": "inactive_file 2\n"},
+        {
+            "proc/self/cgroup": "0::/\n",
+            "proc/self/mountinfo": V2,
+            C + "memory.max": "7\n",
+            C + "memory.current": "1\n",
+            C + "memory.stat": "inactive_file 2\n",
+        },
         (7, 0),
     ),
     "a limit, and no word of what is used": ({"proc/self/cgroup": "0::/\n", "proc/self/mountinfo": V2, C + "memory.max": "7\n"}, (7, None)),
@@ -942,7 +956,8 @@ def test_container_memory(name: str, tmp_path: Path) -> None:
     assert container_memory(tmp_path) == want
 
 
-ODD_NAMES = ["Müller".encode("latin-1"), b"\xff\xfe", "Müller".encode(), "\u2028\u0085".encode(), b"a\rb", b"\x0b\x0c\x1c\x1d\x1e", b"-", b"a\\040-\\040b"]
+ODD_NAMES = ["Müller".encode("latin-1"), b"\xff\xfe", "Müller".encode(), "\u2028\u0085".encode()]
+ODD_NAMES += [b"a\rb", b"\x0b\x0c\x1c\x1d\x1e", b"-", b"a\\040-\\040b"]
 
 
 @pytest.mark.parametrize("where", ["before", "after", "the group's own", "its mount point"])
@@ -1070,7 +1085,12 @@ def test_a_gpu_that_does_not_answer_hides_no_other(all_pids: None, position: int
 @pytest.mark.parametrize("question", ["Name", "UUID", MEMORY, LISTED, "GraphicsRunningProcesses"])
 def test_a_question_without_an_answer_hides_no_other_question(all_pids: None, question: str) -> None:
     """A GPU without a name has memory; one whose processes may not be listed has a size."""
-    with python(SLEEP) as process, managing_gpus(Card(1000, 100, "GPU-1", processes={"Compute": [(process.pid, 60)]}, fails={question: "NoPermission"})) as rm:
+    with (
+        python(SLEEP) as process,
+        managing_gpus(
+            Card(1000, 100, "GPU-1", processes={"Compute": [(process.pid, 60)]}, fails={question: "NoPermission"})
+        ) as rm,
+    ):
         rm.register_worker(process.pid, "test")
         snapshot = rm.snapshot()
     assert snapshot.gpus is not None
@@ -1082,7 +1102,10 @@ def test_a_question_without_an_answer_hides_no_other_question(all_pids: None, qu
 
 
 def test_memory_that_is_the_machines() -> None:
-    """`NotSupported` for the memory of a whole GPU means that it has none of its own; for an instance it means no more than that it is unknown."""
+    """`NotSupported` for the memory of a whole GPU means that it has none of its own.
+
+    For an instance it means no more than that it is unknown.
+    """
     part = Card(fails={MEMORY: "NotSupported"})
     listed = Nvml(Library(Card(fails={MEMORY: "NotSupported"}), Card(instances=[part])))
     shared, instance = listed.gpus() or ()
@@ -1093,13 +1116,19 @@ def test_memory_that_is_the_machines() -> None:
 def test_instances_of_a_gpu_are_listed_by_themselves(all_pids: None) -> None:
     """Each that exists, with its own memory and processes; the whole, which only some may read, is not asked."""
     with python(SLEEP) as process:
-        parts = [Card(10, 1, "MIG-a"), None, Card(20, 2, "MIG-b", processes={"Compute": [(process.pid, 2)]}), Card(fails={"MigDeviceHandleByIndex": "NoPermission"})]
+        busy = Card(20, 2, "MIG-b", processes={"Compute": [(process.pid, 2)]})
+        parts = [Card(10, 1, "MIG-a"), None, busy, Card(fails={"MigDeviceHandleByIndex": "NoPermission"})]
         whole = Card(instances=parts, fails={MEMORY: "NoPermission", LISTED: "NoPermission"})
         with managing_gpus(whole, Card(30, 3)) as rm:
             rm.register_worker(process.pid, "test")
             snapshot = rm.snapshot()
     assert snapshot.gpus is not None
-    assert [(g.label, g.total, g.uuid) for g in snapshot.gpus] == [("GPU 0 MIG 0", 10, "MIG-a"), ("GPU 0 MIG 2", 20, "MIG-b"), ("GPU 0 MIG 3", None, ""), ("GPU 1", 30, "")]
+    assert [(g.label, g.total, g.uuid) for g in snapshot.gpus] == [
+        ("GPU 0 MIG 0", 10, "MIG-a"),
+        ("GPU 0 MIG 2", 20, "MIG-b"),
+        ("GPU 0 MIG 3", None, ""),
+        ("GPU 1", 30, ""),
+    ]
     assert snapshot.workers[0].usage.by_gpu == {"GPU 0 MIG 0": 0, "GPU 0 MIG 2": 2, "GPU 0 MIG 3": None, "GPU 1": 0}
 
 
@@ -1117,7 +1146,16 @@ def test_a_driver_that_fails_is_unknown_and_may_recover(all_pids: None, fails: "
             assert measured(rm, process.pid).gpu_memory == 100 and rm.gpu_problem is None is rm.snapshot().gpu_problem
 
 
-@pytest.mark.parametrize("name, absent", [("LibraryNotFound", True), ("DriverNotLoaded", True), ("LibRmVersionMismatch", False), ("NoPermission", False), ("Unknown", False)])
+@pytest.mark.parametrize(
+    "name, absent",
+    [
+        ("LibraryNotFound", True),
+        ("DriverNotLoaded", True),
+        ("LibRmVersionMismatch", False),
+        ("NoPermission", False),
+        ("Unknown", False),
+    ],
+)
 def test_no_driver_is_told_from_one_that_fails(name: str, absent: bool) -> None:
     """Both are unknown, and the reason is kept; only a driver that is there is a problem of the snapshot."""
     with managing_gpus(Card(), Init=name) as rm:
@@ -1126,7 +1164,13 @@ def test_no_driver_is_told_from_one_that_fails(name: str, absent: bool) -> None:
         assert (snapshot.gpu_problem is None) == absent
 
 
-IDS = (Gpu(0, uuid="GPU-aa11"), Gpu(1, uuid="GPU-aa22"), Gpu(2, uuid="GPU-bb33", instance=0), Gpu(2, uuid="MIG-cc44", instance=1), Gpu(3, uuid=""))
+IDS = (
+    Gpu(0, uuid="GPU-aa11"),
+    Gpu(1, uuid="GPU-aa22"),
+    Gpu(2, uuid="GPU-bb33", instance=0),
+    Gpu(2, uuid="MIG-cc44", instance=1),
+    Gpu(3, uuid=""),
+)
 
 
 @pytest.mark.parametrize(
@@ -1263,7 +1307,8 @@ def pictures() -> Snapshot:
     usage = Usage(1.0, 300 * MiB, 200 * MiB, 150.4, 12.5, 7, 3, 0)
     full = Worker(10, "speech", "running", "job-1", "Whisper", "whisper", "large-v3", {"token": "secret"}, usage, (), (usage, usage))
     evil = Worker(12, EVIL, EVIL, EVIL, EVIL, EVIL, EVIL, {EVIL: EVIL})
-    return Snapshot(2.0, (full, Worker(11, "speech"), evil), (evil,), Memory(1000 * MiB, 600 * MiB, 500 * MiB, 100 * MiB), (Gpu(0, EVIL, 1000, 100),))
+    memory = Memory(1000 * MiB, 600 * MiB, 500 * MiB, 100 * MiB)
+    return Snapshot(2.0, (full, Worker(11, "speech"), evil), (evil,), memory, (Gpu(0, EVIL, 1000, 100),))
 
 
 class _Tags(html.parser.HTMLParser):
@@ -1523,7 +1568,8 @@ async def test_an_adapter_with_a_real_job_manager(kind: "type[IgnoresNone]") -> 
     from cjm_worker_protocols import JobManager, WorkerConfig
 
     config = WorkerConfig(standby=False)
-    async with JobManager("test", "tests", worker_config=config, plugins=plugins, plugin_registry=Registry(), resource_manager=Both(inner)) as m:
+    parts: "dict[str, Any]" = {"plugin_registry": Registry(), "resource_manager": Both(inner)}
+    async with JobManager("test", "tests", worker_config=config, plugins=plugins, **parts) as m:
         for name in ("first", "second", "first"):
             await (await m.start_job(name))
     assert not m.integration_errors, m.integration_errors
@@ -1558,7 +1604,10 @@ def test_an_adapter_registers_anew_only_when_something_goes() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_is_reported_an_adapter_ends_in_the_right_state(kind: "type[IgnoresNone]", seed: int) -> None:
-    """After each of many random reports the record is that of a manager that can clear, and the index knows the jobs that run, and no other."""
+    """After each of many random reports the record is that of a manager that can clear.
+
+    The index knows the jobs that run, and no other.
+    """
     choose, inner, right = random.Random(seed), kind(), ProcessResourceManager()
     adapter = ClearingAdapter(inner)
     values: "dict[str, list[Any]]" = {
@@ -1593,7 +1642,10 @@ def test_whatever_is_reported_an_adapter_ends_in_the_right_state(kind: "type[Ign
 
 
 def test_an_adapter_unregisters_before_it_registers_again() -> None:
-    """On every change of the job that leaves one behind, on every value that goes, and when a pid is registered again; and never for news."""
+    """On every change of the job that leaves one behind, on every value that goes, and when a pid is registered again.
+
+    Never for news.
+    """
     calls: "list[str]" = []
 
     class Records(IgnoresNone):

@@ -118,7 +118,16 @@ def test_what_is_rendered_must_be_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"history": 0}, {"heartbeat": -1}, {"retry": "1"}, {"on_gap": "ignore"}, {"send_timeout": float("nan")}, {"history": 1.5}, {"retry": float("inf")}]
+    "setting",
+    [
+        {"history": 0},
+        {"heartbeat": -1},
+        {"retry": "1"},
+        {"on_gap": "ignore"},
+        {"send_timeout": float("nan")},
+        {"history": 1.5},
+        {"retry": float("inf")},
+    ],
 )
 def test_settings_that_cannot_work_are_refused(setting: "dict[str, Any]") -> None:
     """With what would have been right."""
@@ -343,7 +352,11 @@ def test_an_app_says_who_may_have_what() -> None:
 
     with serve(broadcaster) as served:
         assert refused("/events") == refused("/events", X_User="unknown") == refused("/events?topic=bob", X_User="ann") == 403
-        with Client(served.port, X_User="ann") as ann, Client(served.port, "/events?topic=all", X_User="ann") as few, Client(served.port, X_User="root") as root:
+        with (
+            Client(served.port, X_User="ann") as ann,
+            Client(served.port, "/events?topic=all", X_User="ann") as few,
+            Client(served.port, X_User="root") as root,
+        ):
             served.wait_for(3)
             for who in ("bob", "ann", "all"):
                 served.broadcast("t", **{"for": who})
@@ -366,7 +379,8 @@ def test_events_may_be_rendered_as_html() -> None:
 async def as_user(broadcaster: Any, user: "str | None", **query: str) -> OverAsgi:
     """A client of somebody who is logged in, or not."""
     client = OverAsgi()
-    scope = {"type": "http", "method": "GET", "query_string": urlencode(query).encode(), "headers": [], "session": {"user": user} if user else {}}
+    session = {"user": user} if user else {}
+    scope = {"type": "http", "method": "GET", "query_string": urlencode(query).encode(), "headers": [], "session": session}
     client.task = asyncio.ensure_future(broadcaster(scope, client.receive, client.send))
     while client.parser.retry is None and not client.task.done():
         await asyncio.sleep(0)
@@ -374,7 +388,10 @@ async def as_user(broadcaster: Any, user: "str | None", **query: str) -> OverAsg
 
 
 async def test_each_user_sees_the_events_of_their_own_jobs() -> None:
-    """With a real manager and the recipe of the docs: not those of others, of workers, or without a user; an admin sees all; also by replay."""
+    """With a real manager and the recipe of the docs, also by replay; an admin sees all.
+
+    Not those of others or of workers, and none without a user.
+    """
     from contextvars import ContextVar
 
     user: ContextVar[str] = ContextVar("user")
@@ -421,7 +438,11 @@ async def test_each_user_sees_the_events_of_their_own_jobs() -> None:
 @pytest.mark.parametrize("topic", [None, "", "b"])
 async def test_a_client_of_topics_gets_no_other_event(topic: "str | None") -> None:
     """Whether it asked for topics or may have no more; at once, behind a key, by replay, and in the process."""
-    broadcaster = SSEBroadcaster(topic=lambda t, d: d["topic"], key=lambda t, d: d["topic"], authorize=lambda scope: {"a"} if scope["session"] else True)
+    broadcaster = SSEBroadcaster(
+        topic=lambda t, d: d["topic"],
+        key=lambda t, d: d["topic"],
+        authorize=lambda scope: {"a"} if scope["session"] else True,
+    )
     begin = broadcaster.last_event_id
     clients = [await as_user(broadcaster, "ann"), await as_user(broadcaster, None, topic="a")]
     inside = broadcaster.subscribe(topics={"a"})
@@ -668,7 +689,10 @@ uvicorn.run(app, port=int(sys.argv[1]), log_level="critical")
 """
 
 
-@pytest.mark.parametrize("before_stop, hears", [("lambda: manager.shutdown()", True), ("lambda: 1 / 0", False), ("lambda: asyncio.sleep(60)", False)])
+@pytest.mark.parametrize(
+    "before_stop, hears",
+    [("lambda: manager.shutdown()", True), ("lambda: 1 / 0", False), ("lambda: asyncio.sleep(60)", False)],
+)
 def test_browsers_hear_the_end_of_jobs_before_their_streams_end(before_stop: str, hears: bool, tmp_path: Path) -> None:
     """On SIGTERM the manager is shut down first, then streams end; what goes wrong there does not keep the server."""
     port = free_port()
@@ -834,7 +858,10 @@ async def streamed(broadcaster: SSEBroadcaster, send: Any, after: Any) -> BaseEx
 @pytest.mark.parametrize("factory", [None, *(name for name in dir(asyncio) if name == "eager_task_factory")])  # from Python 3.12 on
 @pytest.mark.parametrize("waits", [0, 1, 3])
 def test_a_send_runs_in_one_task_and_in_the_context_of_the_request(waits: int, factory: "str | None") -> None:
-    """However often it has to wait, so that the timeouts and the context variables of a middleware work; and another client does not see them."""
+    """However often it has to wait, so that the timeouts and the context variables of a middleware work.
+
+    Another client does not see them.
+    """
     from contextvars import ContextVar
 
     mine: ContextVar[str] = ContextVar("mine", default="no request")
@@ -904,7 +931,10 @@ def test_what_a_send_raises_ends_the_app_with_it(waits: bool) -> None:
 
 
 def two_events_to(broadcaster: SSEBroadcaster, clients: "list[type[OverAsgi]]") -> "list[tuple[bool, int]]":
-    """Broadcast twice, the first time interrupted, on a loop that goes on as a notebook's does: whether each client was aborted, and how many events it has."""
+    """Broadcast twice, the first time interrupted, on a loop that goes on as a notebook's does.
+
+    Return whether each client was aborted, and how many events it has.
+    """
 
     async def connect() -> "list[OverAsgi]":
         return [await kind.connect(broadcaster) for kind in clients]
@@ -1064,7 +1094,8 @@ async def main():
     if not parent: return os.write(write, broadcaster.last_event_id.encode())
     os.wait()
     other = os.read(read, 100).decode()
-    print(json.dumps([event.type for event in broadcaster.subscribe(last_event_id=other).take()] + [other.endswith("-1"), broadcaster.last_event_id[-2:]]))
+    seen = [event.type for event in broadcaster.subscribe(last_event_id=other).take()]
+    print(json.dumps([*seen, other.endswith("-1"), broadcaster.last_event_id[-2:]]))
 asyncio.run(main())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=30)
@@ -1508,6 +1539,7 @@ def test_where_nobody_handles_a_signal_none_is_set() -> None:
 def test_the_module_needs_the_standard_library_only() -> None:
     """Neither Starlette nor uvicorn is imported."""
     code = "import sys, cjm_worker_protocols.integrations.sse; print(json.dumps(sorted({n.split('.')[0] for n in sys.modules})))"
-    done = subprocess.run([sys.executable, "-S", "-c", "import json\n" + code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    command = [sys.executable, "-S", "-c", "import json\n" + code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
     assert not set(json.loads(done.stdout)) & {"starlette", "uvicorn", "anyio", "fasthtml", "fastapi"}

@@ -82,7 +82,8 @@ asyncio.run(main())
 @pytest.fixture
 def browser(nothing_left: None) -> "Iterator[Any]":
     """Debian's Chromium, which reaches nothing but this machine."""
-    args = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    args = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    args.append("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=args)
         yield browser
@@ -174,7 +175,9 @@ def orders():
         else: broadcaster.broadcast_from_thread("job:progress", {"n": order})
 
 threading.Thread(target=orders, daemon=True).start()
-uvicorn.run(Starlette(routes=[Route("/", lambda request: HTMLResponse(sys.argv[2])), Route("/events", Proxy())]), port=int(sys.argv[1]), log_level="error")
+page = sys.argv[2]
+app = Starlette(routes=[Route("/", lambda request: HTMLResponse(page)), Route("/events", Proxy())])
+uvicorn.run(app, port=int(sys.argv[1]), log_level="error")
 """
 
 
@@ -223,13 +226,17 @@ import uvicorn
 
 broadcaster = RedisBroadcaster(sys.argv[1], retry=0.2, timeout=0.5, longest_pause=0.1)
 page = sys.argv[3]
-uvicorn.run(Starlette(routes=[Route("/", lambda request: HTMLResponse(page)), Route("/events", broadcaster)]), port=int(sys.argv[2]), log_level="error")
+app = Starlette(routes=[Route("/", lambda request: HTMLResponse(page)), Route("/events", broadcaster)])
+uvicorn.run(app, port=int(sys.argv[2]), log_level="error")
 """
 
 
 @pytest.mark.skipif(REDIS is None, reason="redis-server is not installed: apt-get install redis-server")
 def test_a_browser_misses_nothing_over_redis(browser: Any, tmp_path: Path) -> None:
-    """Its web process is killed by kill -9 and another takes its port, and then Redis is killed too: events come once, in order, with no reset."""
+    """Its web process is killed by kill -9 and another takes its port, and then Redis is killed too.
+
+    Events come once, in order, with no reset.
+    """
     port, ticks = free_port(), iter(range(1000))
     with RedisServer(tmp_path / "redis", appendonly=True) as redis, ExitStack() as stack:
 

@@ -1,4 +1,7 @@
-"""The exported package satisfies the type checkers, as a user's project would see it, and documents all that is public."""
+"""The exported package satisfies the type checkers, as a user's project would see it, and documents all that is public.
+
+The code of the whole repository satisfies the linter.
+"""
 
 import ast
 import functools
@@ -36,6 +39,13 @@ def test_pyright_finds_nothing() -> None:
     errors = [d for d in report["generalDiagnostics"] if d["severity"] == "error"]
     found = [f"{d['file']}:{d['range']['start']['line'] + 1} {d['message']}" for d in errors]
     assert report["summary"]["filesAnalyzed"] > 0 and not found, "\n".join(found)
+
+
+def test_ruff_finds_nothing() -> None:
+    """Ruff has no complaint about the code of the repository: no line over the hard limit, no unused import."""
+    pytest.importorskip("ruff", reason="ruff is not installed: pip install -e '.[dev]'")
+    done = run(sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "concise", ".", cwd=ROOT)
+    assert done.returncode == 0, said(done)
 
 
 def public(name: str) -> bool:

@@ -60,7 +60,8 @@ def checks() -> "list[Check]":
     found: "list[Check]" = []
     for protocol in NAMES.values():
         mine = [check for check in CHECKS.values() if check.protocol is protocol]
-        shape = sorted((check for check in mine if check.id.count(".") == 2 and ".clear." not in check.id), key=lambda c: members[protocol, c.member])
+        plain = [check for check in mine if check.id.count(".") == 2 and ".clear." not in check.id]
+        shape = sorted(plain, key=lambda c: members[protocol, c.member])
         found += [*shape, *(check for check in mine if check not in shape), *deep_checks(protocol, None)]
     return found
 

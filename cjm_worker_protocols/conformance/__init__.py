@@ -4,4 +4,5 @@ from .checks import CHECKS as CHECKS, FactoryError as FactoryError, ProbeError a
 from .kit import HypothesisMissing as HypothesisMissing, check as check, check_async as check_async
 from .report import ConformanceError as ConformanceError, Finding as Finding, Report as Report
 
-__all__ = ["check", "check_async", "CHECKS", "Report", "Finding", "ConformanceError", "FactoryError", "ProbeError", "ProtocolError", "HypothesisMissing"]
+__all__ = ["check", "check_async", "CHECKS", "Report", "Finding", "ConformanceError", "FactoryError", "ProbeError",
+           "ProtocolError", "HypothesisMissing"]

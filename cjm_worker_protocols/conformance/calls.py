@@ -5,7 +5,6 @@
 # %% ../../nbs/conformance/calls.ipynb #5a85210c
 from __future__ import annotations
 
-import asyncio
 import inspect
 from collections.abc import Mapping
 from concurrent.futures import Future

@@ -21,7 +21,7 @@ from .processes import Processes
 from .report import Finding, Outcome, Report
 from .silence import quiet
 from .subject import TIMEOUTS, Subject, advice, closest, described, settled, wait_for
-from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
+from ..extensions.protocols import EventBroadcasterProtocol, ResourceManagerProtocol
 
 # %% auto #0
 __all__ = []
@@ -71,7 +71,7 @@ def place_of(
     try:
         method = inspect.unwrap(getattr(impl, member))
         function: Any = getattr(method, "func", method)
-        if not inspect.isroutine(function): function = getattr(type(function), "__call__", None)
+        if not inspect.isroutine(function): function = type(function).__call__
         if str(function.__module__).partition(".")[0] == _PACKAGE:
             inner = [value for value in vars(impl).values() if callable(getattr(value, member, None))]
             if inner: return place_of(inner[0], member)

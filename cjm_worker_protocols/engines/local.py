@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from ..core.config import WorkerConfig
-from .base import Exit, WorkerEvents
+from .base import WorkerEvents
 from .connection import FrameReceiver, FrameSender
 from .guardian import Guardian
 from .launch import Invocation, LaunchedWorker, interpreter

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import _thread
-import logging
 import os
 import signal
 import socket

@@ -16,7 +16,11 @@ KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: 
 }
 
 CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start"})
-MOVES = {"pending": {"running", "failed", "cancelled"}, "running": {"pending", *ENDS}, **{end: set() for end in ENDS}}  # From status to status
+MOVES = {  # From status to status
+    "pending": {"running", "failed", "cancelled"},
+    "running": {"pending", *ENDS},
+    **{end: set() for end in ENDS},
+}
 FOLLOWS = {  # Which event of a job may come after which
     "": {"queued"},
     "queued": {"queued", "started", "failed", "cancelled"},
@@ -214,7 +218,9 @@ class Book:
         if self.admission or fate.job is None or fate.job.status == "running":
             return  # one that runs is given again when it was taken back together with the next one
         for priority, waiting in self.ready.get(fate.place, {}).items():
-            self.check("priority" + (" as a worker ends" if self.told_of_end else ""), priority <= fate.priority or not waiting, fate, fate.priority, "before", *waiting.values(), priority)
+            name = "priority" + (" as a worker ends" if self.told_of_end else "")
+            fine = priority <= fate.priority or not waiting
+            self.check(name, fine, fate, fate.priority, "before", *waiting.values(), priority)
 
     def withdrawn(self, fate: Fate) -> None:
         """A job was taken back from a worker that had not begun it."""
@@ -282,7 +288,8 @@ class Book:
         """Every accepted job has ended."""
         for fate in self.fates:
             if fate.accepted and fate.job is not None:
-                self.check("one end" + (" after a refused start" if self.refused_starts else ""), fate.job.done, fate, fate.job.status, "has no end")
+                name = "one end" + (" after a refused start" if self.refused_starts else "")
+                self.check(name, fate.job.done, fate, fate.job.status, "has no end")
 
     def events(self, events: list[Event], complete: bool) -> None:
         """The events of each job are in order, and nothing comes after its end."""

@@ -191,7 +191,8 @@ class Play:
             **dict.fromkeys(REGISTRY, self.registry is not None),
         }
         book.check("refused for a reason", reasons[type(error)], fate, error)
-        book.check("refused jobs do not exist", not fate.accepted and (fate.job is None or self.manager.jobs.get(fate.job.id) is not fate.job), fate)
+        unknown = fate.job is None or self.manager.jobs.get(fate.job.id) is not fate.job
+        book.check("refused jobs do not exist", not fate.accepted and unknown, fate)
         book.counts["refused"] += 1
 
     async def _bad(self, what: str) -> None:

@@ -64,7 +64,8 @@ def _plan(rng: Random, faults: bool) -> Steps:
         return ("print",), work, ("writes",), ("chunks", 2), ("progress", 0.1), work
     if how == "fails":
         return work, rng.choice((("fails", "exception"), ("fails", "serialization"), ("stop",)))
-    return work, rng.choice((("dies", None, 9), ("dies", 3), ("dies", 0), ("hangs",), ("garbage",), ("hangs up",), ("work", 5.0), ("dies", None, 11)))
+    deaths = (("dies", None, 9), ("dies", 3), ("dies", 0), ("hangs",), ("garbage",), ("hangs up",), ("work", 5.0), ("dies", None, 11))
+    return work, rng.choice(deaths)
 
 
 def _start(rng: Random, faults: bool) -> Arguments:

@@ -43,7 +43,10 @@ def test_a_seed_gives_one_trace(seed: int) -> None:
 
 def test_a_seed_gives_the_same_trace_in_every_process() -> None:
     """Nothing depends on addresses, on the hashes of texts or on the time."""
-    code = "from simulation.scenario import draw; from simulation.simulate import run; print([run(draw(seed)).digest for seed in range(40)])"
+    code = (
+        "from simulation.scenario import draw; from simulation.simulate import run; "
+        "print([run(draw(seed)).digest for seed in range(40)])"
+    )
     said = set()
     for seed in ("1", "2"):
         environment = {"PYTHONPATH": f"{ROOT}/tests:{ROOT}", "PYTHONHASHSEED": seed}

@@ -4,9 +4,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .cluster import start_ray as start_ray
     from .engine import RayEngine as RayEngine, why_waiting as why_waiting
-    from .errors import (EngineLoopError as EngineLoopError, RayConnectionError as RayConnectionError, RayElsewhereError as RayElsewhereError,
-        RayLostError as RayLostError, RayMissingError as RayMissingError, RayVersionError as RayVersionError,
-        WorkerRefusedError as WorkerRefusedError, describe_loss as describe_loss)
+    from .errors import (EngineLoopError as EngineLoopError, RayConnectionError as RayConnectionError,
+        RayElsewhereError as RayElsewhereError, RayLostError as RayLostError, RayMissingError as RayMissingError,
+        RayVersionError as RayVersionError, WorkerRefusedError as WorkerRefusedError, describe_loss as describe_loss)
 
 _where = {
     "RayEngine": "engine", "why_waiting": "engine", "start_ray": "cluster",

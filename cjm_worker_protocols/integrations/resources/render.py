@@ -13,7 +13,7 @@ from typing import Any
 from ...extensions.hosts import NO_PID
 from .gpu import Gpu
 from .limits import Memory
-from .records import Usage, Worker
+from .records import Worker
 
 # %% auto #0
 __all__ = ['shown', 'printable', 'row', 'Snapshot', 'summary', 'sparkline', 'page', 'metric', 'metrics']

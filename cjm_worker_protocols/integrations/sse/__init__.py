@@ -2,8 +2,8 @@
 
 TYPE_CHECKING = False  # type checkers take it for true; nothing is imported here, not even typing
 if TYPE_CHECKING:
-    from .app import (AuthorizeError as AuthorizeError, Counters as Counters, EventStreams as EventStreams, SSEBroadcaster as SSEBroadcaster,
-        UnsupportedScopeError as UnsupportedScopeError)
+    from .app import (AuthorizeError as AuthorizeError, Counters as Counters, EventStreams as EventStreams,
+        SSEBroadcaster as SSEBroadcaster, UnsupportedScopeError as UnsupportedScopeError)
     from .format import (EventDataError as EventDataError, EventMarkError as EventMarkError, EventTypeError as EventTypeError,
         ServerSentEvent as ServerSentEvent, as_json as as_json, decode_event as decode_event, encode_event as encode_event)
     from .log import BroadcastLoopError as BroadcastLoopError, EventLog as EventLog, Subscription as Subscription
