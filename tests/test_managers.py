@@ -20,7 +20,6 @@ from harness import end, manager
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import WrongLoopError
 from cjm_worker_protocols.core.events import json_safe
-from cjm_worker_protocols.managers.broadcast import EventHub
 from cjm_worker_protocols.managers.hooks import HookCaller
 from cjm_worker_protocols.managers.process import Deadline
 from cjm_worker_protocols.managers.serial import CallThread, SerialExecutor

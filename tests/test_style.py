@@ -16,17 +16,17 @@ from repo import LIB, NBS, ROOT, modules, notebooks
 CELL = 60  # Lines of an export cell, blank ones and directives apart
 LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "AdmissionGate": 125,
-    "BaseJobManager": 199,
-    "BroadcastQueue": 73,
+    "BaseJobManager": 201,
+    "BroadcastQueue": 67,
     "EntryPointRegistry": 129,
     "EventStreams": 111,
-    "Lifecycle": 170,
+    "Lifecycle": 161,
     "RedisBroadcaster": 133,
-    "ResourceClient": 65,
+    "ResourceClient": 66,
     "Scheduler": 136,
-    "SerialExecutor": 64,
-    "WorkerPool": 152,
-    "WorkerProxy": 230,
+    "SerialExecutor": 70,
+    "WorkerPool": 156,
+    "WorkerProxy": 235,
 }
 LONG_CELL, LONG_SHARE = 40, 0.33  # Lines of a long cell, and the share of all exported lines in such cells; the goal is 0.20
 HIDDEN_SHARE = 0.15  # Of the lines that are not exported
@@ -34,7 +34,7 @@ NOT_SHOWN = {"managers/base.ipynb": 2}  # Export cells with nothing shown below 
 COLUMNS = 140
 WIDE = {"managers/integrations.ipynb": 1}  # Lines that are wider
 MODULE = 450  # Lines
-LARGE_MODULES = {"managers/base.py": 455}
+LARGE_MODULES: "dict[str, int]" = {}  # Modules that may be larger
 SMELL = 3  # How often each of these words may stand in the notebooks and in what is written by hand
 SMELLS = ("told", "nobody", "whoever", "somebody else's", "lets go", "at the door")
 NODES = 142_500  # AST nodes of the package, docstrings apart, as tools/count.py counts them
