@@ -26,14 +26,6 @@ def test_every_invariant_holds(part: int) -> None:
     assert not done.failures, explain(done.failures[0])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", range(RANGES))
-def test_every_invariant_holds_for_long(part: int) -> None:
-    """The same with a million jobs."""
-    done = campaign(part * 1_000_000 + 100_000, JOBS * 10)
-    assert not done.failures, explain(done.failures[0])
-
-
 @pytest.mark.parametrize("seed", range(0, 60, 5))
 def test_a_seed_gives_one_trace(seed: int) -> None:
     """Also when everything else in the process is different."""
