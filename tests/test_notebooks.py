@@ -95,6 +95,13 @@ def test_has_no_error_output(name: str) -> None:
 
 
 @each_notebook
+def test_shows_nothing_of_stderr(name: str) -> None:
+    """No stored output is a log line, a warning or anything else that was written to stderr."""
+    outputs = [o for c in load(NBS / name)["cells"] for o in c.get("outputs", [])]
+    assert not [o["text"] for o in outputs if o.get("name") == "stderr"]
+
+
+@each_notebook
 def test_is_clean(name: str) -> None:
     """nbdev_clean would change nothing."""
     from execnb.nbio import nb2str, read_nb
