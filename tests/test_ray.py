@@ -223,7 +223,7 @@ def test_a_job_that_waits_for_room_takes_the_worker_that_is_free(gate: Gate) -> 
     run(scenario())
 
 
-@pytest.mark.parametrize("settings", [{"restart": RestartPolicy.NEVER}, {"max_restarts": 0}])
+@pytest.mark.parametrize("settings", [{"restart": RestartPolicy.NEVER}])
 def test_a_worker_that_waits_for_room_hides_no_outage(settings: "dict[str, Any]") -> None:
     """The only worker that there was has crashed and no other comes in its place.
 

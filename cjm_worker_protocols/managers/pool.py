@@ -70,7 +70,7 @@ class Restarts:
 class WorkerPool:
     "Starts, counts and replaces workers."
     STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that its start does not slow down what made it necessary
-    HOPELESS = (FileNotFoundError, PermissionError, NotADirectoryError)  # With which no start will ever succeed
+    HOPELESS = (FileNotFoundError, PermissionError, NotADirectoryError)  # No start will succeed; an engine's own error may say `permanent`
 
     def __init__(self,
         config: WorkerConfig, # How many, and all the times
@@ -173,7 +173,7 @@ class WorkerPool:
         worker = WorkerProxy(self._config, self._report, standby, placement)
         try: worker.begin(lambda events: self._engine.start_worker(self._config, events, placement), self._hello())
         except Exception as e:
-            hopeless = isinstance(e, self.HOPELESS)
+            hopeless = isinstance(e, self.HOPELESS) or getattr(e, "permanent", False)
             if not hopeless: self._restarts.crashed(self._loop.time(), started=False)
             log_safely(_log, logging.ERROR, "cannot start a worker: %s", e)
             error = JobError("start", f"no worker could be started: {type(e).__name__}: {e}")

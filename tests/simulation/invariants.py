@@ -282,7 +282,7 @@ class Book:
                 for fate in list(ready)[:1]:
                     since = self._resting[worker.pid, fate.number] = before.get((worker.pid, fate.number), now)
                     name = "no worker rests while a job waits" + (" behind one of another place" if places > 1 else "")
-                    self.check(name, now - since < 0.5, worker, fate, since)
+                    self.check(name, now - since < 2.5, worker, fate, since)  # the app may block its loop for 2 s
 
     def quiet(self) -> None:
         """Every accepted job has ended."""

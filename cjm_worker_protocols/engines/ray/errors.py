@@ -29,7 +29,7 @@ class WorkerRefusedError(FactError, PermissionError):
     reason: str  # What Ray says
     template = "Ray refuses to start a worker that takes {0.placement}: {0.kind}: {0.reason}"
 
-# %% ../../../nbs/engines/ray/errors.ipynb #8b3bbbab
+# %% ../../../nbs/engines/ray/errors.ipynb #630bbde7
 class RayConnectionError(FactError, ConnectionError):
     "Ray could not be started, or a cluster could not be joined."
     address: str | None  # The cluster's; None for a Ray of this process
@@ -43,6 +43,7 @@ class RayConnectionError(FactError, ConnectionError):
 
 class RayVersionError(RayConnectionError):
     "The cluster runs another version of Ray or of Python than this process."
+    permanent = True  # No later start will succeed
     template = "{0.what}: it runs other versions of Ray or Python than this process, install the same here: {0.reason}"
 
 class RayLostError(RayConnectionError):
@@ -51,6 +52,7 @@ class RayLostError(RayConnectionError):
 
 class RayElsewhereError(RayConnectionError):
     "This process is connected to another Ray than the one that is wanted."
+    permanent = True  # No later start will succeed
     other: str = ""  # Where the connection leads
     template = ("{0.what}: this process is connected to {0.other}, and Ray has one connection for each process: "
                 "shut down the managers that use that one first, or work in another process")
