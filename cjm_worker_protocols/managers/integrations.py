@@ -224,8 +224,8 @@ class ResourceClient:
         "Report what a worker does and holds."
         config = self._copy(state.config) if state.plugin_id is not None else None
         update = partial(self._manager.update_worker_state, pid=pid, status=state.status, job_id=state.job_id,
-            plugin_name=state.plugin_name, plugin_id=state.plugin_id, config=config,
-            loaded_plugin_resource=resource_of(config) if config else None)
+            plugin_name=state.plugin_name, plugin_id=state.plugin_id,
+            loaded_plugin_resource=resource_of(config) if config else None, config=config)
         self.executor.post("update_worker_state", update, key=pid)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
