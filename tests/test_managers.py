@@ -15,11 +15,12 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import end, manager
+from harness import end, first_chunk, manager
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import WrongLoopError
 from cjm_worker_protocols.core.events import json_safe
+from cjm_worker_protocols.engines.local import LocalEngine
 from cjm_worker_protocols.managers.hooks import HookCaller
 from cjm_worker_protocols.managers.process import Deadline
 from cjm_worker_protocols.managers.serial import CallThread, SerialExecutor
@@ -416,3 +417,24 @@ def test_a_shutdown_that_the_end_of_the_loop_cancels_leaves_no_process() -> None
     job, pid = asyncio.run(leaves())
     assert isinstance(job.error, JobCancelled)
     assert not psutil.pid_exists(pid)
+
+
+async def test_what_can_never_start_is_not_tried_again_and_again() -> None:
+    """While another worker serves, a start that can never succeed is not repeated by a timer; the job waits for that worker."""
+
+    class Once(LocalEngine):
+        starts = 0
+
+        def start_worker(self, config: Any, events: Any, placement: Any = None) -> Any:
+            self.starts += 1
+            if self.starts > 1:
+                raise FileNotFoundError(2, "No such file or directory", "python")
+            return super().start_worker(config, events, placement)
+
+    engine = Once()
+    async with manager("echo", "stuck", engine=engine, max_workers=2) as m:
+        busy = await m.start_job("stuck")
+        await first_chunk(busy)
+        waits = await m.start_job("echo", x=1)
+        await asyncio.sleep(0.2)
+        assert engine.starts <= 3 and waits.status == "pending"

@@ -244,7 +244,7 @@ class AdmittingResourceManager(ProcessResourceManager):
         config: Mapping[str, Any], # Its configuration
         declared: Mapping[str, int] | None = None # What is declared of it, in bytes by kind
     ) -> dict[str, int]: # Bytes by `memory` and `gpu_memory`; what is unknown is missing
-        "Estimate what a plugin takes: what is declared, else what was measured. Raises `SettingError` for what is no size."
+        "Estimate what a plugin takes: what is declared, else what was measured. Raises `SettingError` for an invalid size."
         return {**learned(self.peaks, plugin_id, config, self._empty or 0), **declared_sizes(plugin_id, declared)}
 
     def can_ever_start(self, plugin_id: str, config: dict[str, Any], estimate: dict[str, int] | None = None) -> str | None:

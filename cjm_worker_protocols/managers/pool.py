@@ -158,7 +158,7 @@ class WorkerPool:
 
     def keep_standby(self) -> None:
         "Have a standby before long, if there is to be one."
-        wanted = self._config.standby and self._config.restart is not RestartPolicy.NEVER
+        wanted = self._config.standby and self.may_replace
         if not wanted or self._spare is not None or self.closing or any(w.standby for w in self.workers): return
         delay = max(self.STANDBY_DELAY, self._restarts.not_before - self._loop.time())
         self._spare = self._loop.call_later(delay, self._start_standby, context=Context())
@@ -178,7 +178,7 @@ class WorkerPool:
             log_safely(_log, logging.ERROR, "cannot start a worker: %s", e)
             error = JobError("start", f"no worker could be started: {type(e).__name__}: {e}")
             if not self._serving() and (self._restarts.hopeless or hopeless): self._on_unavailable(error)
-            else: self._change_later()
+            elif not hopeless: self._change_later() # what can never start is not tried again by itself
             return False
         self.workers.append(worker)
         self._empty.clear()

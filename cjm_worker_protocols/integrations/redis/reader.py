@@ -48,7 +48,7 @@ _ID = re.compile(r"(\d{1,20})-(\d{1,20})", re.ASCII)
 
 def id_order(
     event_id: str # An id, or any other text
-) -> tuple[int, int]: # Milliseconds and a number; what is no id comes before all
+) -> tuple[int, int]: # Milliseconds and a number; an invalid id comes before all others
     "Return what ids are ordered by."
     found = _ID.fullmatch(event_id)
     return (int(found[1]), int(found[2])) if found else (-1, 0)

@@ -195,7 +195,7 @@ class _Package:
         egg = child.lower() == "egg-info" and folder.lower().endswith(".egg")  # as in importlib.metadata.Lookup
         if egg: stem = os.path.basename(folder)
         elif ending.lower() not in ("dist-info", "egg-info") or child.startswith("~"): stem = ""  # pip renames to `~` what it removes
-        self.name, _, rest = stem.partition("-")  # Empty for what is no metadata
+        self.name, _, rest = stem.partition("-")  # Empty unless the entry holds metadata
         self.version = rest.partition("-")[0]  # As the name of the folder says
         headers = self.headers() if egg else {}
         self.name, self.version = headers.get("Name", self.name), headers.get("Version", self.version)
