@@ -31,6 +31,7 @@ from cjm_worker_protocols.worker.context import CancelRequested
 
 pytestmark = pytest.mark.filterwarnings("error")
 WORKER_LOG = "cjm_worker_protocols.worker"
+ORIGIN = {"worker_type", "manager_id", "manager_host", "manager_pid"}  # What every event says of its manager
 
 
 # Running a job
@@ -1782,12 +1783,32 @@ def test_events_have_what_the_docs_say(tmp_path: Path) -> None:
             await m.cancel_job(stuck.id)
         for event in await seen.rest():
             always, sometimes = told[event.type]
-            every = {"worker_type", "time"} | ({"job_id", "plugin_id"} if event.type.startswith("job:") else set())
+            every = ORIGIN | {"time"} | ({"job_id", "plugin_id"} if event.type.startswith("job:") else set())
             assert every | always <= set(event.data) <= every | always | sometimes, event
         assert {event.type for event in seen} == told.keys()
         assert any("attempt" in event.data for event in seen if event.type == "job:queued")
 
     run(scenario())
+
+
+async def test_metadata_of_a_job() -> None:
+    """What `start_job` is given is on the job, beside what create_job has set, and in `job:queued`; the caller's own dict is not kept."""
+
+    class Uploads(JobManager):
+        def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
+            return Job(plugin_id, parameters, metadata={"user": "ann", "file": "?"})
+
+    given = {"file": "a.wav", "odd": {1, 2}}
+    async with manager("echo", "anything", cls=Uploads) as m:
+        seen = Seen(m)
+        job = await m.start_job("echo", metadata=given)
+        given["late"] = 1
+        assert await (await m.start_job("anything", params={"metadata": 1})) == {"metadata": 1}
+        with pytest.raises(errors.ConfigError, match="metadata: expected a mapping"):
+            await m.start_job("echo", metadata="a.wav")  # type: ignore[arg-type]
+    assert job.metadata == {"user": "ann", "file": "a.wav", "odd": {1, 2}}
+    queued = [e.data["metadata"] for e in await seen.rest() if e.type == "job:queued"]
+    assert queued[0] == {"user": "ann", "file": "a.wav", "odd": [1, 2]} and queued[1] == {"user": "ann", "file": "?"}
 
 
 async def test_an_event_of_ones_own_goes_the_same_way() -> None:
@@ -1803,7 +1824,8 @@ async def test_an_event_of_ones_own_goes_the_same_way() -> None:
     assert [t for t, _ in hub.events] == types
     before, after = (data for kind, data in hub.events if kind.startswith("mine:"))
     assert before.pop("time") < after.pop("time")
-    assert (before, after) == ({"worker_type": "test", "a": 1}, {"worker_type": "test", "b": [2]})
+    origin = {"worker_type": "test", "manager_id": m.id, "manager_host": os.uname().nodename, "manager_pid": os.getpid()}
+    assert (before, after) == ({**origin, "a": 1}, {**origin, "b": [2]}) and origin.keys() == ORIGIN
 
 
 async def test_an_event_of_ones_own_has_data() -> None:

@@ -191,7 +191,7 @@ class Chunks:
         on_room, self.on_room = self.on_room, None
         if on_room is not None: on_room()
 
-# %% ../../nbs/core/jobs.ipynb #4e32e055
+# %% ../../nbs/core/jobs.ipynb #bd20ce35
 class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
     _live: LiveJob | None = None
@@ -215,7 +215,7 @@ class Job(_Attached):
     created_at: datetime = field(default_factory=now)  # When it was made
     started_at: datetime | None = field(default=None, init=False)  # When a worker took it
     completed_at: datetime | None = field(default=None, init=False)  # When it ended, whichever way
-    metadata: dict[str, Any] = field(default_factory=dict)  # Yours
+    metadata: dict[str, Any] = field(default_factory=dict)  # Yours, from `start_job(metadata=)` or `create_job`
     priority: int = 0  # Higher ones run sooner
     timeout: float | None = None  # Seconds it may run
     retries: int = 0  # How often it may run again after its worker crashed

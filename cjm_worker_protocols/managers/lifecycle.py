@@ -200,7 +200,7 @@ def wait_again(
     else: ticket.place = place
     job.status, job.progress, job.message, job.worker_pid, job.started_at = "pending", 0.0, "", None, None
 
-# %% ../../nbs/managers/lifecycle.ipynb #f66ffa9b
+# %% ../../nbs/managers/lifecycle.ipynb #dac8ed08
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -218,7 +218,7 @@ class Lifecycle:
         self._running: dict[str, WorkerProxy] = {}  # By job
         def first_frame() -> bytes: return hello(worker_log.getEffectiveLevel())
 
-        self.pool = WorkerPool(config, engine, first_frame, self._report, self._changed, self._unavailable)
+        self.pool = WorkerPool(config, engine, first_frame, self._report, lambda: self.scheduler.changed(), self._unavailable)
         self.scheduler = Scheduler(config, self.pool, self._blocked, self._never)
         resources = integrations.resources
         if resources is not None and resources.admits: self.scheduler.admit_with(resources, self._estimate, self.tags)
@@ -244,13 +244,15 @@ class Lifecycle:
         events, job = self._integrations.events, ticket.job
         if events.heard: events.emit(event_type, {"job_id": job.id, "plugin_id": job.plugin_id, **data}, ticket.context)
 
+    def _queued(self, ticket: Ticket, **data: Any) -> None: self._emit_job("job:queued", ticket, metadata=ticket.job.metadata, **data)
+
     def accept(self,
         ticket: Ticket # A new job
     ) -> None:
         "Accept a job."
         self._tickets[ticket.job.id] = ticket
         self._table.add(ticket.job)
-        self._emit_job("job:queued", ticket)
+        self._queued(ticket)
         self.scheduler.add(ticket)
 
     def cancel(self,
@@ -289,12 +291,10 @@ class Lifecycle:
 
     def _blocked(self, ticket: Ticket, reason: str) -> None:
         ticket.job.waiting_for = reason
-        self._emit_job("job:queued", ticket, waiting_for=reason)
+        self._queued(ticket, waiting_for=reason)
 
     def _never(self, ticket: Ticket, reason: str) -> None:
         self._fail(ticket, JobError("load", f"the plugin can never be loaded here: {reason}"))
-
-    def _changed(self) -> None: self.scheduler.changed()
 
     def _unavailable(self, error: JobError) -> None:
         self._fail_waiting(lambda: JobError(*error.args))
@@ -388,5 +388,5 @@ class Lifecycle:
         error = error_of_loss(run, exit, str(worker.stderr_tail))
         if error is not None: return self._fail(ticket, error)
         wait_again(ticket, exit, next(self.tags))
-        self._emit_job("job:queued", ticket, attempt=ticket.job.attempts + 1)
+        self._queued(ticket, attempt=ticket.job.attempts + 1)
         self.scheduler.put_back(ticket)

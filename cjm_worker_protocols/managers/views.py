@@ -14,7 +14,7 @@ from ..core.jobs import Job
 from .proxy import WorkerProxy
 
 # %% auto #0
-__all__ = ['WorkerView', 'view', 'html_table', 'count_jobs']
+__all__ = ['WorkerView', 'view', 'html_table', 'count_jobs', 'result_data']
 
 # %% ../../nbs/managers/views.ipynb #0dcd4a8b
 class WorkerView(NamedTuple):
@@ -50,3 +50,11 @@ def count_jobs(
     "Count jobs by status."
     counts = Counter(job.status for job in jobs)
     return ", ".join(f"{counts[s]} {s}" for s in ("pending", "running", "completed", "failed", "cancelled") if counts[s]) or "no jobs"
+
+# %% ../../nbs/managers/views.ipynb #d2735ded
+def result_data(
+    job: Job # A job that has ended
+) -> dict[str, Any]: # `status` is `success` with `data`, `error` with `error`, or `cancelled`
+    "Return a job's end as plain data."
+    if job.status == "completed": return {"status": "success", "data": job.result}
+    return {"status": "cancelled"} if job.status == "cancelled" else {"status": "error", "error": str(job.error)}
