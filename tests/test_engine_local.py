@@ -1,14 +1,17 @@
 """Workers on this machine: how they start, what they take over, how their end is noticed, and what they leave behind."""
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import logging
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +19,13 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import TESTS, alive, end, finish, first_chunk, gone, gone_soon, guardians, manager, nothing_left, said_json, script  # noqa: F401
+from harness import TESTS, alive, end, finish, first_chunk, gone, gone_soon, guardians, manager, nothing_left, run, said_json, script  # noqa: F401
 
 from cjm_worker_protocols import JobManager, WorkerConfig
-from cjm_worker_protocols.core.frames import HEADER, Kind, encode
+from cjm_worker_protocols.core.frames import HEADER, Frame, Kind, encode
 from cjm_worker_protocols.engines import guardian as guarding
 from cjm_worker_protocols.engines.base import Exit
+from cjm_worker_protocols.engines.connection import FrameReceiver, unread
 from cjm_worker_protocols.engines.guardian import Guardian, GuardianProcess, KeptGuardian
 from cjm_worker_protocols.engines.launch import NoInterpreterError
 from cjm_worker_protocols.engines.local import LocalEngine
@@ -517,3 +521,39 @@ asyncio.run(main())
     with script(tmp_path / "app.py", source) as process:
         assert said_json(process) < 2.5
         assert finish(process)[0] == 0
+
+
+def test_a_drain_takes_what_has_come_though_more_keeps_coming() -> None:
+    """A worker that never stops writing holds up no one who reads what it has said."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    frame, stop = encode(Kind.RESULT, 1, bytes(10_000)), threading.Event()
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while not stop.is_set():
+                theirs.sendall(frame)
+
+    async def scenario() -> None:
+        def on_frame(frame: Frame) -> None:
+            seen.append(frame)
+            assert len(seen) < 100_000, "it does not end"
+
+        seen: "list[Frame]" = []
+        receiver = FrameReceiver(asyncio.get_running_loop(), ours, on_frame, lambda error: None)
+        receiver.pause()
+        while unread(ours) < 100_000:
+            await asyncio.sleep(0.001)
+        receiver.drain()
+        assert len(seen) >= 10
+        receiver.close()
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        run(scenario())
+    finally:
+        stop.set()
+        ours.close()
+        thread.join(10)
+        theirs.close()

@@ -137,6 +137,12 @@ def function(member: Any) -> Any:
     return inspect.unwrap(member) if inspect.isfunction(member) else None
 
 
+def parameters(key: str, member: Any) -> "list[str]":
+    """The names of a function's parameters without `self`; Ray adds one of its own to the methods of a class that it has made an actor of."""
+    names = list(inspect.signature(function(member) or inspect.unwrap(member)).parameters)
+    return [name for name in names["." in key and not isinstance(member, staticmethod) :] if name != "_ray_trace_ctx"]
+
+
 def is_hook(name: str, member: Any) -> bool:
     """Whether a method with a leading underscore is one that subclasses define."""
     return name in ("_validate_resources", "_on_job_completed") and inspect.isfunction(member)
@@ -212,7 +218,7 @@ def test_signatures_are_those_of_the_code(name: str, site: Site) -> None:
             continue
         start = "async def " if inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code) else "def "
         assert f"{start}{last}(" in part.signature, key
-        for parameter in list(inspect.signature(code).parameters)["." in key and not isinstance(member, staticmethod) :]:
+        for parameter in parameters(key, member):
             assert re.search(rf"\b{parameter}\b", part.signature), f"{key}: {parameter}"
         if re.search(r"\*args,\s*\*\*kw(args|ds)", part.signature):
             assert re.search(r"\*args.*?\*\*kw(args|ds)", inspect.getsource(code), re.DOTALL), key
@@ -231,8 +237,7 @@ def test_parameters_and_results_are_explained(name: str, site: Site) -> None:
         is_property = isinstance(member, (property, functools.cached_property))
         signature = inspect.signature(function(member) or inspect.unwrap(member))
         if not is_property:
-            wanted = list(signature.parameters)["." in key and not isinstance(member, staticmethod) :]
-            unsaid += [f"{key}: {p}" for p in wanted if not part.rows.get(p, {}).get("Meaning")]
+            unsaid += [f"{key}: {p}" for p in parameters(key, member) if not part.rows.get(p, {}).get("Meaning")]
         if signature.return_annotation not in (None, "None", inspect.Signature.empty):
             found = re.search(r"^\*\*(Returns|Value)\*\* .*: \S", part.text, re.MULTILINE)
             unsaid += [] if found else [f"{key}: what it returns"]
