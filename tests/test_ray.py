@@ -953,9 +953,11 @@ def ours(pids):
     say(len(rays))
 
 async def stay(there, over): # and never shut down
-    await (await manager(RayEngine()).start_job("pid"))
+    m = manager(RayEngine())
+    await (await m.start_job("pid"))
     there.set()
     await asyncio.to_thread(over.wait)
+    del m
 
 async def main():
     await lose(RayEngine(sys.argv[1]), by_the_test)

@@ -138,7 +138,7 @@ def function(member: Any) -> Any:
 
 
 def parameters(key: str, member: Any) -> "list[str]":
-    """The names of a function's parameters without `self`; Ray adds one of its own to the methods of a class that it has made an actor of."""
+    """The names of a function's parameters, without `self`, and without the one that Ray adds to the methods of an actor."""
     names = list(inspect.signature(function(member) or inspect.unwrap(member)).parameters)
     return [name for name in names["." in key and not isinstance(member, staticmethod) :] if name != "_ray_trace_ctx"]
 
