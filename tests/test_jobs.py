@@ -220,10 +220,8 @@ async def test_cancelling_a_waiter_does_not_cancel_the_job(gate: Gate) -> None:
 # Parameters
 
 
-CLASHING = {
-    name: f"a {name}"
-    for name in ("type", "job_id", "status", "self", "plugin_id", "priority", "timeout", "retries", "params", "id", "result", "config")
-}
+NAMES = "type job_id status self plugin_id priority timeout retries owner params id result config"
+CLASHING = {name: f"a {name}" for name in NAMES.split()}
 
 
 async def test_a_parameter_may_have_any_name() -> None:
@@ -231,7 +229,7 @@ async def test_a_parameter_may_have_any_name() -> None:
     async with manager("anything") as m:
         job = await m.start_job("anything", params=CLASHING)
         assert await job == CLASHING
-        assert (job.priority, job.timeout, job.retries) == (0, None, 0)
+        assert (job.priority, job.timeout, job.retries, job.owner) == (0, None, 0, None)
 
 
 async def test_names_that_the_manager_has_no_use_for_need_no_params() -> None:
@@ -272,6 +270,8 @@ async def test_wrong_parameters_fail_the_job() -> None:
         {"retries": -1},
         {"retries": 1.5},
         {"retries": None},
+        {"owner": ""},
+        {"owner": 7},
         {"params": ["x"]},
         {"params": "x"},
     ],
@@ -283,6 +283,20 @@ async def test_a_setting_that_cannot_be_is_refused(wrong: "dict[str, Any]") -> N
         with pytest.raises(errors.ConfigError, match=next(iter(wrong))):
             await m.start_job("echo", **wrong)
         assert m.get_all_jobs() == [] and m.workers == []
+
+
+async def test_a_job_and_each_of_its_events_say_whose_it_is() -> None:
+    """`owner` is kept on the job and is in all of its events, also where it is None."""
+    async with manager("progress", "stuck") as m:
+        seen = Seen(m)
+        jobs = [await m.start_job("progress", owner=owner) for owner in ("ann", None)]
+        await asyncio.gather(*jobs)
+        jobs.append(await m.start_job("stuck", owner="bob"))
+        await m.cancel_job(jobs[2].id)
+    owners = {job.id: job.owner for job in jobs}
+    told = [(e.data["owner"], owners[e.data["job_id"]]) for e in await seen.rest() if e.type.startswith("job:")]
+    assert list(owners.values()) == ["ann", None, "bob"] and all(owner == right for owner, right in told)
+    assert len({e.type for e in seen if e.data.get("owner") == "ann"}) > 3
 
 
 # Priority and time
@@ -1783,7 +1797,7 @@ def test_events_have_what_the_docs_say(tmp_path: Path) -> None:
             await m.cancel_job(stuck.id)
         for event in await seen.rest():
             always, sometimes = told[event.type]
-            every = ORIGIN | {"time"} | ({"job_id", "plugin_id"} if event.type.startswith("job:") else set())
+            every = ORIGIN | {"time"} | ({"job_id", "plugin_id", "owner"} if event.type.startswith("job:") else set())
             assert every | always <= set(event.data) <= every | always | sometimes, event
         assert {event.type for event in seen} == told.keys()
         assert any("attempt" in event.data for event in seen if event.type == "job:queued")

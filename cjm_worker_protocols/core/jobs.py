@@ -191,7 +191,7 @@ class Chunks:
         on_room, self.on_room = self.on_room, None
         if on_room is not None: on_room()
 
-# %% ../../nbs/core/jobs.ipynb #bd20ce35
+# %% ../../nbs/core/jobs.ipynb #31c678cc
 class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
     _live: LiveJob | None = None
@@ -219,6 +219,7 @@ class Job(_Attached):
     priority: int = 0  # Higher ones run sooner
     timeout: float | None = None  # Seconds it may run
     retries: int = 0  # How often it may run again after its worker crashed
+    owner: str | None = None  # For whom it runs, as `start_job` said
     attempts: int = field(default=0, init=False)  # How often it was started
 
     @property

@@ -20,12 +20,13 @@ from .lifecycle import Lifecycle
 # %% auto #0
 __all__ = ['JobOptions', 'check_mapping', 'culprit', 'check_reload', 'make_frame', 'check_room', 'check_capacity']
 
-# %% ../../nbs/managers/requests.ipynb #fb0a6139
+# %% ../../nbs/managers/requests.ipynb #7fcc3942
 class JobOptions(NamedTuple):
     "The options of `start_job`."
     priority: int = 0  # Higher ones run sooner
     timeout: float | None = None  # Seconds the job may run
     retries: int = 0  # How often to run it again
+    owner: str | None = None  # For whom it runs
     metadata: Mapping[str, Any] | None = None  # What the app wants to know of the job
 
     def check(self) -> None:
@@ -34,13 +35,15 @@ class JobOptions(NamedTuple):
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
         check_number("timeout", self.timeout, 0, optional=True, positive=True)
         check_number("retries", self.retries, 0, whole=True)
+        if self.owner is not None and not (isinstance(self.owner, str) and self.owner):
+            raise ConfigError("owner", "text that is not empty, or None", self.owner)
         check_mapping("metadata", self.metadata)
 
     def write(self,
         job: Job # A new job
     ) -> None:
         "Write them into a job. Metadata that `create_job` has set is kept, unless the call has an entry of the same name."
-        job.priority, job.timeout, job.retries = self.priority, self.timeout, self.retries
+        job.priority, job.timeout, job.retries, job.owner = self.priority, self.timeout, self.retries, self.owner
         if self.metadata: job.metadata = {**job.metadata, **self.metadata}
 
 def check_mapping(

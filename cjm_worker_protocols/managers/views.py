@@ -14,7 +14,7 @@ from ..core.jobs import Job
 from .proxy import WorkerProxy
 
 # %% auto #0
-__all__ = ['WorkerView', 'view', 'html_table', 'count_jobs', 'result_data']
+__all__ = ['WorkerView', 'view', 'html_table', 'count_jobs', 'result_data', 'manager_html']
 
 # %% ../../nbs/managers/views.ipynb #0dcd4a8b
 class WorkerView(NamedTuple):
@@ -58,3 +58,14 @@ def result_data(
     "Return a job's end as plain data."
     if job.status == "completed": return {"status": "success", "data": job.result}
     return {"status": "cancelled"} if job.status == "cancelled" else {"status": "error", "error": str(job.error)}
+
+# %% ../../nbs/managers/views.ipynb #0a6916de
+def manager_html(
+    summary: str, # The manager in one line
+    workers: Sequence[WorkerView], # Its workers
+    jobs: Sequence[Job] # The jobs to show
+) -> str: # HTML
+    "Show a manager, its workers and its jobs."
+    rows = [(job.id, job.plugin_id, job.status, f"{job.progress:.0%}") for job in jobs]
+    heads = ("job", "plugin", "status", "progress")
+    return f"<p>{html.escape(summary)}</p>{html_table(WorkerView._fields, workers)}{html_table(heads, rows)}"
