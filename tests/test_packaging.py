@@ -264,3 +264,14 @@ def test_no_print(path: str) -> None:
         return
     calls = [n for n in ast.walk(ast.parse((LIB / path).read_text())) if isinstance(n, ast.Call)]
     assert not [n.lineno for n in calls if isinstance(n.func, ast.Name) and n.func.id in ("print", "pprint")]
+
+
+def test_the_page_on_installing_explains_each_extra() -> None:
+    """Its table has a row for each extra, which names every package that the extra installs for its users."""
+    text = "".join("".join(cell["source"]) for cell in json.loads((ROOT / "nbs/howto/install.ipynb").read_text())["cells"])
+    rows = {m[1]: m[2] for m in re.finditer(r"^\| `(\w+)` \| (.*?) \|", text, re.MULTILINE)}
+    extras = {key.removesuffix("_requirements"): value for key, value in SETTINGS.items() if key.endswith("_requirements")}
+    assert set(rows) == set(extras)
+    for extra in set(extras) - {"tutorials", "dev"}:
+        wanted = {re.split(r"[<>=;]", name)[0] for name in extras[extra].split() if not name.startswith("python_version")}
+        assert not [name for name in wanted if name.partition("[")[0] not in rows[extra]], extra
