@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 __all__ = ['FactError', 'ConfigError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError',
            'PluginNotSendableError', 'ParametersNotSendableError', 'RegistryUnavailableError',
            'ResourceValidationError', 'QueueFullError', 'NotANewJobError', 'DuplicateJobError',
-           'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError', 'StreamOverflowError', 'PluginLoadError',
-           'should_log', 'ends_app', 'log_safely', 'count_failure']
+           'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError', 'StreamOverflowError', 'JobStoreError',
+           'KeyConflictError', 'PluginLoadError', 'should_log', 'ends_app', 'log_safely', 'count_failure']
 
 # %% ../../nbs/core/errors.ipynb #0d4e33da
 if TYPE_CHECKING: from typing_extensions import dataclass_transform as _dataclass_transform
@@ -183,6 +183,27 @@ class StreamOverflowError(FactError, RuntimeError):
     next_index: int  # The index of the oldest chunk still kept
     template = ("{0.dropped} chunks of job {0.job_id} were dropped before they were read: read on with job.stream(start={0.next_index}), "
                 "or raise WorkerConfig.stream_buffer")
+
+# %% ../../nbs/core/errors.ipynb #1dad2194
+class JobStoreError(FactError, RuntimeError):
+    "The job store cannot be used. No job exists."
+    where: str  # The store: its file, or its class
+    reason: str = ""  # What went wrong, in the words of whatever found it
+    problem: ClassVar[str] = "it does not work"
+    remedy: ClassVar[str] = "see the reason; you may repeat the call"
+    template = "job store {0.where}: {0.problem}{0.detail}. To mend it: {0.remedy}."
+
+    @property
+    def detail(self) -> str: # Empty when no reason is known
+        "The reason in parentheses."
+        return f" ({self.reason})" if self.reason else ""
+
+class KeyConflictError(FactError, ValueError):
+    "Another job has the same key, but another plugin or other parameters. No job exists."
+    key: str  # The key
+    job_id: str  # The job that has it
+    template = ("key {0.key!r} belongs to job {0.job_id}, which has another plugin or other parameters: "
+                "use another key, or the same parameters")
 
 # %% ../../nbs/core/errors.ipynb #1a588e54
 class PluginLoadError(FactError, RuntimeError):
