@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from repo import ROOT, run, said
 
-from cjm_worker_protocols.cli.screen import clean, columns, to_json
+from cjm_worker_protocols.cli.screen import to_json
+from cjm_worker_protocols.core.display import clean, columns
 from cjm_worker_protocols.plugins.speech import NEEDS, sample_recording
 
 PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("CJM_WORKERS_TEST_PATH"))))  # With another fastcore, if one is named
@@ -893,7 +894,7 @@ def test_a_terminal_shows_failures_and_what_is_printed(mine: Path) -> None:
     """A traceback, and no escape sequence that a plugin made."""
     terminal = Pty("run", "mine:fail", cwd=mine, NO_COLOR="1")
     everything = "".join(terminal.frames())
-    assert terminal.process.returncode == 1 and "✗ mine:fail" in everything and "ValueError: no" in everything
+    assert terminal.process.returncode == 1 and "✕ mine:fail" in everything and "ValueError: no" in everything
     assert "in fail" in everything and "\x1b[31m" not in everything
     terminal = Pty("run", "mine:shout", "text=hi", cwd=mine)
     last = shown("".join(terminal.frames()))
@@ -915,7 +916,7 @@ def test_ctrl_c_in_a_terminal(mine: Path) -> None:
     pids = family(terminal.process, mine / "pids")
     os.kill(terminal.process.pid, signal.SIGINT)
     last = shown("".join(terminal.frames()))
-    assert terminal.process.returncode == 130 and "– mine:spin" in last and "cancelled" in last
+    assert terminal.process.returncode == 130 and "⊘ mine:spin" in last and "cancelled" in last
     assert gone(pids)
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from execnb.nbio import NbCell, read_nb, write_nb
 from execnb.shell import CaptureShell
@@ -22,6 +23,19 @@ def skipped(cell: NbCell) -> bool:
     return directives.get("eval:", [""])[0].lower() == "false" or bool(flags & directives.keys())
 
 
+class Shell(CaptureShell):
+    """A shell that stores of a display with a `display_id` only the last state, as Jupyter does."""
+
+    def run_cell(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a cell."""
+        done = super().run_cell(*args, **kwargs)
+        last: "dict[Any, Any]" = {}
+        for n, shown in enumerate(done.display_objects):
+            last[(shown.transient or {}).get("display_id", n)] = shown
+        done["display_objects"] = list(last.values())
+        return done
+
+
 def execute(path: Path) -> "str | None":
     """Execute a notebook in its own folder and store the outputs; the traceback if a cell raised."""
     os.environ["IN_TEST"] = "1"
@@ -30,7 +44,7 @@ def execute(path: Path) -> "str | None":
     for cell in nb.cells:
         if not skipped(cell):
             cell.outputs = []
-    shell = CaptureShell(path)
+    shell = Shell(path)
     try:
         shell.run_all(nb, exc_stop=True, preproc=skipped)
     except BaseException:

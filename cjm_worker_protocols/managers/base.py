@@ -38,7 +38,7 @@ from ..worker.plugins import PluginTable, pack
 # %% auto #0
 __all__ = ['Manager', 'BaseJobManager', 'start_lifecycle', 'close_all', 'close_later', 'JobManager']
 
-# %% ../../nbs/managers/base.ipynb #fb93de10
+# %% ../../nbs/managers/base.ipynb #dd6d1a8d
 Manager = TypeVar("Manager", bound="BaseJobManager")
 
 class BaseJobManager(Hooks):
@@ -153,7 +153,7 @@ class BaseJobManager(Hooks):
         job = self.create_job(plugin_id, **(dict(params, **parameters) if params else parameters))
         if not isinstance(job, Job) or job.status != "pending": raise NotANewJobError(job)
         if job.id in self.jobs: raise DuplicateJobError(job.id)
-        live, tag = attach(job, lifecycle.loop, self.worker_config.stream_buffer), next(lifecycle.tags)
+        live, tag = attach(job, lifecycle.loop, self.worker_config.stream_buffer, lifecycle.cancel), next(lifecycle.tags)
         options.write(job)
         frame = make_frame(job, tag, name, config, self.supports_streaming, self.prepare_execute_request(job))
         lifecycle.accept(Ticket(job, live, tag, name, config, frame, placement))
@@ -267,7 +267,7 @@ class BaseJobManager(Hooks):
         state = "shut down" if self._closed else f"{len(self.workers)} worker processes"
         return f"{type(self).__name__}({self.worker_type!r}, {self.category!r}: {count_jobs(self.get_all_jobs())}; {state})"
 
-    def _repr_html_(self) -> str: return manager_html(repr(self), self.workers, self.get_all_jobs()[-20:])
+    def _repr_html_(self) -> str: return manager_html(repr(self), self.workers, self.get_all_jobs())
 
 # %% ../../nbs/managers/base.ipynb #11968562
 _CLOSING: set[asyncio.Task[None]] = set()  # Of managers that were dropped: a loop keeps only weak references to tasks
