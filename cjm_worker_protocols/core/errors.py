@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 # %% auto #0
 __all__ = ['FactError', 'ConfigError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError',
-           'PluginNotSendableError', 'ParametersNotSendableError', 'RegistryUnavailableError',
+           'PluginNotSendableError', 'ParametersNotSendableError', 'WrongParametersError', 'RegistryUnavailableError',
            'ResourceValidationError', 'QueueFullError', 'NotANewJobError', 'DuplicateJobError',
            'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError', 'StreamOverflowError', 'JobStoreError',
            'KeyConflictError', 'PluginLoadError', 'should_log', 'ends_app', 'log_safely', 'count_failure']
@@ -122,6 +122,14 @@ class ParametersNotSendableError(FactError, TypeError):
     def culprit(self) -> str: # `parameter 'audio'`, or `the parameters`
         "What cannot be sent."
         return f"parameter {self.parameter!r}" if self.parameter else "the parameters"
+
+# %% ../../nbs/core/errors.ipynb #ba00527c
+class WrongParametersError(FactError, TypeError):
+    "A job's parameters do not fit the plugin's signature. No job exists."
+    plugin_id: str  # The job's plugin
+    problem: str  # What does not fit
+    parameters: str  # Those of the plugin, as in a call
+    template = "plugin {0.plugin_id!r}: {0.problem}. It takes: {0.parameters}"
 
 # %% ../../nbs/core/errors.ipynb #9bf32b5c
 class RegistryUnavailableError(FactError, RuntimeError):

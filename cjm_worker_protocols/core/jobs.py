@@ -19,8 +19,8 @@ from .display import folded, jobs_html
 from .errors import ConfigError, NotANewJobError, StreamOverflowError, WrongLoopError
 
 # %% auto #0
-__all__ = ['ENDS', 'id_bytes', 'signal_name', 'JobError', 'JobCancelled', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks', 'Job',
-           'LiveJob', 'attach', 'request_cancel', 'JobStream']
+__all__ = ['ENDS', 'id_bytes', 'signal_name', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'now', 'new_id', 'Waiters',
+           'Chunks', 'Job', 'LiveJob', 'attach', 'request_cancel', 'was_read', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #3edd6986
 def signal_name(
@@ -30,13 +30,13 @@ def signal_name(
     try: return signals.Signals(number).name
     except ValueError: return f"signal {number}"
 
-# %% ../../nbs/core/jobs.ipynb #4881302b
+# %% ../../nbs/core/jobs.ipynb #5e391dc9
 class JobError(RuntimeError):
     """The error of a failed job.
 
     `category` is one of `exception` (the plugin raised), `crash` (its worker died), `timeout`, `load` (the plugin could not
-    be loaded), `serialization` (a parameter, chunk or result could not cross between the processes) and `start` (no worker
-    could be started). A `JobCancelled` has `cancelled`."""
+    be loaded), `serialization` (a parameter, chunk or result could not cross between the processes), `start` (no worker
+    could be started) and `expired` (it waited too long, see `JobExpired`). A `JobCancelled` has `cancelled`."""
     def __init__(self,
         category: str, # The kind of failure
         message: str, # What happened, in one line
@@ -74,6 +74,19 @@ class JobCancelled(JobError):
         super().__init__("cancelled", message)
 
     def __reduce__(self) -> tuple[Any, ...]: return type(self), (self.message,)
+
+# %% ../../nbs/core/jobs.ipynb #d4849b9f
+class JobExpired(JobError):
+    "No worker had begun the job when it had waited as long as its `expires` allows. Its category is `expired`."
+    def __init__(self,
+        expires: float, # Seconds that the job might wait
+        waiting_for: str = "" # What it waited for, if there was no room for it
+    ):
+        waited = f" (it waited for: {waiting_for})" if waiting_for else ""
+        super().__init__("expired", f"no worker had begun the job after {expires:g} s{waited}")
+        self.expires, self.waiting_for = expires, waiting_for
+
+    def __reduce__(self) -> tuple[Any, ...]: return type(self), (self.expires, self.waiting_for)
 
 # %% ../../nbs/core/jobs.ipynb #f3524c33
 def fresh(
@@ -190,7 +203,7 @@ class Chunks:
         on_room, self.on_room = self.on_room, None
         if on_room is not None: on_room()
 
-# %% ../../nbs/core/jobs.ipynb #f73e5693
+# %% ../../nbs/core/jobs.ipynb #88b4a67a
 class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
     _live: LiveJob | None = None
@@ -209,7 +222,7 @@ class Job(_Attached):
     error: JobError | None = field(default=None, init=False)  # Why it failed, or a `JobCancelled`
     progress: float = field(default=0.0, init=False)  # How much is done, a fraction from 0 to 1, as the plugin reports it
     message: str = field(default="", init=False)  # What is being done, as the plugin reports it
-    waiting_for: str = field(default="", init=False)  # Why it is pending, if there is no room for it
+    waiting_for: str = field(default="", init=False)  # Why it is pending, if there is no room for it or its next attempt comes later
     worker_pid: int | None = field(default=None, init=False)  # The worker that runs it, or ran it last
     created_at: datetime = field(default_factory=now)  # When it was made
     started_at: datetime | None = field(default=None, init=False)  # When a worker took it
@@ -217,8 +230,11 @@ class Job(_Attached):
     metadata: dict[str, Any] = field(default_factory=dict)  # Yours, from `start_job(metadata=)` or `create_job`
     priority: int = 0  # Higher ones run sooner
     timeout: float | None = None  # Seconds it may run
-    retries: int = 0  # How often it may run again after its worker crashed
     owner: str | None = None  # For whom it runs, as `start_job` said
+    retries: int = 0  # How often it may run again after a failure in `retry_on`
+    retry_on: tuple[str, ...] = ("crash",)  # Some of `crash` (also of the app), `exception` and `timeout`
+    retry_delay: float = 0.0  # Seconds from a failure to the next attempt
+    expires: float | None = None  # Seconds it may wait for a worker to begin it
     attempts: int = field(default=0, init=False)  # How often it was started
 
     @property
@@ -237,6 +253,7 @@ class Job(_Attached):
         live = _live(self)
         live.check_loop("await job")
         if not self.done: await live.waiters.wait()
+        live.read = True
         return self
 
     def __await__(self) -> Generator[Any, None, Any]: # Gives the result
@@ -262,7 +279,7 @@ class Job(_Attached):
     def _repr_html_(self) -> str:
         return jobs_html([self], ids=True) + (self.error._repr_html_() if self.error else "")
 
-# %% ../../nbs/core/jobs.ipynb #352caac8
+# %% ../../nbs/core/jobs.ipynb #cb5f33f1
 class LiveJob:
     "The part of a job that belongs to an event loop: who waits, and the stream."
     stream_buffer = 1000  # Chunks that are kept
@@ -275,6 +292,7 @@ class LiveJob:
         self.cancel: Callable[[Job], None] | None = None  # Has the manager end the job; None once it has ended
         self.waiters = Waiters()
         self.streamed: Chunks | None = None  # None as long as there is neither a chunk nor a reader
+        self.read = False  # Whether its end has reached the app
 
     @property
     def chunks(self) -> Chunks: # Made on first use
@@ -300,7 +318,7 @@ class LiveJob:
         self.waiters.wake()
         if self.streamed is not None: self.streamed.waiters.wake()
 
-# %% ../../nbs/core/jobs.ipynb #fa9c7130
+# %% ../../nbs/core/jobs.ipynb #d11a261f
 def attach(
     job: Job, # A new job
     loop: asyncio.AbstractEventLoop | None = None, # The manager's loop
@@ -320,12 +338,18 @@ def request_cancel(
     live = _live(job)
     live.check_loop("request_cancel")
     if live.cancel is not None: live.cancel(job)
+def was_read(
+    job: Job # A job that has ended
+) -> bool: # Whether it was awaited, or streamed to its end, or is about to be
+    "Say whether a job's end has reached the app."
+    live = _live(job)
+    return live.read or len(live.waiters) > 0 or live.streamed is not None and len(live.streamed.waiters) > 0
 
 def _live(job: Job) -> LiveJob:
     if job._live is None: job._live = LiveJob(job)
     return job._live
 
-# %% ../../nbs/core/jobs.ipynb #062b9715
+# %% ../../nbs/core/jobs.ipynb #c9718906
 class JobStream:
     "An async iterator over the chunks of one job."
     def __init__(self,
@@ -350,6 +374,7 @@ class JobStream:
             dropped, self.cursor, self.lagging = chunks.first - self.cursor, chunks.first, False
             raise StreamOverflowError(self.job.id, dropped, chunks.first)
         if self.cursor >= chunks.stop:
+            self._live.read = True
             if self.job.error is not None: raise fresh(self.job.error)
             raise StopAsyncIteration
         chunk = chunks.get(self.cursor)

@@ -15,7 +15,7 @@ KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: 
     "crash of a job never begun": "a worker takes a later job's claim while it skips revoked ones, and dies",
 }
 
-CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start"})
+CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start", "expired"})
 MOVES = {  # From status to status
     "pending": {"running", "failed", "cancelled"},
     "running": {"pending", *ENDS},
@@ -56,6 +56,8 @@ class Fate:
         self.claim_lost = False  # Whether a worker died that had taken the claim and had not begun it
         self.garbled = False  # Whether a worker that ran it has sent what is no frame, and all before that may be lost
         self.said: tuple[str, Any] | None = None  # How its last run ended, as its worker said
+        self.expires: float | None = None  # Seconds that it may wait
+        self.accepted_at = 0.0
         self.chunks: list[Any] = []  # What it yielded, in all its runs
         self.started_at = 0.0
 
@@ -132,7 +134,7 @@ class Book:
         """The manager has taken a job on."""
         if fate.accepted:
             return
-        fate.accepted = True
+        fate.accepted, fate.accepted_at = True, self._clock()
         self.counts["jobs"] += 1
         self.note("accepted", fate)
         if fate.job is not None and fate.job.status == "pending":
@@ -203,6 +205,9 @@ class Book:
             self.check(name, fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
         elif kind == "start":
             self.check("others' crashes", self.failed_starts or self.never_replaced, fate, error)
+        elif kind == "expired":
+            waited = fate.expires is not None and self._clock() - fate.accepted_at >= fate.expires - 1e-6
+            self.check("expired while it waited", waited and not fate.begun, fate, fate.expires, fate.begun)
         elif kind == "timeout":
             limits = [limit for limit in (fate.timeout, *self.limits) if limit is not None]
             self.check("timeout has passed", limits and self._clock() - fate.started_at >= min(limits) - 1e-6, fate, limits)

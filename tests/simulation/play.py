@@ -8,6 +8,7 @@ from typing import Any
 
 from cjm_worker_protocols import BaseJobManager, Job, JobError, RestartPolicy, WorkerConfig
 from cjm_worker_protocols.core import errors
+from cjm_worker_protocols.core.jobs import ENDS
 
 from .clock import VirtualLoop
 from .engine import Faults, SimulatedEngine, Steps
@@ -163,13 +164,15 @@ class Play:
         accepted = [fate for fate in self.book.fates[-50:] if fate.accepted and fate.job is not None]
         return accepted[which % len(accepted)] if accepted else None
 
-    async def _start(self, plugin: str, plan: Steps, priority: int, timeout: float | None, retries: int, **bad: Any) -> None:
+    async def _start(self, plugin: str, plan: Steps, priority: int, timeout: float | None, retries: int,
+                     waiting: dict[str, Any] | None = None, **bad: Any) -> None:
         book, manager = self.book, self.manager
         place = PLACES.get(plugin) if self.registry is not None else None
         fate = Fate(len(book.fates), plan, plugin, place, priority, timeout, retries)
+        fate.expires, waits = (waiting or {}).get("expires"), waiting or {}
         book.fates.append(fate)
         try:
-            job = await manager.start_job(plugin, priority=priority, timeout=timeout, retries=retries, params={"n": fate.number, **bad})
+            job = await manager.start_job(plugin, priority=priority, timeout=timeout, retries=retries, params={"n": fate.number, **bad}, **waits)
         except (*EXPECTED, *REGISTRY, errors.ParametersNotSendableError, errors.DuplicateJobError) as e:
             book.note("refused", fate, type(e).__name__)
             self._refused(fate, e, bad)
@@ -278,6 +281,7 @@ class Play:
         for job in self.manager.get_all_jobs():
             result = self.manager.get_job_result(job.id)
             self.book.check("results of ended jobs", (result is not None) == job.done, job)
+        self.book.check("totals", all(self.manager.totals[end] == self.book.counts[end] for end in ENDS), self.manager.totals)
         ended = sum(job.done for job in self.manager.get_all_jobs())
         self.book.check("limit of finished jobs", ended <= self.manager.worker_config.keep_finished, ended)
 

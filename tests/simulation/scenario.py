@@ -75,7 +75,17 @@ def _start(rng: Random, faults: bool) -> Arguments:
         plan = (("poison",),)
     plugin = "unknown" if rng.random() < 0.01 else rng.choice(PLUGINS if rng.random() < 0.95 else tuple(PLACES))
     timeout = rng.choice((None, None, None, None, 0.01, 0.1, 1.0))
-    return plugin, plan, rng.choice((0, 0, 0, 0, 1, 1, -1, 5)), timeout, rng.choice((0, 0, 0, 1, 3))
+    return plugin, plan, rng.choice((0, 0, 0, 0, 1, 1, -1, 5)), timeout, rng.choice((0, 0, 0, 1, 3)), _waiting(rng)
+
+
+def _waiting(rng: Random) -> dict[str, Any]:
+    """After which failures a job is tried again, and how long it may wait."""
+    options = {
+        "retry_on": rng.choice((("exception",), ("timeout", "crash"), ("crash", "exception", "timeout"), ())),
+        "retry_delay": rng.choice((0.001, 0.1, 3.0)),
+        "expires": rng.choice((0.001, 0.05, 1.0, 20.0)),
+    }
+    return {name: value for name, value in options.items() if rng.random() < 0.2}
 
 
 def _op(rng: Random, faults: bool) -> tuple[str, Arguments]:
