@@ -38,7 +38,7 @@ from ..worker.plugins import PluginTable, pack
 # %% auto #0
 __all__ = ['Manager', 'BaseJobManager', 'start_lifecycle', 'close_all', 'close_later', 'JobManager']
 
-# %% ../../nbs/managers/base.ipynb #c5e13350
+# %% ../../nbs/managers/base.ipynb #e48b91de
 Manager = TypeVar("Manager", bound="BaseJobManager")
 
 class BaseJobManager(Hooks):
@@ -160,7 +160,8 @@ class BaseJobManager(Hooks):
         job = make_job(self, self.jobs, plugin_id, dict(params, **parameters) if params else parameters)
         live, tag = attach(job, lifecycle.loop, self.worker_config.stream_buffer, lifecycle.cancel), next(lifecycle.tags)
         options.write(job)
-        frame = make_frame(job, tag, name, config, self.supports_streaming, self.prepare_execute_request(job), self._signature(plugin_id, name))
+        request, signature = self.prepare_execute_request(job), self._signature(plugin_id, name)
+        frame = make_frame(job, tag, name, config, self.supports_streaming, request, signature)
         lifecycle.accept(Ticket(job, live, tag, name, config, frame, placement))
         return job
 

@@ -103,7 +103,7 @@ def make_job(
     if job.id in jobs: raise DuplicateJobError(job.id)
     return job
 
-# %% ../../nbs/managers/requests.ipynb #6cf1d01f
+# %% ../../nbs/managers/requests.ipynb #2b056692
 def signature_of(
     plugin: Any # A function, a class with `run`, or an instance of one
 ) -> inspect.Signature | None: # `None` when it cannot be known here, as for an import string
@@ -112,7 +112,8 @@ def signature_of(
     try:
         if not isinstance(run, type): return inspect.signature(run, follow_wrapped=False)
         run = inspect.getattr_static(run, "run")
-        if not inspect.isfunction(run): return inspect.signature(plugin.run, follow_wrapped=False) if isinstance(run, staticmethod) else None
+        if isinstance(run, staticmethod): return inspect.signature(run.__func__, follow_wrapped=False)
+        if not inspect.isfunction(run): return None
         _, *rest = inspect.signature(run, follow_wrapped=False).parameters.values()
         return inspect.Signature(rest)
     except (TypeError, ValueError): return None # it has none, as some written in C
@@ -126,8 +127,8 @@ def check_signature(
     if signature is None: return
     try: signature.bind(**parameters)
     except TypeError as e:
-        takes = [str(p.replace(annotation=p.empty, default=p.empty)) + "=…" * (p.default is not p.empty) for p in signature.parameters.values()]
-        raise WrongParametersError(plugin_id, str(e), ", ".join(takes) or "nothing") from None
+        shown = [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else ...) for p in signature.parameters.values()]
+        raise WrongParametersError(plugin_id, str(e), str(inspect.Signature(shown)).replace("Ellipsis", "…")) from None
 
 # %% ../../nbs/managers/requests.ipynb #449c1133
 def make_frame(

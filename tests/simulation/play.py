@@ -172,7 +172,8 @@ class Play:
         fate.expires, waits = (waiting or {}).get("expires"), waiting or {}
         book.fates.append(fate)
         try:
-            job = await manager.start_job(plugin, priority=priority, timeout=timeout, retries=retries, params={"n": fate.number, **bad}, **waits)
+            given: dict[str, Any] = {"priority": priority, "timeout": timeout, "retries": retries, **waits}
+            job = await manager.start_job(plugin, params={"n": fate.number, **bad}, **given)
         except (*EXPECTED, *REGISTRY, errors.ParametersNotSendableError, errors.DuplicateJobError) as e:
             book.note("refused", fate, type(e).__name__)
             self._refused(fate, e, bad)
