@@ -188,7 +188,7 @@ async def session(
         "broadcaster": {"sent": sent.sent, "dropped": sent.dropped}, "integration_errors": dict(manager.integration_errors)})
     return code
 
-# %% ../../nbs/cli/session.ipynb #e07215fd
+# %% ../../nbs/cli/session.ipynb #2287f64e
 @contextmanager
 def logged(
     screen: Screen, # Where to
@@ -198,6 +198,7 @@ def logged(
     handler, package = LogToScreen(screen, level), logging.getLogger("cjm_worker_protocols")
     workers = logging.getLogger("cjm_worker_protocols.worker")
     before = package.propagate, workers.level
+    handler.addFilter(lambda record: record.name != "cjm_worker_protocols.managers.ends") # the screen itself shows how jobs end
     package.addHandler(handler)
     package.propagate = False
     workers.setLevel(level)
