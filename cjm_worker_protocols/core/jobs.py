@@ -203,11 +203,12 @@ class Chunks:
         on_room, self.on_room = self.on_room, None
         if on_room is not None: on_room()
 
-# %% ../../nbs/core/jobs.ipynb #88b4a67a
+# %% ../../nbs/core/jobs.ipynb #bdfd5268
 class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
     _live: LiveJob | None = None
 
+# %% ../../nbs/core/jobs.ipynb #bf876f8d
 @dataclass(eq=False)
 class Job(_Attached):
     """One piece of work.

@@ -38,7 +38,7 @@ from ..worker.plugins import PluginTable, pack
 # %% auto #0
 __all__ = ['Manager', 'BaseJobManager', 'start_lifecycle', 'close_all', 'close_later', 'JobManager']
 
-# %% ../../nbs/managers/base.ipynb #e48b91de
+# %% ../../nbs/managers/base.ipynb #d562e7bc
 Manager = TypeVar("Manager", bound="BaseJobManager")
 
 class BaseJobManager(Hooks):
@@ -152,7 +152,7 @@ class BaseJobManager(Hooks):
         lifecycle = self._bind("start_job")
         if not isinstance(plugin_id, str): raise ConfigError("plugin_id", "the id of a plugin", plugin_id)
         options = JobOptions(priority, timeout, retries, retry_on, retry_delay, expires, owner, metadata).checked(params)
-        name, config = await self._look_up(plugin_id)
+        name, config, signature = await self._look_up(plugin_id)
         placement = self._engine.placement(self.worker_config, config)
         await check_room(self, lifecycle, plugin_id, config)
         if self._closed: raise ManagerClosedError("start_job")
@@ -160,23 +160,18 @@ class BaseJobManager(Hooks):
         job = make_job(self, self.jobs, plugin_id, dict(params, **parameters) if params else parameters)
         live, tag = attach(job, lifecycle.loop, self.worker_config.stream_buffer, lifecycle.cancel), next(lifecycle.tags)
         options.write(job)
-        request, signature = self.prepare_execute_request(job), self._signature(plugin_id, name)
-        frame = make_frame(job, tag, name, config, self.supports_streaming, request, signature)
+        frame = make_frame(job, tag, name, config, self.supports_streaming, self.prepare_execute_request(job), signature)
         lifecycle.accept(Ticket(job, live, tag, name, config, frame, placement))
         return job
 
-    async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
-        "A plugin's name and config."
+    async def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any], inspect.Signature | None]:
+        "A plugin's name and config, and what it takes."
         if self._integrations.registry is None: name, config = plugin_id, self._configs.get(plugin_id, {})
         else: name, config = await self._integrations.registry.look_up(plugin_id)
-        self._check_known(plugin_id, name)
-        return name, config
+        return name, config, self._known(plugin_id, name)
 
-    def _check_known(self, plugin_id: str, name: str) -> None:
-        "For managers that know their plugins: raise `UnknownPluginError` for others."
-
-    def _signature(self, plugin_id: str, name: str) -> inspect.Signature | None:
-        "For managers that know their plugins: what a plugin takes."
+    def _known(self, plugin_id: str, name: str) -> inspect.Signature | None:
+        "For managers that know their plugins: what a plugin takes, if that is known; raise `UnknownPluginError` for others."
         return None
 
     async def cancel_job(self,
@@ -210,8 +205,7 @@ class BaseJobManager(Hooks):
         job_id: str # A job's id
     ) -> dict[str, Any] | None: # `None` when it is unknown or has not ended
         "Return a job's end as plain data: `status` is `success` with `data`, `error` with `error`, or `cancelled`."
-        job = self.get_job(job_id)
-        return None if job is None or not job.done else result_data(job)
+        return result_data(job) if (job := self.get_job(job_id)) is not None and job.done else None
 
     def clear_completed_jobs(self) -> int: # How many
         "Forget all jobs that have ended."
@@ -254,7 +248,7 @@ class BaseJobManager(Hooks):
         lifecycle, registry = self._bind("reload_plugin"), self._integrations.registry
         check_reload(plugin_name, config)
         plugin_id = plugin_name if registry is None else await registry.id_of(plugin_name)
-        if plugin_id == plugin_name: plugin_name, _ = await self._look_up(plugin_id)
+        if plugin_id == plugin_name: plugin_name, *_ = await self._look_up(plugin_id)
         if registry is None: self._configs[plugin_id] = dict(config)
         placement = self._engine.placement(self.worker_config, config)
         return await reload_all(lifecycle, (plugin_id, plugin_name), config, self.supports_streaming, placement)
@@ -329,7 +323,7 @@ def close_later(
     try: lifecycle.loop.call_soon_threadsafe(close, context=Context())
     except RuntimeError: integrations.abandon() # the loop is closed
 
-# %% ../../nbs/managers/base.ipynb #9c3bdd54
+# %% ../../nbs/managers/base.ipynb #a6b2c570
 def _streams(run: object) -> bool: return inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)
 
 class JobManager(BaseJobManager):
@@ -362,9 +356,7 @@ class JobManager(BaseJobManager):
         try: return self.get_plugin_name(plugin_id) in self._streaming
         except RegistryUnavailableError: return False
 
-    def _check_known(self, plugin_id: str, name: str) -> None:
+    def _known(self, plugin_id: str, name: str) -> inspect.Signature | None:
         if plugin_id not in self._plugins and name not in self._plugins:
             raise UnknownPluginError(plugin_id, f"the plugins of this {type(self).__name__}", self._plugins.keys())
-
-    def _signature(self, plugin_id: str, name: str) -> inspect.Signature | None:
         return self._signatures.get(plugin_id if plugin_id in self._plugins else name)

@@ -151,7 +151,7 @@ def estimator(
 
     return estimate
 
-# %% ../../nbs/managers/lifecycle.ipynb #8fb2a180
+# %% ../../nbs/managers/lifecycle.ipynb #ae43b56f
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -168,9 +168,8 @@ class Lifecycle:
         self._tickets: dict[str, Ticket] = {}  # Of the jobs that have not ended, by id
         self._running: dict[str, WorkerProxy] = {}  # By job
         self._expiring, self.delayed = WaitTimers(), WaitTimers()  # Jobs that expire, and those whose next attempt comes later
-        def first_frame() -> bytes: return hello(worker_log.getEffectiveLevel())
-
-        self.pool = WorkerPool(config, engine, first_frame, self._report, lambda: self.scheduler.changed(), self._unavailable)
+        self.pool = WorkerPool(config, engine, lambda: hello(worker_log.getEffectiveLevel()), self._report,
+                               lambda: self.scheduler.changed(), lambda error: self._fail_waiting(lambda: JobError(*error.args)))
         self.scheduler = Scheduler(config, self.pool, self._blocked, self._never)
         resources = integrations.resources
         if resources is not None and resources.admits: self.scheduler.admit_with(resources, estimator(hooks, integrations.hooks), self.tags)
@@ -245,9 +244,6 @@ class Lifecycle:
 
     def _never(self, ticket: Ticket, reason: str) -> None:
         self._fail(ticket, JobError("load", f"the plugin can never be loaded here: {reason}"))
-
-    def _unavailable(self, error: JobError) -> None:
-        self._fail_waiting(lambda: JobError(*error.args))
 
     def _room_changed(self, report: RoomChanged) -> None:
         self.pool.room_changed(report.worker)
