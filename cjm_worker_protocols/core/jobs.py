@@ -208,7 +208,7 @@ class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
     _live: LiveJob | None = None
 
-# %% ../../nbs/core/jobs.ipynb #bf876f8d
+# %% ../../nbs/core/jobs.ipynb #7915e7d7
 @dataclass(eq=False)
 class Job(_Attached):
     """One piece of work.
@@ -246,8 +246,7 @@ class Job(_Attached):
     @property
     def dropped_chunks(self) -> int: # How many
         "Chunks that are no longer kept."
-        live = _live(self)
-        return live.streamed.first if live.streamed else 0
+        return chunks.first if (chunks := _live(self).streamed) else 0
 
     async def wait(self) -> Job: # Itself
         "Wait for the end. Raises `WrongLoopError`, and nothing of the job's."
