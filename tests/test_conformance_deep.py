@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
-from repo import PACKAGE, python, said
+from repo import PACKAGE, ROOT, python, said
 
 from cjm_worker_protocols.conformance import CHECKS, check, check_async
 from cjm_worker_protocols.conformance.checks import Broken, FactoryError, Limits, NotObservable, ProbeError
@@ -391,12 +391,10 @@ def test_finds_the_fault_of_a_resource_manager(mutant: type, calls: int, essenti
 )
 def test_finds_the_fault_of_a_broadcaster(mutant: type, calls: int, essential: str, seen: str) -> None:
     """The shortest sequence has few steps, and the one that matters among them."""
-    began = time.monotonic()
     found = alone(mutant)
     assert found, "nothing was found"
     witness, actual = found
     assert len(witness.split("; ")) <= calls and essential in witness and seen in actual, found
-    assert time.monotonic() - began < 60
 
 
 def outcomes(report: Any) -> "dict[str, tuple[str, str]]":
@@ -416,15 +414,13 @@ def outcomes(report: Any) -> "dict[str, tuple[str, str]]":
 )
 @pytest.mark.slow
 def test_what_is_right_passes(target: Any, protocol: str, probe: Any) -> None:
-    """An implementation as it should be passes, as a factory and as an object, in a few seconds.
+    """An implementation as it should be passes, as a factory and as an object.
 
     Without the search nothing of it is made.
     """
-    began = time.monotonic()
     report = check(target, protocol, probe=probe, deep=True)
     assert report.ok, str(report)
     assert outcomes(report) == {f"{protocol}.any_sequence": ("passed", "")}
-    assert time.monotonic() - began < 60
     assert not outcomes(check(target, protocol, probe=probe))
 
 
@@ -618,6 +614,26 @@ def test_a_slow_one_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(NotObservable, match="too slow"):
             any_workers(Subject(Slow(), look), Slow)
     assert time.monotonic() - began < 15
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux with scheduler statistics")
+def test_a_busy_machine_takes_no_time_from_a_search() -> None:
+    """The clock of a search leaves out what its thread waits for a processor, and counts its work and its sleep."""
+    code = f"""
+import os, subprocess, sys, time
+from {PACKAGE}.conformance.search import Clock
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+try:
+    clock, began, worked = Clock(), time.monotonic(), time.thread_time()
+    while time.thread_time() - worked < 0.2: pass
+    time.sleep(0.3)
+    print(time.monotonic() - began, clock.seconds())
+finally:
+    for process in busy: process.kill()
+"""
+    wall, counted = map(float, python(code, cwd=ROOT).stdout.split())
+    assert 0.5 <= counted < 0.8 * wall
 
 
 def test_a_probe_or_a_factory_that_fails_later() -> None:

@@ -314,7 +314,7 @@ def simpler_broadcasts(
                 if len(call) > 2: yield [*calls[:n], call[:k] + call[k + 1:], *calls[n + 1:]]
                 if event != EVENTS[0]: yield [*calls[:n], (*call[:k], EVENTS[0], *call[k + 1:]), *calls[n + 1:]]
 
-# %% ../../nbs/conformance/any_clients.ipynb #d2f0154b
+# %% ../../nbs/conformance/any_clients.ipynb #f6a60ba7
 async def any_clients(
     it: Subject, # A broadcaster
     fresh: Callable[[], Any] | None = None # Makes another
@@ -326,7 +326,7 @@ async def any_clients(
     if rests := it.excused & {"events.delivered", "events.order"}:
         raise NotObservable(f"{min(rests)} is waived, and every sequence rests on it")
     await (await connect(it)).close()
-    loop, search = asyncio.get_running_loop(), Search("events", it, fresh)
+    loop, search = asyncio.get_running_loop(), Search("events", it, fresh, threading.get_native_id())
     ended: asyncio.Future[BaseException | None] = loop.create_future()
 
     def do(coroutine: Coroutine[Any, Any, Any]) -> Any:
