@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .extensions.protocols import (EventBroadcasterProtocol as EventBroadcasterProtocol,
         PluginRegistryProtocol as PluginRegistryProtocol, ResourceManagerProtocol as ResourceManagerProtocol)
     from .managers.base import BaseJobManager as BaseJobManager, JobManager as JobManager
+    from .managers.sync import SyncJobManager as SyncJobManager
     from .managers.watch import watch as watch
 
 # Each name is imported when it is first asked for, so that importing the contract, or a worker, costs almost nothing.
@@ -17,14 +18,15 @@ _where = {
     "PluginRegistryProtocol": "extensions.protocols", "ResourceManagerProtocol": "extensions.protocols",
     "EventBroadcasterProtocol": "extensions.protocols",
     "BaseJobManager": "managers.base", "JobManager": "managers.base", "watch": "managers.watch",
+    "SyncJobManager": "managers.sync",
     "WorkerConfig": "core.config", "RestartPolicy": "core.config",
     "Job": "core.jobs", "JobError": "core.jobs", "JobCancelled": "core.jobs",
     "report_progress": "worker.context", "check_cancel": "worker.context",
 }
 
 __all__ = ["PluginRegistryProtocol", "ResourceManagerProtocol", "EventBroadcasterProtocol", "BaseJobManager",
-           "JobManager", "watch", "WorkerConfig", "RestartPolicy", "Job", "JobError", "JobCancelled",
-           "report_progress", "check_cancel"]
+           "JobManager", "SyncJobManager", "watch", "WorkerConfig", "RestartPolicy", "Job", "JobError",
+           "JobCancelled", "report_progress", "check_cancel"]
 
 def __getattr__(name: str) -> object:
     if name not in _where: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
