@@ -57,7 +57,7 @@ class NotebookTable:
     def close(self, note: str) -> None:
         if note: self._draw(jobs_html(self._jobs, note))
 
-# %% ../../nbs/managers/watch.ipynb #5860ca05
+# %% ../../nbs/managers/watch.ipynb #f565e242
 def load_tqdm() -> Any: # A class; None if tqdm is not installed
     "Import tqdm, without what it would start."
     try: tqdm: Any = import_module("tqdm").tqdm
@@ -77,6 +77,7 @@ def columns_of(
     except (OSError, ValueError): return 80, 24
     return size.columns or 80, size.lines or 24
 
+# %% ../../nbs/managers/watch.ipynb #53d051c0
 class TerminalBars:
     "One line for each job that has not ended, as many as half of the terminal has room for."
     def __init__(self,
