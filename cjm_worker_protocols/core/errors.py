@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 # %% auto #0
-__all__ = ['FactError', 'ConfigError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError',
-           'PluginNotSendableError', 'ParametersNotSendableError', 'WrongParametersError', 'RegistryUnavailableError',
-           'ResourceValidationError', 'QueueFullError', 'NotANewJobError', 'DuplicateJobError',
-           'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError', 'StreamOverflowError', 'JobStoreError',
-           'KeyConflictError', 'PluginLoadError', 'should_log', 'ends_app', 'log_safely', 'count_failure']
+__all__ = ['FactError', 'ConfigError', 'UnknownSettingError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError',
+           'PluginNotSendableError', 'ParametersNotSendableError', 'RenamedHookError', 'WrongParametersError',
+           'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError', 'NotANewJobError',
+           'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError',
+           'StreamOverflowError', 'JobStoreError', 'KeyConflictError', 'PluginLoadError', 'should_log', 'ends_app',
+           'log_safely', 'count_failure']
 
 # %% ../../nbs/core/errors.ipynb #0d4e33da
 if TYPE_CHECKING: from typing_extensions import dataclass_transform as _dataclass_transform
@@ -63,6 +64,13 @@ class ConfigError(FactError, ValueError):
     expected: str  # What would have been right
     got: object  # The value that was given
     template = "{0.field}: expected {0.expected} (got {0.got!r})"
+
+# %% ../../nbs/core/errors.ipynb #0f5a4806
+class UnknownSettingError(FactError, TypeError):
+    "A setting was given that does not exist."
+    setting: str  # Its name
+    remedy: str  # What to do instead
+    template = "WorkerConfig has no setting {0.setting!r}: {0.remedy}"
 
 # %% ../../nbs/core/errors.ipynb #1b363b4d
 class UnknownPluginError(FactError, ValueError):
@@ -122,6 +130,14 @@ class ParametersNotSendableError(FactError, TypeError):
     def culprit(self) -> str: # `parameter 'audio'`, or `the parameters`
         "What cannot be sent."
         return f"parameter {self.parameter!r}" if self.parameter else "the parameters"
+
+# %% ../../nbs/core/errors.ipynb #d52c4967
+class RenamedHookError(FactError, TypeError):
+    "A subclass defines a hook of cjm-fasthtml-workers that has another name here, and would never be called."
+    manager: str  # The subclass
+    hook: str  # What it defines
+    replacement: str  # What to define instead
+    template = "{0.manager} defines {0.hook}, which is never called: define {0.replacement}"
 
 # %% ../../nbs/core/errors.ipynb #ba00527c
 class WrongParametersError(FactError, TypeError):

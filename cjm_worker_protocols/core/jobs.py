@@ -208,7 +208,7 @@ class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
     _live: LiveJob | None = None
 
-# %% ../../nbs/core/jobs.ipynb #7915e7d7
+# %% ../../nbs/core/jobs.ipynb #186cbfa4
 @dataclass(eq=False)
 class Job(_Attached):
     """One piece of work.
@@ -240,7 +240,7 @@ class Job(_Attached):
 
     @property
     def done(self) -> bool: # Whether the status is an end
-        "Say whether the job has ended."
+        "Say whether the job has ended. May be read from any thread."
         return self.status in ENDS
 
     @property
@@ -265,7 +265,7 @@ class Job(_Attached):
     def stream(self,
         start: int = 0 # Index of the first chunk you want
     ) -> JobStream: # An async iterator
-        """Iterate over what the plugin yields, from chunk `start` on, until the job ends.
+        """Iterate over what the plugin yields, from chunk `start` on, until the job ends. It belongs to the manager's event loop.
 
         :raises JobError: at the end, if the job failed or was cancelled.
         :raises ConfigError: when `start` is no index."""

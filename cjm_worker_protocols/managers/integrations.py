@@ -23,8 +23,7 @@ from .hooks import HookCaller
 from .serial import ExecutorFullError, ExecutorTimeout, SerialExecutor, require_sync
 
 # %% auto #0
-__all__ = ['plugin_id_of', 'RegistryReader', 'RegistryClient', 'resource_of', 'WorkerState', 'without_secrets', 'ResourceClient',
-           'Integrations']
+__all__ = ['plugin_id_of', 'RegistryReader', 'RegistryClient', 'WorkerState', 'without_secrets', 'ResourceClient', 'Integrations']
 
 # %% ../../nbs/managers/integrations.ipynb #9ff9e6b5
 def _read(metadata: Any, name: str, default: Any = None) -> Any:
@@ -155,15 +154,7 @@ class RegistryClient:
             raise RegistryUnavailableError("get_plugin", str(e)) from e
         return name
 
-# %% ../../nbs/managers/integrations.ipynb #d9652d33
-def resource_of(
-    config: Mapping[str, Any] # A plugin's config
-) -> str | None: # The model or other heavy thing that it names
-    "Name what a plugin with this config loads."
-    for key in ("resource_id", "model_id", "model", "model_name"):
-        if config.get(key) is not None: return str(config[key])
-    return None
-
+# %% ../../nbs/managers/integrations.ipynb #ca26f624
 class WorkerState(NamedTuple):
     "What a worker does and holds, as plain values."
     status: str  # starting, standby, idle, running or stopping
@@ -171,6 +162,7 @@ class WorkerState(NamedTuple):
     plugin_id: str | None = None  # The plugin that it has loaded, or loads for this job
     plugin_name: str | None = None  # Its name
     config: Mapping[str, Any] = {}  # Its config
+    resource: str | None = None  # What the plugin has loaded, such as a model's name
 
 # %% ../../nbs/managers/integrations.ipynb #1907485e
 _FIXED = {str, int, float, bool, type(None)}  # types whose values cannot change, so that they need no copy
@@ -185,7 +177,7 @@ def without_secrets(
     except Exception as e: failed(e)
     return dict(config)
 
-# %% ../../nbs/managers/integrations.ipynb #5f59ac04
+# %% ../../nbs/managers/integrations.ipynb #2a53a3bb
 class ResourceClient:
     "The app's resource manager, called in order on a thread of its own."
     def __init__(self,
@@ -226,7 +218,7 @@ class ResourceClient:
         config = self._copy(state.config) if state.plugin_id is not None else None
         update = partial(self._manager.update_worker_state, pid=pid, status=state.status, job_id=state.job_id,
             plugin_name=state.plugin_name, plugin_id=state.plugin_id,
-            loaded_plugin_resource=resource_of(config) if config else None, config=config)
+            loaded_plugin_resource=state.resource if config else None, config=config)
         self.executor.post("update_worker_state", update, key=pid)
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
