@@ -73,7 +73,7 @@ def test_twine_finds_nothing_wrong(dist: "dict[str, Path]") -> None:
 @pytest.mark.slow
 def test_wheel_has_every_module_and_nothing_else(wheel: "dict[str, bytes]") -> None:
     """Every module, py.typed, the recording and its licence; no notebook, no test, no tool."""
-    data = [p for p in LIB.rglob("*") if p.parent.name == "data" and p.is_file()]
+    data = [p for p in LIB.rglob("*") if p.parent.name in ("data", "static") and p.is_file()]
     want = {PurePosixPath(PACKAGE, path) for path in modules()} | {PurePosixPath(PACKAGE, "py.typed")}
     want |= {PurePosixPath(p.relative_to(ROOT).as_posix()) for p in data}
     got = {PurePosixPath(path) for path in wheel if ".dist-info/" not in path}

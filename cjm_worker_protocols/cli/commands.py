@@ -26,7 +26,8 @@ from ..integrations.registry import (
 
 # %% auto #0
 __all__ = ['SPEECH', 'DESCRIBE', 'COUNTS', 'UsageError', 'say', 'fail', 'screen_for', 'installed', 'transcript', 'demo',
-           'parameter', 'run', 'here', 'import_from', 'why_not', 'survey', 'plugins', 'ask', 'config', 'named', 'check']
+           'parameter', 'run', 'here', 'import_from', 'why_not', 'survey', 'plugins', 'ask', 'config', 'named', 'check',
+           'all_installed', 'serve']
 
 # %% ../../nbs/cli/commands.ipynb #834b2f95
 class UsageError(FactError, ValueError):
@@ -150,8 +151,8 @@ def import_from(
     "Look for modules in a folder first."
     if folder: sys.path.insert(0, folder)
 
-# %% ../../nbs/cli/commands.ipynb #7925699d
-DESCRIBE = "cjm_worker_protocols.cli.describe:describe"
+# %% ../../nbs/cli/commands.ipynb #d135ddce
+DESCRIBE = "cjm_worker_protocols.worker.describe:describe"
 
 def why_not(
     error: JobError, # Why a plugin could not be described
@@ -182,7 +183,8 @@ async def survey(
             data: dict[str, Any] = {**facts_of(plugin), "about": plugin.description, "parameters": []}
             try:
                 if plugin.id in jobs:
-                    data.update(await jobs[plugin.id])
+                    found = await jobs[plugin.id]
+                    data.update(about=found["about"], parameters=[parameter["text"] for parameter in found["parameters"]])
                     registry.load_plugin_config(plugin.id)
             except JobError as e: data["problem"] = why_not(e, timeout)
             except (PluginConfigError, ConfigFileError, PluginSchemaError, RegistryExtraError) as e: data["problem"] = str(e)
@@ -299,3 +301,36 @@ def check(
         except (FactoryError, ProbeError, ProtocolError, HypothesisMissing) as e: raise UsageError(str(e)) from e
     say(report.to_json() if json else str(report))
     return 0 if report.ok else 1
+
+# %% ../../nbs/cli/commands.ipynb #2472bc71
+def all_installed() -> Any: # A manager
+    "Make a manager of all installed plugins."
+    from cjm_worker_protocols.cli.session import registry_of
+    from cjm_worker_protocols.integrations.resources import ProcessResourceManager
+    from cjm_worker_protocols.managers.base import JobManager
+    registry = registry_of({"pocketsphinx": SPEECH} if find_spec("pocketsphinx") else None)
+    category = next(iter(registry.groups))
+    return JobManager("cjm-workers", category, plugins=registry.targets(), plugin_registry=registry,
+                      resource_manager=ProcessResourceManager())
+
+def serve(
+    *target: str, # A manager, or a function that makes one, as module:name; without it, all installed plugins are served
+    host: str = "127.0.0.1", # Where to listen; another one than a loopback address demands --token
+    port: int = 8000, # Where to listen; 0 is any free port
+    token: str = "", # What clients have to send; without it, one is made and printed with the address
+    no_token: bool = False, # Whether every user of this machine may use it without a token
+    allow_host: tuple[str, ...] = (), # A further name under which the server is reached
+    allow_path: tuple[str, ...] = (), # A file or folder that requests may name as a parameter
+    open_: bool = False # Show the page in a browser
+) -> int: # 128 + the number of the signal that stopped it
+    "Serve the live page and the HTTP API of a manager."
+    if missing := [package for package in ("starlette", "uvicorn", "python_multipart") if find_spec(package) is None]:
+        raise UsageError(f"serve needs {', '.join(missing)}: run pip install 'cjm-worker-protocols[web]'")
+    from asyncio import run as run_loop
+    from cjm_worker_protocols.web.serve import NotAManagerError, choose_token, serve as serve_manager
+    if len(target) > 1: raise UsageError(f"expected at most one target (got {len(target)})")
+    import_from(here())
+    address, found = choose_token(host, port, token, no_token), named(target[0]) if target else all_installed
+    logging.getLogger("cjm_worker_protocols.worker").setLevel(logging.INFO) # for the page, which shows a job's log
+    try: return run_loop(serve_manager(found, address, say, allow_host, open_, allow_paths=allow_path))
+    except NotAManagerError as e: raise UsageError(str(e)) from e

@@ -20,7 +20,7 @@ from .errors import ConfigError, NotANewJobError, StreamOverflowError, WrongLoop
 
 # %% auto #0
 __all__ = ['ENDS', 'id_bytes', 'signal_name', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'now', 'new_id', 'Waiters',
-           'Chunks', 'Job', 'LiveJob', 'attach', 'request_cancel', 'was_read', 'JobStream']
+           'Chunks', 'Job', 'LiveJob', 'attach', 'request_cancel', 'was_read', 'kept_chunks', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #3edd6986
 def signal_name(
@@ -318,7 +318,7 @@ class LiveJob:
         self.waiters.wake()
         if self.streamed is not None: self.streamed.waiters.wake()
 
-# %% ../../nbs/core/jobs.ipynb #d11a261f
+# %% ../../nbs/core/jobs.ipynb #5838ed2d
 def attach(
     job: Job, # A new job
     loop: asyncio.AbstractEventLoop | None = None, # The manager's loop
@@ -348,6 +348,13 @@ def was_read(
 def _live(job: Job) -> LiveJob:
     if job._live is None: job._live = LiveJob(job)
     return job._live
+
+def kept_chunks(
+    job: Job # A job
+) -> list[Any]: # The oldest first, whose index is `job.dropped_chunks`
+    "Copy the chunks that are kept."
+    chunks = _live(job).streamed
+    return [] if chunks is None else [chunks.get(index) for index in range(chunks.first, chunks.stop)]
 
 # %% ../../nbs/core/jobs.ipynb #c9718906
 class JobStream:

@@ -1,0 +1,87 @@
+"""What the tests of the HTTP API share: a real server on a free port, and a client that reads its streams."""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import httpx
+import uvicorn
+
+TOKEN = "a-token-for-the-tests-1234"
+
+
+class Sent(NamedTuple):
+    """An event of a stream."""
+
+    type: str
+    data: Any
+    id: str
+
+
+class Client(httpx.AsyncClient):
+    """A client of one server."""
+
+    async def start(self, plugin_id: str, query: str = "", **params: Any) -> "dict[str, Any]":
+        """Start a job, and give its document."""
+        answer = await self.post(f"api/jobs{query}", json={"plugin_id": plugin_id, "params": params})
+        assert answer.status_code in (200, 202), answer.text
+        found: "dict[str, Any]" = answer.json()
+        return found
+
+    async def ended(self, job_id: str) -> "dict[str, Any]":
+        """The document of a job once it has ended."""
+        while (found := (await self.get(f"api/jobs/{job_id}")).json())["status"] in ("pending", "running"):
+            await asyncio.sleep(0.01)
+        return dict(found)
+
+    @asynccontextmanager
+    async def events(self, path: str, **headers: str) -> "AsyncIterator[AsyncIterator[Sent]]":
+        """A stream of events."""
+        async with self.stream("GET", path, headers=headers, timeout=15) as answer:
+            assert answer.status_code == 200, await answer.aread()
+            yield read_events(answer)
+
+
+async def read_events(answer: httpx.Response) -> "AsyncIterator[Sent]":
+    """The events of a stream, comments left out."""
+    fields: "dict[str, str]" = {}
+    last = ""
+    async for line in answer.aiter_lines():
+        name, _, value = line.partition(": ")
+        if line:
+            fields[name] = value
+            continue
+        last = fields.get("id", last)
+        if "event" in fields:
+            yield Sent(fields["event"], json.loads(fields["data"]), last)
+        fields = {}
+
+
+def problem(answer: httpx.Response) -> "tuple[int, str, str | None]":
+    """Status, type and field of a problem document."""
+    assert answer.headers["content-type"] == "application/problem+json", (answer.status_code, answer.text)
+    document = answer.json()
+    assert document["status"] == answer.status_code and document["title"] and document["detail"]
+    return answer.status_code, document["type"].partition("#")[2], document.get("field")
+
+
+@asynccontextmanager
+async def serving(app: Any, prefix: str = "/", **headers: str) -> "AsyncIterator[Client]":
+    """A client of an app on a real server; the server stops at the end."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="auto", timeout_graceful_shutdown=5)
+        server = uvicorn.Server(config)
+        task = asyncio.ensure_future(server._serve([listener]))
+        while not server.started:
+            assert not task.done(), task
+            await asyncio.sleep(0.005)
+        try:
+            async with Client(base_url=f"http://127.0.0.1:{port}{prefix}", headers=headers, timeout=15) as client:
+                yield client
+        finally:
+            server.should_exit = True
+            await task
