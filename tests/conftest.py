@@ -1,4 +1,4 @@
-"""In CI nothing may be skipped: whatever a test needs, .ci/run installs. A GPU is the one thing that it cannot install."""
+"""In CI nothing may be skipped: whatever a test needs, .ci/run installs, save for what `MAY_LACK` names."""
 
 import inspect
 import os
@@ -6,6 +6,8 @@ from typing import Any, Generator, Iterator
 
 import engines
 import pytest
+
+MAY_LACK = ("needs_gpu", "needs_torch", "needs_cgroup")  # Markers of tests that need what CI does not have everywhere
 
 
 def _no_skip(report: Any) -> None:
@@ -15,9 +17,9 @@ def _no_skip(report: Any) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, Any, None]":
-    """Turn a skipped test into a failed one when CJM_WORKERS_NO_SKIPS is set, unless it is marked as one that needs a GPU."""
+    """Turn a skipped test into a failed one when CJM_WORKERS_NO_SKIPS is set, unless it is marked as one that may be skipped."""
     report = (yield).get_result()
-    if item.get_closest_marker("needs_gpu") is None:
+    if not any(map(item.get_closest_marker, MAY_LACK)):
         _no_skip(report)
 
 

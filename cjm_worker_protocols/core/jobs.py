@@ -287,7 +287,7 @@ class LiveJob:
     def __init__(self,
         job: Job # The job
     ):
-        self._job = job
+        self._job: Job | None = job  # Until it has ended, so that a large result goes with the last reference to its job
         self.loop: asyncio.AbstractEventLoop | None = None  # The manager's
         self.cancel: Callable[[Job], None] | None = None  # Has the manager end the job; None once it has ended
         self.waiters = Waiters()
@@ -311,8 +311,9 @@ class LiveJob:
         result: Any = None, # Of a completed job
         error: JobError | None = None # Of the others
     ) -> None:
-        "End the job: first its result or error, then its status, then all that wait."
-        job = self._job
+        "End the job, once: first its result or error, then its status, then all that wait."
+        job, self._job = self._job, None
+        if job is None: return
         job.result, job.error, job.completed_at = result, error, now()
         job.status, self.cancel = status, None
         self.waiters.wake()

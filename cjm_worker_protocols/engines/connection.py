@@ -15,11 +15,12 @@ from collections.abc import Callable
 from fcntl import ioctl
 from io import FileIO
 
-from ..core.frames import Frame, FrameReader
+from ..core.frames import Frame, FrameReader, OutgoingFrame
+from ..core.segments import SegmentSocket
 from .processes import in_empty_context
 
 # %% auto #0
-__all__ = ['Claims', 'FrameSender', 'unread', 'FrameReceiver']
+__all__ = ['Claims', 'FrameInTransit', 'FrameSender', 'unread', 'FrameReceiver']
 
 # %% ../../nbs/engines/connection.ipynb #04ce6a9d
 class Claims:
@@ -46,41 +47,75 @@ class Claims:
         self._read.close()
         self._write.close()
 
-# %% ../../nbs/engines/connection.ipynb #060073ec
+# %% ../../nbs/engines/connection.ipynb #d62b575b
+class FrameInTransit:
+    "A frame, or several small ones, of which something still waits."
+    __slots__ = ("tag", "begun", "_pieces", "_segment", "_frame")
+
+    def __init__(self,
+        frame: OutgoingFrame | bytes, # The frame; or one or more encoded frames
+        tag: int # The job that it runs, or 0
+    ):
+        self.tag, self.begun = tag, False
+        self._frame = frame if not isinstance(frame, bytes) and frame.segment is not None else None
+        self._pieces = [memoryview(piece) for piece in ((frame,) if isinstance(frame, bytes) else reversed(frame.pieces))]
+
+    @property
+    def unsent(self) -> int: # Bytes, in a segment too
+        "How much waits."
+        return sum(map(len, self._pieces)) if self._frame is None else len(self._frame)
+
+    def send(self,
+        sock: socket.socket, # For its bytes
+        segments: SegmentSocket | None # For its segment
+    ) -> bool: # Whether nothing waits any more
+        "Send what the sockets take. Raises what `send` raises; `BlockingIOError` is a full socket."
+        if self._frame is not None: self._pass_on(self._frame, segments)
+        while self._pieces:
+            piece = self._pieces[-1]
+            sent = sock.send(piece)
+            self.begun = True
+            if sent == len(piece): self._pieces.pop()
+            else: self._pieces[-1] = piece[sent:]
+        return True
+
+    def _pass_on(self, frame: OutgoingFrame, segments: SegmentSocket | None) -> None:
+        "Pass the segment on, or have its bytes cross the socket. After this the header has to follow."
+        self.begun = segments is not None and frame.segment is not None and segments.send(frame.segment)
+        if not self.begun: self._pieces = [memoryview(piece) for piece in reversed(frame.without_segment())]
+        self._frame = None
+
+# %% ../../nbs/engines/connection.ipynb #96ecb1f7
 class FrameSender:
     "Sends frames to a worker, as fast as it takes them."
     def __init__(self,
         loop: asyncio.AbstractEventLoop, # The manager's
-        sock: socket.socket # Non-blocking
+        sock: socket.socket, # Non-blocking
+        segments: SegmentSocket | None = None # Carries very large bodies, which without it cross `sock`
     ):
-        self._loop, self._sock, self._closed = loop, sock, False
-        self._waiting, self._begun = deque[tuple[int, memoryview]](), False
+        self._loop, self._sock, self._segments, self._closed = loop, sock, segments, False
+        self._waiting = deque[FrameInTransit]()
 
     @property
     def unsent(self) -> int: # Bytes
         "How much waits until the worker takes it."
-        return sum(len(data) for _, data in self._waiting)
+        return sum(frame.unsent for frame in self._waiting)
 
     def send(self,
-        data: bytes, # One or more encoded frames
+        frame: OutgoingFrame | bytes, # The frame; or one or more encoded frames
         tag: int = 0 # The job that they run, if they run one
     ) -> None:
         "Send now what can be sent now, and the rest when there is room."
         if self._closed: return
-        self._waiting.append((tag, memoryview(data)))
+        self._waiting.append(FrameInTransit(frame, tag))
         if len(self._waiting) == 1 and not self._send(): in_empty_context(self._loop.add_writer, self._sock, self._send_rest)
 
     def _send(self) -> bool:
         "Send what the socket takes; return whether nothing waits any more."
         while self._waiting:
-            tag, data = self._waiting[0]
-            try: sent = self._sock.send(data)
+            try: self._waiting[0].send(self._sock, self._segments)
             except BlockingIOError: return False
-            except OSError: # the worker is dying, and its end comes soon
-                self._waiting.clear()
-                return True
-            self._begun = sent < len(data)
-            if self._begun: self._waiting[0] = tag, data[sent:]
+            except OSError: self._waiting.clear() # the worker is dying, and its end comes soon
             else: self._waiting.popleft()
         return True
 
@@ -92,7 +127,7 @@ class FrameSender:
     ) -> None:
         "Drop the frames of those jobs, except one that was sent in part."
         if self._closed or not self._waiting: return
-        self._waiting = deque(piece for n, piece in enumerate(self._waiting) if piece[0] not in tags or not n and self._begun)
+        self._waiting = deque(frame for frame in self._waiting if frame.tag not in tags or frame.begun)
         if not self._waiting: self._loop.remove_writer(self._sock)
 
     def close(self) -> None:
@@ -117,10 +152,11 @@ class FrameReceiver:
         sock: socket.socket, # Non-blocking
         on_frame: Callable[[Frame], None], # Takes each frame
         on_hung_up: Callable[[Exception | None], None], # Called when no more will come, with the error if that was no plain end
-        before_frames: Callable[[], None] = lambda: None # Called before frames that have just come are handed over
+        before_frames: Callable[[], None] = lambda: None, # Called before frames that have just come are handed over
+        segments: SegmentSocket | None = None # Carries very large bodies
     ):
         self._loop, self._sock, self._on_frame, self._on_hung_up, self._before_frames = loop, sock, on_frame, on_hung_up, before_frames
-        self._reader, self._frames = FrameReader(), deque[Frame]()
+        self._reader, self._frames = FrameReader(take_segment=segments.receive if segments is not None else None), deque[Frame]()
         self._paused = self._over = False
         self._listen()
 

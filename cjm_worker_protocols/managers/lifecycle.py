@@ -72,7 +72,7 @@ def log_of(
     try: context.run(forward_log, report.worker.pid, job, *report.fields)
     except BaseException as e: ends_app(e)
 
-# %% ../../nbs/managers/lifecycle.ipynb #8d8b11b8
+# %% ../../nbs/managers/lifecycle.ipynb #2195e81d
 def apply_backpressure(
     handle: WorkerHandle, # The worker that runs the job
     chunks: Chunks, # The job's, full
@@ -82,10 +82,10 @@ def apply_backpressure(
     loop, moves = asyncio.get_running_loop(), chunks.moves
     timer: asyncio.TimerHandle
 
-    def stalled() -> None:
+    def stalled(again: Callable[[Any], None]) -> None: # itself, so that no cycle keeps large chunks from being freed
         nonlocal timer, moves
         if chunks.moves == moves: chunks.give_up()
-        timer, moves = loop.call_later(stall_timeout, stalled, context=Context()), chunks.moves
+        timer, moves = loop.call_later(stall_timeout, again, again, context=Context()), chunks.moves
         if not chunks.full(): chunks.release()
 
     def go_on() -> None:
@@ -93,7 +93,7 @@ def apply_backpressure(
         handle.resume()
 
     if chunks.on_room is not None: return
-    timer = loop.call_later(stall_timeout, stalled, context=Context())
+    timer = loop.call_later(stall_timeout, stalled, stalled, context=Context())
     chunks.on_room = go_on
     handle.pause()
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..core.config import WorkerConfig, check_number
 from ..core.errors import (ConfigError, DuplicateJobError, NotANewJobError, ParametersNotSendableError, QueueFullError,
     RegistryUnavailableError, ResourceValidationError, WorkersUnavailableError, WrongParametersError)
-from ..core.frames import Kind, dumps, encode
+from ..core.frames import Kind, OutgoingFrame, dumps
 from ..core.jobs import Job
 from .hooks import Hooks
 from .lifecycle import Lifecycle
@@ -139,7 +139,7 @@ def make_frame(
     stream: bool, # Whether a plugin manager's plugin is to stream
     parameters: Any, # What `prepare_execute_request` returned
     signature: inspect.Signature | None = None # What the plugin takes, if it is known
-) -> bytes: # A RUN frame
+) -> OutgoingFrame: # A RUN frame
     """Make the frame that runs a job.
 
     Raises `WrongParametersError`, `ParametersNotSendableError`, `ConfigError` and `RegistryUnavailableError`."""
@@ -147,7 +147,7 @@ def make_frame(
         if inspect.iscoroutine(parameters): parameters.close()
         raise ConfigError("prepare_execute_request()", "a mapping of names to values, from a plain `def`", parameters)
     check_signature(job.plugin_id, signature, parameters)
-    try: return encode(Kind.RUN, tag, (job.plugin_id, name, config, stream, parameters))
+    try: return OutgoingFrame(Kind.RUN, tag, (job.plugin_id, name, config, stream, parameters), lasting=True)
     except Exception as e:
         unsendable = f"the config cannot be sent to a worker: {e}"
         if culprit({"config": config}): raise RegistryUnavailableError("load_plugin_config", unsendable) from e

@@ -193,7 +193,7 @@ class JobExecution:
         self._channel.chunk(self._job.tag, value)
         self._stage = "exception", ""
 
-# %% ../../nbs/worker/main.ipynb #0d4e9bfd
+# %% ../../nbs/worker/main.ipynb #834d9933
 class WorkerLoop:
     "Acts on the manager's frames."
     def __init__(self,
@@ -205,14 +205,19 @@ class WorkerLoop:
 
     def serve(self) -> None:
         "Work until the manager sends `STOP` or closes its end. Then unload."
-        while (frame := self._channel.receive()) is not None and frame.kind != Kind.STOP:
-            if frame.kind == Kind.RUN: self._run(frame)
-            elif frame.kind == Kind.UNLOAD: self._command(frame, self._unload)
-            elif frame.kind == Kind.RELOAD: self._command(frame, self._reload)
-            elif frame.kind == Kind.LEVEL: self._stdio.handler.set_level(frame.value())
-            elif frame.kind == Kind.INIT: self._init(*frame.value())
+        while self._act(self._channel.receive()):
             if self._process is not None: self._process.restore() # now, while the manager reads what was said
         self._slot.unload()
+
+    def _act(self, frame: Frame | None) -> bool:
+        "Act on a frame, and keep nothing of it; return whether another is to be received."
+        if frame is None or frame.kind == Kind.STOP: return False
+        if frame.kind == Kind.RUN: self._run(frame)
+        elif frame.kind == Kind.UNLOAD: self._command(frame, self._unload)
+        elif frame.kind == Kind.RELOAD: self._command(frame, self._reload)
+        elif frame.kind == Kind.LEVEL: self._stdio.handler.set_level(frame.value())
+        elif frame.kind == Kind.INIT: self._init(*frame.value())
+        return True
 
     def _init(self, path: list[str] | None, source: Any, level: int) -> None:
         "Take over the manager's import path, keep the loader, and report that the worker is ready."
@@ -261,17 +266,18 @@ def end_process(
         sys.stderr.flush()
     finally: os._exit(code)
 
-# %% ../../nbs/worker/main.ipynb #6067b41f
+# %% ../../nbs/worker/main.ipynb #a68238e6
 def main(
     fd: int, # The worker's end of the socketpair
-    claims: int # The worker's end of the pipe of claims
+    claims: int, # The worker's end of the pipe of claims
+    segments: int = -1 # The worker's end of the socketpair that carries segments, if there is one
 ) -> None:
     "Be a worker until the manager stops it."
     import faulthandler
     faulthandler.enable()
     process = WorkerProcess()
-    for inherited in (fd, claims): os.set_inheritable(inherited, False)
-    channel = Channel(socket.socket(fileno=fd), claims)
+    for inherited in (fd, claims, *([segments] if segments >= 0 else [])): os.set_inheritable(inherited, False)
+    channel = Channel(socket.socket(fileno=fd), claims, socket.socket(fileno=segments) if segments >= 0 else None)
     stdio = WorkerStdio(channel)
     stdio.install()
     context.follow_threads()

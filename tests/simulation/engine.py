@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from cjm_worker_protocols import WorkerConfig
-from cjm_worker_protocols.core.frames import Frame, FrameReader, Kind, encode
+from cjm_worker_protocols.core.frames import Frame, FrameReader, Kind, OutgoingFrame, encode
 from cjm_worker_protocols.engines.base import Exit, WorkerEvents
 
 from .clock import Clock, Happening
@@ -105,12 +105,12 @@ class SimulatedWorker:
             self._asked.add(self._inbox[-1].tag)
         self._wake()
 
-    def give(self, tag: int, data: bytes) -> None:
+    def give(self, tag: int, frame: OutgoingFrame) -> None:
         self._clock.catch_up()
         if self.gone:
             return
         self.claims.append(tag)
-        self.send(data)
+        self.send(bytes(frame))
         run = self._inbox[-1]
         self._fates[tag] = fate = self._book.fates[run.value()[4]["n"]]
         self._book.given(fate, self)
