@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import gc
 import os
 import pickle
 import resource
@@ -38,6 +39,12 @@ def segments_of(pid: "int | str" = "self") -> "tuple[int, int]":
     maps = Path(f"/proc/{pid}/maps").read_text().count("memfd:cjm-worker-protocols")
     links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
     return maps, sum("memfd:cjm-worker-protocols" in link for link in links)
+
+
+@pytest.fixture(autouse=True)
+def tidy() -> None:
+    """Nothing of an earlier test waits for the garbage collector."""
+    gc.collect()
 
 
 async def until(condition: "Callable[[], bool]") -> None:
