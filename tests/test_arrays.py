@@ -21,7 +21,7 @@ from harness import end, finish, first_chunk, manager, said_json, script
 
 from cjm_worker_protocols import JobError
 from cjm_worker_protocols.core import segments
-from cjm_worker_protocols.core.frames import LARGE, Frame, Kind, OutgoingFrame
+from cjm_worker_protocols.core.frames import LARGE, Frame, Kind, outgoing
 from cjm_worker_protocols.core.segments import LEAST, LostSegmentError, Segment, SegmentSocket, UnsealedSegmentError, write_segment
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
@@ -168,7 +168,7 @@ async def test_classes_of_a_script_travel_with_large_arrays() -> None:
         def __init__(self, pixels: Any) -> None:
             self.pixels = pixels
 
-    frame = OutgoingFrame(Kind.RUN, 1, Picture(array(LARGE)), lasting=True)
+    frame = outgoing(Kind.RUN, 1, Picture(array(LARGE)), lasting=True)
     assert len(frame.pieces) > 2
     async with manager(echo) as m:
         came = await (await m.start_job("echo", value=Picture(array(LEAST))))
@@ -420,13 +420,13 @@ async def test_a_result_that_cannot_be_mapped_fails_its_job_alone() -> None:
 
 TOO_MANY = """
 import asyncio, json, os, resource, socket
-from cjm_worker_protocols.core.frames import FrameReader, Kind, OutgoingFrame
+from cjm_worker_protocols.core.frames import FrameReader, Kind, outgoing
 from cjm_worker_protocols.core.segments import SegmentSocket
 from cjm_worker_protocols.engines.connection import FrameSender
 
 async def main():
     if os.getuid() == 0: os.setuid(65534) # the limit is not root's
-    frame = OutgoingFrame(Kind.RUN, 7, [bytes(9 << 20)])
+    frame = outgoing(Kind.RUN, 7, [bytes(9 << 20)])
     resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
     full, reader_of_full = socket.socketpair()
     full.setblocking(False)

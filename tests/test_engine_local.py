@@ -22,7 +22,7 @@ import pytest
 from harness import TESTS, alive, end, finish, first_chunk, gone, gone_soon, guardians, manager, nothing_left, run, said_json, script  # noqa: F401
 
 from cjm_worker_protocols import JobManager, WorkerConfig
-from cjm_worker_protocols.core.frames import HEADER, Frame, Kind, OutgoingFrame, encode
+from cjm_worker_protocols.core.frames import HEADER, Frame, Kind, encode, outgoing
 from cjm_worker_protocols.engines import guardian as guarding
 from cjm_worker_protocols.engines.base import Exit
 from cjm_worker_protocols.engines.connection import FrameReceiver, unread
@@ -80,7 +80,7 @@ class One:
 
     def run(self, tag: int = 1, **parameters: Any) -> None:
         """Give it a job."""
-        self.worker.give(tag, OutgoingFrame(Kind.RUN, tag, ("p", "p", {}, False, parameters)))
+        self.worker.give(tag, outgoing(Kind.RUN, tag, ("p", "p", {}, False, parameters)))
 
     async def __aenter__(self) -> "One":
         return self
@@ -431,7 +431,7 @@ async def test_what_a_busy_worker_was_given_and_lost_again_is_dropped() -> None:
     async with One(waits) as one:
         one.run()
         await one.told.says(Kind.CHUNK)
-        body = OutgoingFrame(Kind.RUN, 2, ("p", "p", {}, False, {"body": bytes(1_000_000)}))
+        body = outgoing(Kind.RUN, 2, ("p", "p", {}, False, {"body": bytes(1_000_000)}))
         for tag in range(2, 302):
             one.worker.give(tag, body)
             assert one.worker.withdraw() == {tag}

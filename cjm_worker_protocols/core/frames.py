@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from .segments import Segment, write_segment
 
 # %% auto #0
-__all__ = ['PLAIN', 'UNPICKLABLE', 'LARGE', 'ALIGNED', 'HEADER', 'Kind', 'dumps', 'encode', 'OutgoingFrame', 'Frame',
-           'FrameReader']
+__all__ = ['PLAIN', 'UNPICKLABLE', 'LARGE', 'ALIGNED', 'HEADER', 'Kind', 'dumps', 'in_one_piece', 'encode', 'OutgoingFrame',
+           'outgoing', 'Frame', 'FrameReader']
 
 # %% ../../nbs/core/frames.ipynb #8c805d1c
 class Kind(IntEnum):
@@ -134,8 +134,16 @@ def _taken_apart(body: memoryview, count: int) -> tuple[list[memoryview], memory
         at += size
     return found, body[at:]
 
-# %% ../../nbs/core/frames.ipynb #ed920a2b
+# %% ../../nbs/core/frames.ipynb #d061cd50
 HEADER = struct.Struct(">BBIQQ")  # kind, how many segments it has, how many buffers lie in its body, tag, size of the body in bytes
+
+def in_one_piece(
+    kind: int, # One of `Kind`
+    tag: int, # The job's or the command's number; 0 for neither
+    body: bytes # The pickled body
+) -> bytes: # The whole frame
+    "Put the header before a body."
+    return HEADER.pack(kind, 0, 0, tag, len(body)) + body
 
 def encode(
     kind: int, # One of `Kind`
@@ -143,55 +151,21 @@ def encode(
     value: Any = None # The body, of modest size
 ) -> bytes: # The whole frame
     "Encode one frame. Raises what pickling `value` raises."
-    body = dumps(value)
-    return HEADER.pack(kind, 0, 0, tag, len(body)) + body
+    return in_one_piece(kind, tag, dumps(value))
 
-# %% ../../nbs/core/frames.ipynb #06a88316
+# %% ../../nbs/core/frames.ipynb #d8693178
 class OutgoingFrame:
-    "A frame that is to be sent. `pieces` are its bytes, the header first; of a frame with a segment they are the header alone."
+    "A frame that is to be sent. `len` counts its segment too."
     __slots__ = ("pieces", "segment")
 
     def __init__(self,
-        kind: int, # One of `Kind`
-        tag: int, # The job's or the command's number; 0 for neither
-        value: Any = None, # The body
-        lasting: bool = False, # Whether it is sent later, when what `value` refers to may have changed
-        in_segment: bool = True # Whether a very large body may travel in a segment
+        pieces: list[Any], # Its bytes, the header first; of a frame with a segment the header alone
+        segment: Segment | None = None # Its body, if that is very large
     ):
-        "Encode a frame. Raises what pickling `value` raises. A very large value is copied here, once."
-        found = _pieces(value)
-        self.pieces: list[Any] = [HEADER.pack(kind, 0, 0, tag, len(found[0])) + found[0]] if found.small else []
-        self.segment: Segment | None = None
-        if self.pieces: return
-        body = _lay_out(found)
-        size = sum(map(len, body))
-        if in_segment: self.segment = write_segment(body, size)
-        if self.segment is not None: body = []
-        elif lasting: body = [piece if type(piece) is bytes else bytes(piece) for piece in body]
-        self.pieces = [HEADER.pack(kind, self.segment is not None, len(found.buffers), tag, size), *body]
-
-    @classmethod
-    def pickled(cls,
-        kind: int, # One of `Kind`
-        tag: int, # The job's or the command's number
-        body: bytes # The pickled body, of modest size
-    ) -> OutgoingFrame: # In one piece
-        "Make a frame of a value that is pickled already."
-        frame = cls.__new__(cls)
-        frame.pieces, frame.segment = [HEADER.pack(kind, 0, 0, tag, len(body)) + body], None
-        return frame
+        self.pieces, self.segment = pieces, segment
 
     def __len__(self) -> int: return sum(map(len, self.pieces)) + (len(self.segment) if self.segment is not None else 0)
-
-    def with_tag(self,
-        tag: int # Another tag
-    ) -> OutgoingFrame: # A frame with it, which shares the body
-        "Give the same frame another tag."
-        frame, first = OutgoingFrame.__new__(OutgoingFrame), self.pieces[0]
-        kind, segments, buffers, _, size = HEADER.unpack_from(first)
-        frame.pieces = [HEADER.pack(kind, segments, buffers, tag, size) + first[HEADER.size:], *self.pieces[1:]]
-        frame.segment = self.segment
-        return frame
+    def __bytes__(self) -> bytes: return b"".join(self.without_segment())
 
     def without_segment(self) -> list[Any]: # `bytes` and memoryviews
         "Return the pieces of the same frame for a connection that carries no segments. Raises what `Segment.map` does."
@@ -199,7 +173,31 @@ class OutgoingFrame:
         kind, _, buffers, tag, size = HEADER.unpack(self.pieces[0])
         return [HEADER.pack(kind, 0, buffers, tag, size), self.segment.map()]
 
-    def __bytes__(self) -> bytes: return b"".join(self.without_segment())
+    def with_tag(self,
+        tag: int # Another tag
+    ) -> OutgoingFrame: # A frame with it, which shares the body
+        "Give the same frame another tag."
+        first = self.pieces[0]
+        kind, segments, buffers, _, size = HEADER.unpack_from(first)
+        return OutgoingFrame([HEADER.pack(kind, segments, buffers, tag, size) + first[HEADER.size:], *self.pieces[1:]], self.segment)
+
+# %% ../../nbs/core/frames.ipynb #c6ab4799
+def outgoing(
+    kind: int, # One of `Kind`
+    tag: int, # The job's or the command's number; 0 for neither
+    value: Any = None, # The body
+    lasting: bool = False, # Whether it is sent later, when what `value` refers to may have changed
+    in_segment: bool = True # Whether a very large body may travel in a segment
+) -> OutgoingFrame: # In one piece if it is small
+    "Make a frame. Raises what pickling `value` raises. A very large value is copied here, once."
+    found = _pieces(value)
+    if found.small: return OutgoingFrame([in_one_piece(kind, tag, found[0])])
+    body = _lay_out(found)
+    size = sum(map(len, body))
+    segment = write_segment(body, size) if in_segment else None
+    if segment is not None: body = []
+    elif lasting: body = [piece if type(piece) is bytes else bytes(piece) for piece in body]
+    return OutgoingFrame([HEADER.pack(kind, segment is not None, len(found.buffers), tag, size), *body], segment)
 
 # %% ../../nbs/core/frames.ipynb #24d0bcb5
 class Frame(NamedTuple):

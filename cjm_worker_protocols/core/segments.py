@@ -40,7 +40,7 @@ class UnsealedSegmentError(FactError, ValueError):
     found: str  # What it is
     template = "expected sealed shared memory of {0.size} bytes (got {0.found})"
 
-# %% ../../nbs/core/segments.ipynb #44cf2610
+# %% ../../nbs/core/segments.ipynb #a3ac7876
 def _private_mapping(fd: int, size: int) -> memoryview:
     "Map a file privately and writable, without keeping a descriptor. Raises `OSError`, and `ImportError` without ctypes."
     protection = mmap.PROT_READ | mmap.PROT_WRITE
@@ -64,6 +64,7 @@ def _copy(fd: int, size: int) -> memoryview:
     while at < size: at += os.preadv(fd, [memory[at:]], at)
     return memory
 
+# %% ../../nbs/core/segments.ipynb #162551f5
 class Segment:
     "A descriptor of sealed shared memory. It is closed with the object; the memory lives on in arrays that lie in it."
     _close = staticmethod(os.close)  # For when the interpreter ends
