@@ -23,6 +23,8 @@ from harness import finish, manager, script
 from repo import ROOT
 
 from cjm_worker_protocols.core.frames import LARGE, Frame, FrameReader, Kind, encode
+from cjm_worker_protocols.engines.connection import Claims
+from cjm_worker_protocols.worker.channel import ClaimReader
 from cjm_worker_protocols.worker.plugins import AdaptedPlugin, PluginTable, pack
 
 ENDS = (Kind.RESULT, Kind.FAILED, Kind.CANCELLED)
@@ -66,13 +68,13 @@ class Driven:
             os.dup2(theirs.fileno(), fd)
             theirs.close()
         number = fd if fd >= 0 else theirs.fileno()
-        read, self.claims = os.pipe()
-        os.set_blocking(read, False)
+        reader, self.claims = socket.socketpair()
+        read = reader.fileno()
         main = f"{prelude}; from cjm_worker_protocols.worker.main import main; main({number}, {read})"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
         fds = {"pass_fds": [number, read], "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen([sys.executable, "-c", main], start_new_session=True, env=env, **{**fds, **popen})
-        os.close(read)
+        reader.close()
         os.close(fd) if fd >= 0 else theirs.close()
         self.reader, self.frames, self.tag = FrameReader(), list[Frame](), 0
         loader = source or pack("loader", PluginTable({plugin.__name__: plugin for plugin in plugins}))
@@ -100,7 +102,7 @@ class Driven:
     def start(self, plugin: str, config: "dict[str, Any] | None" = None, stream: bool = True, **parameters: Any) -> int:
         """Give it a job."""
         self.tag += 1
-        os.write(self.claims, self.tag.to_bytes(8, "big"))
+        self.claims.send(self.tag.to_bytes(8, "big"))
         self.send(Kind.RUN, self.tag, (plugin, plugin, config or {}, stream, parameters))
         return self.tag
 
@@ -139,7 +141,7 @@ class Driven:
             self.process.kill()
             self.process.wait()
             self.sock.close()
-            os.close(self.claims)
+            self.claims.close()
         return self.process.returncode, (err or b"").decode()
 
 
@@ -1098,3 +1100,15 @@ async def test_what_a_thread_says_late_is_not_said_of_the_next_job(tmp_path: Pat
             assert await job == "waited"
     said = {(record.name.rpartition(".")[2], record.getMessage()): record.job_id for record in caplog.records if hasattr(record, "job_id")}
     assert (said["stdout", "late"], said["late", "late"], said["stdout", "mine"]) == (None, None, job.id)
+
+
+def test_a_worker_that_skips_a_job_leaves_the_claim_of_the_next() -> None:
+    """So that the manager knows that the next one was never begun, should the worker die now."""
+    claims = Claims()
+    reader = ClaimReader(os.dup(claims.read_end))
+    for tag in (8, 9):
+        claims.put(tag)
+    assert not reader.take(7) and claims.withdraw() == {8, 9}
+    claims.put(9)
+    assert not reader.take(8) and reader.take(9) and not reader.take(9) and not claims.withdraw()
+    claims.close()

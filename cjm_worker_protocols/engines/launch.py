@@ -56,7 +56,7 @@ class Invocation(NamedTuple):
         argv = list(map(str, getattr(sys, "argv", ())))
         return cls(command[1:-3], argv) # without the executable, and without `-c`, its code and an option
 
-# %% ../../nbs/engines/launch.ipynb #8970c178
+# %% ../../nbs/engines/launch.ipynb #4e1e44b2
 _PACKAGE = Path(os.path.abspath(guardian.__file__)).parents[1]
 ARGV = "CJM_WORKERS_ARGV"  # The variable with the app's arguments, which the worker removes before anything else runs
 _START = f"""import json, os, sys
@@ -72,7 +72,7 @@ main(*map(int, fds))"""
 
 def worker_command(
     config: WorkerConfig, # Says which interpreter
-    inherited: tuple[int, ...], # Its ends of the sockets of frames and of segments (or -1), of the pipe of claims, and of its lifeline
+    inherited: tuple[int, ...], # Its ends of the sockets of frames and of segments (or -1), of the claims, and of its lifeline
     invocation: Invocation # What it takes over
 ) -> list[str]: # To be run in a session of its own
     "Return the command line of a worker process. :raises NoInterpreterError: when there is no interpreter."

@@ -271,33 +271,38 @@ class FrameInbox:
         while not self._whole.torn and self._sock.readable() and self._fill(): pass
         return any(frame.kind == Kind.CANCEL and frame.tag == tag for frame in self._frames)
 
-# %% ../../nbs/worker/channel.ipynb #e1d674e8
+# %% ../../nbs/worker/channel.ipynb #469cd13e
 class ClaimReader:
-    "The worker's side of the pipe of claims."
+    "The worker's side of the claims."
     def __init__(self,
         fd: int = -1 # The end to read; without one every job may begin
     ):
-        self._pipe, self._next = (Descriptor(fd) if fd >= 0 else None), 0
+        self._fd, self._next = (Descriptor(fd) if fd >= 0 else None), 0
+        self._socket = socket.socket(fileno=fd) if fd >= 0 else None
+
+    def _read(self, flags: int = 0) -> int:
+        "Read a claim that is there; 0 when there is none."
+        assert self._socket is not None
+        try: return int.from_bytes(self._socket.recv(8, flags | socket.MSG_DONTWAIT), "big")
+        except BlockingIOError: return 0
 
     def take(self,
         tag: int # A job's number
     ) -> bool: # Whether the job may begin
         "Take the claim to a job, unless the manager has withdrawn it. Raises `LostChannelError`."
-        if self._pipe is None: return True
-        self._pipe.set_blocking(False)
-        if not self._next:
-            try: self._next = int.from_bytes(os.read(self._pipe.fd, 8), "big")
-            except BlockingIOError: return False
-        if self._next != tag: return False # the claim of this job was withdrawn; this one belongs to a later job
+        if self._fd is None: return True
+        self._fd.set_blocking(False)
+        if not self._next and self._read(socket.MSG_PEEK) == tag: self._next = self._read()
+        if self._next != tag: return False # the claim of this job was withdrawn; if one was put there meanwhile, it belongs to a later job
         self._next = 0
         return True
 
-# %% ../../nbs/worker/channel.ipynb #fedbdfe8
+# %% ../../nbs/worker/channel.ipynb #7154065c
 class Channel:
     "The worker's end of the connection to its manager."
     def __init__(self,
         sock: socket.socket, # Connected to the manager
-        claims: int = -1, # The end of the pipe of claims to read; without one every job may begin
+        claims: int = -1, # The end of the claims to read; without one every job may begin
         segments: socket.socket | None = None # Carries very large bodies, which without it cross `sock`
     ):
         waiting, carrier = BlockingSocket(sock), SegmentSocket(segments) if segments is not None else None

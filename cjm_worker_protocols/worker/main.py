@@ -266,10 +266,10 @@ def end_process(
         sys.stderr.flush()
     finally: os._exit(code)
 
-# %% ../../nbs/worker/main.ipynb #a68238e6
+# %% ../../nbs/worker/main.ipynb #3bfe916d
 def main(
     fd: int, # The worker's end of the socketpair
-    claims: int, # The worker's end of the pipe of claims
+    claims: int, # The worker's end of the claims
     segments: int = -1 # The worker's end of the socketpair that carries segments, if there is one
 ) -> None:
     "Be a worker until the manager stops it."

@@ -57,7 +57,7 @@ class SimulatedWorker:
         self._engine, self._clock = engine, engine.clock
         self._rng, self._faults, self._book = engine.rng, engine.faults, engine.book
         self._inbox, self._incoming = deque[Frame](), FrameReader(1024)  # What the manager has sent
-        self.claims, self._claim = deque[int](), 0  # The claims in the pipe, and the one that was taken out of it
+        self.claims = deque[int]()  # Those that it has not taken
         self._wire, self._unread, self._outgoing = bytearray(), 0, FrameReader(1024)  # What was said and has not arrived
         self._printed: list[str] = []  # What C code has written
         self._frames = deque[Frame]()  # What has arrived and was not handed over
@@ -254,8 +254,6 @@ class SimulatedWorker:
         self.dead, self.asleep = True, False
         self._book.note(self, "dies", code, signal)
         self._book.died(self, self._job, self.ready)
-        if self._claim:
-            self._fates[self._claim].claim_lost = True
         if self._next_step is not None:
             self._next_step.cancel()
         self._after("end", self._rng.choice([0.0, 0.0002, 0.01]), self._clock.arrive, self._ended, Exit(code, signal))
@@ -362,13 +360,9 @@ class SimulatedWorker:
 
     def _take_claim(self, tag: int) -> bool:
         """Whether the manager still wants this job to be run here."""
-        if not self._claim:
-            if not self.claims:
-                return False
-            self._claim = self.claims.popleft()
-        if self._claim != tag:
-            return False
-        self._claim = 0
+        if not self.claims or self.claims[0] != tag:
+            return False  # a claim of a later job stays where it is
+        self.claims.popleft()
         return True
 
     def _run(self, frame: Frame) -> Iterator[float | None]:

@@ -11,9 +11,7 @@ from typing import Any
 from cjm_worker_protocols.core.events import Event
 from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 
-KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: they are counted, not failed
-    "crash of a job never begun": "a worker takes a later job's claim while it skips revoked ones, and dies",
-}
+KNOWN: dict[str, str] = {}  # Invariants that the managers break today, and why: they are counted, not failed
 
 CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start", "expired"})
 MOVES = {  # From status to status
@@ -53,7 +51,6 @@ class Fate:
         self.begun = 0  # How often a worker has begun it
         self.deaths = 0  # How many workers died while they ran it
         self.spared = 0  # How many died that had been given it and had not begun it
-        self.claim_lost = False  # Whether a worker died that had taken the claim and had not begun it
         self.garbled = False  # Whether a worker that ran it has sent what is no frame, and all before that may be lost
         self.said: tuple[str, Any] | None = None  # How its last run ended, as its worker said
         self.expires: float | None = None  # Seconds that it may wait
@@ -201,8 +198,7 @@ class Book:
         if kind in ("exception", "load", "serialization"):
             self.check("failed for a reason", said == kind or (kind == "load" and self.admission), fate, error, fate.said)
         elif kind == "crash":
-            name = "failed for a reason" if not fate.claim_lost else "crash of a job never begun"
-            self.check(name, fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
+            self.check("failed for a reason", fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
         elif kind == "start":
             self.check("others' crashes", self.failed_starts or self.never_replaced, fate, error)
         elif kind == "expired":
