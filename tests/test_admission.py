@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from harness import Gate, Seen, end, gate, manager, nothing_left, run  # noqa: F
 from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.extensions.admission import AdmissionProtocol, EvictionProtocol
+from cjm_worker_protocols.managers.admission import Silence
 
 SIZES = {"small": 1, "medium": 2, "large": 4, "huge": 99}
 
@@ -242,7 +244,7 @@ class Unspeakable:
 
 @pytest.mark.parametrize("what", ["estimate", "answer"])
 async def test_what_raises_where_room_is_asked_for_holds_up_no_job(what: str) -> None:
-    """The hook that says what a plugin needs, or the answer itself: it is counted, and the job runs as if nobody knew."""
+    """The hook that says what a plugin needs is counted, and the job runs; an answer that cannot be read counts as none."""
     room = Admits(room=4)
     asked: "list[str]" = []
 
@@ -253,7 +255,8 @@ async def test_what_raises_where_room_is_asked_for_holds_up_no_job(what: str) ->
                 raise OSError("the model cannot be looked at")
             return super().estimate_resources(plugin_id, plugin_config)
 
-    room.can_start = lambda *arguments: Unspeakable() if what == "answer" else None  # type: ignore[method-assign,assignment,return-value]
+    answers: "list[Any]" = [Unspeakable()] if what == "answer" else []
+    room.can_start = lambda *arguments: answers.pop() if answers else None  # type: ignore[method-assign,assignment]
 
     async with sized(room, Manager) as m:
         assert await (await m.start_job("small")) == "small"
@@ -341,32 +344,82 @@ async def test_memory_that_others_give_back_is_noticed() -> None:
         assert await asyncio.wait_for(job.wait(), 5) is job and job.result == "medium"
 
 
-@pytest.mark.parametrize("how", ["raise", "hang", "nonsense"])
-async def test_an_admission_that_misbehaves_hurts_no_job(how: str) -> None:
-    """It is counted, and the job starts all the same."""
+class Silent(Admits):
+    """Raises or hangs in place of an answer, until it is mended."""
 
-    class Bad(Evicts):
-        def can_ever_start(self, *_: Any) -> Any:
-            return self._bad()
+    def __init__(self, how: str) -> None:
+        super().__init__(room=4)
+        self.how, self.mended = how, threading.Event()
 
-        def can_start(self, *_: Any) -> Any:
-            return self._bad()
+    def can_ever_start(self, *_: Any) -> Any:
+        return self._bad()
 
-        def _bad(self) -> Any:
-            if how == "raise":
-                raise OSError("no idea")
-            if how == "hang":
-                time.sleep(0.3)
-            return 42 if how == "nonsense" else None
+    def can_start(self, plugin_id: str, config: Any, estimate: Any = None) -> Any:
+        self._bad()
+        return super().can_start(plugin_id, config, estimate)
 
-    async with sized(Bad(), integration_timeout=0.1) as m:
-        if how == "nonsense":
-            with pytest.raises(errors.ResourceValidationError, match="42"):
-                await m.start_job("small")
-        else:
-            assert (await end(await m.start_job("small"))).result == "small"
-            assert m.integration_errors["resource_manager.can_ever_start"] == 1
-            assert m.integration_errors["resource_manager.can_start"] >= 1
+    def _bad(self) -> None:
+        if self.how == "hang":
+            self.mended.wait(10)
+        elif not self.mended.is_set():
+            raise OSError("postgres://user:password@host")
+
+
+@pytest.mark.parametrize("how", ["raise", "hang"])
+async def test_without_an_answer_nothing_is_loaded(how: str, caplog: Any) -> None:
+    """The job waits, and says why, without what the exception says; a log line says it once; with an answer it runs."""
+    room = Silent(how)
+
+    async with sized(room, integration_timeout=0.1) as m:
+        seen = Seen(m)
+        job = await m.start_job("small")
+        said = await seen.when(lambda e: "waiting_for" in e.data)
+        assert "can_start" in said.data["waiting_for"] and "password" not in str(said.data)
+        while m.integration_errors["resource_manager.can_start"] < 3:
+            await asyncio.sleep(0.01)
+        assert job.status == "pending" and not room.calls
+        room.mended.set()
+        assert (await end(job)).result == "small"
+        assert m.integration_errors["resource_manager.can_ever_start"] == 1
+    warnings = [r for r in caplog.records if r.levelname == "WARNING" and "without an answer" in r.getMessage()]
+    assert len(warnings) == 1
+
+
+@pytest.mark.parametrize("how", ["raise", "hang"])
+async def test_a_job_does_not_wait_for_an_answer_for_ever(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a time without an answer it fails, and so does the next; what is loaded runs; with an answer all is well again."""
+    monkeypatch.setattr(Silence, "LIMIT", 0.3)
+    room = Silent(how)
+    room.mended.set()
+
+    async with sized(room, integration_timeout=0.1) as m:
+        assert await (await m.start_job("small")) == "small"
+        room.mended.clear()
+        for _ in range(2):
+            job = await end(await m.start_job("medium"))
+            assert job.status == "failed" and job.error.category == "load" and "can_start" in job.error.message
+        assert await (await m.start_job("small")) == "small"
+        room.mended.set()
+        assert (await end(await m.start_job("medium"))).result == "medium"
+
+
+async def test_a_reload_without_an_answer_loads_nothing() -> None:
+    """It returns False."""
+    room = Silent("raise")
+    room.mended.set()
+    async with sized(room) as m:
+        assert await (await m.start_job("small")) == "small"
+        room.mended.clear()
+        assert await m.reload_plugin("medium", {}) is False
+
+
+async def test_nonsense_from_an_admission_is_a_reason() -> None:
+    """Whatever is not None refuses, in its own words."""
+    room = Admits()
+    room.can_ever_start = lambda *_: 42  # type: ignore[method-assign,assignment,return-value]
+    async with sized(room) as m:
+        with pytest.raises(errors.ResourceValidationError, match="42"):
+            await m.start_job("small")
 
 
 async def test_a_worker_that_dies_while_it_is_held() -> None:

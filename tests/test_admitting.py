@@ -23,7 +23,7 @@ from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
 from cjm_worker_protocols.integrations import admission
 from cjm_worker_protocols.integrations.admission import AdmittingResourceManager, rooms
 from cjm_worker_protocols.integrations.resources import Nvml, SettingError, memory_now, meter
-from cjm_worker_protocols.managers.admission import AdmissionGate
+from cjm_worker_protocols.managers.admission import RoomQuestions
 
 MB = 1_000_000
 
@@ -102,8 +102,8 @@ def test_wrong_settings_are_refused(wrong: "dict[str, Any]") -> None:
 
 
 @pytest.mark.parametrize("size", ["5GB", "5", None, True, -5, float("nan"), float("inf"), [1]], ids=str)
-async def test_an_estimate_that_is_no_size_is_named(size: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """The log says which plugin needs what that cannot be; its job is let in, as after any failure of a resource manager."""
+async def test_an_estimate_that_is_no_size_is_named(size: Any) -> None:
+    """The job is refused, with the plugin, the kind of memory and what was given."""
     with pytest.raises(SettingError, match="memory.*'it'") as raised:
         AdmittingResourceManager().estimate("it", {}, {"memory": size})
     assert raised.value.got is size
@@ -113,9 +113,9 @@ async def test_an_estimate_that_is_no_size_is_named(size: Any, caplog: pytest.Lo
             return {"memory": size}
 
     async with Estimates("test", "sizes", plugins={"it": "os:getpid"}, resource_manager=AdmittingResourceManager()) as m:
-        job = await end(await m.start_job("it"))
-        assert job.status == "completed" and m.integration_errors["resource_manager.can_start"] == 1
-    assert "SettingError" in caplog.text and "'memory'" in caplog.text and "'it'" in caplog.text
+        with pytest.raises(errors.ResourceValidationError, match="memory.*'it'"):
+            await m.start_job("it")
+        assert not m.integration_errors
 
 
 async def test_what_can_never_fit_is_refused_at_once() -> None:
@@ -194,7 +194,7 @@ async def test_a_worker_is_replaced_only_when_nothing_else_helps() -> None:
 
 async def test_what_fits_nowhere_with_the_workers_that_there_are_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers need memory themselves: before there were any the job seemed to fit. When that is said for long enough, it fails."""
-    monkeypatch.setattr(AdmissionGate, "NEVER", 0.5)
+    monkeypatch.setattr(RoomQuestions, "NEVER", 0.5)
     resources = AdmittingResourceManager(limit=300 * MB)
     async with taking(resources, max_workers=1) as m:
         job = await end(await m.start_job("295"))

@@ -28,7 +28,7 @@ from repo import ROOT, python, said
 from repo import run as command
 from test_cli import cli, events, of
 
-from cjm_worker_protocols import BaseJobManager, JobManager
+from cjm_worker_protocols import BaseJobManager, JobManager, WorkerConfig
 from cjm_worker_protocols.conformance import check
 from cjm_worker_protocols.core.errors import (
     ConfigError,
@@ -655,6 +655,30 @@ for line in sys.stdin:
 
 
 # Configuring
+
+
+async def test_a_secret_in_a_variable_reaches_its_plugin_and_no_environment(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The config arrives; a worker and its children have no variable with a plugin's setting, but what `WorkerConfig(env=…)` gives them."""
+    code = """
+import os, subprocess, sys
+class Plugin:
+    def load(self, config): self.config = config
+    def run(self):
+        child = subprocess.run([sys.executable, "-c", "import os; print(dict(os.environ))"], capture_output=True, text=True)
+        return self.config.get("api_key"), open("/proc/self/environ").read() + str(dict(os.environ)) + child.stdout
+"""
+    schema = {"properties": {"api_key": {"type": "string", "writeOnly": True}}}
+    for name in ("mine", "other"):
+        install(site, name, code=code, schema=schema)
+    monkeypatch.setenv("CJM_WORKERS__MINE__API_KEY", "sk-mine")
+    monkeypatch.setenv("CJM_WORKERS__OTHER__API_KEY", "sk-other")
+    monkeypatch.setenv("CJM_WORKERS__UNINSTALLED__API_KEY", "sk-old")
+    registry, config = of_text(), WorkerConfig(env={"CJM_WORKERS__NESTED__KEY": "for-nested"})
+    async with JobManager("text", "text", plugins=registry.targets(), plugin_registry=registry, worker_config=config) as manager:
+        for name in ("mine", "other"):
+            key, environment = await (await manager.start_job(name))
+            assert key == f"sk-{name}" and "for-nested" in environment
+            assert not {secret for secret in ("sk-mine", "sk-other", "sk-old") if secret in environment}
 
 
 @pytest.mark.parametrize(

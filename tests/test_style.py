@@ -15,14 +15,13 @@ from repo import LIB, NBS, ROOT, modules, notebooks
 
 CELL = 60  # Lines of an export cell, blank ones and directives apart
 LARGE_CELLS = {  # Classes whose cell may be larger, and how large
-    "AdmissionGate": 125,
+    "AdmissionGate": 110,
     "BaseJobManager": 201,
     "BroadcastQueue": 67,
     "EntryPointRegistry": 129,
     "EventStreams": 111,
     "Lifecycle": 161,
     "RedisBroadcaster": 133,
-    "ResourceClient": 66,
     "Scheduler": 136,
     "SerialExecutor": 70,
     "WorkerPool": 156,

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from ..core.config import WorkerConfig
 from ..core.errors import FactError
 from ..core.segments import SegmentSocket
+from ..core.masking import without_settings
 from .base import Exit
 from .connection import Claims
 from .processes import kill_group, reap, tie_to_this_process, untie
@@ -79,19 +80,19 @@ def worker_command(
     flags = [] if config.python else invocation.flags
     return [interpreter(config), *flags, "-c", _START, str(_PACKAGE.parent), *map(str, inherited)]
 
-# %% ../../nbs/engines/launch.ipynb #65adecd2
+# %% ../../nbs/engines/launch.ipynb #2a96c04f
 _LONGEST = 1 << 16  # Characters; a longer list of arguments is cut to the first, since the system limits the size of a variable
 
 def worker_environment(
     config: WorkerConfig, # Has variables of its own
     mark: str, # What the worker's descendants carry
     invocation: Invocation # What it takes over
-) -> dict[str, str]: # This process's variables, and those
-    "Return the environment of a worker process."
+) -> dict[str, str]: # This process's variables without settings of plugins, and those
+    "Return the environment of a worker process. It has no setting of a plugin, unless `config.env` gives it one."
     argv = json.dumps(invocation.argv)
     if len(argv) > _LONGEST: argv = json.dumps(invocation.argv[:1])
     marks = f"{os.environ.get(guardian.MARK, '')} {mark}".strip()
-    return {**os.environ, **(config.env or {}), guardian.MARK: marks, ARGV: argv}
+    return {**without_settings(os.environ), **(config.env or {}), guardian.MARK: marks, ARGV: argv}
 
 # %% ../../nbs/engines/launch.ipynb #0bee909b
 class LaunchedWorker:

@@ -9,13 +9,14 @@ __all__ = ['AdmissionProtocol', 'EvictionProtocol']
 # mypy: disable-error-code="type-arg"
 from typing import Any, Dict, List, Optional, Protocol, runtime_checkable
 
-# %% ../../nbs/extensions/admission.ipynb #35ee6bd1
+# %% ../../nbs/extensions/admission.ipynb #2c2c2cb0
 @runtime_checkable
 class AdmissionProtocol(Protocol):
     """Decide whether there is room for a plugin.
 
-    The caller asks from a thread, one question at a time, in order with its reports. When a question raises, or is
-    not answered in time, the failure is logged and counted, and the job starts."""
+    The caller asks from a thread, one question at a time, in order with its reports. When `can_start` raises, or does
+    not answer in time, nothing is loaded: the job waits with that reason, and the caller asks again. After half a minute
+    without an answer the jobs that need one fail. Jobs whose plugin is loaded run all the time."""
 
     def can_ever_start(
         self,

@@ -179,9 +179,9 @@ class Lifecycle:
         self._expiring, self.delayed = WaitTimers(), WaitTimers()  # Jobs that expire, and those whose next attempt comes later
         self.pool = WorkerPool(config, engine, lambda: hello(worker_log.getEffectiveLevel()), self._report,
                                lambda: self.scheduler.changed(), lambda error: self._fail_waiting(lambda: JobError(*error.args)))
-        self.scheduler = Scheduler(config, self.pool, self._blocked, self._never)
-        resources = integrations.resources
-        if resources is not None and resources.admits: self.scheduler.admit_with(resources, estimator(hooks, integrations.hooks), self.tags)
+        self.scheduler = Scheduler(config, self.pool, self._blocked, self._refused)
+        admission = integrations.resources and integrations.resources.admission
+        if admission: self.scheduler.admit_with(admission, estimator(hooks, integrations.hooks), self.tags)
         self._handlers: dict[type, Callable[[Any], None]] = {
             Started: self._news.started, RoomChanged: self._room_changed, Ready: self._ready, Logged: log_of, Began: self._began,
             Progressed: self._progressed, Yielded: self._yielded, Ended: self._ended, Returned: self._returned,
@@ -251,8 +251,8 @@ class Lifecycle:
         ticket.job.waiting_for = reason
         self._queued(ticket, waiting_for=reason)
 
-    def _never(self, ticket: Ticket, reason: str) -> None:
-        self._fail(ticket, JobError("load", f"the plugin can never be loaded here: {reason}"))
+    def _refused(self, ticket: Ticket, reason: str) -> None:
+        self._fail(ticket, JobError("load", reason))
 
     def _room_changed(self, report: RoomChanged) -> None:
         self.pool.room_changed(report.worker)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..core.config import WorkerConfig, check_number
@@ -15,6 +16,7 @@ from ..core.errors import (ConfigError, DuplicateJobError, NotANewJobError, Para
 from ..core.frames import Kind, OutgoingFrame, dumps, outgoing
 from ..core.jobs import Job
 from .hooks import Hooks
+from .integrations import NoAnswerError
 from .lifecycle import Lifecycle
 
 # %% auto #0
@@ -153,7 +155,7 @@ def make_frame(
         if culprit({"config": config}): raise RegistryUnavailableError("load_plugin_config", unsendable) from e
         raise ParametersNotSendableError(job.plugin_id, e, culprit(parameters)) from e
 
-# %% ../../nbs/managers/requests.ipynb #b6eb0fde
+# %% ../../nbs/managers/requests.ipynb #5015fceb
 async def check_room(
     hooks: Hooks, # The manager
     lifecycle: Lifecycle, # Its lifecycle
@@ -166,7 +168,8 @@ async def check_room(
     reason = await validating
     if reason is not None and not isinstance(reason, str): raise ConfigError("_validate_resources()", "a reason as text, or None", reason)
     gate = lifecycle.scheduler.gate
-    if not reason and gate is not None: reason = await gate.refusal("can_ever_start", plugin_id, config)
+    if not reason and gate is not None:
+        with suppress(NoAnswerError): reason = await gate.questions.refusal("can_ever_start", plugin_id, config) # `can_start` comes later
     if reason: raise ResourceValidationError(plugin_id, reason)
 
 def check_capacity(
