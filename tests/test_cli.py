@@ -1,6 +1,5 @@
 """The `cjm-workers` command, run as a user runs it: in a pipe, in a terminal, and interrupted."""
 
-import importlib.util
 import json
 import os
 import pty
@@ -20,12 +19,12 @@ from repo import ROOT, run, said
 
 from cjm_worker_protocols.cli.screen import to_json
 from cjm_worker_protocols.core.display import clean, columns
-from cjm_worker_protocols.plugins.speech import NEEDS, sample_recording
+from cjm_worker_protocols.plugins.speech import SPEECH, sample_recording
 
 PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("CJM_WORKERS_TEST_PATH"))))  # With another fastcore, if one is named
 MAIN = "import sys; from cjm_worker_protocols.cli import main; sys.exit(main())"
-MISSING = [package for package in NEEDS if importlib.util.find_spec(package) is None]
-speech = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install -e '.[speech]'")
+MISSING = SPEECH.problem()
+speech = pytest.mark.skipif(bool(MISSING), reason=f"the plugin {MISSING}")
 OFFLINE = re.compile(r"No matching distribution|Could not find a version|Failed to establish|Max retries|resolution")
 TEXT = (
     "the model is loaded once and then it answers many questions "
@@ -186,7 +185,7 @@ def test_demo_takes_files_and_goes_on_after_a_bad_one(tmp_path: Path) -> None:
 
 def test_without_the_extra_demo_says_how_to_get_it(tmp_path: Path) -> None:
     """Exit code 2, nothing on stdout, and the command that mends it."""
-    for package in NEEDS:
+    for package in SPEECH.packages:
         hide = "import sys; sys.meta_path.insert(0, type('Hide', (), {'find_spec': staticmethod(lambda n, *a: None)}))\n"
         hide += "import importlib.util as u; real = u.find_spec\n"
         hide += f"u.find_spec = lambda name, *a: None if name == {package!r} else real(name, *a)\n"
@@ -314,6 +313,8 @@ def site(tmp_path: Path) -> Path:
     """Packages with plugins, most of them broken."""
     site = tmp_path / "site"
     offer(site, "good", "good = good_plugin:run", 'def run(text: str, times=2):\n    "Says it again."\n    return text * times\n')
+    lacking = "class Lacking:\n    problem = staticmethod(lambda: 'needs a falcon: run pip install falcons')\n    def run(self): pass\n"
+    offer(site, "lacking", "lacking = lacking_plugin:Lacking", lacking)
     offer(site, "absent", "absent = absent_plugin:run")
     offer(site, "broken", "broken = broken_plugin:run", "import no_such_module\n")
     offer(site, "syntax", "syntax = syntax_plugin:run", "def run(:\n")
@@ -342,6 +343,7 @@ def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, t
     assert good["parameters"] == ["text", "times=2"] and good["problem"] == ""
     assert found["nameless"]["problem"] == found["good@twice"]["problem"] == ""
     for name, reason in {
+        "lacking": "needs a falcon: run pip install falcons",
         "absent": "No module named 'absent_plugin'",
         "broken": "No module named 'no_such_module'",
         "syntax": "SyntaxError",

@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+import models
 import pytest
 from repo import NBS, PACKAGE, ROOT, notebooks, run, said
 
@@ -62,6 +63,7 @@ def test_the_package_is_the_installed_one(outside: Path) -> None:
 @pytest.mark.parametrize("name", notebooks())
 def test_runs_in_a_kernel(name: str, outside: Path) -> None:
     """`jupyter execute` runs the notebook top to bottom."""
+    models.need(*models.NOTEBOOKS.get(name, ()))
     path = outside / "nbs" / name
     command = (PYTHON, "-m", "jupyter", "execute", "--timeout=120", path.name)
     done = run(*command, cwd=path.parent, timeout=240, **environment(outside))

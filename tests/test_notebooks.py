@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, Iterator
 
+import models
 import pytest
 from repo import LIB, NBS, PACKAGE, ROOT, SETTINGS, SUGGESTION, copy_checkout, modules, notebooks, python, run, said
 
@@ -75,6 +76,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @each_notebook
 def test_runs_and_shows_what_is_stored(name: str, checkout: Path) -> None:
     """A notebook runs top to bottom, and its stored outputs are those of this run."""
+    models.need(*models.NOTEBOOKS.get(name, ()))
     command = (sys.executable, "tools/execute.py", f"nbs/{name}")
     done = run(*command, cwd=checkout, timeout=180, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, said(done)

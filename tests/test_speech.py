@@ -18,15 +18,8 @@ from repo import python, said
 from cjm_worker_protocols import JobError, JobManager
 from cjm_worker_protocols.worker import context
 from cjm_worker_protocols.worker.plugins import drive
-from cjm_worker_protocols.plugins.speech import (
-    NEEDS,
-    AudioFileError,
-    PocketSphinx,
-    Recording,
-    SpeechNotInstalledError,
-    WideWav,
-    sample_recording,
-)
+from cjm_worker_protocols.plugins.extras import ExtraNotInstalledError
+from cjm_worker_protocols.plugins.speech import SPEECH, AudioFileError, PocketSphinx, Recording, WideWav, sample_recording
 
 SPOKEN = (
     "the model is loaded once and then it answers many questions",
@@ -37,8 +30,8 @@ SPOKEN = (
 @pytest.fixture(scope="module")
 def speech() -> Iterator[PocketSphinx]:
     """The plugin, loaded."""
-    for package in NEEDS:
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install -e '.[speech]'")
+    if problem := SPEECH.problem():
+        pytest.skip(f"the plugin {problem}")
     plugin = PocketSphinx()
     plugin.load({})
     yield plugin
@@ -492,18 +485,18 @@ def test_cancelled_in_a_worker(speech: PocketSphinx, samples: "list[float]", tmp
 
 def test_importing_it_imports_no_recognizer(tmp_path: Path) -> None:
     """The module costs nothing until a model is loaded."""
-    code = "import sys, cjm_worker_protocols.plugins.speech as s; print(*(p for p in (*s.NEEDS, 'numpy', 'asyncio') if p in sys.modules))"
+    code = "import sys, cjm_worker_protocols.plugins.speech as s; print({*s.SPEECH.packages, 'numpy', 'asyncio'} & {*sys.modules})"
     done = python(code, cwd=tmp_path)
-    assert done.returncode == 0 and done.stdout.strip() == "", said(done)
+    assert done.returncode == 0 and done.stdout.strip() == "set()", said(done)
 
 
-@pytest.mark.parametrize("package", NEEDS)
+@pytest.mark.parametrize("package", SPEECH.packages)
 def test_without_the_extra_the_error_tells_how_to_get_it(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading names the package that is missing, and the extra."""
     monkeypatch.setitem(sys.modules, package, None)
     if package != "pocketsphinx":
         pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed: pip install -e '.[speech]'")
-    with pytest.raises(SpeechNotInstalledError, match=r"pip install 'cjm-worker-protocols\[speech\]'") as caught:
+    with pytest.raises(ExtraNotInstalledError, match=r"pip install 'cjm-worker-protocols\[speech\]'") as caught:
         PocketSphinx().load({})
     assert caught.value.package == package and isinstance(caught.value, ImportError)
 

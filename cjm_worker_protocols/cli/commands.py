@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from importlib import import_module
-from importlib.util import find_spec
 from operator import attrgetter
 from typing import Any
 
@@ -82,7 +81,7 @@ def transcript(
     lines = [f"{s['start']:6.2f} – {s['end']:.2f} s  {s['text']}  ({s['confidence']:.0%} sure)" for s in result["segments"]]
     return lines or [f"no speech in {result['duration']:.1f} s"]
 
-# %% ../../nbs/cli/commands.ipynb #7e2c4076
+# %% ../../nbs/cli/commands.ipynb #b07c9c64
 def demo(
     *files: str, # Recordings of English speech, such as WAV files; without any, one that comes with the package
     workers: int = 1, # Worker processes
@@ -90,10 +89,9 @@ def demo(
 ) -> int: # The exit code
     "Transcribe recordings in worker processes, with a registry, a resource manager and a broadcaster plugged in."
     from cjm_worker_protocols.cli.session import perform, registry_of, session
-    from cjm_worker_protocols.plugins.speech import NEEDS, sample_recording
+    from cjm_worker_protocols.plugins.speech import SPEECH as extra, sample_recording
     if workers < 1: raise UsageError(f"--workers: expected at least 1 (got {workers})")
-    if missing := [package for package in NEEDS if find_spec(package) is None]:
-        raise UsageError(f"the demo needs {', '.join(missing)}: run pip install 'cjm-worker-protocols[speech]'")
+    if problem := extra.problem(): raise UsageError(f"the demo {problem}")
     screen = screen_for(json, label=lambda params: os.path.basename(params["audio"]), lines=transcript)
     requests = [{"audio": file} for file in files or [str(sample_recording())]]
     return perform(screen, session(registry_of({"pocketsphinx": SPEECH}), "pocketsphinx", requests, screen, workers))

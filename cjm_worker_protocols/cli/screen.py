@@ -23,7 +23,7 @@ from ..core.display import MARKS, brief, clean, progress_line
 from ..core.events import json_safe
 
 # %% auto #0
-__all__ = ['Label', 'REPORTS', 'to_json', 'Output', 'output_of', 'read_all', 'Writer', 'Screen', 'JsonLines', 'text_of',
+__all__ = ['Label', 'TAIL', 'REPORTS', 'to_json', 'Output', 'output_of', 'read_all', 'Writer', 'Screen', 'JsonLines', 'text_of',
            'RunningJobs', 'amounts', 'summary', 'description', 'Terminal', 'LogToScreen']
 
 # %% ../../nbs/cli/screen.ipynb #6022e7ed
@@ -188,6 +188,7 @@ def text_of(
 
 # %% ../../nbs/cli/screen.ipynb #5ff16cbf
 Label = Callable[[dict[str, Any]], str]  # Names a job by its parameters
+TAIL = 10_000  # The most characters that are kept of a streamed text
 
 class RunningJobs:
     "What the events said of each job that has not ended, as lines for a terminal."
@@ -209,7 +210,9 @@ class RunningJobs:
         if event == "job:queued": job["label"] = clean(self._label(data["params"]), 30)
         elif event == "job:started": job.update(pid=data["pid"], since=now, message="started")
         elif event == "job:progress": job.update(progress=data["progress"], message=data["message"])
-        elif event == "job:chunk": job["text"] = text_of(data["chunk"])
+        elif event == "job:chunk":
+            text = text_of(data["chunk"])
+            job["text"] = (job["text"] + text)[-TAIL:] if isinstance(data["chunk"], str) else text
         else: return {**self._jobs.pop(data["job_id"]), "took": None if job["since"] is None else now - job["since"]}
         return None
 

@@ -71,12 +71,14 @@ def parameters_of(
         found.append(facts)
     return found
 
-# %% ../../nbs/worker/describe.ipynb #2198bd64
+# %% ../../nbs/worker/describe.ipynb #0f3ceb1e
 def describe(
     target: Source, # A plugin, as `package.module:name` or as it was pickled for a worker
     path: str = "" # A folder to import it from; empty for none
-) -> dict[str, Any]: # `about`, the first paragraph of its docstring; `parameters`; `streams`
+) -> dict[str, Any]: # `about`, the first paragraph of its docstring; `parameters`; `streams`; `problem`
     """Import a plugin and describe it. A plugin may say more of its parameters in `parameters_schema`, as JSON Schema by name.
+
+    A static method `problem` may say why it cannot be used here, such as a package that is missing, in a text that is empty when all is well.
 
     Raises whatever importing it raises.
 
@@ -90,4 +92,6 @@ def describe(
     more = getattr(thing, "parameters_schema", {})
     for parameter in parameters: parameter["schema"].update(more.get(parameter["name"], {}))
     streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
-    return {"about": (inspect.getdoc(thing) or "").partition("\n\n")[0], "parameters": parameters, "streams": streams}
+    problem = getattr(thing, "problem")() if isinstance(inspect.getattr_static(thing, "problem", None), staticmethod) else ""
+    about = (inspect.getdoc(thing) or "").partition("\n\n")[0]
+    return {"about": about, "parameters": parameters, "streams": streams, "problem": str(problem)}
