@@ -300,13 +300,14 @@ def check(
     say(report.to_json() if json else str(report))
     return 0 if report.ok else 1
 
-# %% ../../nbs/cli/commands.ipynb #2472bc71
+# %% ../../nbs/cli/commands.ipynb #bff863da
 def all_installed() -> Any: # A manager
     "Make a manager of all installed plugins."
     from cjm_worker_protocols.cli.session import registry_of
     from cjm_worker_protocols.integrations.resources import ProcessResourceManager
     from cjm_worker_protocols.managers.base import JobManager
-    registry = registry_of({"pocketsphinx": SPEECH} if find_spec("pocketsphinx") else None)
+    from cjm_worker_protocols.plugins.speech import SPEECH as extra
+    registry = registry_of(None if extra.problem() else {"pocketsphinx": SPEECH})
     category = next(iter(registry.groups))
     return JobManager("cjm-workers", category, plugins=registry.targets(), plugin_registry=registry,
                       resource_manager=ProcessResourceManager())
@@ -322,8 +323,8 @@ def serve(
     open_: bool = False # Show the page in a browser
 ) -> int: # 128 + the number of the signal that stopped it
     "Serve the live page and the HTTP API of a manager."
-    if missing := [package for package in ("starlette", "uvicorn", "python_multipart") if find_spec(package) is None]:
-        raise UsageError(f"serve needs {', '.join(missing)}: run pip install 'cjm-worker-protocols[web]'")
+    from cjm_worker_protocols.plugins.extras import Extra
+    if problem := Extra("web", ("starlette", "uvicorn", "python_multipart")).problem(): raise UsageError(f"serve {problem}")
     from asyncio import run as run_loop
     from cjm_worker_protocols.web.serve import NotAManagerError, choose_token, serve as serve_manager
     if len(target) > 1: raise UsageError(f"expected at most one target (got {len(target)})")
