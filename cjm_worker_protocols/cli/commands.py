@@ -149,7 +149,7 @@ def import_from(
     "Look for modules in a folder first."
     if folder: sys.path.insert(0, folder)
 
-# %% ../../nbs/cli/commands.ipynb #d135ddce
+# %% ../../nbs/cli/commands.ipynb #47e1cc54
 DESCRIBE = "cjm_worker_protocols.worker.describe:describe"
 
 def why_not(
@@ -182,7 +182,8 @@ async def survey(
             try:
                 if plugin.id in jobs:
                     found = await jobs[plugin.id]
-                    data.update(about=found["about"], parameters=[parameter["text"] for parameter in found["parameters"]])
+                    named = [parameter["text"] for parameter in found["parameters"]]
+                    data.update(about=found["about"], parameters=named, problem=found["problem"])
                     registry.load_plugin_config(plugin.id)
             except JobError as e: data["problem"] = why_not(e, timeout)
             except (PluginConfigError, ConfigFileError, PluginSchemaError, RegistryExtraError) as e: data["problem"] = str(e)

@@ -71,14 +71,14 @@ def parameters_of(
         found.append(facts)
     return found
 
-# %% ../../nbs/worker/describe.ipynb #4ad99974
+# %% ../../nbs/worker/describe.ipynb #c38c3065
 def describe(
     target: Source, # A plugin, as `package.module:name` or as it was pickled for a worker
     path: str = "" # A folder to import it from; empty for none
 ) -> dict[str, Any]: # `about`, the first paragraph of its docstring; `parameters`; `streams`; `problem`
     """Import a plugin and describe it. A plugin may say more of its parameters in `parameters_schema`, as JSON Schema by name.
 
-    Its static method `problem`, if it has one, says why it cannot be used here, such as a package that is missing; an empty text is no problem.
+    Its static method `problem`, if it has one, says why it cannot be used here, such as a package that is missing.
 
     Raises whatever importing it raises.
 
