@@ -98,7 +98,7 @@ def closed_on_error(
         coroutine.close()
         raise
 
-# %% ../../nbs/managers/sync.ipynb #400152c0
+# %% ../../nbs/managers/sync.ipynb #5c62c73a
 class Calls:
     "Blocking calls of a manager's coroutines. Any thread may make them."
     def __init__(self,
@@ -114,11 +114,12 @@ class Calls:
         coroutine: Coroutine[Any, Any, Any] # What to run on the loop
     ) -> Future[Any]: # Its result
         "Run a coroutine, and do not wait for it. Raises `ForkedManagerError` and `ManagerClosedError`."
-        with closed_on_error(coroutine), self._lock:
-            if self._pid not in (0, os.getpid()): raise ForkedManagerError(name, self._pid)
-            if self._running is None and not self.closed: self._running, self._pid = LoopThread(self.manager), os.getpid()
-            if self._running is None or self.closed or self._running.loop.is_closed(): raise ManagerClosedError(name)
-            return asyncio.run_coroutine_threadsafe(coroutine, self._running.loop)
+        with closed_on_error(coroutine):
+            if self._pid not in (0, os.getpid()): raise ForkedManagerError(name, self._pid) # before the lock, which a fork may have copied
+            with self._lock:
+                if self._running is None and not self.closed: self._running, self._pid = LoopThread(self.manager), os.getpid()
+                if self._running is None or self.closed or self._running.loop.is_closed(): raise ManagerClosedError(name)
+                return asyncio.run_coroutine_threadsafe(coroutine, self._running.loop)
 
     def call(self,
         name: str, # The call, for its errors
