@@ -357,7 +357,7 @@ def kept_chunks(
     chunks = _live(job).streamed
     return [] if chunks is None else [chunks.get(index) for index in range(chunks.first, chunks.stop)]
 
-# %% ../../nbs/core/jobs.ipynb #c9718906
+# %% ../../nbs/core/jobs.ipynb #64c4a472
 class JobStream:
     "An async iterator over the chunks of one job."
     def __init__(self,
@@ -389,6 +389,15 @@ class JobStream:
         self.cursor += 1
         chunks.moved()
         return chunk
+
+    def take(self) -> list[Any]: # Empty when there is none
+        "Return the next chunks that can be read without waiting."
+        chunks, first = self._chunks, self.cursor
+        if self._closed or first < chunks.first or first >= chunks.stop: return []
+        taken = [chunks.get(index) for index in range(first, chunks.stop)]
+        self.cursor = chunks.stop
+        chunks.moved()
+        return taken
 
     async def aclose(self) -> None:
         "Stop reading. A task that waits for the next chunk of this stream stops too."

@@ -102,14 +102,14 @@ def job_document(
     document.update(metadata=json_safe(job.metadata, 1000, 50), error=error_of(job, details))
     return document
 
-# %% ../../nbs/web/documents.ipynb #d7dc8a4f
+# %% ../../nbs/web/documents.ipynb #14a88100
 def job_details(
     job: Job, # A job
     details: bool = False # Whether the client may see parameters and tracebacks
 ) -> dict[str, Any]: # JSON-safe
     "Describe one job with its result."
     document = job_document(job, details)
-    if details: document["params"] = json_safe(job.params)
+    if details: document["params"] = json_safe({k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in job.params.items()})
     first = job.dropped_chunks
     document.update(result=None, result_type=None, chunks={"first": first, "stop": first + len(kept_chunks(job))})
     if job.status == "completed":

@@ -26,7 +26,7 @@ ALL = "all"  # The topic of those who see all
 # %% auto #0
 __all__ = ['ALL', 'owner_topic', 'topics_of', 'PageLog', 'Changes', 'LiveEvents', 'EventsResponse']
 
-# %% ../../nbs/web/live.ipynb #2636bd57
+# %% ../../nbs/web/live.ipynb #6dbad067
 def owner_topic(
     owner: str # A user's name
 ) -> str: # Unlike any other topic
@@ -36,11 +36,13 @@ def owner_topic(
 def topics_of(
     user: str | None, # A client's user
     sees_all: bool, # Whether it sees the jobs of all
-    job_id: str # A job that it may see, and whose chunks it wants; empty for none
+    job_id: str, # A job that it may see, and whose chunks it wants; empty for none
+    details: bool = False # Whether it sees the lines that the job logs
 ) -> set[str]: # The topics of its events
     "Name what a client gets."
     mine = ALL if sees_all else owner_topic(user or "")
-    return {mine, f"job:{job_id}"} if job_id else {mine}
+    of_job = (f"job:{job_id}", *((f"log:{job_id}",) if details else ())) if job_id else ()
+    return {mine, *of_job}
 
 # %% ../../nbs/web/live.ipynb #1b809b90
 def _topic(kind: str, data: dict[str, Any]) -> str: return str(data["topic"])
@@ -110,7 +112,7 @@ class Changes:
         document, topics = job_document(job), [ALL] if job.owner is None else [ALL, owner_topic(job.owner)]
         for topic in topics: self._log.put("job", topic, document, (topic, job.id))
 
-# %% ../../nbs/web/live.ipynb #b2f3d3c0
+# %% ../../nbs/web/live.ipynb #52514d8a
 class LiveEvents:
     "Listens to a manager while pages are open, and measures its workers."
     PAUSE = 0.05  # Seconds in which changes of one thing become one event
@@ -122,16 +124,15 @@ class LiveEvents:
     ):
         self._manager, self.log, self._usage = manager, PageLog(), ProcessUsage()
         self._measured: dict[str, Any] = {"workers": {}}
-        self._tasks: list[asyncio.Task[None]] = []
-        self._reads: Counter[str] = Counter()  # How many clients want the chunks of a job
+        self._tasks, self._reads = list[asyncio.Task[None]](), Counter[str]()  # And how many clients want the chunks of a job
 
     def open(self,
         job_id: str # A job whose chunks a client wants; empty for none
     ) -> SSEBroadcaster: # Serves the client
         "Listen to the manager, unless that is done already."
         if not self._tasks or self._tasks[0].done():
-            create, changes = asyncio.get_running_loop().create_task, Changes(self._manager, self.log)
-            self._tasks = [create(self._listen(changes)), create(self._send(changes)), create(self._measure())]
+            changes = Changes(self._manager, self.log)
+            self._tasks = [*map(asyncio.ensure_future, (self._listen(changes), self._send(changes), self._measure()))]
         self._reads[job_id] += 1
         return self.log.broadcaster
 
@@ -139,8 +140,7 @@ class LiveEvents:
         job_id: str # What `open` got
     ) -> None:
         "Note that a client has left."
-        self._reads[job_id] -= 1
-        if not self._reads[job_id]: del self._reads[job_id]
+        self._reads = +(self._reads - Counter([job_id]))
 
     async def _listen(self, changes: Changes) -> None:
         async for event in self._manager.events():
@@ -149,11 +149,18 @@ class LiveEvents:
                 self.log.put("chunk", f"job:{job_id}", {name: event.data[name] for name in ("job_id", "index", "chunk")})
         self.stop()
 
+    def put_line(self,
+        job_id: str, # A job
+        line: dict[str, Any] # What it has logged
+    ) -> None:
+        "Send a line of a job's log to those who have the job open. May be called from any thread."
+        if job_id in self._reads: self.log.put("log", f"log:{job_id}", {"job_id": job_id, **line})
+
     async def _send(self, changes: Changes) -> None:
         "Send what has changed, again and again, until no page is open for a while."
-        loop, last = asyncio.get_running_loop(), asyncio.get_running_loop().time()
-        while loop.time() - last < self.LINGER:
-            if self.log.broadcaster.counters.clients: last = loop.time()
+        time, last = asyncio.get_running_loop().time, 0.0
+        while not last or time() - last < self.LINGER:
+            if not last or self.log.broadcaster.counters.clients: last = time()
             changes.flush(self._measured["workers"])
             await asyncio.sleep(self.PAUSE)
         self.stop()
@@ -172,8 +179,7 @@ class LiveEvents:
     def stop(self) -> None:
         "End all streams, and listen no more. Call it on the loop."
         self.log.broadcaster.close()
-        for task in self._tasks:
-            if task is not asyncio.current_task(): task.cancel()
+        for task in set(self._tasks) - {asyncio.current_task()}: task.cancel()
         self._tasks = []
         self.log.start_anew()
 

@@ -21,7 +21,7 @@ MAX_BODY = 1 << 20  # Bytes of a JSON body
 __all__ = ['MAX_BODY', 'Handler', 'ApiCall', 'Route', 'Routes', 'path_below', 'read_body', 'parse_object', 'query_number',
            'query_flag']
 
-# %% ../../nbs/web/routes.ipynb #2b331a82
+# %% ../../nbs/web/routes.ipynb #8020cf9f
 class ApiCall(NamedTuple):
     "A request, and who sends it."
     request: Request  # Starlette's
@@ -32,6 +32,12 @@ class ApiCall(NamedTuple):
     def root(self) -> str: # Empty at the root of the server
         "The path under which the app is mounted."
         return str(self.request.scope.get("root_path", ""))
+
+    @property
+    def client(self) -> str: # A user's name, or an address
+        "Name the client, to count its streams."
+        address = self.request.scope.get("client") or ("",)
+        return f"user {self.access.user}" if self.access.user is not None else str(address[0])
 
 Handler = Callable[[ApiCall], Awaitable[ASGIApp]]
 

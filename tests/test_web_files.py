@@ -1,0 +1,230 @@
+"""What comes and goes with a job over HTTP: uploads, results, streams, logs, metrics, and the document that describes it all."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from test_web import api, by_user, count, look, shout, spin
+from web_kit import problem
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
+
+
+def give(what: str) -> Any:
+    """A plugin whose result is of the kind that is asked for."""
+    import tempfile
+    from pathlib import Path
+
+    folder = Path(tempfile.mkdtemp(prefix="cjm-test-"))
+    (folder / "a b.svg").write_text("<svg onload='alert(1)'>")
+    values = {"png": b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "bytes": b"<script>", "object": {1, 2}, "nan": float("nan"), "nothing": None}
+    values |= {"file": folder / "a b.svg", "passwd": Path("/etc/passwd"), "gone": folder / "no.txt", "text": "</script>"}
+    return values[what]
+
+
+def several(images: "list[Path]", options: "dict[str, Any] | None" = None) -> Any:
+    """A plugin that takes files."""
+    return [image.read_text() for image in images], options
+
+
+def talk(lines: int) -> None:
+    """A plugin that logs."""
+    import logging
+
+    for n in range(lines):
+        logging.getLogger("talk").warning("line %d", n)
+    print("printed")
+
+
+async def test_uploads_become_paths_and_go_with_the_job() -> None:
+    """One file is a path, several are a list; their names are kept; the folder goes when the job is forgotten; a retry has them too."""
+    async with api(look, several) as (running, client):
+        form = {"plugin_id": "look", "params": json.dumps({"note": "n"}), "priority": "2"}
+        files: "list[Any]" = [("image", ("../../talk one.txt", b"content", "text/plain"))]
+        answer = await client.post("api/jobs?wait=true", data=form, files=files, headers=SAME)
+        job = answer.json()
+        assert answer.status_code == 200 and job["result"] == "content" and job["priority"] == 2
+        assert job["metadata"]["files"] == {"image": ["talk_one.txt"]}
+        path = running.get_job(job["id"]).params["image"]
+        assert path.name == "talk_one.txt" and path.parents[1].stat().st_mode & 0o777 == 0o700
+        again = (await client.post(f"api/jobs/{job['id']}/retry", json={})).json()
+        assert (await client.ended(again["id"]))["result"] == "content"
+        files = [("images", ("a.txt", b"a")), ("images", ("a.txt", b"b"))]
+        answer = await client.post("api/jobs?wait=true", data={"plugin_id": "several"}, files=files, headers=SAME)
+        assert answer.json()["result"] == [["a", "b"], None]
+        running.clear_completed_jobs()
+        for _ in range(100):
+            if not path.exists():
+                break
+            await asyncio.sleep(0.02)
+        assert not path.exists()
+
+
+SAME = {"sec-fetch-site": "same-origin"}
+
+
+async def test_uploads_are_bounded_and_forms_are_checked() -> None:
+    """Too large is 413, no form is 400, a field that is no JSON is 422; nothing of them is kept."""
+    async with api(look, max_upload=10_000) as (running, client):
+        big: "list[Any]" = [("image", ("a.txt", b"x" * 20_000))]
+        assert problem(await client.post("api/jobs", data={"plugin_id": "look"}, files=big, headers=SAME)) == (413, "too-large", None)
+        small: "list[Any]" = [("image", ("a.txt", b"x"))]
+        answer = await client.post("api/jobs", data={"plugin_id": "look", "params": "{"}, files=small, headers=SAME)
+        assert problem(answer) == (422, "invalid", "params")
+        broken = {"content-type": "multipart/form-data; boundary=x", **SAME}
+        assert problem(await client.post("api/jobs", content=b"--y\r\n", headers=broken))[0] in (400, 422)
+        assert problem(await client.post("api/jobs", content=b" " * (1 << 21), headers={"content-type": "application/json"}))[0] == 413
+        assert not running.jobs
+
+
+@pytest.mark.parametrize(
+    "what, kind, disposition",
+    [
+        ("png", "image/png", "inline"),
+        ("bytes", "application/octet-stream", "attachment"),
+        ("file", "application/octet-stream", "attachment"),
+        ("text", "application/json", None),
+        ("nothing", "application/json", None),
+    ],
+)
+async def test_results_come_as_what_they_are(what: str, kind: str, disposition: "str | None", results: Any) -> None:
+    """Only four kinds of images are shown by browsers; everything has `nosniff` and a policy that runs nothing."""
+    answer = results[what]
+    assert answer.status_code == 200 and answer.headers["content-type"] == kind
+    assert answer.headers["x-content-type-options"] == "nosniff" and "sandbox" in answer.headers["content-security-policy"]
+    assert answer.headers.get("content-disposition", "").partition(";")[0] == (disposition or "")
+
+
+def test_results_that_cannot_be_sent_say_why(results: Any) -> None:
+    """What JSON cannot hold has its type and the size of its repr; a file elsewhere, or gone, is 404."""
+    assert problem(results["object"])[:2] == (406, "not-json") and results["object"].json()["result"] == {"type": "set", "size": 6}
+    assert problem(results["nan"])[:2] == (406, "not-json")
+    for what in ("passwd", "gone"):
+        assert problem(results[what])[:2] == (404, "no-result")
+    assert problem(results["running"])[:2] == (409, "no-result")
+
+
+@pytest.fixture(scope="module")
+def results() -> "dict[str, httpx.Response]":
+    """The answers for results of each kind."""
+
+    async def ask() -> "dict[str, httpx.Response]":
+        found = {}
+        async with api(give, spin) as (_, client):
+            for what in ("png", "bytes", "object", "nan", "nothing", "file", "passwd", "gone", "text"):
+                job = await client.start("give", "?wait=true", what=what)
+                assert job["status"] == "completed", job
+                found[what] = await client.get(f"api/jobs/{job['id']}/result")
+            job = await client.start("spin")
+            found["running"] = await client.get(f"api/jobs/{job['id']}/result")
+        return found
+
+    return asyncio.run(ask())
+
+
+async def test_a_stream_from_the_first_chunk_to_the_end() -> None:
+    """Each chunk once, in order; at last the job; a client that comes back continues; after the end it is told to stay away."""
+    async with api(count) as (running, client):
+        job = await client.start("count", to=30, pause=0.005)
+        async with client.events(f"api/jobs/{job['id']}/stream") as events:
+            seen = [event async for event in events]
+        assert [event.data for event in seen[:-1]] == list(range(30)) and {event.type for event in seen[:-1]} == {"chunk"}
+        assert (seen[-1].type, seen[-1].data["result"], seen[-1].id) == ("end", {"counted": 30}, "end")
+        path = f"api/jobs/{job['id']}/stream"
+        async with client.events(path, **{"last-event-id": seen[24].id}) as events:
+            assert [event.data async for event in events][:-1] == [25, 26, 27, 28, 29]
+        assert (await client.get(path, headers={"last-event-id": "end"})).status_code == 204
+        assert problem(await client.get(path, headers={"last-event-id": "-5"})) == (422, "invalid", "Last-Event-ID")
+        assert (await client.head(path)).status_code == 200
+
+
+async def test_chunks_that_are_gone_are_counted() -> None:
+    """The stream says how many it has lost, and goes on."""
+    async with api(count, settings={"stream_buffer": 5}) as (running, client):
+        job = await client.start("count", "?wait=true", to=600)
+        async with client.events(f"api/jobs/{job['id']}/stream") as events:
+            seen = [event async for event in events]
+        assert seen[0].type == "gap" and seen[0].data["missed"] + len(seen) - 2 == 600
+        assert seen[-2].data == 599
+
+
+async def test_a_client_that_leaves_frees_the_worker() -> None:
+    """With `cancel_on_disconnect`, and only then."""
+    async with api(spin) as (running, client):
+        for cancels in (True, False):
+            query = f"?wait=true&cancel_on_disconnect={str(cancels).lower()}"
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post(f"api/jobs{query}", json={"plugin_id": "spin"}, timeout=httpx.Timeout(10, read=0.5))
+            job = running.get_all_jobs()[-1]
+            if cancels:
+                await asyncio.wait_for(job.wait(), 10)
+                assert job.status == "cancelled"
+            else:
+                assert not job.done
+
+
+async def test_streams_of_a_client_are_limited() -> None:
+    """The seventeenth is refused; one that leaves makes room."""
+    async with api(spin) as (running, client):
+        job = await client.start("spin")
+        path = f"api/jobs/{job['id']}/stream"
+        opened = [client.events(path) for _ in range(16)]
+        for stream in opened:
+            await stream.__aenter__()
+        assert problem(await client.get(path)) == (429, "busy", None)
+        assert problem(await client.get("api/events")) == (429, "busy", None)
+        await opened.pop().__aexit__(None, None, None)
+        while (await client.head(path)).status_code != 200:
+            await asyncio.sleep(0.01)
+        for stream in opened:
+            await stream.__aexit__(None, None, None)
+
+
+async def test_log_lines_are_for_those_who_may_see_them() -> None:
+    """A bounded number for each job, with time and level."""
+    async with api(talk, authorize=by_user) as (_, client):
+        answer = await client.post("api/jobs?wait=true", json={"plugin_id": "talk", "params": {"lines": 250}}, headers={"x-user": "alice"})
+        assert "log" not in answer.json()
+        log = (await client.get(f"api/jobs/{answer.json()['id']}", headers={"x-user": "root"})).json()["log"]
+        assert 0 < len(log) <= 200 and log[-1]["level"] == "WARNING" and "line 249" in {line["text"] for line in log}
+    async with api(talk, authorize=by_user, show_details=True) as (_, client):
+        answer = await client.post("api/jobs?wait=true", json={"plugin_id": "talk", "params": {"lines": 3}}, headers={"x-user": "alice"})
+        assert [line["text"] for line in answer.json()["log"]][:3] == ["line 0", "line 1", "line 2"]
+
+
+async def test_metrics_are_what_prometheus_reads() -> None:
+    """prometheus_client parses them; they are for those who see all."""
+    parser = pytest.importorskip("prometheus_client.parser")
+    async with api(shout, authorize=by_user) as (_, client):
+        root = {"x-user": "root"}
+        await client.post("api/jobs?wait=true", json={"plugin_id": "shout", "params": {"text": "hi"}}, headers=root)
+        answer = await client.get("metrics", headers=root)
+        families = {family.name: family for family in parser.text_string_to_metric_families(answer.text)}
+        (ended,) = families["cjm_jobs_ended"].samples
+        assert (ended.labels, ended.value) == ({"status": "completed"}, 1) and families["cjm_ready"].samples[0].value == 1
+        assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+        assert problem(await client.get("metrics", headers={"x-user": "alice"})) == (403, "forbidden", None)
+
+
+async def test_the_openapi_document_is_valid() -> None:
+    """By a validator; and each answer of the API has the form that it promises."""
+    validator = pytest.importorskip("openapi_spec_validator")
+    jsonschema = pytest.importorskip("jsonschema")
+    async with api(count, spin) as (running, client):
+        document = (await client.get("api/openapi.json")).json()
+        validator.validate(document)
+        done, open_job = await client.start("count", "?wait=true", to=2), await client.start("spin")
+        asked = {
+            "/api/jobs": "api/jobs",
+            "/api/jobs/{id}": f"api/jobs/{done['id']}",
+            "/api/workers": "api/workers",
+            "/api/plugins": "api/plugins",
+        }
+        for path, url in asked.items():
+            schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+            jsonschema.validate((await client.get(url)).json(), {**schema, "components": document["components"]})
+        assert set(document["paths"]["/api/jobs/{id}/cancel"]) == {"post"} and open_job["status"] in ("pending", "running")
