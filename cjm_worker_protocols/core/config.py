@@ -55,12 +55,14 @@ def _variable(name: object, value: object) -> bool:
     "Whether an environment can hold this."
     return isinstance(name, str) and isinstance(value, str) and name != "" and "=" not in name and "\0" not in name + value
 
-# %% ../../nbs/core/config.ipynb #f7d1cf18
+# %% ../../nbs/core/config.ipynb #77acc467
 _RENAMED = {  # Settings of cjm-fasthtml-workers; nothing here is polled, so that some are not needed
     "restart_policy": "restart", "max_restart_attempts": "max_restarts", "restart_backoff_base_seconds": "backoff_base",
     "restart_backoff_max_seconds": "backoff_max", "worker_start_timeout_seconds": "start_timeout", "reload_timeout_seconds": "load_timeout",
     "shutdown_timeout_seconds": "grace_timeout", "unload_timeout_seconds": "grace_timeout", "request_queue_size": "max_pending",
     "result_queue_size": "stream_buffer", "response_queue_size": "", "result_monitor_poll_interval_seconds": ""}
+
+_BYTES = ("keep_finished_bytes", "max_pending_bytes", "stream_buffer_bytes", "event_buffer_bytes")
 
 class KnownSettings:
     "Refuses settings that do not exist, and names the one that was probably meant."
@@ -75,7 +77,7 @@ class KnownSettings:
             raise UnknownSettingError(name, f"did you mean {meant!r}?" if meant else others)
         return super().__new__(cls)
 
-# %% ../../nbs/core/config.ipynb #64920179
+# %% ../../nbs/core/config.ipynb #ae725bad
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig(KnownSettings):
     "Everything about workers that can be set. All times are in seconds. Raises `ConfigError` for a value that cannot work."
@@ -94,14 +96,19 @@ class WorkerConfig(KnownSettings):
     backoff_base: float = 0.1  # Seconds until the next start after the first crash, for `RestartPolicy.BACKOFF`
     backoff_max: float = 30.0  # The longest such delay, in seconds
     keep_finished: int = 1000  # Finished jobs that are kept; the oldest goes first
+    keep_finished_bytes: int = 1 << 30  # Bytes of their results and chunks; the oldest job goes first, the newest stays
     max_pending: int = 100_000  # Jobs that may wait; one more is refused
+    max_pending_bytes: int = 1 << 30  # Bytes of parameters of all jobs that have not ended; one more job is refused
     stream_buffer: int = 1000  # Chunks that are kept of each job's stream
+    stream_buffer_bytes: int = 64 << 20  # Bytes of these chunks; the newest chunk stays, however large
     stall_timeout: float = 10.0  # Seconds that a slow reader of a stream may hold up its job; then it loses chunks instead
     event_buffer: int = 10_000  # Events, and calls of an integration, that may wait; the oldest event goes first
+    event_buffer_bytes: int = 64 << 20  # Bytes of events that may wait, for each listener and for the broadcaster; the oldest goes first
     stderr_tail: int = 8192  # Characters of a dead worker's stderr that the job's error shows
 
     def __post_init__(self) -> None:
         for name in ("max_workers", "stream_buffer", "event_buffer", "max_pending"): check_number(name, getattr(self, name), 1, whole=True)
+        for name in _BYTES: check_number(name, getattr(self, name), 1, whole=True)
         for name in ("keep_finished", "max_restarts", "stderr_tail"): check_number(name, getattr(self, name), 0, whole=True)
         for name in ("load_timeout", "job_timeout"): check_number(name, getattr(self, name), 0, optional=True, positive=True)
         for name in ("start_timeout", "integration_timeout", "stall_timeout"): check_number(name, getattr(self, name), 0, positive=True)

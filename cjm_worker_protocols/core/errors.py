@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 # %% auto #0
 __all__ = ['FactError', 'ConfigError', 'UnknownSettingError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError',
            'PluginNotSendableError', 'ParametersNotSendableError', 'RenamedHookError', 'WrongParametersError',
-           'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError', 'NotANewJobError',
-           'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError',
+           'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError', 'PendingBytesError',
+           'NotANewJobError', 'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError',
            'StreamOverflowError', 'JobStoreError', 'KeyConflictError', 'PluginLoadError', 'should_log', 'ends_app',
            'log_safely', 'count_failure']
 
@@ -166,6 +166,12 @@ class QueueFullError(FactError, RuntimeError):
     "The queue holds as many pending jobs as it may. No job exists."
     limit: int  # `WorkerConfig.max_pending`
     template = "{0.limit} jobs are pending, the most allowed: wait for some to finish, or raise WorkerConfig.max_pending"
+
+# %% ../../nbs/core/errors.ipynb #0204d85a
+class PendingBytesError(QueueFullError):
+    "The parameters of the jobs that have not ended take as many bytes as they may. No job exists."
+    template = ("this job's parameters, with those of the jobs that have not ended, take more than {0.limit} bytes, the most allowed: "
+                "wait for some to finish, send paths in place of data, or raise WorkerConfig.max_pending_bytes")
 
 # %% ../../nbs/core/errors.ipynb #25ab7117
 class NotANewJobError(FactError, TypeError):

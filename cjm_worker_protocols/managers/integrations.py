@@ -279,7 +279,7 @@ class AdmissionClient:
         except NoAnswerError: return None
         return pid if pid in idle else None
 
-# %% ../../nbs/managers/integrations.ipynb #6934e8fc
+# %% ../../nbs/managers/integrations.ipynb #903f1d58
 class Integrations:
     "What was injected into a manager. An integration that was not injected is `None`."
     def __init__(self,
@@ -299,7 +299,7 @@ class Integrations:
         if plugin_registry is not None: self.registry = RegistryClient(plugin_registry, category, timeout, config.max_pending, self.errors)
         if resource_manager is not None: self.resources = ResourceClient(resource_manager, worker_type, limit, timeout, self.errors)
         origin = {"worker_type": worker_type, "manager_id": manager_id, "manager_host": os.uname().nodename, "manager_pid": os.getpid()}
-        self.events = EventHub(origin, limit, timeout, self.errors, event_broadcaster)
+        self.events = EventHub(origin, (limit, config.event_buffer_bytes), timeout, self.errors, event_broadcaster)
         self.hooks = HookCaller(limit, self.errors)
 
     def _executors(self) -> list[SerialExecutor]:

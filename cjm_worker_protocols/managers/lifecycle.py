@@ -160,7 +160,7 @@ def estimator(
 
     return estimate
 
-# %% ../../nbs/managers/lifecycle.ipynb #4d0805ca
+# %% ../../nbs/managers/lifecycle.ipynb #29565fc2
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -197,9 +197,9 @@ class Lifecycle:
     def accept(self,
         ticket: Ticket # A new job
     ) -> None:
-        "Accept a job."
+        "Accept a job. Raises `PendingBytesError`; then nothing has happened."
+        self._table.add(ticket.job, len(ticket.frame))
         self._tickets[ticket.job.id] = ticket
-        self._table.add(ticket.job)
         self._queued(ticket)
         if ticket.job.expires is not None: self._expiring.start(ticket, ticket.job.expires, self._expire)
         self.scheduler.add(ticket)
@@ -280,9 +280,8 @@ class Lifecycle:
     def _yielded(self, report: Yielded) -> None:
         ticket, chunks = report.ticket, report.ticket.live.chunks
         index, lost = chunks.stop, chunks.lost
-        chunks.extend(report.chunks)
-        if chunks.lost and not lost:
-            log_safely(_log, logging.WARNING, "job %s streams more than %d chunks: the oldest are dropped", ticket.job.id, chunks.limit)
+        chunks.extend(report.chunks, report.size)
+        if chunks.lost and not lost: log_safely(_log, logging.WARNING, "job %s: the oldest chunks of its stream are dropped", ticket.job.id)
         if self._integrations.events.heard:
             for n, chunk in enumerate(report.chunks, index): self._emit_job("job:chunk", ticket, index=n, chunk=chunk)
         if chunks.full() and not report.worker.stopping: apply_backpressure(report.worker.handle, chunks, self._config.stall_timeout)

@@ -55,7 +55,7 @@ class Commands:
         "Answer all commands: the worker has ended."
         for tag in list(self._replies): self.reply(tag, False, "the worker ended")
 
-# %% ../../nbs/managers/proxy.ipynb #8d9bbff5
+# %% ../../nbs/managers/proxy.ipynb #0f60cf48
 _OF_JOBS = frozenset({Kind.LOADING, Kind.LOADED, Kind.COOPERATIVE, Kind.CHUNK, Kind.PROGRESS, Kind.FINISHED,
     Kind.RESULT, Kind.FAILED, Kind.CANCELLED})
 
@@ -262,7 +262,7 @@ class WorkerProxy(ManagedProcess):
             self.cancel_soon(run.ticket, JobError("serialization", f"a chunk cannot be read in this process: {type(e).__name__}: {e}"))
             if isinstance(e, KeyboardInterrupt): raise
             return
-        self._report(Yielded(self, run.ticket, chunks))
+        self._report(Yielded(self, run.ticket, chunks, len(frame.body)))
 
     def _hear_loading(self, run: PresentJob, loading: bool) -> None:
         run.loading = loading

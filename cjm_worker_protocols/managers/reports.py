@@ -62,7 +62,7 @@ class PresentJob:
         self.finished = False  # Whether the job has ended and its large result is on the way
         self.error: JobError | None = None  # The job's error, if the manager ends it
 
-# %% ../../nbs/managers/reports.ipynb #cfd63d82
+# %% ../../nbs/managers/reports.ipynb #f4a9551e
 class Started(NamedTuple):
     "The worker's process exists."
     worker: WorkerProxy  # The worker
@@ -99,6 +99,7 @@ class Yielded(NamedTuple):
     worker: WorkerProxy  # The worker
     ticket: Ticket  # The job
     chunks: list[Any]  # What it yielded
+    size: int  # Bytes that they took on the way
 
 class Ended(NamedTuple):
     "A job has ended, and the worker has not."
