@@ -459,6 +459,24 @@ def test_a_missing_descriptor_is_dev_null(command: str, closed: str, shell: Any)
     assert bool(done.stdout) == (">&- 2" not in closed and closed != ">&-"), said(done)
 
 
+@each_command
+def test_the_working_directory_may_have_been_removed(command: str, shell: Any, mine: Path) -> None:
+    """What is installed, or on the import path, is found, and each command does what it does elsewhere."""
+    path = f"{PATH}:{mine}"
+    gone = shell(f"mkdir gone && cd gone && rmdir ../gone && cjm {command}", PYTHONPATH=path)
+    there = shell(f"cjm {command}", PYTHONPATH=path)
+    assert gone.returncode == there.returncode == 0 and gone.stderr == there.stderr == "", said(gone)
+    if not command.startswith("run mine"):
+        assert gone.stdout == there.stdout
+
+
+def test_a_commits_hash_is_a_text(shell: Any) -> None:
+    """Digits, an `e` and digits are a number only where a schema asks for one."""
+    shell("cjm config set letters build 12e05; cjm config set letters rate 1e-3")
+    done = shell("cjm config get letters build; cjm config get letters rate")
+    assert done.stdout.split() == ["12e05", "0.001"], said(done)
+
+
 def test_nothing_is_written_into_another_file(shell: Any, mine: Path) -> None:
     """With stdout closed, the next file that is opened would get descriptor 1; with all three, a plugin's would."""
     code = "import os\ndef names(): return [os.readlink(f'/proc/{os.getppid()}/fd/{fd}') for fd in range(3)]\n"

@@ -50,7 +50,7 @@ def opening() -> Iterator[list[str]]: # Fills with paths
     try: yield opened
     finally: del _listeners[id(opened)]
 
-# %% ../../nbs/conformance/hostile.ipynb #061eca8c
+# %% ../../nbs/conformance/hostile.ipynb #0a94ddc2
 _FILES = {"": "{}", ".json": '{"kit": "outside"}', ".toml": 'kit = "outside"', ".yaml": "kit: outside"}
 
 class Outside(NamedTuple):
@@ -61,7 +61,7 @@ class Outside(NamedTuple):
 @contextmanager
 def outside() -> Iterator[Outside]: # The folder
     "Make a folder outside. In it are `kit-outside` with several suffixes, and a folder of that name with files in it."
-    root = next((path for path in (os.environ.get("TMPDIR", ""), "/tmp", os.getcwd()) if path and os.access(path, os.W_OK)), ".")
+    root = next((path for path in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", "/dev/shm") if path and os.access(path, os.W_OK)), "/")
     folder = os.path.join(os.path.realpath(root), f"kit-{os.urandom(8).hex()}")
     inner, up = os.path.join(folder, "kit-outside"), "../" * 24
     files = [f"{inner}{suffix}" for suffix in _FILES if suffix]
@@ -80,14 +80,16 @@ def outside() -> Iterator[Outside]: # The folder
         for path in (inner, folder):
             with suppress(OSError): os.rmdir(path)
 
-# %% ../../nbs/conformance/hostile.ipynb #85bc0de6
+# %% ../../nbs/conformance/hostile.ipynb #6f24fe0a
 def _parts(path: str) -> list[str]:
     "The parts of a path; the first is its root, if it has one."
     return ["/"] * path.startswith("/") + [part for part in path.split("/") if part not in ("", ".")]
 
 def _reached(path: str, there: Outside) -> str:
     "The part of a path to which a hostile id leads; empty for another, like an id that has become a file's name."
-    full, parts = os.path.abspath(path), _parts(path)
+    try: full = os.path.abspath(path)
+    except FileNotFoundError: full = path  # relative, and the working directory was removed
+    parts = _parts(path)
     if full.startswith(there.folder + os.sep): return full[len(there.folder) + 1:]
     outside = any(part.startswith("kit-outside") and before in ("..", "/") for before, part in zip(parts, parts[1:]))
     return "/".join(parts[-2:]) if outside else ""

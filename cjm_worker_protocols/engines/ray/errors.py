@@ -13,7 +13,7 @@ from ...core.errors import FactError
 __all__ = ['RayMissingError', 'EngineLoopError', 'WorkerRefusedError', 'RayConnectionError', 'RayVersionError', 'RayLostError',
            'RayElsewhereError', 'describe_loss', 'root_cause']
 
-# %% ../../../nbs/engines/ray/errors.ipynb #c877b8fa
+# %% ../../../nbs/engines/ray/errors.ipynb #bb726365
 class RayMissingError(FactError, ImportError):
     "Ray is not installed."
     template = "RayEngine needs Ray: pip install 'cjm-worker-protocols[ray]'"
@@ -22,8 +22,9 @@ class EngineLoopError(FactError, RuntimeError):
     "An engine was used from two event loops."
     template = "this RayEngine is used by a manager on another event loop: give each manager an engine of its own"
 
-class WorkerRefusedError(FactError, PermissionError):
+class WorkerRefusedError(FactError, RuntimeError):
     "Ray refuses to start such a worker, and would refuse it again, so a manager does not try. The exception of Ray is `__cause__`."
+    permanent = True  # No later start will succeed
     placement: dict[str, float]  # What the worker would take of its node, by resource
     kind: str  # The class of Ray's exception
     reason: str  # What Ray says
