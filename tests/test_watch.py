@@ -180,7 +180,8 @@ asyncio.run(main())
 
 def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
     """Each state and each tenth of progress once; no escape sequence, neither ours nor a plugin's; stdout is the script's own."""
-    done = python(SCRIPT, cwd=tmp_path)
+    quiet = "import logging\nlogging.getLogger('cjm_worker_protocols').addHandler(logging.NullHandler())\n"
+    done = python(quiet + SCRIPT, cwd=tmp_path)
     assert done.returncode == 0, said(done)
     assert done.stdout.splitlines() == ["error exception", "6 12 8 ['MainThread']"]
     lines = done.stderr.splitlines()
@@ -211,7 +212,7 @@ def test_a_log_in_ascii_gets_question_marks() -> None:
     """A character that a file's encoding lacks is no error."""
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding="ascii", write_through=True)
-    LogLines(file).show([Job("na\u00efve")])
+    LogLines(file).show_jobs([Job("na\u00efve")])
     assert raw.getvalue() == b"? na?ve  waits\n"
 
 
@@ -283,7 +284,9 @@ def test_a_terminal_shows_bars(tmp_path: Path) -> None:
     pytest.importorskip("tqdm")
     states = list(screen(in_terminal(SCRIPT, tmp_path / "app.py")))
     assert any(sum(BAR in line for line in rows) == 2 for rows in states)
-    last = [line for line in states[-1] if line]
+    records = [line for line in states[-1] if line.startswith("job ")]  # what the manager logs is above the bars
+    assert len(records) == 1 and "ValueError" in records[0]
+    last = [line for line in states[-1] if line and line not in records]
     ends = sorted(line.split("  ")[0] for line in last[:4])
     assert ends == ["\u2713 count"] * 3 + ["\u2715 count"] and last[4:] == ["error exception", "6 12 8 ['MainThread']"]
     percents = {int(n) for rows in states for line in rows for n in re.findall(r"(\d+)%  \d+ of 12", line)}
@@ -295,7 +298,7 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path) -> None:
     pytest.importorskip("tqdm")
     source = SCRIPT.replace('f"{n} of {to}"', '"\u65e5\u672c\u8a9e and more " * 5')
     states = list(screen(in_terminal(source, tmp_path / "app.py", columns=30, lines=6)))
-    live = [line for rows in states for line in rows if "\u25cf" in line or BAR in line]
+    live = [line for rows in states for line in rows if ("\u25cf" in line or BAR in line) and not line.startswith("job ")]
     assert live and max(map(len, live)) < 30
 
 

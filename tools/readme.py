@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTE = "<!-- Made from nbs/index.ipynb by tools/readme.py: edit the notebook. -->"
 HIDDEN = re.compile(r"^#\|\s*(hide|default_exp|export|exporti)\b", re.MULTILINE)
 DIRECTIVE = re.compile(r"^#\|.*\n?", re.MULTILINE)
+IMAGE = re.compile(r"(!\[[^\]]*\])\((?!\w+:)([\w/.-]+)\)")
 LINK = re.compile(r"\]\((?!\w+:)([\w/.-]+\.ipynb)(#[\w.-]*)?\)")
 
 
@@ -35,6 +36,7 @@ def _parts(nb: dict[str, Any], blob: str) -> Iterator[str]:
         if not source.strip():
             continue
         if cell["cell_type"] == "markdown":
+            source = IMAGE.sub(lambda m: f"{m[1]}({blob.replace('/blob/', '/raw/')}/{m[2]})", source)
             yield LINK.sub(lambda m: f"]({blob}/{m[1]}{m[2] or ''})", source).strip()
         elif cell["cell_type"] == "code" and not HIDDEN.search(source):
             yield _fence(DIRECTIVE.sub("", source), "python")
