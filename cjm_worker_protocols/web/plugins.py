@@ -148,7 +148,7 @@ def plugin_document(
             "configured": facts.configured, "problem": facts.problem or description["problem"], "streams": description["streams"],
             "parameters": description["parameters"], "config_schema": json_safe(schema, 10_000, 1000, 16)}
 
-# %% ../../nbs/web/plugins.ipynb #0365a43e
+# %% ../../nbs/web/plugins.ipynb #66768ca6
 Paths = Sequence[Union[str, "os.PathLike[str]"]]
 
 def is_allowed_path(
@@ -182,7 +182,7 @@ def check_value(
         return {name: check_value(v, known[name], allowed, f"{field}.{name}") for name, v in value.items()}
     if not isinstance(value, str): return value
     declared = names_path(schema)
-    if not declared and (schema or not os.path.isabs(value) and not value.startswith("~")): return value
+    if not declared and (schema or not value.startswith((os.sep, "~", "file:"))): return value
     if is_allowed_path(value, allowed): return Path(value) if declared else value
     remedy = "upload the file, or allow its folder by allow_paths" if declared else "annotate the parameter, as `text: str`"
     raise Problem(422, "invalid", f"{field}: a path on the server is not accepted from JSON: {remedy}.", field)
