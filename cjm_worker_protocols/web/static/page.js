@@ -9,6 +9,9 @@ const STATUSES = ["running", "pending", "completed", "failed", "cancelled"]
 const ROWS = 100  // Jobs in the table before "Show more"
 const RANK = {pending: 0, running: 1, completed: 2, failed: 2, cancelled: 2}
 
+// Whether a picture of a job is newer than another.
+const newer = (a, b) => a.attempts > b.attempts || a.attempts === b.attempts && RANK[a.status] + a.progress / 2 > RANK[b.status] + b.progress / 2
+
 class Problem extends Error {
   constructor(status, text) { super(text); this.status = status }
 }
@@ -185,11 +188,17 @@ class Page {
     this.touched = new Set()
     try {
       const [jobs, workers] = await Promise.all([this.get("api/jobs?limit=1000"), this.about.sees === "all" ? this.get("api/workers") : null])
-      const known = new Map(jobs.jobs.map(job => [job.id, this.touched.has(job.id) ? this.jobs.get(job.id) : job]))
-      for (const id of this.touched) if (!known.has(id) && this.jobs.has(id)) known.set(id, this.jobs.get(id))
+      const known = new Map(), {counts} = jobs
+      for (const id of this.touched) if (!jobs.jobs.some(job => job.id === id)) { known.set(id, this.jobs.get(id)); counts[known.get(id).status] += 1 }
+      for (const job of jobs.jobs) {
+        const own = this.touched.has(job.id) && newer(this.jobs.get(job.id), job) ? this.jobs.get(job.id) : job
+        known.set(job.id, own)
+        counts[job.status] -= 1
+        counts[own.status] += 1
+      }
       this.jobs = known
       this.loaded = true
-      this.counts = jobs.counts
+      this.counts = counts
       this.next = jobs.next
       if (workers) {
         this.workers = new Map(workers.workers.map(worker => [worker.pid, worker]))
@@ -205,7 +214,7 @@ class Page {
 
   receive(job) {
     const before = this.jobs.get(job.id)
-    if (before && before.attempts === job.attempts && RANK[before.status] > RANK[job.status]) return  // an older picture of the job
+    if (before && ENDS.has(before.status) && newer(before, job)) return
     if (this.touched) this.touched.add(job.id)
     if (!before || before.status !== job.status) {
       if (before) this.counts[before.status] -= 1
