@@ -1,8 +1,10 @@
 """The live page in headless Chromium: start, stream, cancel, retry, keys, a dead worker, a lost server, and what axe-core finds."""
 
 import asyncio
+import base64
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -63,7 +65,13 @@ def anything(text: str, times: int = 1, **more: Any) -> "dict[str, Any]":
     return {"text": text, "times": times, **more}
 
 
-PLUGINS = (speak, spin, fail, picture, anything)
+def size(audio: Path) -> int:
+    """Count the bytes of a file."""
+    logging.getLogger("mine").warning("counting")
+    return audio.stat().st_size
+
+
+PLUGINS = (speak, spin, fail, picture, anything, size)
 
 
 def make() -> JobManager:
@@ -157,10 +165,9 @@ def test_the_files_are_small_and_nothing_is_inline() -> None:
 @pytest.mark.slow
 @needs_chromium
 @pytest.mark.limit(90)
-@pytest.mark.parametrize("prefix", ["/", "/deep/workers/"])
-async def test_a_job_from_the_form_to_its_result(prefix: str) -> None:
+async def test_a_job_from_the_form_to_its_result() -> None:
     """The stream comes while it runs; the result is a tree; texts of plugins are never HTML; the address names the job."""
-    async with page_of(make(), prefix, {"title": "My page"}) as page:
+    async with page_of(make(), "/deep/workers/", {"title": "My page"}) as page:
         await live(page)
         assert await page.title() == "My page" and "curl" in await page.inner_text("#no-jobs")
         await page.select_option("select[name=plugin]", "speak")
@@ -204,7 +211,9 @@ async def test_cancel_retry_and_a_killed_worker() -> None:
         os.kill(job.worker_pid, signal.SIGKILL)
         failed = await row(page, "killed by SIGKILL")
         assert "failed" in await failed.inner_text()
-        await page.wait_for_selector("#workers-table tr.gone")
+        killed = page.locator("#workers-table tr.gone", has_text=str(job.worker_pid))
+        await killed.wait_for()
+        assert "signal 9" in await killed.inner_text() and "failed" in str(await killed.get_attribute("class"))
         await run(page, "fail")
         await page.wait_for_selector(".detail details pre", state="attached")
         assert "ValueError" in await page.inner_text(".detail") and not page.complaints
@@ -330,6 +339,55 @@ async def test_what_a_client_may_not_do_is_not_offered() -> None:
         assert not await page.is_visible("#start") and not await page.is_visible("#workers")
         assert "ada" in await page.inner_text("#host")
 
+
+
+DROP = """([name, text]) => {
+    const data = new DataTransfer()
+    data.items.add(new File([Uint8Array.from(atob(text), c => c.charCodeAt(0))], name))
+    for (const type of ["dragover", "drop"])
+        document.body.dispatchEvent(new DragEvent(type, {dataTransfer: data, bubbles: true, cancelable: true}))
+}"""
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.limit(90)
+async def test_a_dropped_recording_becomes_words() -> None:
+    """Live: partial words come while it is transcribed; the job has the file's name; what it logged is shown."""
+    pytest.importorskip("pocketsphinx")
+    from cjm_worker_protocols.plugins.speech import sample_recording
+
+    recording = sample_recording()
+    plugins = {"speech": "cjm_worker_protocols.plugins.speech:PocketSphinx"}
+    async with page_of(JobManager("pages", "tests", plugins=plugins, worker_config=WorkerConfig(standby=False))) as page:
+        await live(page)
+        await until(page, "document.querySelector('input[type=file]') !== null")
+        await page.evaluate(DROP, [recording.name, base64.b64encode(recording.read_bytes()).decode()])
+        await until(page, "document.querySelector('.stream')?.textContent.length > 10", 60)
+        assert await page.locator("tr.job.running").count() == 1
+        await page.wait_for_selector("tr.job.completed", timeout=60_000)
+        assert recording.name in await page.inner_text("tr.job")
+        assert "the model is loaded once and then it answers many questions" in await page.inner_text(".stream")
+        assert not page.complaints
+
+
+@pytest.mark.slow
+@needs_chromium
+@pytest.mark.limit(90)
+async def test_files_images_and_log_lines() -> None:
+    """A file goes with the form; an image is shown; the log of a job is in its details."""
+    async with page_of(make()) as page:
+        await live(page)
+        await page.select_option("select[name=plugin]", "size")
+        await page.set_input_files("input[type=file]", {"name": "a b.bin", "mimeType": "text/plain", "buffer": b"12345"})
+        await page.click("#start-form button.main")
+        await page.wait_for_selector("tr.job.completed")
+        await until(page, "/result\\n?5/.test(document.querySelector('.detail')?.innerText || '')")
+        await until(page, "document.querySelector('.detail').innerText.includes('WARNING counting')")
+        await run(page, "picture")
+        await page.wait_for_selector(".detail img")
+        await until(page, "document.querySelector('.detail img').naturalWidth === 1")
+        assert not page.complaints
 
 
 # How it looks and how fast it is

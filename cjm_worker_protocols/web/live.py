@@ -72,7 +72,7 @@ class PageLog:
         try: self.broadcaster.broadcast_from_thread(kind, {"topic": topic, "key": key, "document": document})
         except Exception as e: log_safely(_log, logging.ERROR, "an event of the page could not be written", error=e)
 
-# %% ../../nbs/web/live.ipynb #9f63b7c2
+# %% ../../nbs/web/live.ipynb #31a0b5b8
 class Changes:
     "What has changed since the last events were sent."
     def __init__(self,
@@ -103,7 +103,7 @@ class Changes:
             self._log.put("worker", ALL, document, ("worker", pid))
         for pid, worker in workers.items():
             if self._sent.get(pid) != worker: self._log.put("worker", ALL, worker_document(worker, usage.get(str(pid))), ("worker", pid))
-        self._sent, self._ended = workers, {}
+        self._sent, self._ended = workers, {pid: how for pid, how in self._ended.items() if pid in workers} # may still be listed
 
     def send_job(self,
         job: Job # It has changed
