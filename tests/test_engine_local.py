@@ -142,6 +142,20 @@ def test_a_worker_takes_over_the_flags_and_arguments_of_the_app(tmp_path: Path, 
     assert other["argv"] == ours["argv"] and other["flags"][0] == 0
 
 
+def test_a_worker_imports_nothing_from_the_working_directory(tmp_path: Path) -> None:
+    """An app elsewhere does not look there, and neither do its workers, whatever the files there are named like."""
+    there, hits = tmp_path / "there", tmp_path / "hits"
+    there.mkdir()
+    shadow = f"open({str(hits)!r}, 'a').write(__name__ + ' ')\nraise SystemError(__name__)\n"
+    for name in sorted(sys.stdlib_module_names | {"cloudpickle", "psutil", "fastcore", "sitecustomize", "usercustomize", "guardian"}):
+        (there / f"{name}.py").write_text(shadow)
+    app = tmp_path / "app.py"
+    start = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
+    app.write_text(start + APP.replace("(None, sys.argv[1])", "(None,)"))
+    done = subprocess.run([sys.executable, str(app), "", str(TESTS)], cwd=there, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not hits.exists(), (done.stderr[-500:], hits.exists() and hits.read_text())
+
+
 # Apps whose sys.executable is the app
 
 

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import logging
 import pickle
+import re
 import threading
 import time
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from harness import Seen, end, first_chunk, manager, nothing_left  # noqa: F401
+from repo import ROOT
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager
 from cjm_worker_protocols.core.errors import RegistryUnavailableError
@@ -282,3 +284,22 @@ async def test_long_messages_and_lines_are_cut() -> None:
         log.removeHandler(note)
         log.setLevel(level)
     assert lines == ["x" * 8192, "short"]
+
+
+# What pages say about tests
+
+
+def test_the_tests_that_a_page_names_exist() -> None:
+    """Each is there under its name; the page on security names one for each promise."""
+    named: "dict[str, list[tuple[str, str]]]" = {}
+    for page in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        found = re.findall(r"(tests/test_\w+\.py)::(test_\w+)", page.read_text(encoding="utf-8"))
+        if found:
+            named[page.name] = found
+    gone = [
+        f"{page}: {file}::{test}"
+        for page, found in named.items()
+        for file, test in found
+        if not re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.M)
+    ]
+    assert len(named["security.ipynb"]) > 20 and not gone, gone

@@ -60,8 +60,10 @@ class Invocation(NamedTuple):
 # %% ../../nbs/engines/launch.ipynb #4e1e44b2
 _PACKAGE = Path(os.path.abspath(guardian.__file__)).parents[1]
 ARGV = "CJM_WORKERS_ARGV"  # The variable with the app's arguments, which the worker removes before anything else runs
-_START = f"""import json, os, sys
+_START = f"""import sys
 path, (root, *fds) = sys.path[:], sys.argv[1:6]
+sys.path[:] = [p for p in path if p]
+import json, os
 sys.argv[:] = json.loads(os.environ.pop({ARGV!r}))
 os.set_inheritable(int(fds.pop()), False)
 sys.path[:0] = [root]
