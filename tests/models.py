@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from cjm_worker_protocols.plugins.extras import Extra
+from cjm_worker_protocols.plugins.image import OCR
 from cjm_worker_protocols.plugins.text import LLM, small_model
 
-NOTEBOOKS = {"plugins/text.ipynb": (LLM,)}  # What notebooks need
+NOTEBOOKS = {"plugins/text.ipynb": (LLM,), "plugins/image.ipynb": (OCR,)}  # What notebooks need
 
 
 def problem(*extras: Extra) -> str:
