@@ -14,7 +14,7 @@ from cjm_worker_protocols.conformance.deep import deep_checks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "nbs/conformance/catalogue.ipynb"
-HEAD = """# Catalogue
+HEAD = """# All checks
 
 > Every check of the conformance kit: the rule, why it is one, and what breaking it looks like.
 
