@@ -152,7 +152,7 @@ def mounted(app: Any, path: str) -> Any:
 def test_the_files_are_small_and_nothing_is_inline() -> None:
     """At most 60 kB in all; the policy forbids inline scripts and styles, and the page has none; nothing names another host."""
     files = {path.name: path.read_text(encoding="utf-8") for path in STATIC.iterdir()}
-    assert sum(len(text.encode()) for text in files.values()) <= 60 * 1024
+    assert sum(len(text.encode()) for text in files.values()) <= 60_000
     html = files["index.html"]
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|\sstyle=", html)
     for name, text in files.items():
@@ -466,4 +466,15 @@ async def test_twenty_changes_of_a_thousand_jobs_take_little_script() -> None:
         took, rows = times
         assert rows == 100 and sorted(took[5:])[len(took[5:]) // 2] <= 20, took
         assert "30 of 30" in await (await row(page, "job-999")).inner_text()
+        places = await page.evaluate(
+            """() => {
+            const job = (n, status, position) => ({...workersPage.jobs.get("job-1"), id: `next-${n}`, status, position})
+            for (const n of [1, 2, 3]) workersPage.receive(job(n, "pending", n))
+            workersPage.receive(job(4, "pending", 2))  // of a higher priority
+            workersPage.receive(job(1, "running", null))
+            workersPage.draw()
+            return [4, 2, 3].map(n => workersPage.rows.get(`next-${n}`).what.textContent)
+        }"""
+        )
+        assert places == ["1st in line", "2nd in line", "3rd in line"]
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from random import Random
 from typing import Any
 
-from cjm_worker_protocols import BaseJobManager, Job, JobError, RestartPolicy, WorkerConfig
+from cjm_worker_protocols import BaseJobManager, Job, JobError, RestartPolicy, WorkerConfig, watch
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.core.jobs import ENDS
 
@@ -17,6 +18,8 @@ from .integrations import PLACES, Admission, Broadcaster, Mind, Moods, Registry
 from .invariants import Book, Fate, NotedJob
 from .scenario import Op, Scenario
 
+NOWHERE = io.StringIO()  # Closed: nothing is shown there
+NOWHERE.close()
 PATIENCE = 50_000.0  # Simulated seconds after which a job that has not ended never will
 
 class Manager(BaseJobManager):
@@ -270,13 +273,13 @@ class Play:
         self.book.check("no chunk is lost", job.status != "completed" or index == len(fate.chunks), fate, index, len(fate.chunks))
 
     async def _wait(self, which: int, patience: float) -> None:
-        """Wait for a job, and lose patience."""
+        """Watch a job, without a display, and lose patience."""
         if fate := self._job(which):
             assert fate.job is not None
             try:
-                await asyncio.wait_for(fate.job.wait(), patience)
-            except asyncio.TimeoutError:
-                pass
+                await asyncio.wait_for(watch(fate.job, file=NOWHERE), patience)
+            except (asyncio.TimeoutError, JobError) as e:
+                self.book.check("a watch ends with its job", isinstance(e, asyncio.TimeoutError) or fate.job.done, fate)
 
     async def _look(self) -> None:
         for job in self.manager.get_all_jobs():
