@@ -16,16 +16,17 @@ from repo import LIB, NBS, ROOT, modules, notebooks
 CELL = 60  # Lines of an export cell, blank ones and directives apart
 LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "AdmissionGate": 110,
-    "BaseJobManager": 201,
+    "BaseJobManager": 221,
     "BroadcastQueue": 67,
     "EntryPointRegistry": 129,
     "EventStreams": 111,
-    "Lifecycle": 161,
+    "Job": 66,
+    "Lifecycle": 180,
     "RedisBroadcaster": 133,
     "Scheduler": 136,
     "SerialExecutor": 70,
     "WorkerPool": 156,
-    "WorkerProxy": 235,
+    "WorkerProxy": 261,
 }
 LONG_CELL, LONG_SHARE = 40, 0.33  # Lines of a long cell, and the share of all exported lines in such cells; the goal is 0.20
 HIDDEN_SHARE = 0.15  # Of the lines that are not exported
@@ -36,7 +37,7 @@ MODULE = 450  # Lines
 LARGE_MODULES: "dict[str, int]" = {}  # Modules that may be larger
 SMELL = 3  # How often each of these words may stand in the notebooks and in what is written by hand
 SMELLS = ("told", "nobody", "whoever", "somebody else's", "lets go", "at the door")
-NODES = 185_500  # AST nodes of the package, docstrings apart, as tools/count.py counts them
+NODES = 205_000  # AST nodes of the package, docstrings apart, as tools/count.py counts them
 PUBLIC = {  # Documented all the same: of named tuples, of the standard library, and the hooks that users override
     *("_asdict", "_fields", "_make", "_replace", "_exit", "_getframe", "_current_frames"),
     *("_get_running_loop", "_enter_task", "_leave_task", "_run_exitfuncs"),

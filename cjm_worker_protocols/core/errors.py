@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 __all__ = ['FactError', 'ConfigError', 'UnknownSettingError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError',
            'PluginNotSendableError', 'ParametersNotSendableError', 'RenamedHookError', 'WrongParametersError',
            'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError', 'PendingBytesError',
-           'NotANewJobError', 'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError', 'WrongLoopError',
-           'StreamOverflowError', 'JobStoreError', 'KeyConflictError', 'PluginLoadError', 'should_log', 'ends_app',
-           'log_safely', 'count_failure']
+           'NotANewJobError', 'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError',
+           'ManagerDrainingError', 'WrongLoopError', 'StreamOverflowError', 'JobStoreError', 'KeyConflictError',
+           'PluginLoadError', 'should_log', 'ends_app', 'log_safely', 'count_failure']
 
 # %% ../../nbs/core/errors.ipynb #0d4e33da
 if TYPE_CHECKING: from typing_extensions import dataclass_transform as _dataclass_transform
@@ -131,7 +131,7 @@ class ParametersNotSendableError(FactError, TypeError):
         "What cannot be sent."
         return f"parameter {self.parameter!r}" if self.parameter else "the parameters"
 
-# %% ../../nbs/core/errors.ipynb #d52c4967
+# %% ../../nbs/core/errors.ipynb #70aded2d
 class RenamedHookError(FactError, TypeError):
     "A subclass defines a hook of cjm-fasthtml-workers that has another name here, and would never be called."
     manager: str  # The subclass
@@ -193,11 +193,16 @@ class WorkersUnavailableError(FactError, RuntimeError):
     template = ("no worker is left ({0.reason}) and the restart policy {0.policy!r} starts no other: "
                 "choose another policy, or make a new manager")
 
-# %% ../../nbs/core/errors.ipynb #d0ea3b43
+# %% ../../nbs/core/errors.ipynb #b4e32f4c
 class ManagerClosedError(FactError, RuntimeError):
     "The manager was shut down."
     call: str  # The call that came too late
     template = "{0.call}: this manager was shut down; make a new one"
+
+class ManagerDrainingError(FactError, RuntimeError):
+    "The manager drains: it finishes what runs, and accepts nothing new. No job exists."
+    call: str  # The call that came too late
+    template = "{0.call}: this manager drains and accepts no job; ask another process, or the next start of the app"
 
 class WrongLoopError(FactError, RuntimeError):
     "A manager or a job was used from another event loop than its own."

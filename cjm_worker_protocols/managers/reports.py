@@ -18,12 +18,12 @@ if TYPE_CHECKING: from cjm_worker_protocols.managers.proxy import WorkerProxy
 
 # %% auto #0
 __all__ = ['Report', 'Ticket', 'PresentJob', 'Started', 'RoomChanged', 'Ready', 'Logged', 'Began', 'Progressed', 'Yielded',
-           'Ended', 'Returned', 'Freed', 'Gone', 'Tail']
+           'Ended', 'Returned', 'Unmarked', 'Withdrawn', 'Freed', 'Gone', 'Tail']
 
-# %% ../../nbs/managers/reports.ipynb #0226b4c7
+# %% ../../nbs/managers/reports.ipynb #c4450618
 class Ticket:
     "A job on its way to a worker."
-    __slots__ = ("job", "live", "tag", "place", "name", "config", "frame", "placement", "context", "blocked", "unbegun")
+    __slots__ = ("job", "live", "tag", "place", "name", "config", "frame", "placement", "context", "blocked", "unbegun", "unmarked")
     def __init__(self,
         job: Job, # The job
         live: LiveJob, # Its live part
@@ -37,6 +37,7 @@ class Ticket:
         self.name, self.config, self.frame, self.placement = name, config, frame, placement
         self.context = copy_context()  # That of `start_job`: hooks, log records and events of the job run in it
         self.blocked = ""  # Why it cannot run now; empty when it is ready
+        self.unmarked = False  # Whether the job store does not have it as started, and has to, before its frame is sent
         self.unbegun = 0  # How often a worker died that had not begun it
 
     @property
@@ -62,7 +63,7 @@ class PresentJob:
         self.finished = False  # Whether the job has ended and its large result is on the way
         self.error: JobError | None = None  # The job's error, if the manager ends it
 
-# %% ../../nbs/managers/reports.ipynb #f4a9551e
+# %% ../../nbs/managers/reports.ipynb #1e3068d7
 class Started(NamedTuple):
     "The worker's process exists."
     worker: WorkerProxy  # The worker
@@ -112,6 +113,15 @@ class Returned(NamedTuple):
     "A prefetched job was taken back, and waits again."
     ticket: Ticket  # The job
 
+class Unmarked(NamedTuple):
+    "The worker is about to be sent a job that the job store does not have as started."
+    worker: WorkerProxy  # The worker
+    ticket: Ticket  # The job
+
+class Withdrawn(NamedTuple):
+    "A job was taken back from a worker that had not begun it."
+    ticket: Ticket  # The job
+
 class Freed(NamedTuple):
     "The worker has done what it was commanded to do."
     worker: WorkerProxy  # The worker
@@ -122,8 +132,9 @@ class Gone(NamedTuple):
     exit: Exit  # How it ended
     run: PresentJob | None  # What it did with its present job
     prefetched: Ticket | None  # The job that it had not begun
+    unsent: Ticket | None = None  # The job that was not sent to it yet
 
-Report = Union[Started, RoomChanged, Ready, Logged, Began, Progressed, Yielded, Ended, Returned, Freed, Gone]
+Report = Union[Started, RoomChanged, Ready, Logged, Began, Progressed, Yielded, Ended, Returned, Unmarked, Withdrawn, Freed, Gone]
 
 # %% ../../nbs/managers/reports.ipynb #19cf3958
 class Tail:

@@ -20,7 +20,7 @@ from .schema import open_database, transaction
 # %% auto #0
 __all__ = ['StoreDatabase']
 
-# %% ../../../nbs/integrations/store/database.ipynb #6753bab9
+# %% ../../../nbs/integrations/store/database.ipynb #773d5055
 class StoreDatabase:
     "The database of a job store. Every method may block."
     def __init__(self,
@@ -45,7 +45,11 @@ class StoreDatabase:
     def _connect(self) -> sqlite3.Connection:
         locks = self.locks
         if self._db is None:
-            with opening(locks, self._timeout): self._db = open_database(self.path, self._durability, self._timeout)
+            try:
+                with opening(locks, self._timeout): self._db = open_database(self.path, self._durability, self._timeout)
+            except BaseException:
+                locks.close()
+                raise
             self._stat = os.stat(self.path)
         if not self._same(): raise StoreDamagedError(self.path, "it was removed or replaced while it was in use")
         return self._db
@@ -74,3 +78,4 @@ class StoreDatabase:
         with self._mutex:
             if self._db is not None: self._db.close()
             self._db = None
+            if self._locks is not None: self._locks.close()

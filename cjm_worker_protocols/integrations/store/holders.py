@@ -57,7 +57,7 @@ def add_manager(
     db.execute("UPDATE managers SET holder = number WHERE number = ?", (number,))
     return number
 
-# %% ../../../nbs/integrations/store/holders.ipynb #9c03fc1e
+# %% ../../../nbs/integrations/store/holders.ipynb #0c55fa5f
 class Holders:
     "The managers that use one database. Every method may block, and raises `JobStoreError`."
     def __init__(self,
@@ -100,6 +100,7 @@ class Holders:
                 db.execute("UPDATE managers SET holder = 0 WHERE holder = ?", (number,))
                 remove_idle(db)
         finally: self._database.locks.unlock(number)
+        if not self._types: self._database.disconnect()
 
     def claim(self,
         manager: str # Who takes them

@@ -18,7 +18,7 @@ from .errors import StoreForkedError, StoreLockedError, StoreLockingError, store
 # %% auto #0
 __all__ = ['OPENING', 'LockFile', 'opening', 'lock_file']
 
-# %% ../../../nbs/integrations/store/locks.ipynb #33181242
+# %% ../../../nbs/integrations/store/locks.ipynb #4cb4da87
 class LockFile:
     "The lock file of one database in this process. Its methods may be called from any thread."
     def __init__(self,
@@ -28,8 +28,11 @@ class LockFile:
         self.path, self._pid = path, os.getpid()
         self._mine: set[int] = set()  # Bytes that managers of this process have locked
         self._mutex = threading.RLock()
-        try: self._file = os.open(f"{path}-locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as e: raise store_error(path, e) from e
+        self._file = self._open()
+
+    def _open(self) -> int:
+        try: return os.open(f"{self.path}-locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e: raise store_error(self.path, e) from e
 
     def check(self) -> None:
         "Raise `StoreForkedError` in a forked child, and `StoreLockingError` when the lock file was replaced under living managers."
@@ -38,12 +41,17 @@ class LockFile:
 
     def current(self) -> bool: # Whether other processes see the same file
         "Say whether the lock file is still the one beside the database."
-        try: return os.path.samestat(os.stat(f"{self.path}-locks"), os.fstat(self._file))
+        try: return self._file >= 0 and os.path.samestat(os.stat(f"{self.path}-locks"), os.fstat(self._file))
         except OSError: return False
 
-    def close(self) -> None:
-        "Close the file, and lose all locks on it."
+    def _shut(self) -> None:
         os.close(self._file)
+        self._file = -1
+
+    def close(self) -> None:
+        "Close the file if this process holds no lock on it; the next lock opens it again."
+        with self._mutex:
+            if not self._mine and self._file >= 0: self._shut()
 
     def lock(self,
         number: int # A byte
@@ -52,6 +60,8 @@ class LockFile:
         self.check()
         with self._mutex:
             if number in self._mine: return False
+            if not self._mine and not self.current(): self.close()
+            if self._file < 0: self._file = self._open()
             try: fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
             except OSError as e:
                 if e.errno in (errno.EACCES, errno.EAGAIN): return False
@@ -91,7 +101,7 @@ def opening(
     try: yield
     finally: locks.unlock(OPENING)
 
-# %% ../../../nbs/integrations/store/locks.ipynb #c116b241
+# %% ../../../nbs/integrations/store/locks.ipynb #1168dc2f
 _FILES: dict[str, LockFile] = {}  # By database; a lock file stays open for as long as the process lives
 _GUARD = threading.Lock()
 
@@ -109,7 +119,6 @@ def lock_file(
     with _GUARD:
         if (known := _FILES.get(path)) is not None:
             known.check()
-            if known.current(): return known
-            known.close()
+            return known
         made = _FILES[path] = LockFile(path)
         return made

@@ -1,0 +1,483 @@
+"""Managers with a job store: what is on disk when, what another process sees, and what the next app finds."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Iterator
+
+import durable_app
+import pytest
+from durable_app import manager
+from harness import nothing_left, ticking  # noqa: F401
+
+from cjm_worker_protocols import JobCancelled, JobError, JobManager
+from cjm_worker_protocols.core.errors import (
+    ConfigError,
+    JobStoreError,
+    KeyConflictError,
+    ManagerClosedError,
+    ManagerDrainingError,
+    QueueFullError,
+)
+from cjm_worker_protocols.extensions.store import JobStoreProtocol
+from cjm_worker_protocols.integrations.store import SQLiteJobStore, StoreDamagedError, StoreLockedError, retry_job
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    """The file of a store."""
+    return str(tmp_path / "jobs.db")
+
+
+def stored(path: str) -> "dict[str, str]":
+    """What is on disk."""
+    with closing(sqlite3.connect(path)) as db:
+        return dict(db.execute("SELECT id, status FROM jobs ORDER BY place").fetchall())
+
+
+@contextmanager
+def app(path: str) -> "Iterator[subprocess.Popen[str]]":
+    """Another process with a manager on the same file."""
+    command = [sys.executable, str(Path(durable_app.__file__)), path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+async def said(process: "subprocess.Popen[str]", *lines: str) -> "list[str]":
+    """What it answers, a line for each of these."""
+    assert process.stdin is not None and process.stdout is not None
+    loop = asyncio.get_running_loop()
+    answers = []
+    for line in lines:
+        process.stdin.write(f"{line}\n")
+        process.stdin.flush()
+        answers.append((await loop.run_in_executor(None, process.stdout.readline)).strip())
+    return answers
+
+
+async def begun(process: "subprocess.Popen[str]") -> str:
+    """Its first line."""
+    assert process.stdout is not None
+    return (await asyncio.get_running_loop().run_in_executor(None, process.stdout.readline)).strip()
+
+
+async def until(condition: Any, limit: float = 20) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        await asyncio.sleep(0.01)
+
+
+# On disk first
+
+
+async def test_accepted_started_and_ended_are_on_disk_first(path: str) -> None:
+    """Before `start_job` returns, before the plugin runs, before the end is shown in any way."""
+    async with manager(path) as here:
+        events = here.events()
+        job = await here.start_job("status_of", params={"path": path})
+        assert stored(path)[job.id] in ("pending", "running")
+        assert await job == ["status_of running"]
+        assert stored(path)[job.id] == "completed"
+        kinds = [(await events.__anext__()).type for _ in range(2)]
+        async for event in events:
+            kinds.append(event.type)
+            if event.type == "job:completed":
+                break
+        assert kinds[0] == "job:queued" and kinds[-1] == "job:completed" and "job:started" in kinds
+
+
+async def test_ends_of_every_kind_are_kept(path: str) -> None:
+    """Status, result and error are the same in the next app."""
+    async with manager(path) as here:
+        done = await here.start_job("echo", value={"a": [1]}, metadata={"file": "a.wav"}, owner="ada", priority=3)
+        broken = await here.start_job("nap", seconds="x")
+        cancelled = await here.start_job("nap", seconds=60)
+        assert await done == {"a": [1]}
+        with pytest.raises(JobError):
+            await broken
+        assert await here.cancel_job(cancelled.id)
+    async with manager(path) as here:
+        assert here.recovered == [] and here.jobs == {}
+        again = await here.find_job(done.id)
+        assert again is not None and await again == {"a": [1]}
+        assert (again.metadata, again.owner, again.priority, again.params) == (
+            {"file": "a.wav"},
+            "ada",
+            3,
+            {"value": {"a": [1]}},
+        )
+        assert (again.created_at, again.completed_at is not None, again.attempts) == (done.created_at, True, 1)
+        failed = await here.find_job(broken.id)
+        assert failed is not None and failed.error is not None and failed.error.to_dict() == broken.error.to_dict()  # type: ignore[union-attr]
+        ended = await here.find_job(cancelled.id)
+        assert ended is not None and isinstance(ended.error, JobCancelled)
+        assert [job.id for job in await here.list_jobs()] == [cancelled.id, broken.id, done.id]
+        assert [job.id for job in await here.list_jobs(status="failed")] == [broken.id]
+        assert [job.id for job in await here.list_jobs(owner="ada")] == [done.id]
+        assert [job.id for job in await here.list_jobs(before=broken.id, limit=5)] == [done.id]
+        assert await here.find_job("unknown") is None and not await here.cancel_job("unknown")
+
+
+async def test_many_at_once_share_a_commit(path: str) -> None:
+    """A hundred jobs at once take few commits."""
+    async with manager(path) as here:
+        await (await here.start_job("echo"))
+        batches: "list[int]" = []
+        store = here._integrations.store.store  # type: ignore[union-attr]
+        write = store.write
+
+        def counted(name: str, added: Any, *more: Any) -> Any:
+            batches.append(len(added))
+            return write(name, added, *more)
+
+        store.write = counted  # type: ignore[method-assign]
+        jobs = await asyncio.gather(*[here.start_job("echo", value=n) for n in range(100)])
+        assert sum(map(bool, batches)) <= 20
+        assert [await job for job in jobs] == list(range(100))
+
+
+# Keys
+
+
+async def test_a_key_stands_for_one_job(path: str, tmp_path: Path) -> None:
+    """Of its owner, whatever became of it, in this app and the next."""
+    upload = tmp_path / "a.wav"
+    upload.write_bytes(b"sound")
+    async with manager(path) as here:
+        first, same = await asyncio.gather(
+            *[here.start_job("echo", value={"b": 1, "a": upload}, key="k") for _ in range(2)]
+        )
+        assert first is same
+        await first
+        assert await here.start_job("echo", value={"a": upload, "b": 1}, key="k") is first
+        with pytest.raises(KeyConflictError):
+            await here.start_job("echo", value=2, key="k")
+        with pytest.raises(KeyConflictError):
+            await here.start_job("nap", seconds=1, key="k")
+        other = await here.start_job("echo", value=2, key="k", owner="ada")
+        assert other is not first and len(stored(path)) == 2
+    async with manager(path) as here:
+        again = await here.start_job("echo", value={"a": upload, "b": 1}, key="k")
+        assert again.id == first.id and again.done
+        upload.write_bytes(b"another sound")
+        with pytest.raises(KeyConflictError):
+            await here.start_job("echo", value={"a": upload, "b": 1}, key="k")
+
+
+# Stopping and going on
+
+
+async def test_a_shutdown_empties_no_queue(path: str) -> None:
+    """Running jobs that may run twice and jobs that wait are pending, in order; others are interrupted; the next app goes on."""
+    async with manager(path) as here:
+        once = await here.start_job("nap", seconds=60)
+        await until(lambda: once.status == "running")
+        late = [await here.start_job("echo", value=n, priority=n % 2) for n in range(4)]
+        waiting = asyncio.ensure_future(late[0].wait())
+        await asyncio.sleep(0)
+    assert once.status == "failed" and once.error is not None and once.error.category == "interrupted"
+    with pytest.raises(ManagerClosedError):
+        await waiting
+    assert list(stored(path).values()) == ["failed", *["pending"] * 4] and late[0].status == "pending"
+    async with manager(path) as here:
+        assert [job.id for job in here.recovered] == [job.id for job in late]
+        for job in here.recovered:
+            await job
+        started = sorted(here.recovered, key=lambda job: job.started_at)  # type: ignore[arg-type, return-value]
+        assert [await job for job in started] == [1, 3, 0, 2]
+
+
+async def test_a_restartable_job_runs_again(path: str) -> None:
+    """From the start, after a shutdown in its middle."""
+    async with manager(path) as here:
+        job = await here.start_job("nap", seconds=1.0, restartable=True)
+        await until(lambda: job.status == "running")
+    assert stored(path) == {job.id: "pending"} and job.status == "pending"
+    async with manager(path) as here:
+        (again,) = here.recovered
+        assert await again == "rested" and again.attempts == 2
+
+
+async def test_drain(path: str) -> None:
+    """What runs gets its time, what waits stays; nothing new is accepted; cancelling works meanwhile."""
+    async with manager(path) as here:
+        running = await here.start_job("nap", seconds=0.5)
+        waiting, wanted_not = await here.start_job("echo", value=1), await here.start_job("echo", value=2)
+        await until(lambda: running.status == "running")
+        assert here.ready
+        draining = asyncio.ensure_future(here.drain(20))
+        await asyncio.sleep(0.05)
+        assert not here.ready
+        with pytest.raises(ManagerDrainingError):
+            await here.start_job("echo")
+        assert await here.cancel_job(wanted_not.id)
+        await draining
+        assert await running == "rested" and waiting.status == "pending"
+        assert stored(path) == {running.id: "completed", waiting.id: "pending", wanted_not.id: "cancelled"}
+        async with manager(path) as there:
+            assert [job.id for job in there.recovered] == [waiting.id] and await there.recovered[0] == 1
+
+
+async def test_drain_without_a_store() -> None:
+    """It waits for everything, then cancels."""
+    async with JobManager("test", "durable", plugins=durable_app.PLUGINS) as here:
+        jobs = [await here.start_job("echo", value=n) for n in range(3)]
+        await here.drain(20)
+        assert [job.status for job in jobs] == ["completed"] * 3
+    async with JobManager("test", "durable", plugins=durable_app.PLUGINS) as here:
+        jobs = [await here.start_job("nap", seconds=60) for _ in range(2)]
+        await here.drain(0.1)
+        assert [job.status for job in jobs] == ["cancelled"] * 2
+        with pytest.raises(ManagerDrainingError):
+            await here.start_job("echo")
+
+
+async def test_without_a_store_a_key_is_an_error() -> None:
+    """And the rest has no effect."""
+    async with JobManager("test", "durable", plugins=durable_app.PLUGINS) as here:
+        with pytest.raises(ConfigError):
+            await here.start_job("echo", key="k")
+        job = await here.start_job("echo", value=1, restartable=True, keep_chunks=5)
+        assert (
+            await job == 1
+            and await here.find_job(job.id) is job
+            and await here.list_jobs() == [job]
+            and here.recovered == []
+        )
+        assert await here.list_jobs(status="failed") == [] and await here.list_jobs(before=job.id) == []
+
+
+# Other processes
+
+
+@pytest.mark.limit(60)
+async def test_an_app_that_was_killed(path: str) -> None:
+    """Its jobs go on in a manager that lives: in order, those that ran are interrupted, unless they may run again."""
+    async with manager(path) as here:
+        with app(path) as other:
+            assert await begun(other) == "ready 0"
+            (running,) = await said(other, "nap {'seconds': 60}")
+            await until(lambda: stored(path)[running] == "running")
+            rest = await said(
+                other, "echo {'value': 1}", "echo {'value': 2, 'priority': 1}", "nap {'seconds': 0, 'owner': 'ada'}"
+            )
+            job = await here.find_job(rest[0])
+            assert job is not None and job.status == "pending"
+            assert {each.id for each in await here.list_jobs()} == {running, *rest}
+            other.kill()
+            other.wait()
+        began = time.monotonic()
+        assert await asyncio.wait_for(job.wait(), 60) is job and job.result == 1
+        assert time.monotonic() - began < 60 and here.jobs[rest[0]] is job
+        lost = await here.find_job(running)
+        assert lost is not None and lost.error is not None and lost.error.category == "interrupted"
+        assert [(await here.jobs[each].wait()).status for each in rest] == ["completed"] * 3
+        assert here.jobs[rest[1]].started_at < here.jobs[rest[0]].started_at < here.jobs[rest[2]].started_at  # type: ignore[operator]
+
+
+@pytest.mark.limit(60)
+async def test_retries_outlive_the_app(path: str) -> None:
+    """The death of the app is a crash of the job."""
+    with app(path) as other:
+        assert await begun(other) == "ready 0"
+        (once,) = await said(other, "nap {'seconds': 0.7, 'retries': 1}")
+        await until(lambda: stored(path)[once] == "running")
+        other.kill()
+    async with manager(path) as here:
+        (job,) = here.recovered
+        assert job.status == "pending" and job.attempts == 1 and await job == "rested" and job.attempts == 2
+
+
+@pytest.mark.limit(60)
+async def test_a_job_of_another_process(path: str) -> None:
+    """It is found, streamed, awaited and cancelled from here."""
+    async with manager(path) as here:
+        with app(path) as other:
+            assert await begun(other) == "ready 0"
+            streams, long = await said(
+                other, "count {'stop': 8, 'pause': 0.1, 'keep_chunks': 100}", "nap {'seconds': 60}"
+            )
+            job = await here.find_job(streams)
+            assert job is not None and here.get_job(streams) is None and await here.find_job(streams) is job
+            assert [chunk async for chunk in job.stream()] == list(range(8)) and job.status == "completed"
+            napping = await here.find_job(long)
+            assert napping is not None
+            await until(lambda: stored(path)[long] == "running")
+            began = time.monotonic()
+            assert await here.cancel_job(long)
+            assert time.monotonic() - began < 10 and napping.status == "cancelled"
+            assert not await here.cancel_job(long)
+            (mine,) = [await here.start_job("echo", value=5, key="shared")]
+            assert await said(other, "echo {'value': 5, 'key': 'shared'}", f"await {mine.id}") == [mine.id, "5"]
+
+
+async def test_a_retried_job_is_taken_by_a_living_manager(path: str) -> None:
+    """As the command line adds it."""
+    async with manager(path) as here:
+        job = await here.start_job("echo", value=7, owner="ada", key="k")
+        await job
+        assert retry_job(SQLiteJobStore(path), job.id, "again")
+        await until(lambda: "again" in here.jobs)
+        again = here.jobs["again"]
+        assert await again == 7 and (again.retried_from, again.owner, again.key) == (job.id, "ada", None)
+
+
+async def test_streams_are_kept(path: str) -> None:
+    """The newest chunks, of jobs that ask for it or of all."""
+    async with manager(path, settings={"keep_chunks": 2}) as here:
+        jobs = [await here.start_job("count", stop=5), await here.start_job("count", stop=5, keep_chunks=9)]
+        for job in jobs:
+            await job
+    async with manager(path) as here:
+        two, all_of_them = [await here.find_job(job.id) for job in jobs]
+        assert two is not None and all_of_them is not None
+        assert [chunk async for chunk in two.stream(3)] == [3, 4] and two.dropped_chunks == 3
+        assert [chunk async for chunk in all_of_them.stream()] == [0, 1, 2, 3, 4]
+
+
+# What changes meanwhile
+
+
+async def test_a_plugin_that_is_gone(path: str) -> None:
+    """Fails its job with `load`, and no other."""
+    async with manager(path) as here:
+        await here.start_job("nap", seconds=60, restartable=True)
+        others = [await here.start_job("echo", value=1), await here.start_job("nap", seconds=0)]
+    plugins = {name: plugin for name, plugin in durable_app.PLUGINS.items() if name != "nap"}
+    async with JobManager("test", "durable", plugins=plugins, job_store=SQLiteJobStore(path)) as here:
+        assert await here.jobs[others[0].id] == 1
+        error = (await here.jobs[others[1].id].wait()).error
+        assert error is not None and error.category == "load"
+
+
+async def test_parameters_that_cannot_be_read(path: str) -> None:
+    """Fail their job with the reason, and hurt no other."""
+    async with manager(path) as here:
+        blocking = await here.start_job("nap", seconds=60)
+        await until(lambda: blocking.status == "running")
+        jobs = [await here.start_job("echo", value=n) for n in range(2)]
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE jobs SET params = ? WHERE id = ?", (b"cgone\nGone\n.", jobs[0].id))
+    async with manager(path) as here:
+        first, second = [here.jobs[job.id] for job in jobs]
+        error = (await first.wait()).error
+        assert error is not None and error.category == "serialization" and "gone" in error.message
+        assert await second == 1
+
+
+async def test_large_ones(path: str) -> None:
+    """Parameters and results of megabytes."""
+    async with manager(path) as here:
+        blocking = await here.start_job("nap", seconds=60)
+        await until(lambda: blocking.status == "running")
+        job = await here.start_job("echo", value=b"x" * 3_000_000)
+        assert os.path.getsize(path) < 1_000_000
+    async with manager(path) as here:
+        assert len(await here.jobs[job.id]) == 3_000_000
+    async with manager(path) as here:
+        again = await here.find_job(job.id)
+        assert again is not None and again.result == b"x" * 3_000_000
+
+
+async def test_max_pending_does_not_count_what_was_taken_over(path: str) -> None:
+    """They are accepted already."""
+    async with manager(path) as here:
+        blocking = await here.start_job("nap", seconds=60, restartable=True)
+        await until(lambda: blocking.status == "running")
+        for n in range(5):
+            await here.start_job("echo", value=n)
+    async with manager(path, max_pending=2) as here:
+        jobs = [await here.start_job("echo", value=n) for n in range(2)]
+        with pytest.raises(QueueFullError):
+            for n in range(3):
+                await here.start_job("echo", value=n)
+        assert await here.cancel_job(blocking.id) and [await job for job in jobs] == [0, 1]
+
+
+# Faults
+
+
+async def test_a_store_that_cannot_be_used(tmp_path: Path, path: str) -> None:
+    """`async with` raises what is wrong, and so does a later call."""
+    Path(path).write_bytes(b"junk")
+    os.chmod(path, 0o600)
+    here = manager(path)
+    with pytest.raises(StoreDamagedError):
+        await here.__aenter__()
+    with pytest.raises(StoreDamagedError):
+        await here.start_job("echo")
+    await here.shutdown()
+    assert Path(path).read_bytes() == b"junk"
+    with pytest.raises(ConfigError):
+        JobManager("test", "durable", plugins=durable_app.PLUGINS, job_store=object())  # type: ignore[arg-type]
+
+
+@pytest.mark.limit(60)
+async def test_a_store_that_fails_for_a_while(path: str) -> None:
+    """New jobs are refused by name; a running one finishes, and says that its end could not be written, until it is; the loop goes on."""
+    async with manager(path, settings={"lock_timeout": 0.1}) as here:
+        running = await here.start_job("nap", seconds=0.3)
+        waiting = await here.start_job("echo", value=1)
+        await until(lambda: running.status == "running")
+        with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+            shell.execute("BEGIN IMMEDIATE")
+            async with ticking() as stall:
+                with pytest.raises(StoreLockedError):
+                    await here.start_job("echo")
+                await running.wait()
+            assert stall.worst < 5 and running.result == "rested" and "jobs.db" in running.unsaved
+            assert not waiting.done and stored(path)[running.id] == "running"
+            shell.execute("ROLLBACK")
+        assert await waiting == 1
+        await until(lambda: running.unsaved == "")
+        assert set(stored(path).values()) == {"completed"} and len(stored(path)) == 2
+        assert here.integration_errors["job_store.write"] > 0
+
+
+async def test_a_start_that_is_cancelled_leaves_no_job(path: str) -> None:
+    """Whether its job was written already or not."""
+    async with manager(path) as here:
+        for pause in (0, 0.001, 0.003):
+            starting = asyncio.ensure_future(here.start_job("nap", seconds=60))
+            await asyncio.sleep(pause)
+            if not starting.cancel():
+                await here.cancel_job(starting.result().id)
+            await asyncio.wait({starting})
+        await (await here.start_job("echo"))
+        await until(lambda: "pending" not in stored(path).values() and "running" not in stored(path).values())
+        assert not [job for job in here.jobs.values() if not job.done]
+
+
+class Strange:
+    """A store that raises what no store of ours would."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def method(*arguments: Any, **more: Any) -> Any:
+            raise KeyError(name)
+
+        return method
+
+
+async def test_whatever_a_store_raises_is_a_job_store_error() -> None:
+    """It has a name."""
+    strange = Strange()
+    assert isinstance(strange, JobStoreProtocol)
+    here = JobManager("test", "durable", plugins=durable_app.PLUGINS, job_store=strange)
+    with pytest.raises(JobStoreError, match="Strange"):
+        await here.start_job("echo")
+    await here.shutdown()
