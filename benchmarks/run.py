@@ -15,7 +15,7 @@ from pathlib import Path
 from bench import HEAD, Row, peer
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("round_trip", "throughput", "cold_start", "cancel", "streaming", "large_result", "queued")
+SCRIPTS = ("round_trip", "throughput", "cold_start", "cancel", "streaming", "large_result", "arrays", "queued")
 SCRIPTS += ("conformance", "registry", "resources", "sse", "on_ray")
 BEGIN, END = "<!-- made by run.py: begin -->\n", "<!-- made by run.py: end -->\n"
 

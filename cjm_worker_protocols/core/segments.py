@@ -23,8 +23,8 @@ from .errors import FactError
 # %% auto #0
 __all__ = ['LEAST', 'SEALS', 'LostSegmentError', 'UnsealedSegmentError', 'Segment', 'write_segment', 'SegmentSocket']
 
-# %% ../../nbs/core/segments.ipynb #41f2ac01
-LEAST = 8 << 20  # bytes; a smaller value crosses the socket sooner than its memory is mapped
+# %% ../../nbs/core/segments.ipynb #797c15f5
+LEAST = 1 << 20  # bytes; a smaller value crosses the socket sooner than its memory is mapped
 SEALS = 15  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE, which `fcntl` has on Linux only
 
 class LostSegmentError(FactError, OSError):
