@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING: from cjm_worker_protocols.core.jobs import Job
 
 # %% auto #0
-__all__ = ['ESCAPES', 'MARKS', 'MOST', 'columns', 'clean', 'brief', 'duration', 'label_of', 'situation', 'bar', 'progress_line',
-           'job_line', 'html_bar', 'Html', 'html_table', 'foremost', 'jobs_html', 'folded']
+__all__ = ['ESCAPES', 'MARKS', 'LONGEST', 'MOST', 'columns', 'clean', 'brief', 'duration', 'label_of', 'situation', 'bar',
+           'progress_line', 'job_line', 'html_bar', 'Html', 'html_table', 'foremost', 'jobs_html', 'folded']
 
 # %% ../../nbs/core/display.ipynb #24c403fe
 ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)")  # With their strings
@@ -56,7 +56,7 @@ def duration(
     if whole < 3600: return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
-# %% ../../nbs/core/display.ipynb #9c827d3a
+# %% ../../nbs/core/display.ipynb #8b8500fc
 MARKS = {"pending": "◌", "running": "●", "completed": "✓", "failed": "✕", "cancelled": "⊘"}
 
 def label_of(
@@ -66,13 +66,15 @@ def label_of(
     name = job.metadata.get("name")
     return name if isinstance(name, str) and name else job.plugin_id
 
+LONGEST = 300  # Characters that are shown of a text from a plugin
+
 def situation(
     job: Job # A job
-) -> str: # Text from plugins is not made safe here
+) -> str: # Text from plugins is cut, and not made safe here
     "Say why a job waits, what it does, or how it ended."
-    if job.status == "pending": return f"waits: {job.waiting_for}" if job.waiting_for else "waits"
-    if job.status == "running": return job.message
-    if job.error is not None: return brief(job.error.message)
+    if job.status == "pending": return f"waits: {job.waiting_for[:LONGEST]}" if job.waiting_for else "waits"
+    if job.status == "running": return job.message[:LONGEST]
+    if job.error is not None: return brief(job.error.message)[:LONGEST]
     return duration((job.completed_at - job.started_at).total_seconds()) if job.completed_at and job.started_at else ""
 
 # %% ../../nbs/core/display.ipynb #d7ae9f7f

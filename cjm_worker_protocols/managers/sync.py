@@ -255,7 +255,7 @@ def map_jobs(
     finally:
         for job in started: post_quietly(calls, "map", calls.manager.cancel_job(job.id))
 
-# %% ../../nbs/managers/sync.ipynb #97409c52
+# %% ../../nbs/managers/sync.ipynb #2cb1ae74
 class SyncJobManager:
     """A job manager for plain Python. Any thread may call its methods.
 
@@ -306,8 +306,9 @@ class SyncJobManager:
         *arguments: Any, # Its arguments
         **settings: Any # Its arguments by name
     ) -> Any: # What it returns
-        "Call any other method on the manager's loop."
-        return self._calls.call(method, answer_of(getattr(self._manager, method), arguments, settings))
+        "Call any other method on the manager's loop. A job becomes a `SyncJob`."
+        answer = self._calls.call(method, answer_of(getattr(self._manager, method), arguments, settings))
+        return SyncJob(answer, self._calls) if isinstance(answer, Job) else answer
 
     def get_job(self,
         job_id: str # A job's id

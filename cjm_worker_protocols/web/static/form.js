@@ -105,7 +105,7 @@ export class StartForm {
 		for (const field of this.fields) {
 			const value = field.read()
 			if (field.name === null) {
-				if (value !== undefined && (value === null || typeof value !== "object")) return put(this.problem, "Expected a JSON object, as {\"name\": 1}.")
+				if (value !== undefined && Object(value) !== value || Array.isArray(value)) return put(this.problem, "Expected a JSON object, as {\"name\": 1}.")
 				Object.assign(params, value)
 			} else if (field.files) files.push(...field.files().map(file => [field.name, file]))
 			else if (value !== undefined) params[field.name] = value

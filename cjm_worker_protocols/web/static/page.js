@@ -30,7 +30,7 @@ class Page {
 		this.limit = ROWS
 		this.columns = 7  // Of the table of jobs
 		this.mine = new Set()  // Jobs that were started here, whose ends are announced
-		this.dirty = {jobs: new Set(), workers: false, usage: false, list: false}
+		this.dirty = {jobs: new Set()}
 		this.frame = 0
 		this.drawn = 0  // When the plots were drawn last
 		this.form = new StartForm($("start-form"), this)
@@ -131,7 +131,7 @@ class Page {
 		source.onopen = () => {
 			this.failures = 0
 			this.state("live", "live")
-			if (!this.lastId) this.load()
+			if (!this.lastId || !this.loaded) this.load()
 		}
 		source.onerror = () => this.lost(source)
 		const on = (type, call) => source.addEventListener(type, event => {
@@ -203,8 +203,8 @@ class Page {
 			if (this.details) this.details.load()
 			this.draw()
 			const wanted = /^#job=(.+)/.exec(location.hash)
-			if (wanted && !this.details) this.open(decodeURIComponent(wanted[1]))
-		} catch (error) { this.state("offline", error.message) }
+			if (wanted && !this.details) this.find(wanted[1])
+		} catch { this.loaded = false; this.lost(this.source) }
 	}
 
 	receive(job) {
@@ -420,6 +420,16 @@ class Page {
 
 	// Opening a job
 
+	// The one that the address names; it may be older than those in the list.
+	async find(code) {
+		try {
+			const id = decodeURIComponent(code)
+			if (!this.jobs.has(id)) this.receive(await this.get(`api/jobs/${code}`))
+			this.draw()
+			this.open(id)
+		} catch { /* no such job */ }
+	}
+
 	open(id) {
 		if (!this.rows.has(id)) {
 			if (!this.jobs.has(id)) return
@@ -461,7 +471,7 @@ class Page {
 
 	move(step) {
 		const rows = [...this.rows.values()], at = rows.indexOf(this.current)
-		const row = rows[Math.min(rows.length - 1, Math.max(0, at < 0 ? 0 : at + step))]
+		const row = rows[at < 0 ? 0 : Math.min(rows.length - 1, Math.max(0, at + step))]
 		if (row) { row.status.focus(); row.tr.scrollIntoView({block: "nearest"}) }
 	}
 
@@ -515,7 +525,7 @@ class Page {
 		})
 		document.addEventListener("visibilitychange", () => {
 			if ($("main").hidden) return
-			if (document.hidden) { clearTimeout(this.again); if (this.source) this.source.close() }
+			if (document.hidden) { clearTimeout(this.again); this.source.close() }
 			else this.reconnect()
 		})
 		this.listenToDrops()
