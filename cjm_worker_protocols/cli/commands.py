@@ -107,19 +107,20 @@ def parameter(
     from cjm_worker_protocols.integrations.registry.schema import parse_setting
     return key, parse_setting(value, ())
 
-# %% ../../nbs/cli/commands.ipynb #f826036d
+# %% ../../nbs/cli/commands.ipynb #bead0abb
 def run(
     plugin: str, # An installed plugin, or package.module:name, installed or in this folder
     *parameters: str, # What it is called with, as key=value; a value that is JSON is what it says, any other is text
     config: str = "{}", # What it is loaded with, as a JSON object
     timeout: float = 0.0, # Seconds it may take; 0 is no limit
-    json: bool = False # Print events as lines of JSON, as in a pipe
+    json: bool = False, # Print events as lines of JSON, as in a pipe
+    python: str = "" # The interpreter of its worker, and where the plugin is installed; empty for this one
 ) -> int: # The exit code
     "Run any plugin in a worker process."
     from cjm_worker_protocols.cli.session import perform, registry_of, session
     _, settings = parameter(f"config={config}")
     if not isinstance(settings, dict): raise UsageError(f"--config: expected a JSON object (got {config!r})")
-    registry = registry_of({plugin: plugin} if ":" in plugin else None, {plugin: settings})
+    registry = registry_of({plugin: plugin} if ":" in plugin else None, {plugin: settings}, pythons=[python] if python else [])
     found = installed(registry, plugin)
     registry.load_plugin_config(plugin)
     given = list(map(parameter, parameters))
@@ -128,7 +129,7 @@ def run(
     screen = screen_for(json, label=lambda params: plugin, traces=True)
     import_from(found.path)
     import_from(here())
-    return perform(screen, session(registry, plugin, [dict(given)], screen, timeout=timeout or None))
+    return perform(screen, session(registry, plugin, [dict(given)], screen, timeout=timeout or None, python=python))
 
 def here() -> str: # Empty when the working directory was removed
     "Give the working directory."

@@ -38,7 +38,7 @@ def home() -> Path | None: # None when there is no home folder either, as for an
         return (Path(xdg) if os.path.isabs(xdg) else Path.home()/".config")/"cjm-workers"
     except RuntimeError: return None
 
-# %% ../../nbs/cli/session.ipynb #7efce3f2
+# %% ../../nbs/cli/session.ipynb #57280d93
 class NoHomeError(FactError, RuntimeError):
     "There is no folder to write configs in."
     template = "cannot find your home folder: set CJM_WORKERS_CONFIG to a folder for configs"
@@ -46,14 +46,16 @@ class NoHomeError(FactError, RuntimeError):
 def registry_of(
     plugins: Mapping[str, str] | None = None, # Import strings of further plugins, by id
     config: Mapping[str, Mapping[str, Any]] | None = None, # Configs by plugin id; they override files and variables
-    writable: bool = False # Whether the command changes configs
+    writable: bool = False, # Whether the command changes configs
+    pythons: Sequence[str] = () # Further interpreters whose plugins count
 ) -> EntryPointRegistry: # The registry
     """Make the registry of what is installed, as this user has configured it.
 
     :raises NoHomeError: when `writable` is asked for and `home()` is None"""
     folder = home()
     if writable and folder is None: raise NoHomeError()
-    return EntryPointRegistry(plugins, config, manifests=folder and folder/"plugins", config_dir=folder and folder/"config")
+    manifests, configs = (folder/"plugins", folder/"config") if folder else (None, None)
+    return EntryPointRegistry(plugins, config, manifests=manifests, config_dir=configs, pythons=pythons)
 
 # %% ../../nbs/cli/session.ipynb #921bd08e
 def facts_of(
@@ -142,21 +144,23 @@ async def guarded(
     for number in handled: loop.remove_signal_handler(number)
     return codes[0] if codes else task.result()
 
-# %% ../../nbs/cli/session.ipynb #e25fb9ca
+# %% ../../nbs/cli/session.ipynb #2dac541c
 async def session(
     registry: EntryPointRegistry, # Knows the plugin
     plugin_id: str, # The plugin
     requests: Sequence[Mapping[str, Any]], # The parameters of each job
     screen: Screen, # Where everything is shown
     workers: int = 1, # Processes
-    timeout: float | None = None # Seconds that each job may take; None for no limit
+    timeout: float | None = None, # Seconds that each job may take; None for no limit
+    python: str = "" # The workers' interpreter; empty for this one
 ) -> int: # 0, or 1 if a job failed, or 128 + the number of the signal that ended it
     "Run jobs of one plugin, with all three integrations plugged in."
     from cjm_worker_protocols.integrations.resources import ProcessResourceManager
     from cjm_worker_protocols.integrations.sse import SSEBroadcaster
     plugin, counts = registry.plugins[plugin_id], Counter[str]()
     resources, broadcaster = ProcessResourceManager(pss_interval=1.0), SSEBroadcaster()
-    config = WorkerConfig(max_workers=min(workers, len(requests)), standby=False, grace_timeout=2.0, keep_finished=max(1000, len(requests)))
+    config = WorkerConfig(max_workers=min(workers, len(requests)), standby=False, grace_timeout=2.0,
+                          keep_finished=max(1000, len(requests)), python=python or None)
     manager = JobManager("cjm-workers", plugin.category, worker_config=config, plugins={plugin_id: plugin.target},
                          plugin_registry=registry, resource_manager=resources, event_broadcaster=broadcaster)
     watch = WorkerWatch(resources, screen.show)

@@ -14,7 +14,7 @@ from typing import Any
 from .errors import ConfigError, UnknownSettingError
 
 # %% auto #0
-__all__ = ['RestartPolicy', 'check_number', 'check_resources', 'KnownSettings', 'WorkerConfig']
+__all__ = ['RestartPolicy', 'check_number', 'check_resources', 'check_python', 'KnownSettings', 'WorkerConfig']
 
 # %% ../../nbs/core/config.ipynb #a395ccaf
 class RestartPolicy(Enum):
@@ -41,7 +41,7 @@ def check_number(
     wanted = f"{'an integer' if whole else 'a number'} {'above' if positive else 'of at least'} {low:g}"
     raise ConfigError(name, wanted + (" or None" if optional else ""), value)
 
-# %% ../../nbs/core/config.ipynb #cell-9
+# %% ../../nbs/core/config.ipynb #88ca91f0
 def check_resources(
     name: str, # The setting
     value: object # Its value
@@ -50,6 +50,13 @@ def check_resources(
     if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
         raise ConfigError(name, "a mapping of names to amounts, as {'CPU': 1}", value)
     for key, amount in value.items(): check_number(f"{name}[{key!r}]", amount, 0)
+
+def check_python(
+    name: str, # The setting
+    value: object # Its value
+) -> None:
+    "Raise `ConfigError` unless `value` can be the path of an interpreter."
+    if not isinstance(value, str) or not value or "\0" in value: raise ConfigError(name, "the path of an interpreter, or None", value)
 
 def _variable(name: object, value: object) -> bool:
     "Whether an environment can hold this."
@@ -77,13 +84,13 @@ class KnownSettings:
             raise UnknownSettingError(name, f"did you mean {meant!r}?" if meant else others)
         return super().__new__(cls)
 
-# %% ../../nbs/core/config.ipynb #ae725bad
+# %% ../../nbs/core/config.ipynb #70942284
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig(KnownSettings):
     "Everything about workers that can be set. All times are in seconds. Raises `ConfigError` for a value that cannot work."
     max_workers: int = 1  # Worker processes that may run jobs at the same time
     standby: bool = True  # Keep one more process started, so that the job after a cancel or a crash need not wait for a start
-    python: str | None = None  # The workers' interpreter; `None` is this one. Another sees its own packages
+    python: str | None = None  # The workers' interpreter; `None` is this one. A plugin's `worker_python` goes first
     env: Mapping[str, str] | None = None  # Environment variables, laid over this process's own
     resources: Mapping[str, float] | None = None  # What a worker takes of a cluster; a plugin's `worker_resources` goes first
     start_timeout: float = 30.0  # Seconds from starting a process to its first frame
@@ -116,8 +123,7 @@ class WorkerConfig(KnownSettings):
         if not isinstance(self.standby, bool): raise ConfigError("standby", "True or False", self.standby)
         if not isinstance(self.restart, RestartPolicy):
             raise ConfigError("restart", f"one of {', '.join(map(str, RestartPolicy))}", self.restart)
-        if self.python is not None and (not isinstance(self.python, str) or not self.python or "\0" in self.python):
-            raise ConfigError("python", "the path of an interpreter, or None", self.python)
+        if self.python is not None: check_python("python", self.python)
         if self.resources is not None: check_resources("resources", self.resources)
         if self.env is not None and not (isinstance(self.env, Mapping) and all(_variable(*pair) for pair in self.env.items())):
             raise ConfigError("env", "a mapping of names to strings that an environment can hold, or None", self.env)

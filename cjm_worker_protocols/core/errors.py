@@ -16,7 +16,7 @@ __all__ = ['FactError', 'ConfigError', 'UnknownSettingError', 'UnknownPluginErro
            'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError', 'PendingBytesError',
            'NotANewJobError', 'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError',
            'ManagerDrainingError', 'WrongLoopError', 'StreamOverflowError', 'JobStoreError', 'KeyConflictError',
-           'PluginLoadError', 'should_log', 'ends_app', 'log_safely', 'count_failure']
+           'PluginLoadError', 'ForeignBytecodeError', 'should_log', 'ends_app', 'log_safely', 'count_failure']
 
 # %% ../../nbs/core/errors.ipynb #0d4e33da
 if TYPE_CHECKING: from typing_extensions import dataclass_transform as _dataclass_transform
@@ -247,6 +247,15 @@ class PluginLoadError(FactError, RuntimeError):
     expected: str  # What would have been right
     got: object  # What it was
     template = "{0.what}: expected {0.expected} (got {0.got!r} that is a {0.got.__class__.__name__})"
+
+# %% ../../nbs/core/errors.ipynb #51e0c5c0
+class ForeignBytecodeError(FactError, RuntimeError):
+    "In the worker: code was sent by value from a Python of another minor version, whose bytecode cannot run here."
+    sender: tuple[int, int]  # Its version
+    here: tuple[int, int]  # This one
+    template = ("this worker runs Python {0.here[0]}.{0.here[1]}, and code was sent to it by value from Python "
+                "{0.sender[0]}.{0.sender[1]}: name the plugin by import string, 'package.module:name', "
+                "and install its package for the worker's interpreter")
 
 # %% ../../nbs/core/errors.ipynb #21a0c9e9
 def should_log(

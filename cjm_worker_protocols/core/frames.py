@@ -20,10 +20,10 @@ from .tensors import reducers
 __all__ = ['PLAIN', 'UNPICKLABLE', 'LARGE', 'ALIGNED', 'HEADER', 'Kind', 'dumps', 'in_one_piece', 'encode', 'OutgoingFrame',
            'outgoing', 'Frame', 'FrameReader']
 
-# %% ../../nbs/core/frames.ipynb #8c805d1c
+# %% ../../nbs/core/frames.ipynb #476a1896
 class Kind(IntEnum):
     "The meaning of a frame. Its tag names the job or the command that it belongs to; a comment below lists the body."
-    INIT = 1  # to the worker: sys.path or None, the packed loader, the manager's log level
+    INIT = 1  # to the worker: sys.path or None, the packed loader, the manager's log level, (major, minor) of its Python
     RUN = 2  # to the worker, valid with its claim: plugin id, plugin name, config, whether to stream, parameters
     CANCEL = 3  # to the worker: cancel that job if it calls `check_cancel`
     UNLOAD = 4  # to the worker: plugin id or name

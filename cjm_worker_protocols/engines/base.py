@@ -12,7 +12,7 @@ from ..core.config import WorkerConfig
 from ..core.frames import Frame, OutgoingFrame
 
 # %% auto #0
-__all__ = ['Exit', 'WorkerEvents', 'WorkerHandle', 'Engine']
+__all__ = ['Exit', 'WorkerEvents', 'WorkerHandle', 'OwnInterpreter', 'Engine']
 
 # %% ../../nbs/engines/base.ipynb #c89b7d01
 class Exit(NamedTuple):
@@ -87,6 +87,10 @@ class WorkerHandle(Protocol):
 
     def kill(self) -> None:
         "End the worker and its children (SIGKILL)."
+
+# %% ../../nbs/engines/base.ipynb #fd03e38d
+class OwnInterpreter(str):
+    "A placement: the path of the interpreter that a plugin's workers run, other than that of the rest."
 
 # %% ../../nbs/engines/base.ipynb #5e57abe9
 @runtime_checkable

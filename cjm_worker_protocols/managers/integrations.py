@@ -92,7 +92,7 @@ class RegistryReader:
         if isinstance(config, Mapping): return dict(config)
         raise self._failed(method, method, f"expected a dict (got a {type(config).__name__})") # the value may hold a secret
 
-# %% ../../nbs/managers/integrations.ipynb #3a906be2
+# %% ../../nbs/managers/integrations.ipynb #3a9811ab
 def _name_in(metadata: Any) -> Any: return _read(metadata, "name")
 
 class RegistryClient:
@@ -121,7 +121,8 @@ class RegistryClient:
         if metadata is None: raise UnknownPluginError(plugin_id, "the plugin registry", self._known())
         if not read(metadata, lambda m: _read(m, "is_configured", True)):
             raise PluginNotConfiguredError(plugin_id, str(read(metadata, lambda m: _read(m, "problem")) or ""))
-        return str(read(metadata, _name_in) or plugin_id), self._reader.config(plugin_id)
+        config, python = self._reader.config(plugin_id), read(metadata, lambda m: _read(m, "python"))
+        return str(read(metadata, _name_in) or plugin_id), {"worker_python": python, **config} if python else config
 
     def _id(self, name: str) -> str:
         for metadata in self._reader.listed():

@@ -22,7 +22,7 @@ from .store import StoreClient
 
 # %% auto #0
 __all__ = ['RETRIED', 'JobOptions', 'check_mapping', 'culprit', 'check_reload', 'make_job', 'signature_of', 'check_signature',
-           'make_frame', 'check_room', 'check_capacity']
+           'python_of', 'make_frame', 'check_room', 'check_capacity']
 
 # %% ../../nbs/managers/requests.ipynb #4a4b8a69
 RETRIED = ("crash", "exception", "timeout")  # The categories of failures that a job can be retried after
@@ -146,6 +146,13 @@ def check_signature(
     except TypeError as e:
         shown = [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else ...) for p in signature.parameters.values()]
         raise WrongParametersError(plugin_id, str(e), str(inspect.Signature(shown)).replace("Ellipsis", "…")) from None
+
+# %% ../../nbs/managers/requests.ipynb #a5c9be59
+def python_of(
+    config: Mapping[str, Any] # A plugin's config, from the registry
+) -> dict[str, Any]: # Its `worker_python` alone, if it has one
+    "Return what a plugin keeps when it is reloaded with another config."
+    return {name: config[name] for name in ("worker_python",) if name in config}
 
 # %% ../../nbs/managers/requests.ipynb #e063d628
 def make_frame(

@@ -193,7 +193,7 @@ class JobExecution:
         self._channel.chunk(self._job.tag, value)
         self._stage = "exception", ""
 
-# %% ../../nbs/worker/main.ipynb #834d9933
+# %% ../../nbs/worker/main.ipynb #f06044ce
 class WorkerLoop:
     "Acts on the manager's frames."
     def __init__(self,
@@ -219,10 +219,10 @@ class WorkerLoop:
         elif frame.kind == Kind.INIT: self._init(*frame.value())
         return True
 
-    def _init(self, path: list[str] | None, source: Any, level: int) -> None:
+    def _init(self, path: list[str] | None, source: Any, level: int, version: tuple[int, int] | None = None) -> None:
         "Take over the manager's import path, keep the loader, and report that the worker is ready."
         if path is not None: sys.path[:] = path
-        self._slot.source = source
+        self._slot.source, self._slot.version = source, version
         self._stdio.handler.set_level(level)
         self._channel.send(Kind.READY, 0, (os.getpid(), os.uname().nodename, sys.version_info[:2]))
 

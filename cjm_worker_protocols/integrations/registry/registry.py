@@ -88,14 +88,15 @@ def _marked(plugins: dict[str, InstalledPlugin], off: list[str], problems: Mappi
     return {plugin_id: replace(plugin, enabled=file_name(plugin_id) not in off, problem=plugin.problem or problems.get(plugin_id, ""))
             for plugin_id, plugin in plugins.items()}
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #a50b80f2
+# %% ../../../nbs/integrations/registry/registry.ipynb #891cc369
 class _Catalogue:
     "All plugins, wherever they come from, as they are now."
-    def __init__(self, groups: Mapping[Any, str], manifests: str | None, switches: Switches, coded: Iterable[InstalledPlugin] = ()):
+    def __init__(self, groups: Mapping[Any, str], manifests: str | None, switches: Switches, coded: Iterable[InstalledPlugin] = (),
+                 pythons: tuple[str, ...] = ()):
         self._by_group = {group: category for category, group in groups.items()}
         self._manifests, self._switches, self._problems = manifests, switches, dict[str, str]()
         self.coded = {plugin.id: plugin for plugin in coded}  # What the code registers
-        self._changes, self._lock = 0, threading.Lock()
+        self._changes, self._lock, self._pythons = 0, threading.Lock(), pythons
         self._kept: _Listing | None = None
 
     def add(self, plugin: InstalledPlugin) -> None:
@@ -143,8 +144,11 @@ class _Catalogue:
             installed = read_installed(self._by_group)
             if kept and installed.seen != kept.installed.seen: self._problems = {}
         manifests = ScanResult() if self._manifests is None else read_manifests(self._manifests, self._by_group)
-        switches, plugins = self._switches.read(), _settle([*self.coded.values(), *installed.found, *manifests.found])
-        return _Listing(changes, path, installed, [installed, manifests, switches], _marked(plugins, switches.found, self._problems))
+        others = [read_installed(self._by_group, python) for python in self._pythons]
+        found = [plugin for part in (installed, *others, manifests) for plugin in part.found]
+        switches, plugins = self._switches.read(), _settle([*self.coded.values(), *found])
+        watched = [installed, *others, manifests, switches]
+        return _Listing(changes, path, installed, watched, _marked(plugins, switches.found, self._problems))
 
 # %% ../../../nbs/integrations/registry/registry.ipynb #509a2d3f
 class _Targets:
@@ -178,7 +182,13 @@ def _absolute(path: AnyPath | None) -> str | None:
     "A path as it is meant now, `~` and all. It stays the same when the working directory changes."
     return None if path is None else os.path.abspath(os.path.expanduser(path))
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #d768b789
+# %% ../../../nbs/integrations/registry/registry.ipynb #65cffb23
+def _by_category(groups: Any, plugins: Any) -> Mapping[Any, str]:
+    if not isinstance(groups, (str, Mapping)): raise ConfigError("groups", "a group, or a mapping of categories to groups", groups)
+    if not isinstance(plugins or {}, Mapping): raise ConfigError("plugins", "a mapping of ids to import strings, or None", plugins)
+    return {groups: groups} if isinstance(groups, str) else dict(groups)
+
+# %% ../../../nbs/integrations/registry/registry.ipynb #668bc38f
 class EntryPointRegistry:
     "The plugins of all installed packages, of a folder of manifests, and of your code; and their configs."
     def __init__(self,
@@ -186,14 +196,14 @@ class EntryPointRegistry:
         config: Mapping[str, Mapping[str, Any]] | None = None, # Settings by plugin, which count more than files and variables
         groups: str | Mapping[Any, str] = GROUP, # The entry point group of each category; a group alone is its own category
         manifests: AnyPath | None = None, # A folder with a TOML file for each plugin that is no installed package
-        config_dir: AnyPath | None = None # A folder to keep configs in; None to keep none
+        config_dir: AnyPath | None = None, # A folder to keep configs in; None to keep none
+        pythons: Iterable[AnyPath] = () # Further interpreters, whose packages' plugins run there
     ):
         "Raises `ConfigError` for `plugins` or `groups` of another type, and what `register` raises."
-        if not isinstance(groups, (str, Mapping)): raise ConfigError("groups", "a group, or a mapping of categories to groups", groups)
-        if not isinstance(plugins or {}, Mapping): raise ConfigError("plugins", "a mapping of ids to import strings, or None", plugins)
-        self.groups: Mapping[Any, str] = {groups: groups} if isinstance(groups, str) else dict(groups)
+        self.groups = _by_category(groups, plugins)
         self._manifests, folder = _absolute(manifests), _absolute(config_dir)
-        self._catalogue = _Catalogue(self.groups, self._manifests, Switches(folder))
+        others = tuple(os.path.abspath(os.path.expanduser(python)) for python in pythons)
+        self._catalogue = _Catalogue(self.groups, self._manifests, Switches(folder), pythons=others)
         self._configs = Configs(folder, config or {})
         for plugin_id, target in (plugins or {}).items(): self.register(plugin_id, target)
 
@@ -204,7 +214,8 @@ class EntryPointRegistry:
         name: str = "", # A name for people
         category: Any = None, # What kind of plugin it is; None for the registry's first category
         description: str = "", # What it is for
-        schema: Mapping[str, Any] | AnyPath | None = None # The JSON Schema of its config, or its file; None to look beside its module
+        schema: Mapping[str, Any] | AnyPath | None = None, # The JSON Schema of its config, or its file; None to look beside its module
+        python: str = "" # The interpreter of its workers; empty for the manager's
     ) -> InstalledPlugin: # Its record
         """Add a plugin. It has its id even if a package claims it too.
 
@@ -218,7 +229,7 @@ class EntryPointRegistry:
         if isinstance(schema, (str, os.PathLike)): schema = _absolute(schema)
         elif not isinstance(schema or {}, Mapping): raise PluginSchemaError(plugin_id, "the code", f"a {type(schema).__name__}")
         category = next(iter(self.groups), None) if category is None else category
-        plugin = InstalledPlugin(plugin_id, target, name=name, category=category, description=description, schema=schema)
+        plugin = InstalledPlugin(plugin_id, target, name=name, category=category, description=description, schema=schema, python=python)
         self._catalogue.add(plugin)
         return plugin
 

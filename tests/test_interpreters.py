@@ -1,0 +1,129 @@
+"""An interpreter for each plugin: which workers run it, how they are counted, and what a broken one takes along."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import end, manager
+from repo import ROOT
+
+from cjm_worker_protocols import JobError
+from cjm_worker_protocols.integrations.registry import EntryPointRegistry
+
+GROUP = "cjm_worker_protocols.plugins"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Path]":
+    """A virtual environment with a package that is installed nowhere else."""
+    home = tmp_path_factory.mktemp("other")
+    venv.create(home, symlinks=True)
+    site = next(home.glob("lib/python*/site-packages"))
+    (site / "only_there.py").write_text("import sys\ndef where(x=None):\n    return sys.prefix\n")
+    info = site / "only_there-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: only-there\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\nwhere = only_there:where\n")
+    yield home
+
+
+def prefix() -> str:
+    """Where a worker's interpreter lives."""
+    return sys.prefix
+
+
+async def test_entry_points_of_another_interpreter(home: Path) -> None:
+    """They are listed with it, and run there; those of the app run as before; `max_workers` counts both."""
+    python = str(home / "bin/python")
+    registry = EntryPointRegistry({"here": "test_interpreters:prefix"}, pythons=[python])
+    assert registry.plugins["where"].python == python and registry.plugins["here"].python == ""
+    given = {"plugins": registry.targets(), "plugin_registry": registry, "category": GROUP}
+    async with manager(**given, max_workers=1, standby=True) as m:
+        jobs = [await m.start_job(name) for name in ("here", "where", "where", "here")]
+        found = await asyncio.gather(*jobs)
+        assert found == [sys.prefix, str(home), str(home), sys.prefix]
+        assert len([w for w in m.workers if w.status in ("idle", "running")]) <= 1
+        for _ in range(200):
+            if sum(w.status == "standby" for w in m.workers) == 2:
+                break
+            await asyncio.sleep(0.05)
+        assert sum(w.status == "standby" for w in m.workers) <= 2
+    assert not m.workers
+
+
+async def test_the_config_and_a_manifest_name_one(home: Path, tmp_path: Path) -> None:
+    """A manifest's `python`, that of `register`, and `worker_python` of a config, which goes first."""
+    python = str(home / "bin/python")
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests/there.toml").write_text(f'[plugin]\ntarget = "only_there:where"\npython = "{python}"\n')
+    registry = EntryPointRegistry(manifests=tmp_path / "manifests", config={"back": {"worker_python": sys.executable}})
+    registry.register("there_too", "only_there:where", python=python)
+    registry.register("back", "test_interpreters:prefix", python=python)
+    plugins = {"there": "only_there:where", "there_too": "only_there:where", "back": "test_interpreters:prefix"}
+    async with manager(plugins=plugins, plugin_registry=registry, category=GROUP, env={"PYTHONPATH": str(ROOT / "tests")}) as m:
+        assert [await (await m.start_job(name)) for name in ("there", "there_too", "back")] == [str(home), str(home), sys.prefix]
+        await (await m.start_job("there"))
+        assert await m.reload_plugin("there", {"a": 1}) and await (await m.start_job("there")) == str(home)
+
+
+@pytest.mark.parametrize("broken", ["missing", "not a python"])
+async def test_a_broken_interpreter_takes_no_other_along(broken: str, tmp_path: Path) -> None:
+    """Its jobs fail with `start`, and those of other plugins run, before, meanwhile and after."""
+    python = tmp_path / "python"
+    if broken != "missing":
+        python.write_text("#!/bin/sh\nexit 3\n")
+        python.chmod(0o755)
+    registry = EntryPointRegistry({"good": "sample_plugins:echo"})
+    registry.register("bad", "sample_plugins:echo", python=str(python))
+    plugins = {"good": "sample_plugins:echo", "bad": "sample_plugins:echo"}
+    async with manager(plugins=plugins, plugin_registry=registry, category=GROUP, max_workers=2, max_restarts=1, backoff_base=0.01) as m:
+        assert await (await m.start_job("good", x=0)) == 0
+        bad = [await m.start_job("bad") for _ in range(3)]
+        good = [await m.start_job("good", x=n) for n in range(5)]
+        assert await asyncio.gather(*good) == list(range(5))
+        for job in bad:
+            await end(job)
+        assert {job.error.category for job in bad} == {"start"}
+        assert await (await m.start_job("good", x=1)) == 1
+
+
+def test_the_command_line(home: Path, tmp_path: Path) -> None:
+    """`cjm-workers run --python` finds what is installed there, and runs it there."""
+    command = [sys.executable, "-m", "cjm_worker_protocols", "run", "where", "--python", str(home / "bin/python"), "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    assert done.returncode == 0, done.stderr
+    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    assert str(home) in json.dumps(ends)
+
+
+def by_value() -> Any:
+    """A plugin that is sent by value."""
+
+    def shout(text: str) -> "list[str]":
+        import re
+
+        return [word.upper() for word in re.split(" ", text)]
+
+    return shout
+
+
+async def test_code_of_another_minor_version_is_refused() -> None:
+    """By the worker, before it is unpickled, with the remedy; the worker lives on and runs what it can import."""
+    import cjm_worker_protocols.worker.plugins as plugins
+
+    table = plugins.PluginTable({"shout": by_value(), "echo": "sample_plugins:echo"})
+    table._version = (3, 1)
+    own = manager(plugins={"echo": "sample_plugins:echo", "shout": by_value()})
+    own._plugins = table
+    async with own as m:
+        job = await end(await m.start_job("shout", text="a b"))
+        assert isinstance(job.error, JobError) and job.error.category == "load" and "by import string" in job.error.message
+        assert "Python 3.1" in job.error.message
+        assert await (await m.start_job("echo", x=1)) == 1 and len({w.pid for w in m.workers}) == 1
