@@ -188,7 +188,7 @@ def _by_category(groups: Any, plugins: Any) -> Mapping[Any, str]:
     if not isinstance(plugins or {}, Mapping): raise ConfigError("plugins", "a mapping of ids to import strings, or None", plugins)
     return {groups: groups} if isinstance(groups, str) else dict(groups)
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #668bc38f
+# %% ../../../nbs/integrations/registry/registry.ipynb #647c4b9f
 class EntryPointRegistry:
     "The plugins of all installed packages, of a folder of manifests, and of your code; and their configs."
     def __init__(self,
@@ -202,8 +202,7 @@ class EntryPointRegistry:
         "Raises `ConfigError` for `plugins` or `groups` of another type, and what `register` raises."
         self.groups = _by_category(groups, plugins)
         self._manifests, folder = _absolute(manifests), _absolute(config_dir)
-        others = tuple(os.path.abspath(os.path.expanduser(python)) for python in pythons)
-        self._catalogue = _Catalogue(self.groups, self._manifests, Switches(folder), pythons=others)
+        self._catalogue = _Catalogue(self.groups, self._manifests, Switches(folder), pythons=tuple(str(_absolute(p)) for p in pythons))
         self._configs = Configs(folder, config or {})
         for plugin_id, target in (plugins or {}).items(): self.register(plugin_id, target)
 
