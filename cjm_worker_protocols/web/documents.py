@@ -69,7 +69,7 @@ def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
         with open(value, "rb") as file: return ResultView("file", name, os.fstat(file.fileno()).st_size, media_type(file.read(16)))
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 
-# %% ../../nbs/web/documents.ipynb #6d502720
+# %% ../../nbs/web/documents.ipynb #2402a2a1
 FACTS = ("id", "plugin_id", "status", "progress", "message", "waiting_for", "worker_pid", "priority", "timeout", "retries", "attempts",
          "owner")
 MAYBE = ("position", "retried_from", "expires", "key", "restartable")  # Of managers that know them
@@ -99,7 +99,7 @@ def job_document(
     document.update({name: getattr(job, name, None) for name in MAYBE})
     document["retried_from"] = document["retried_from"] or job.metadata.get("retried_from")
     document.update(created_at=when(job.created_at), started_at=when(job.started_at), completed_at=when(job.completed_at))
-    document.update(metadata=json_safe(job.metadata, 1000, 50), error=error_of(job, details))
+    document.update(metadata=json_safe(job.metadata, 1000, 50) if job.metadata else {}, error=error_of(job, details))
     return document
 
 # %% ../../nbs/web/documents.ipynb #14a88100

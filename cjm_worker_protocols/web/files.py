@@ -18,7 +18,7 @@ from .problems import Problem
 # %% auto #0
 __all__ = ['PAGE_POLICY', 'OTHER_POLICY', 'SAFE', 'TYPES', 'with_safe_headers', 'StaticFiles']
 
-# %% ../../nbs/web/files.ipynb #c9597633
+# %% ../../nbs/web/files.ipynb #525b89c1
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
                "form-action 'none'; base-uri 'none'; frame-ancestors 'none'")
 OTHER_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
@@ -27,17 +27,17 @@ SAFE = {
     "cross-origin-resource-policy": "same-origin", "cross-origin-opener-policy": "same-origin",
 }
 
+_SAFE = [(name.encode(), value.encode()) for name, value in {**SAFE, "content-security-policy": OTHER_POLICY}.items()]
+
 def with_safe_headers(
     send: Send # Sends to the client
 ) -> Send: # The same, with safe headers
     "Add the headers to a response that lacks them."
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = list(message.get("headers", ()))
-            have = {name.lower() for name, _ in headers}
-            wanted = {**SAFE, "content-security-policy": OTHER_POLICY}
-            headers += [(name.encode(), value.encode()) for name, value in wanted.items() if name.encode() not in have]
-            message = {**message, "headers": headers}
+            given = list(message.get("headers", ()))
+            have = {name.lower() for name, _ in given}
+            message = {**message, "headers": given + [header for header in _SAFE if header[0] not in have]}
         await send(message)
     return sending
 
