@@ -6,9 +6,14 @@ import pytest
 
 from cjm_worker_protocols.plugins.extras import Extra
 from cjm_worker_protocols.plugins.image import OCR
+from cjm_worker_protocols.plugins.speech import SPEECH
 from cjm_worker_protocols.plugins.text import LLM, small_model
 
-NOTEBOOKS = {"plugins/text.ipynb": (LLM,), "plugins/image.ipynb": (OCR,)}  # What notebooks need
+NOTEBOOKS = {  # What notebooks need
+    "plugins/text.ipynb": (LLM,),
+    "plugins/image.ipynb": (OCR,),
+    "tutorials/three_models.ipynb": (SPEECH, LLM, OCR),
+}
 
 
 def problem(*extras: Extra) -> str:

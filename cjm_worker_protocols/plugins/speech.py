@@ -20,12 +20,13 @@ from .extras import Extra, open_file
 from ..worker.context import check_cancel, report_progress
 
 # %% auto #0
-__all__ = ['SPEECH', 'MAGIC', 'MP3', 'RATE', 'UNKNOWN', 'NOTHING', 'LONGEST', 'STEP', 'Frames', 'HEAD', 'AudioFileError',
-           'audio_at', 'kind_of', 'open_audio', 'WideWav', 'sample_recording', 'Recording', 'frames_of', 'word_of',
-           'mean_confidence', 'segment', 'sound_of', 'progress_of', 'PocketSphinx']
+__all__ = ['SPEECH', 'MANAGERS', 'MAGIC', 'MP3', 'RATE', 'UNKNOWN', 'NOTHING', 'LONGEST', 'STEP', 'Frames', 'HEAD',
+           'AudioFileError', 'audio_at', 'kind_of', 'open_audio', 'WideWav', 'sample_recording', 'Recording',
+           'frames_of', 'word_of', 'mean_confidence', 'segment', 'sound_of', 'progress_of', 'PocketSphinx']
 
 # %% ../../nbs/plugins/speech.ipynb #a6d4f57e
 SPEECH = Extra("speech", ("pocketsphinx", "soundfile", "soxr"))
+MANAGERS = ("estimate", "worker_resources")  # What a config has for the job manager
 
 # %% ../../nbs/plugins/speech.ipynb #0bf154d8
 class AudioFileError(FactError, ValueError):
@@ -270,7 +271,7 @@ class PocketSphinx:
 
         :raises ExtraNotInstalledError: when the extra is missing"""
         self._sphinx, *_ = map(SPEECH.need, SPEECH.packages)
-        self._config = {"loglevel": "FATAL", **config}
+        self._config = {"loglevel": "FATAL", **{key: value for key, value in config.items() if key not in MANAGERS}}
         self._decoder = self._sphinx.Decoder(**self._config)
 
     def run(self,
