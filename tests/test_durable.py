@@ -1,7 +1,9 @@
 """Managers with a job store: what is on disk when, what another process sees, and what the next app finds."""
 
 import asyncio
+import json
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
+import chaos_durable
 import durable_app
 import pytest
 from durable_app import manager
@@ -481,3 +484,67 @@ async def test_whatever_a_store_raises_is_a_job_store_error() -> None:
     with pytest.raises(JobStoreError, match="Strange"):
         await here.start_job("echo")
     await here.shutdown()
+
+
+# The command line
+
+
+class Trap:
+    """Unpickling it would leave a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+async def test_the_command_line(path: str, tmp_path: Path) -> None:
+    """It lists, shows, cancels, retries and prunes, and unpickles nothing."""
+
+    def cli(*arguments: str) -> "tuple[int, list[Any]]":
+        command = [sys.executable, "-m", "cjm_worker_protocols", "jobs", *arguments, "--store", path, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
+
+    assert cli()[0] == 2 and not os.path.exists(path)
+    loop = asyncio.get_running_loop()
+    async with manager(path) as here:
+        napping = await here.start_job("nap", seconds=60, owner="ada")
+        done = await here.start_job("echo", value=1)
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute(
+                "UPDATE jobs SET result = ? WHERE id = ?", (pickle.dumps(Trap(str(tmp_path / "trapped"))), done.id)
+            )
+        await until(lambda: napping.status == "running")
+        code, listed = await loop.run_in_executor(None, lambda: cli("list"))
+        assert code == 0 and [(job["id"], job["status"]) for job in listed] == [
+            (done.id, "pending"),
+            (napping.id, "running"),
+        ]
+        assert [job["id"] for job in (await loop.run_in_executor(None, lambda: cli("list", "--owner", "ada")))[1]] == [
+            napping.id
+        ]
+        code, (shown,) = await loop.run_in_executor(None, lambda: cli("show", done.id))
+        assert (
+            code == 0
+            and shown["params_bytes"] > 0
+            and shown["result_bytes"] > 0
+            and not (tmp_path / "trapped").exists()
+        )
+        assert (await loop.run_in_executor(None, lambda: cli("cancel", napping.id)))[0] == 0
+        assert (await napping.wait()).status == "cancelled" and await done == 1
+        code, (again,) = await loop.run_in_executor(None, lambda: cli("retry", done.id))
+        await until(lambda: again["new_job"] in here.jobs)
+        assert await here.jobs[again["new_job"]] == 1
+    assert cli("show", "unknown")[0] == 1 and cli("cancel")[0] == 2 and cli("nonsense")[0] == 2
+    assert cli("prune", "--keep", "1") == (0, [{"removed": 2}]) and len(cli("list")[1]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.limit(300)
+def test_chaos(tmp_path: Path) -> None:
+    """Two apps and their workers are killed at random moments; `python tests/chaos_durable.py` does it 50 times with 10,000 jobs."""
+    file, log, _ = chaos_durable.chaos(str(tmp_path), 400, 4, seed=os.getpid())
+    counts = chaos_durable.check(file, log, chaos_durable.finish(file, log))
+    assert counts["accepted"] >= 400
