@@ -44,7 +44,7 @@ async def test_entry_points_of_another_interpreter(home: Path) -> None:
     python = str(home / "bin/python")
     registry = EntryPointRegistry({"here": "test_interpreters:prefix"}, pythons=[python])
     assert registry.plugins["where"].python == python and registry.plugins["here"].python == ""
-    given = {"plugins": registry.targets(), "plugin_registry": registry, "category": GROUP}
+    given: "dict[str, Any]" = {"plugins": registry.targets(), "plugin_registry": registry, "category": GROUP}
     async with manager(**given, max_workers=1, standby=True) as m:
         jobs = [await m.start_job(name) for name in ("here", "where", "where", "here")]
         found = await asyncio.gather(*jobs)
