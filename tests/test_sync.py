@@ -18,6 +18,7 @@ from harness import alive, children, finish, gone, nothing_left, said_json, scri
 
 from cjm_worker_protocols import BaseJobManager, JobCancelled, JobError, JobManager, SyncJobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import ConfigError, ManagerClosedError, StreamOverflowError, UnknownPluginError
+from cjm_worker_protocols.core.jobs import was_read
 from cjm_worker_protocols.managers.sync import LoopThreadError, SyncJob, WaitTimeout
 
 NAMES = ("echo", "pause", "count", "fail", "stuck", "endless", "pid")
@@ -70,8 +71,9 @@ def test_a_wait_may_be_limited_and_the_job_goes_on() -> None:
             job.result(timeout=0.05)
         assert isinstance(caught.value, WaitTimeout) and not job.done
         assert job.cancel() and not job.cancel() and not m.call("cancel_job", job.id)
-        with pytest.raises(JobCancelled):
-            job.result(timeout=1)
+        for timeout in (0, 1, None):
+            with pytest.raises(JobCancelled):
+                job.result(timeout)
 
 
 def test_map_in_order_and_as_completed() -> None:
@@ -82,6 +84,7 @@ def test_map_in_order_and_as_completed() -> None:
         assert list(m.map("echo", ({"x": n} for n in range(50)), ahead=3)) == list(range(50))
         assert sorted(m.map("echo", ({"x": n} for n in range(50)), ordered=False, ahead=3)) == list(range(50))
         assert list(m.map("echo", [])) == []
+        assert all(was_read(job) for job in m.call("get_all_jobs"))  # so that it is no loss when they are forgotten
         taken = []
         results = m.map("echo", (taken.append(n) or {"x": n} for n in range(50)), ahead=3)
         assert next(results) == 0 and len(taken) <= 4

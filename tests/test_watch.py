@@ -22,6 +22,7 @@ from cjm_worker_protocols.core.errors import ConfigError, WrongLoopError
 from cjm_worker_protocols.managers.watch import LogLines
 
 BAR = "\u2501"
+QUIET = "import logging\nlogging.getLogger('cjm_worker_protocols').addHandler(logging.NullHandler())\n"
 SETUP = """
 import asyncio, sys
 from cjm_worker_protocols import JobManager, WorkerConfig, report_progress, watch
@@ -180,8 +181,7 @@ asyncio.run(main())
 
 def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
     """Each state and each tenth of progress once; no escape sequence, neither ours nor a plugin's; stdout is the script's own."""
-    quiet = "import logging\nlogging.getLogger('cjm_worker_protocols').addHandler(logging.NullHandler())\n"
-    done = python(quiet + SCRIPT, cwd=tmp_path)
+    done = python(QUIET + SCRIPT, cwd=tmp_path)
     assert done.returncode == 0, said(done)
     assert done.stdout.splitlines() == ["error exception", "6 12 8 ['MainThread']"]
     lines = done.stderr.splitlines()
@@ -306,7 +306,7 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path) -> None:
 @pytest.mark.parametrize("why", ["no tqdm", "dumb"])
 def test_a_terminal_without_bars_gets_lines(why: str, tmp_path: Path) -> None:
     """Without tqdm, or where the cursor cannot move."""
-    source = "import sys\nsys.modules['tqdm'] = None\n" + SCRIPT if why == "no tqdm" else SCRIPT
+    source = QUIET + ("import sys\nsys.modules['tqdm'] = None\n" if why == "no tqdm" else "") + SCRIPT
     written = in_terminal(source, tmp_path / "app.py", TERM="dumb" if why == "dumb" else "xterm")
     assert "\x1b" not in written and written.count("\u2713 count") == 3
 

@@ -160,7 +160,7 @@ def post_quietly(
     try: calls.post(name, coroutine)
     except (ManagerClosedError, ForkedManagerError): pass
 
-# %% ../../nbs/managers/sync.ipynb #1f785ca8
+# %% ../../nbs/managers/sync.ipynb #6d796a02
 _END = object()
 
 class SyncJob:
@@ -178,12 +178,12 @@ class SyncJob:
     def wait(self,
         timeout: float | None = None # Seconds; None for no limit
     ) -> SyncJob: # Itself
-        "Wait for the end. Raises `WaitTimeout`, and nothing of the job's."
-        if self.job.done: return self
-        try: self._calls.call("job.wait", self.job.wait(), timeout)
-        except FutureTimeout: raise WaitTimeout(self.job.id, timeout or 0.0) from None
-        except ManagerClosedError:
-            if not self.job.done: raise # it ended while this thread was about to ask
+        "Wait for the end. Raises `WaitTimeout`, and `ManagerClosedError` when the job is left to the next app; nothing of the job's."
+        try: self._calls.call("job.wait", self.job.wait(), timeout) # also of one that has ended: its end counts as read then
+        except FutureTimeout:
+            if not self.job.done: raise WaitTimeout(self.job.id, timeout or 0.0) from None
+        except (ManagerClosedError, ForkedManagerError, LoopThreadError):
+            if not self.job.done: raise
         return self
 
     def result(self,
