@@ -247,3 +247,35 @@ async def test_an_import_string_is_not_imported_to_check() -> None:
     async with manager(plugins={"p": "test_retries:takes"}) as m:
         with pytest.raises(JobError, match="unexpected keyword argument 'lang'"):
             await (await m.start_job("p", audio="a", lang="b"))
+
+
+# Progress bars
+
+
+def bars(how: str) -> int:
+    """Show bars of tqdm."""
+    from tqdm import tqdm
+
+    from cjm_worker_protocols import report_progress
+
+    if how == "reports":
+        report_progress(0.5, "halfway")
+    for _ in tqdm(range(4), desc="Epochs", mininterval=0):
+        time.sleep(0.06)
+        for _ in tqdm(range(5), leave=False, mininterval=0) if how == "nested" else ():
+            pass
+    return 1
+
+
+@pytest.mark.parametrize("how", ["plain", "nested", "reports"])
+async def test_a_bar_of_tqdm_is_the_jobs_progress(how: str) -> None:
+    """That of the outermost bar, which only grows; a plugin that reports itself is believed."""
+    async with manager(bars) as m:
+        seen = Seen(m)
+        await (await m.start_job("bars", how=how))
+    said = [(e.data["progress"], e.data["message"]) for e in await seen.rest() if e.type == "job:progress"]
+    if how == "reports":
+        assert said == [(0.5, "halfway")]
+    else:
+        assert said == sorted(said) and {message.split()[0] for _, message in said} == {"Epochs"}
+        assert said[-1] == (1.0, "Epochs 4/4") and len(said) >= 3

@@ -20,9 +20,10 @@ if TYPE_CHECKING: from cjm_worker_protocols.worker.channel import Channel
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['RunningJob', 'current', 'report_progress', 'CancelRequested', 'check_cancel', 'enter', 'leave', 'follow_threads']
+__all__ = ['RunningJob', 'current', 'report_progress', 'report_bar', 'CancelRequested', 'check_cancel', 'enter', 'leave',
+           'follow_threads']
 
-# %% ../../nbs/worker/context.ipynb #0bbf2814
+# %% ../../nbs/worker/context.ipynb #14526c01
 class RunningJob:
     "What the code of a job can say to the manager, until the job has ended."
     def __init__(self,
@@ -30,6 +31,7 @@ class RunningJob:
         tag: int # The job's number
     ):
         self.tag, self.loading = tag, False  # whether its plugin is being loaded
+        self.reports = False  # whether it calls `report_progress`
         self._channel, self._cooperative, self._over, self._warned = channel, False, False, False
 
     def progress(self,
@@ -62,7 +64,7 @@ class RunningJob:
         self._warned = True
         _log.warning("thread %r called %s after its job had ended; ignored", threading.current_thread().name, call)
 
-# %% ../../nbs/worker/context.ipynb #cb3714cc
+# %% ../../nbs/worker/context.ipynb #939f9fb5
 _running: RunningJob | None = None
 _in_context = ContextVar[Any]("cjm_worker_job", default=None)
 _owners: WeakKeyDictionary[threading.Thread, RunningJob] = WeakKeyDictionary()  # the jobs of threads
@@ -84,7 +86,17 @@ def report_progress(
     except TypeError: between = False
     if not between: raise ValueError(f"report_progress: expected a fraction from 0 to 1 (got {fraction!r})")
     job = current()
-    if job is not None: job.progress(min(1.0, max(0.0, float(fraction))), str(message))
+    if job is None: return
+    job.reports = True
+    job.progress(min(1.0, max(0.0, float(fraction))), str(message))
+
+def report_bar(
+    fraction: float, # How much is done, from 0 to 1
+    message: str # What is being done
+) -> None:
+    "Report what a progress bar shows, unless the job reports its progress itself."
+    job = current()
+    if job is not None and not job.reports: job.progress(fraction, message)
 
 # %% ../../nbs/worker/context.ipynb #f83192ef
 class CancelRequested(BaseException):
