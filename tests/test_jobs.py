@@ -2024,7 +2024,7 @@ def well_formed(text: str) -> str:
 
 async def test_reprs_are_useful() -> None:
     """A manager shows its jobs by status and its workers; a job its plugin and status; their HTML is well-formed and escaped."""
-    async with manager("echo", "fail", "stuck", worker_type="<w>") as m:
+    async with manager("echo", "fail", "stuck", worker_type="<w>", swap_patience=0) as m:
         assert repr(m) == "JobManager('<w>', 'tests': no jobs; 0 worker processes)"
         good, bad, running, waiting = [await m.start_job(p) for p in ("echo", "fail", "stuck", "echo")]
         await first_chunk(running)
@@ -2104,7 +2104,7 @@ async def test_workers_are_described_while_they_live() -> None:
         [starting] = m.workers
         assert (starting.status, starting.plugin_id, starting.job_id) == ("starting", None, None)
         pid = await first_chunk(job)
-        assert m.workers == [(pid, os.uname().nodename, "running", "stuck", job.id)]
+        assert m.workers == [(pid, os.uname().nodename, "running", "stuck", job.id, ("stuck",))]
         cancelling = asyncio.ensure_future(m.cancel_job(job.id))
         while m.workers[0].status == "running":
             await asyncio.sleep(0)

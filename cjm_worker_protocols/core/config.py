@@ -102,6 +102,10 @@ class WorkerConfig(KnownSettings):
     max_restarts: int = 5  # Failed starts in a row after which the jobs that wait fail; later jobs try again
     backoff_base: float = 0.1  # Seconds until the next start after the first crash, for `RestartPolicy.BACKOFF`
     backoff_max: float = 30.0  # The longest such delay, in seconds
+    loaded_plugins: int = 1  # Plugins that one worker may keep loaded; for one more, the one used longest ago is unloaded
+    swap_patience: float = 2.0  # Seconds for which jobs of a loaded plugin may pass one that needs it unloaded; 0 is strict order
+    max_running_per_owner: int | None = None  # Jobs of one owner that may run at the same time; `None` is no limit
+    max_pending_per_owner: int | None = None  # Jobs of one owner that may wait; one more is refused. `None` is no limit
     keep_finished: int = 1000  # Finished jobs that are kept; the oldest goes first
     keep_finished_bytes: int = 1 << 30  # Bytes of their results and chunks; the oldest job goes first, the newest stays
     max_pending: int = 100_000  # Jobs that may wait; one more is refused
@@ -114,12 +118,14 @@ class WorkerConfig(KnownSettings):
     stderr_tail: int = 8192  # Characters of a dead worker's stderr that the job's error shows
 
     def __post_init__(self) -> None:
-        for name in ("max_workers", "stream_buffer", "event_buffer", "max_pending"): check_number(name, getattr(self, name), 1, whole=True)
-        for name in _BYTES: check_number(name, getattr(self, name), 1, whole=True)
+        for name in ("max_workers", "stream_buffer", "event_buffer", "max_pending", "loaded_plugins", *_BYTES):
+            check_number(name, getattr(self, name), 1, whole=True)
+        for name in ("max_running_per_owner", "max_pending_per_owner"):
+            check_number(name, getattr(self, name), 1, optional=True, whole=True)
         for name in ("keep_finished", "max_restarts", "stderr_tail"): check_number(name, getattr(self, name), 0, whole=True)
         for name in ("load_timeout", "job_timeout"): check_number(name, getattr(self, name), 0, optional=True, positive=True)
         for name in ("start_timeout", "integration_timeout", "stall_timeout"): check_number(name, getattr(self, name), 0, positive=True)
-        for name in ("grace_timeout", "backoff_base", "backoff_max"): check_number(name, getattr(self, name), 0)
+        for name in ("grace_timeout", "backoff_base", "backoff_max", "swap_patience"): check_number(name, getattr(self, name), 0)
         if not isinstance(self.standby, bool): raise ConfigError("standby", "True or False", self.standby)
         if not isinstance(self.restart, RestartPolicy):
             raise ConfigError("restart", f"one of {', '.join(map(str, RestartPolicy))}", self.restart)

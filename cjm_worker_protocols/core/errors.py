@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 __all__ = ['FactError', 'ConfigError', 'UnknownSettingError', 'UnknownPluginError', 'PluginNotConfiguredError', 'PluginTypeError',
            'PluginNotSendableError', 'ParametersNotSendableError', 'RenamedHookError', 'WrongParametersError',
            'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError', 'PendingBytesError',
-           'NotANewJobError', 'DuplicateJobError', 'WorkersUnavailableError', 'ManagerClosedError',
-           'ManagerDrainingError', 'WrongLoopError', 'StreamOverflowError', 'JobStoreError', 'KeyConflictError',
-           'PluginLoadError', 'ForeignBytecodeError', 'should_log', 'ends_app', 'log_safely', 'count_failure']
+           'OwnerQueueFullError', 'NotANewJobError', 'DuplicateJobError', 'WorkersUnavailableError',
+           'ManagerClosedError', 'ManagerDrainingError', 'WrongLoopError', 'StreamOverflowError', 'JobStoreError',
+           'KeyConflictError', 'PluginLoadError', 'ForeignBytecodeError', 'should_log', 'ends_app', 'log_safely',
+           'count_failure']
 
 # %% ../../nbs/core/errors.ipynb #0d4e33da
 if TYPE_CHECKING: from typing_extensions import dataclass_transform as _dataclass_transform
@@ -172,6 +173,13 @@ class PendingBytesError(QueueFullError):
     "The parameters of the jobs that have not ended take as many bytes as they may. No job exists."
     template = ("this job's parameters, with those of the jobs that have not ended, take more than {0.limit} bytes, the most allowed: "
                 "wait for some to finish, send paths in place of data, or raise WorkerConfig.max_pending_bytes")
+
+# %% ../../nbs/core/errors.ipynb #d607fb81
+class OwnerQueueFullError(QueueFullError):
+    "An owner has as many pending jobs as they may. No job exists; jobs of other owners are accepted."
+    owner: str  # The `owner` of `start_job`
+    template = ("owner {0.owner!r} has {0.limit} jobs pending, the most allowed: wait for some to finish, "
+                "or raise WorkerConfig.max_pending_per_owner")
 
 # %% ../../nbs/core/errors.ipynb #25ab7117
 class NotANewJobError(FactError, TypeError):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal as signals
 import weakref
 from collections.abc import Callable, Collection, Generator
 from dataclasses import dataclass, field
@@ -19,17 +18,8 @@ from .buffers import SizedBuffer
 from .errors import ConfigError, ManagerClosedError, NotANewJobError, StreamOverflowError, WrongLoopError
 
 # %% auto #0
-__all__ = ['ENDS', 'id_bytes', 'signal_name', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'now', 'new_id', 'Waiters',
-           'Chunks', 'skip_to', 'Job', 'LiveJob', 'attach', 'request_cancel', 'was_read', 'live_of', 'kept_chunks',
-           'JobStream']
-
-# %% ../../nbs/core/jobs.ipynb #3edd6986
-def signal_name(
-    number: int # A signal's number, see signal(7)
-) -> str: # Its name
-    "Return `SIGKILL` for 9."
-    try: return signals.Signals(number).name
-    except ValueError: return f"signal {number}"
+__all__ = ['ENDS', 'id_bytes', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks', 'skip_to',
+           'Job', 'LiveJob', 'attach', 'request_cancel', 'was_read', 'live_of', 'kept_chunks', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #f7159f83
 class JobError(RuntimeError):
@@ -218,6 +208,11 @@ class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
     _live: LiveJob | None = None
 
+    @property
+    def position(self) -> int | None: # 1 is next; `None` unless it waits
+        "Say where the job stands in line, as things are. It is counted when you read it. May be read from any thread."
+        return None if self._live is None or self._live.position is None else self._live.position()
+
 # %% ../../nbs/core/jobs.ipynb #7b632b41
 @dataclass(eq=False)
 class Job(_Attached):
@@ -237,6 +232,8 @@ class Job(_Attached):
     worker_pid: int | None = field(default=None, init=False)  # The worker that runs it, or ran it last
     created_at: datetime = field(default_factory=now)  # When it was made
     started_at: datetime | None = field(default=None, init=False)  # When a worker took it
+    loading_at: datetime | None = field(default=None, init=False)  # When that began to load its plugin; `None` if it was loaded
+    loaded_at: datetime | None = field(default=None, init=False)  # When the plugin was loaded
     completed_at: datetime | None = field(default=None, init=False)  # When it ended, whichever way
     metadata: dict[str, Any] = field(default_factory=dict)  # Yours, from `start_job(metadata=)` or `create_job`
     priority: int = 0  # Higher ones run sooner
@@ -307,6 +304,7 @@ class LiveJob:
         self.loop: asyncio.AbstractEventLoop | None = None  # The manager's
         self.cancel: Callable[[Job], None] | None = None  # Has the manager end the job; None once it has ended
         self.waiters = Waiters()
+        self.position: Callable[[], int | None] | None = None  # Says where the job stands in line, while it may wait
         self.streamed: Chunks | None = None  # None as long as there is neither a chunk nor a reader
         self.read = False  # Whether its end has reached the app
         self.left = False  # Whether the manager was shut down, and the job waits in the job store
@@ -334,12 +332,12 @@ class LiveJob:
         if job is None: return
         job.result, job.error = result, error
         job.completed_at = now() if ended is None else datetime.fromtimestamp(ended, timezone.utc)
-        job.status, self.cancel = status, None
+        job.status, self.cancel, self.position = status, None, None
         self._wake()
 
     def leave(self) -> None:
         "Leave the job as it is to the next app: end all waits for it."
-        self.left, self.cancel = True, None
+        self.left, self.cancel, self.position = True, None, None
         self._wake()
 
     def _wake(self) -> None:

@@ -50,7 +50,8 @@ def already_loaded(
     ticket: Ticket # A job
 ) -> bool: # Whether nothing has to be loaded
     "Say whether a job may run in a worker without asking."
-    return worker.plugin == ticket.plugin and same_config(worker.config, ticket.config)
+    loaded = worker.loaded.get(ticket.plugin)
+    return loaded is not None and same_config(loaded.config, ticket.config)
 
 # %% ../../nbs/managers/admission.ipynb #5a120b7f
 class Silence:
@@ -163,7 +164,7 @@ class AdmissionGate:
         self._asking = pending = self._pending.setdefault(ticket.job.id, PendingAdmission(ticket))
         self.reserve(worker)
         for other in self._pool.idle() if pending.offered is not None else ():
-            if other.plugin is not None: self.reserve(other)
+            if other.loaded: self.reserve(other)
         self._task = Context().run(self._loop.create_task, self._decide_and_report(worker, pending))
 
     async def _decide_and_report(self, worker: WorkerProxy, pending: PendingAdmission) -> None:
@@ -198,23 +199,23 @@ class AdmissionGate:
     async def _make_room(self, pending: PendingAdmission) -> bool:
         "Have one plugin unloaded, or else emptied workers replaced, unless that was just done. Returns whether to ask again soon."
         if self._loop.time() - self._unloaded < self.SETTLE: return True
-        free = [w for w in self._pool.workers if w.plugin is not None and (w.idle or w in self._reserved and w.free)]
-        idle = {w.pid: w for w in sorted(free, key=lambda w: w.last_used)}
+        free = [w for w in self._pool.workers if w.loaded and (w.idle or w in self._reserved and w.free)]
+        idle = {w.pid: w for w in sorted(free, key=lambda w: w.loaded.oldest_use)}
         ticket, pending.offered = pending.ticket, set(idle.values())
         pid = await self._resources.victim(ticket.job.plugin_id, ticket.config, list(idle))
         if not self._open(pending): return False
         if pid is None: return self._replace_emptied(pending)
         victim = idle[pid]
-        if not victim.free or victim.plugin is None: return False
+        if not victim.free or not victim.loaded: return False
         if victim not in self._reserved: self.reserve(victim)
-        await victim.command(Kind.UNLOAD, next(self._tags), victim.plugin[:1])
+        await victim.command(Kind.UNLOAD, next(self._tags), next(iter(victim.loaded))[:1]) # the one used longest ago
         self._unloaded = self._loop.time()
         return True
 
     def _replace_emptied(self, pending: PendingAdmission) -> bool:
         "Replace the idle workers that have had a plugin, once for each job: what plugins left behind in them goes too."
         if pending.replaced or not self._resources.evicts: return False
-        emptied = [w for w in self._pool.workers if w.free and w.plugin is None and w.last_plugin]
+        emptied = [w for w in self._pool.workers if w.free and not w.loaded and w.last_plugin]
         if not self._pool.may_replace or not emptied: return False
         for worker in emptied: worker.stop("room")
         pending.replaced, self._unloaded = True, self._loop.time()

@@ -153,7 +153,7 @@ class BaseJobManager(JobLookup):
         :raises ResourceValidationError: when `_validate_resources` refuses, or the plugin can never fit.
         :raises WrongParametersError: when they do not fit the plugin's signature, if that is known here.
         :raises ParametersNotSendableError: when a parameter cannot be pickled.
-        :raises QueueFullError: when `max_pending` jobs wait; `PendingBytesError` when parameters take `max_pending_bytes`.
+        :raises QueueFullError: when `max_pending` jobs wait, or `OwnerQueueFullError` of this owner, or `PendingBytesError` in bytes.
         :raises WorkersUnavailableError: when the restart policy allows no worker any more.
         :raises JobStoreError: when the job store cannot be used; each fault has a class of its own.
         :raises KeyConflictError: when another job has the key, with another plugin or other parameters.
@@ -170,7 +170,7 @@ class BaseJobManager(JobLookup):
         placement = self._engine.placement(self.worker_config, config)
         await check_room(self, lifecycle, plugin_id, config)
         self._check_accepts("start_job")
-        check_capacity(lifecycle, self.worker_config)
+        check_capacity(lifecycle, self.worker_config, owner)
         given = dict(params, **parameters) if params else parameters
         (job, live), tag = make_job(self, self.jobs, lifecycle, self.worker_config, plugin_id, given), next(lifecycle.tags)
         options.write(job, self._integrations.store)
@@ -332,9 +332,11 @@ def start_lifecycle(
     if getattr(loader, "__self__", None) is manager:
         raise ConfigError("get_plugin_loader()", "a function, and not a method, which would send the manager itself to the worker", loader)
     source = pack(f"the loader of {type(manager).__name__}", loader)
-    path, version = None if manager.worker_config.python else absolute_path(sys.path, manager._folder), sys.version_info[:2]
+    path = None if manager.worker_config.python else absolute_path(sys.path, manager._folder)
+    version, slots = sys.version_info[:2], manager.worker_config.loaded_plugins
     def hello(level: int, placement: Hashable) -> bytes:
-        return encode(Kind.INIT, 0, (None if isinstance(placement, OwnInterpreter) else path, source, level, version))
+        own_path = None if isinstance(placement, OwnInterpreter) else path
+        return encode(Kind.INIT, 0, (own_path, source, level, version, slots))
 
     known = weakref.ref(manager)
     def frame_of(ticket: Ticket) -> OutgoingFrame:
@@ -344,6 +346,7 @@ def start_lifecycle(
 
     lifecycle = Lifecycle(manager.worker_config, engine, hello, integrations, known, table, frame_of)
     integrations.events.bind(lifecycle.loop)
+    if isinstance(loader, PluginTable): lifecycle.scheduler.limits.concurrency.update(loader.concurrency)
     return lifecycle
 
 async def close_all(

@@ -44,7 +44,7 @@ async def reload_all(
     placement: Hashable # What its worker takes of where it lives
 ) -> bool: # Whether it is loaded with this config now
     "Load a plugin anew wherever it is loaded, or else in one idle worker, if the resource manager admits it there."
-    holders = [worker for worker in lifecycle.pool.workers if worker.plugin is not None and worker.plugin[0] == plugin[0]]
+    holders = [worker for worker in lifecycle.pool.workers if worker.loaded.has(plugin[0])]
     gate = lifecycle.scheduler.gate
     try: reason = await gate.questions.refusal("can_start", plugin[0], config) if gate is not None and not holders else ""
     except NoAnswerError as e: reason = str(e)

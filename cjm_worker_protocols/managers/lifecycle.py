@@ -10,6 +10,7 @@ import logging
 import weakref
 from collections.abc import Callable, Hashable
 from contextvars import Context
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -23,10 +24,11 @@ from .ends import JobFinisher, JobTable, emit_of, error_in
 from .hooks import HookCaller, Hooks
 from .integrations import Integrations
 from .marks import Marker
+from .limits import RunLimits
 from .pool import WorkerPool
 from .proxy import WorkerProxy, worker_log
-from .reports import (Began, Ended, Freed, Gone, Logged, PresentJob, Progressed, Ready, Report, Returned,
-    RoomChanged, Started, Ticket, Unmarked, Withdrawn, Yielded)
+from .reports import (Began, Ended, Freed, Gone, Loading, Logged, PresentJob, Progressed, Ready, Report,
+    Returned, RoomChanged, Started, Ticket, Unmarked, Withdrawn, Yielded)
 from .retries import WaitTimers, error_of_loss, may_retry, wait_again, waits_for_free
 from .scheduler import Scheduler
 from .serial import require_sync
@@ -34,7 +36,7 @@ from .serial import require_sync
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['forward_log', 'log_of', 'apply_backpressure', 'WorkerNews', 'estimator', 'Lifecycle']
+__all__ = ['forward_log', 'log_of', 'apply_backpressure', 'WorkerNews', 'estimator', 'note_loading', 'Lifecycle']
 
 # %% ../../nbs/managers/lifecycle.ipynb #1835fbb6
 def _logger_for(name: str) -> logging.Logger:
@@ -163,6 +165,17 @@ def estimator(
 
     return estimate
 
+# %% ../../nbs/managers/lifecycle.ipynb #3fa8a101
+def note_loading(
+    limits: RunLimits, # Which learns how many jobs of the plugin may run at the same time
+    report: Loading # A worker loads a job's plugin, or has loaded it
+) -> None:
+    "Note when a plugin was loaded."
+    job = report.ticket.job
+    if report.begins: job.loading_at, job.loaded_at = now(), None
+    else: job.loaded_at = now()
+    if not report.begins and report.value is not None: limits.concurrency[job.plugin_id] = report.value
+
 # %% ../../nbs/managers/lifecycle.ipynb #a1bac01f
 class Lifecycle:
     "Sees each accepted job to exactly one end."
@@ -187,8 +200,8 @@ class Lifecycle:
         if admission: self.scheduler.admit_with(admission, estimator(hooks, integrations.hooks), self.tags)
         self._handlers: dict[type, Callable[[Any], None]] = {
             Started: self._news.started, RoomChanged: self._room_changed, Ready: self._ready, Logged: log_of, Began: self._began,
-            Progressed: self._progressed, Yielded: self._yielded, Ended: self._ended, Returned: self._returned,
-            Freed: self._freed, Gone: self._gone, Withdrawn: self._withdrawn}
+            Loading: partial(note_loading, self.scheduler.limits), Progressed: self._progressed, Yielded: self._yielded, Ended: self._ended,
+            Returned: self._returned, Freed: self._freed, Gone: self._gone, Withdrawn: self._withdrawn}
         self.closing = Closing(self.jobs, self.pool, self.scheduler, self.store, self.cancel, self._fail_waiting)
         if self.store is None or make_frame is None: return
         self._handlers.update({Unmarked: Marker(self.store, make_frame, self._drop).mark})
@@ -240,7 +253,7 @@ class Lifecycle:
         self._finisher.fail(ticket, error)
 
     def _forget(self, ticket: Ticket) -> None:
-        self.scheduler.discard(ticket.job.id)
+        self.scheduler.discard(ticket)
         self.jobs.forget(ticket)
         for timers in (self._expiring, self.delayed): timers.stop(ticket)
 
@@ -286,7 +299,7 @@ class Lifecycle:
         self.jobs.began(report.ticket, worker)
         job.worker_pid, job.started_at, job.status, job.waiting_for = worker.pid, now(), "running", ""
         job.attempts += 1
-        report.ticket.blocked = ""
+        self.scheduler.began(report.ticket)
         self._news.update(worker)
         self._emit_job("job:started", report.ticket, pid=worker.pid, attempt=job.attempts)
 

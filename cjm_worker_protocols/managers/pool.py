@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal as signals
 from collections.abc import Callable, Hashable, Iterable
 from contextvars import Context
 
 from ..core.config import RestartPolicy, WorkerConfig
 from ..core.errors import log_safely
-from ..core.jobs import JobError, signal_name
+from ..core.jobs import JobError
 from ..engines.base import Engine, Exit, OwnInterpreter
 from .proxy import WorkerProxy
 from .reports import Report
@@ -20,7 +21,15 @@ from .reports import Report
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['how_it_ended', 'Restarts', 'AllRestarts', 'SoonestCall', 'lacks_standby', 'WorkerPool']
+__all__ = ['signal_name', 'how_it_ended', 'Restarts', 'AllRestarts', 'SoonestCall', 'lacks_standby', 'WorkerPool']
+
+# %% ../../nbs/managers/pool.ipynb #3edd6986
+def signal_name(
+    number: int # A signal's number, see signal(7)
+) -> str: # Its name
+    "Return `SIGKILL` for 9."
+    try: return signals.Signals(number).name
+    except ValueError: return f"signal {number}"
 
 # %% ../../nbs/managers/pool.ipynb #905eead3
 def how_it_ended(
@@ -152,7 +161,7 @@ class WorkerPool:
         return [worker for worker in self.workers if worker.idle]
 
     def want(self,
-        jobs: int, # How many wait and find no idle worker
+        jobs: float, # How many wait and find no idle worker
         placement: Hashable = None # What the worker of the next one takes
     ) -> bool: # Whether one is idle now
         "Start workers, as many as are needed and allowed. A standby that is ready waits for nothing."
@@ -162,7 +171,7 @@ class WorkerPool:
         if len(serving) >= self.capacity:
             if not coming: self._end_other(placement, serving)
             return False
-        for _ in range(min(jobs - coming, self.capacity - len(serving))):
+        for _ in range(int(min(jobs - coming, self.capacity - len(serving)))):
             self._placement = placement
             spare = next((w for w in self.workers if w.standby and w.placement == placement and w.status in ("starting", "standby")), None)
             if spare is not None:
@@ -193,8 +202,8 @@ class WorkerPool:
     ) -> None:
         "End idle workers that hold what a waiting one needs; when a worker has found room and there are too many, end an idle one."
         if worker.waiting and not worker.standby:
-            for other in list(self.workers):
-                if (other.standby or other.idle) and other is not worker and worker.competes(other.placement): other.stop("room")
+            for other in [w for w in self.workers if w is not worker and (w.standby or w.idle and w.placement != worker.placement)]:
+                if worker.competes(other.placement): other.stop("room") # an idle one of the same kind takes the job instead
         if worker.waiting or worker.standby or worker.stopping or len(serving := self._serving()) <= self.capacity: return
         idle = next((w for w in serving if w.idle), None)
         if idle is not None: idle.stop("room")

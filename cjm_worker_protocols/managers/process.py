@@ -43,6 +43,7 @@ class Deadline:
         read: Callable[[], None] # Reads what the worker has already said, which may clear the deadline or set it anew
     ):
         self._read = read
+        self.since = 0.0  # When it was set, by the loop's clock
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self,
@@ -52,6 +53,7 @@ class Deadline:
     ) -> None:
         "Call `call` after `delay`, and forget what was set before."
         self.clear()
+        self.since = asyncio.get_running_loop().time()
         self._timer = asyncio.get_running_loop().call_later(delay, self._expire, call, arguments, context=Context())
 
     def _expire(self, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from contextvars import Context
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..core.config import WorkerConfig
 from ..core.errors import ends_app, log_safely
@@ -18,14 +18,15 @@ from ..core.jobs import JobCancelled, JobError
 from ..engines.base import Exit, WorkerHandle
 from .integrations import WorkerState
 from .process import ManagedProcess
-from .reports import (Began, Ended, Freed, Gone, Logged, PresentJob, Progressed, Ready, Report, Returned,
-    RoomChanged, Started, Tail, Ticket, Unmarked, Withdrawn, Yielded)
+from .reports import (Began, Ended, Freed, Gone, Loading, Logged, PresentJob, Progressed, Ready, Report,
+    Returned, RoomChanged, Started, Tail, Ticket, Unmarked, Withdrawn, Yielded)
 
 _log = logging.getLogger(__name__)
 worker_log = logging.getLogger("cjm_worker_protocols.worker")  # What plugins log and print goes here
+PluginName = tuple[str, str]  # Its id, and its name in the registry
 
 # %% auto #0
-__all__ = ['worker_log', 'Commands', 'WorkerProxy']
+__all__ = ['worker_log', 'PluginName', 'Commands', 'LoadedPlugin', 'LoadedPlugins', 'WorkerProxy']
 
 # %% ../../nbs/managers/proxy.ipynb #77ec0ba6
 class Commands:
@@ -55,6 +56,60 @@ class Commands:
         "Answer all commands: the worker has ended."
         for tag in list(self._replies): self.reply(tag, False, "the worker ended")
 
+# %% ../../nbs/managers/proxy.ipynb #f3d504b9
+class LoadedPlugin(NamedTuple):
+    "A plugin that a worker has loaded."
+    config: dict[str, Any]  # What it was loaded with
+    used: float  # When it was last used, by the loop's clock
+
+# %% ../../nbs/managers/proxy.ipynb #4827bf11
+class LoadedPlugins(dict[PluginName, LoadedPlugin]):
+    "What a worker has loaded, by id and name; the one used last comes last."
+    def keep(self,
+        names: Iterable[PluginName] # Those that stay
+    ) -> None:
+        "Forget what is unloaded."
+        for name in self.keys() - set(names): del self[name]
+
+    def renew(self, loaded: list[tuple[PluginName, dict[str, Any]]], now: float) -> None: # All that it has, with their configs
+        "Note what a worker has loaded after a command."
+        self.keep(name for name, _ in loaded)
+        for name, config in loaded: self.use(name, config, now)
+
+    def use(self,
+        name: PluginName, # Id and name
+        config: dict[str, Any], # Its config
+        now: float # The time
+    ) -> None:
+        "Note that a plugin is loaded, or was used again."
+        self.pop(name, None)
+        self[name] = LoadedPlugin(config, now)
+
+    def has(self,
+        plugin_id: str # A plugin
+    ) -> bool: # With whatever config
+        "Say whether a plugin is loaded."
+        return any(name[0] == plugin_id for name in self)
+
+    @property
+    def oldest_use(self) -> float: # By the loop's clock; 0 when nothing is loaded
+        "When the plugin that would be unloaded first was last used."
+        return next(iter(self.values())).used if self else 0.0
+
+    def hear(self,
+        report: Loading, # The worker loads a job's plugin, or has loaded it
+        now: float # The time
+    ) -> None:
+        "Note what a worker says of a load."
+        if report.begins: self.keep(report.value)
+        else: self.use(report.ticket.plugin, report.ticket.config, now)
+
+    @property
+    def last(self) -> tuple[str, str, dict[str, Any]] | tuple[()]: # Empty when nothing is loaded
+        "The one used last: its id, its name and its config."
+        name = next(reversed(self), None)
+        return () if name is None else (*name, self[name].config)
+
 # %% ../../nbs/managers/proxy.ipynb #020627a0
 _OF_JOBS = frozenset({Kind.LOADING, Kind.LOADED, Kind.COOPERATIVE, Kind.CHUNK, Kind.PROGRESS, Kind.FINISHED,
     Kind.RESULT, Kind.FAILED, Kind.CANCELLED})
@@ -71,12 +126,10 @@ class WorkerProxy(ManagedProcess):
     ):
         super().__init__(config, standby, placement)
         self._report = report
-        self.reserved = False  # Whether it is kept for a job that admission is asked about
+        self.reserved, self.loaded = False, LoadedPlugins()  # Whether it is kept for a job that admission is asked about; its plugins
         self._ahead: Ticket | None = None  # The job that it runs next, unless revoked
         self.marking: Ticket | None = None  # A job whose frame is sent when the job store has it as started
-        self.plugin: tuple[str, str] | None = None  # Id and name of what it has loaded
-        self.config: dict[str, Any] = {}  # The loaded plugin's
-        self.last_plugin, self.last_used = "", 0.0  # The plugin of its last job, and the loop's time when that ended
+        self.last_plugin = ""  # The plugin of its last job
         self.stderr_tail = Tail(config.stderr_tail)  # Of its present job
         self._run: PresentJob | None = None
         self._raw_output = False  # Whether C code or a child of it has written: such lines do not say for which job
@@ -121,9 +174,9 @@ class WorkerProxy(ManagedProcess):
         return not self.reserved and self.free
 
     def state(self) -> WorkerState: # Plain values
-        "Describe it for the resource manager."
+        "Describe it for the resource manager: the plugin that it runs, or used last."
         if (ticket := self.ticket) is not None: return WorkerState(self.status, ticket.job.id, *ticket.plugin, ticket.config)
-        return WorkerState(self.status, None, *self.plugin, self.config) if self.plugin else WorkerState(self.status)
+        return WorkerState(self.status, None, *self.loaded.last)
 
     def reserve(self,
         reserved: bool = True # `False` to release it
@@ -280,7 +333,7 @@ class WorkerProxy(ManagedProcess):
         elif kind == Kind.PROGRESS: self._report(Progressed(run.ticket, *frame.value()))
         elif kind == Kind.COOPERATIVE: run.cooperative = True
         elif kind == Kind.FINISHED: run.finished = True
-        elif kind in (Kind.LOADING, Kind.LOADED): self._hear_loading(run, kind == Kind.LOADING)
+        elif kind in (Kind.LOADING, Kind.LOADED): self._hear_loading(run, kind == Kind.LOADING, frame.value())
         else: self._hear_end(run, frame)
 
     def _hear_chunks(self, run: PresentJob, frame: Frame) -> None:
@@ -291,15 +344,16 @@ class WorkerProxy(ManagedProcess):
             return
         self._report(Yielded(self, run.ticket, chunks, len(frame.body)))
 
-    def _hear_loading(self, run: PresentJob, loading: bool) -> None:
-        run.loading = loading
-        self.plugin, self.config = (None, {}) if loading else (run.ticket.plugin, run.ticket.config)
+    def _hear_loading(self, run: PresentJob, loading: bool, value: Any) -> None:
+        run.loading, report = loading, Loading(run.ticket, loading, value)
+        self.loaded.hear(report, asyncio.get_running_loop().time())
         self._limit()
+        self._report(report)
 
     def _hear_end(self, run: PresentJob, frame: Frame) -> None:
         "The worker goes on with the prefetched job while this process keeps its books."
-        if run.loading: self.plugin, self.config = None, {}
-        self.last_plugin, self.last_used = run.ticket.job.plugin_id, asyncio.get_running_loop().time()
+        self.last_plugin, plugin = run.ticket.job.plugin_id, run.ticket.plugin
+        if plugin in self.loaded: self.loaded.use(plugin, self.loaded[plugin].config, asyncio.get_running_loop().time())
         self.stopping, self._run, following, self._ahead = "", None, self._ahead, None
         if following is not None: self._begin(PresentJob(following))
         else: self._limit()
@@ -316,7 +370,8 @@ class WorkerProxy(ManagedProcess):
             for line in filter(None, text.split("\n")): self._printed(stream, line, ticket)
         elif kind == Kind.READY and not self.ready: self._hear_ready(*frame.value())
         elif kind == Kind.REPLY:
-            done, reason, self.plugin, self.config = frame.value()
+            done, reason, loaded = frame.value()
+            self.loaded.renew(loaded, asyncio.get_running_loop().time())
             self._commands.reply(frame.tag, done, reason)
             if self._run is None and not self.stopping:
                 self._limit()

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
@@ -17,13 +17,14 @@ from ..engines.base import Exit
 if TYPE_CHECKING: from cjm_worker_protocols.managers.proxy import WorkerProxy
 
 # %% auto #0
-__all__ = ['Report', 'Ticket', 'PresentJob', 'Started', 'RoomChanged', 'Ready', 'Logged', 'Began', 'Progressed', 'Yielded',
-           'Ended', 'Returned', 'Unmarked', 'Withdrawn', 'Freed', 'Gone', 'Tail']
+__all__ = ['Report', 'Ticket', 'PresentJob', 'Started', 'RoomChanged', 'Ready', 'Logged', 'Began', 'Loading', 'Progressed',
+           'Yielded', 'Ended', 'Returned', 'Unmarked', 'Withdrawn', 'Freed', 'Gone', 'Tail']
 
 # %% ../../nbs/managers/reports.ipynb #c4450618
 class Ticket:
     "A job on its way to a worker."
-    __slots__ = ("job", "live", "tag", "place", "name", "config", "frame", "placement", "context", "blocked", "unbegun", "unmarked")
+    __slots__ = ("job", "live", "tag", "place", "name", "config", "frame", "placement", "context", "blocked", "unbegun", "unmarked",
+                 "queued", "turn", "start", "on_begin")
     def __init__(self,
         job: Job, # The job
         live: LiveJob, # Its live part
@@ -39,11 +40,25 @@ class Ticket:
         self.blocked = ""  # Why it cannot run now; empty when it is ready
         self.unmarked = False  # Whether the job store does not have it as started, and has to, before its frame is sent
         self.unbegun = 0  # How often a worker died that had not begun it
+        self.queued = 0  # The place under which it is in line; 0 when it is not
+        self.turn: int | None = None  # Its owner's turn before it was taken out of line, until a worker begins it
+        self.start = 0  # Its owner's turn since
+        self.on_begin: Callable[[float], None] | None = None  # Called with the time when a worker begins it
 
     @property
     def plugin(self) -> tuple[str, str]: # Its id and its name
         "The plugin that has to be loaded."
         return self.job.plugin_id, self.name
+
+    @property
+    def share(self) -> tuple[int, str | None]: # Its priority and its owner
+        "Among which jobs it waits for a turn."
+        return self.job.priority, self.job.owner
+
+    @property
+    def line(self) -> tuple[str, Hashable]: # Its plugin's id and its placement
+        "Among which jobs it waits for a worker."
+        return self.job.plugin_id, self.placement
 
     @property
     def rank(self) -> tuple[int, int]: # Smaller is sooner
@@ -84,10 +99,17 @@ class Logged(NamedTuple):
     ticket: Ticket | None  # The job that it runs
     fields: tuple[Any, ...]  # As in a LOG frame: logger, level, text, path, line, function, time, extra
 
+# %% ../../nbs/managers/reports.ipynb #12762615
 class Began(NamedTuple):
     "The worker has a job."
     worker: WorkerProxy  # The worker
     ticket: Ticket  # The job
+
+class Loading(NamedTuple):
+    "The worker loads the job's plugin, or has loaded it."
+    ticket: Ticket  # The job
+    begins: bool  # Whether it begins to load
+    value: Any  # Which other plugins stay loaded; when it has loaded, how many jobs of this one may run at the same time
 
 class Progressed(NamedTuple):
     "The plugin reported progress."
@@ -134,7 +156,7 @@ class Gone(NamedTuple):
     prefetched: Ticket | None  # The job that it had not begun
     unsent: Ticket | None = None  # The job that was not sent to it yet
 
-Report = Union[Started, RoomChanged, Ready, Logged, Began, Progressed, Yielded, Ended, Returned, Unmarked, Withdrawn, Freed, Gone]
+Report = Union[Started, RoomChanged, Ready, Logged, Began, Loading, Progressed, Yielded, Ended, Returned, Unmarked, Withdrawn, Freed, Gone]
 
 # %% ../../nbs/managers/reports.ipynb #19cf3958
 class Tail:

@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..core.config import WorkerConfig, check_number
-from ..core.errors import (ConfigError, DuplicateJobError, NotANewJobError, ParametersNotSendableError, QueueFullError,
-    RegistryUnavailableError, ResourceValidationError, WorkersUnavailableError, WrongParametersError)
+from cjm_worker_protocols.core.errors import (ConfigError, DuplicateJobError, NotANewJobError, OwnerQueueFullError,
+    ParametersNotSendableError, QueueFullError, RegistryUnavailableError, ResourceValidationError, WorkersUnavailableError,
+    WrongParametersError)
 from ..core.frames import Kind, OutgoingFrame, dumps, outgoing
 from ..core.jobs import Job, LiveJob, attach
 from .hooks import Hooks
@@ -185,6 +186,7 @@ async def check_room(
     config: dict[str, Any] # The plugin's config
 ) -> None:
     "Raise `ResourceValidationError` if the hook refuses the job, or the resource manager says that its plugin can never fit."
+    check_number(f"concurrency of plugin {plugin_id!r}", config.get("concurrency"), 1, optional=True, whole=True)
     validating: Any = hooks._validate_resources(plugin_id, config)
     if not inspect.isawaitable(validating): raise ConfigError("_validate_resources()", "an `async def`", validating)
     reason = await validating
@@ -196,9 +198,12 @@ async def check_room(
 
 def check_capacity(
     lifecycle: Lifecycle, # The manager's
-    config: WorkerConfig # Its limits
+    config: WorkerConfig, # Its limits
+    owner: str | None = None # For whom the job would run
 ) -> None:
-    "Raise `WorkersUnavailableError` or `QueueFullError` if no further job can be accepted."
+    "Raise `WorkersUnavailableError`, `QueueFullError` or `OwnerQueueFullError` if no further job can be accepted."
     if lifecycle.pool.capacity <= 0: raise WorkersUnavailableError(config.restart.value, lifecycle.pool.last_error)
     waiting = len(lifecycle.scheduler) + len(lifecycle.delayed) + lifecycle.jobs.arriving - lifecycle.jobs.exempt
     if waiting >= config.max_pending: raise QueueFullError(config.max_pending)
+    most = config.max_pending_per_owner
+    if most is not None and owner is not None and lifecycle.scheduler.waiting_of(owner) >= most: raise OwnerQueueFullError(most, owner)

@@ -54,6 +54,7 @@ def wait_again(
     if tag: ticket.tag, ticket.place, ticket.frame = tag, tag, ticket.frame.with_tag(tag)
     else: job.attempts -= 1
     job.status, job.progress, job.message, job.worker_pid, job.started_at = "pending", 0.0, "", None, None
+    job.loading_at = job.loaded_at = None
 
 # %% ../../nbs/managers/retries.ipynb #fbbe1d7c
 class WaitTimers:

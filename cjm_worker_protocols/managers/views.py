@@ -23,15 +23,17 @@ class WorkerView(NamedTuple):
     pid: int  # Its process id
     host: str  # Where it lives
     status: str  # `starting`, `standby`, `idle`, `running` or `stopping`
-    plugin_id: str | None  # What it has loaded
+    plugin_id: str | None  # The plugin that it used last and has loaded
     job_id: str | None  # What it runs
+    loaded: tuple[str, ...] = ()  # All plugins that it has loaded; the one used last comes last
 
 def view(
     worker: WorkerProxy # A worker
 ) -> WorkerView: # As it is now
     "Describe a worker."
-    plugin, ticket = worker.plugin, worker.ticket
-    return WorkerView(worker.pid, worker.host, worker.status, plugin[0] if plugin else None, ticket.job.id if ticket else None)
+    ticket, loaded = worker.ticket, tuple(name[0] for name in list(worker.loaded))
+    last = loaded[-1] if loaded else None
+    return WorkerView(worker.pid, worker.host, worker.status, last, ticket.job.id if ticket else None, loaded)
 
 # %% ../../nbs/managers/views.ipynb #dc5b269f
 def list_kept(

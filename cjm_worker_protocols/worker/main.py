@@ -21,7 +21,7 @@ from typing import Any
 from ..core.frames import Frame, Kind
 from . import context
 from .channel import Channel
-from .plugins import ENDS_WORKER, Plugin, PluginSlot, drive, renew_event_loop
+from .plugins import ENDS_WORKER, Plugin, PluginSlots, drive, renew_event_loop
 from .stdio import WorkerStdio
 
 # %% auto #0
@@ -146,10 +146,10 @@ class JobExecution:
     "A job in the worker, from the frame that starts it to the frame that ends it."
     def __init__(self,
         channel: Channel, # To the manager
-        slot: PluginSlot, # Has the loaded plugin
+        slots: PluginSlots, # Has the loaded plugins
         flush: Callable[[], None] # Sends what was printed
     ):
-        self._channel, self._slot, self._flush = channel, slot, flush
+        self._channel, self._slots, self._flush = channel, slots, flush
         self._stage = "serialization", "the parameters, or the config, cannot be read in the worker: "  # category and start of an error
 
     def run(self,
@@ -176,16 +176,16 @@ class JobExecution:
 
     def _result(self, plugin_id: str, name: str, config: dict[str, Any], stream: bool, parameters: dict[str, Any]) -> Any:
         self._stage = "load", ""
-        plugin = self._slot.get((plugin_id, name), config) or self._load((plugin_id, name), config, stream)
+        plugin = self._slots.get((plugin_id, name), config) or self._load((plugin_id, name), config, stream)
         self._stage = "exception", ""
         return drive(plugin.run(**parameters), self._chunk)
 
     def _load(self, name: tuple[str, str], config: dict[str, Any], stream: bool) -> Plugin:
-        self._channel.send(Kind.LOADING, self._job.tag)
+        self._channel.send(Kind.LOADING, self._job.tag, self._slots.staying(name))
         self._job.loading = True
-        plugin = self._slot.load(name, config, stream)
+        plugin = self._slots.load(name, config, stream)
         self._job.loading = False
-        self._channel.send(Kind.LOADED, self._job.tag)
+        self._channel.send(Kind.LOADED, self._job.tag, plugin.concurrency)
         return plugin
 
     def _chunk(self, value: Any) -> None:
@@ -201,34 +201,40 @@ class WorkerLoop:
         stdio: WorkerStdio, # Sends what plugins print and log
         process: WorkerProcess | None = None # The process; None in a thread, for tests
     ):
-        self._channel, self._stdio, self._process, self._slot = channel, stdio, process, PluginSlot()
+        self._channel, self._stdio, self._process, self._slots = channel, stdio, process, PluginSlots()
 
     def serve(self) -> None:
         "Work until the manager sends `STOP` or closes its end. Then unload."
         while self._act(self._channel.receive()):
             if self._process is not None: self._process.restore() # now, while the manager reads what was said
-        self._slot.unload()
+        self._slots.unload()
 
     def _act(self, frame: Frame | None) -> bool:
         "Act on a frame, and keep nothing of it; return whether another is to be received."
         if frame is None or frame.kind == Kind.STOP: return False
         if frame.kind == Kind.RUN: self._run(frame)
-        elif frame.kind == Kind.UNLOAD: self._command(frame, self._unload)
+        elif frame.kind == Kind.UNLOAD: self._command(frame, self._slots.unload)
         elif frame.kind == Kind.RELOAD: self._command(frame, self._reload)
         elif frame.kind == Kind.LEVEL: self._stdio.handler.set_level(frame.value())
         elif frame.kind == Kind.INIT: self._init(*frame.value())
         return True
 
-    def _init(self, path: list[str] | None, source: Any, level: int, version: tuple[int, int] | None = None) -> None:
+    def _init(self,
+        path: list[str] | None, # The manager's import path; None in another interpreter
+        source: Any, # The packed loader
+        level: int, # The manager's log level
+        version: tuple[int, int] | None = None, # Of the manager's Python
+        loaded_plugins: int = 1 # How many may be loaded
+    ) -> None:
         "Take over the manager's import path, keep the loader, and report that the worker is ready."
         if path is not None: sys.path[:] = path
-        self._slot.source, self._slot.version = source, version
+        self._slots.source, self._slots.version, self._slots.size = source, version, loaded_plugins
         self._stdio.handler.set_level(level)
         self._channel.send(Kind.READY, 0, (os.getpid(), os.uname().nodename, sys.version_info[:2]))
 
     def _run(self, frame: Frame) -> None:
         "Run a job, unless the manager has withdrawn it."
-        if self._channel.claim(frame.tag): JobExecution(self._channel, self._slot, self._stdio.flush).run(frame)
+        if self._channel.claim(frame.tag): JobExecution(self._channel, self._slots, self._stdio.flush).run(frame)
 
     def _command(self, frame: Frame, command: Callable[..., bool]) -> None:
         "Do what a manager's method asks for, and reply."
@@ -237,18 +243,11 @@ class WorkerLoop:
             if isinstance(e, ENDS_WORKER): raise
             done, reason = False, describe(e)[0]
         self._stdio.flush()
-        loaded = self._slot.loaded
-        self._channel.send(Kind.REPLY, frame.tag, (done, reason, loaded, self._slot.config if loaded else {}))
-
-    def _unload(self, name: str) -> bool:
-        "Unload the plugin of that id or name, if it is loaded."
-        if self._slot.loaded is None or name not in self._slot.loaded: return False
-        self._slot.unload()
-        return True
+        self._channel.send(Kind.REPLY, frame.tag, (done, reason, self._slots.loaded()))
 
     def _reload(self, plugin_id: str, name: str, config: dict[str, Any], stream: bool) -> bool:
         "Load that plugin with this config, whatever is loaded now."
-        self._slot.load((plugin_id, name), config, stream)
+        self._slots.load((plugin_id, name), config, stream)
         return True
 
 # %% ../../nbs/worker/main.ipynb #ec309f51

@@ -20,13 +20,15 @@ from ..core.frames import dumps
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Source', 'ENDS_WORKER', 'pack', 'unpack', 'pools_by_value', 'check_plugin', 'PluginTable', 'renew_event_loop',
-           'drive', 'Plugin', 'AdaptedPlugin', 'find_plugin', 'own_copy', 'same_config', 'PluginSlot']
+__all__ = ['Source', 'PluginName', 'ENDS_WORKER', 'pack', 'unpack', 'pools_by_value', 'check_plugin', 'concurrency_of',
+           'PluginTable', 'renew_event_loop', 'drive', 'Plugin', 'AdaptedPlugin', 'find_plugin', 'own_copy',
+           'same_config', 'PluginSlots']
 
 # %% ../../nbs/worker/plugins.ipynb #711f3a32
 _NO_CLOUDPICKLE = ("No module named 'cloudpickle', which unpickles plugins sent by value: install it in the worker's environment, "
                    "or name the plugin by import string, 'package.module:name'")
 Source = Union[str, bytes]  # an import string, or a pickle
+PluginName = tuple[str, str]  # its id, and its name in the registry, or the id again
 ENDS_WORKER = (SystemExit, KeyboardInterrupt)  # raised by a plugin, these end its worker; anything else fails its job
 
 def pack(
@@ -86,6 +88,17 @@ def check_plugin(
     else: ok = callable(getattr(plugin, "run", None)) or callable(plugin) and not isinstance(plugin, type)
     if not ok: raise PluginTypeError(plugin_id, plugin)
 
+# %% ../../nbs/worker/plugins.ipynb #542f5ce0
+def concurrency_of(
+    what: str, # What it is, for an error
+    thing: Any # A function, a class or an instance
+) -> int | None: # None when it does not say
+    "Read how many jobs of a plugin may run at the same time, its attribute `concurrency`. Raises `ConfigError` for a number below 1."
+    found = getattr(thing, "concurrency", None)
+    if not isinstance(found, int) or isinstance(found, bool): return None
+    if found < 1: raise ConfigError(f"concurrency of {what}", "an integer of at least 1", found)
+    return found
+
 # %% ../../nbs/worker/plugins.ipynb #0c452135
 class PluginTable:
     "A loader that returns the plugins it was made with."
@@ -94,13 +107,15 @@ class PluginTable:
     ):
         """Check and pickle every plugin.
 
-        :raises ConfigError: when `plugins` is not a mapping of strings.
+        :raises ConfigError: when `plugins` is not a mapping of strings, or a `concurrency` is below 1.
         :raises PluginTypeError: when a value cannot be a plugin.
         :raises PluginNotSendableError: when a plugin cannot be pickled."""
         if not isinstance(plugins, Mapping) or not all(isinstance(plugin_id, str) for plugin_id in plugins):
             raise ConfigError("plugins", "a mapping of ids to plugins, as {'shout': shout}", plugins)
         for plugin_id, plugin in plugins.items(): check_plugin(plugin_id, plugin)
         self._version = sys.version_info[:2]
+        limits = {plugin_id: concurrency_of(f"plugin {plugin_id!r}", plugin) for plugin_id, plugin in plugins.items()}
+        self.concurrency = {plugin_id: limit for plugin_id, limit in limits.items() if limit is not None}
         self.sources = {plugin_id: pack(f"plugin {plugin_id!r}", plugin) for plugin_id, plugin in plugins.items()}
 
     def __call__(self) -> PluginTable: # Itself
@@ -166,8 +181,10 @@ class Plugin:
     ):
         """Make an instance of a class. Raises what that raises.
 
+        :raises ConfigError: when its `concurrency` is below 1.
         :raises PluginLoadError: when `thing` has no `run` and is not callable."""
         self._thing = thing() if isinstance(thing, type) else thing
+        self.concurrency = concurrency_of(what, self._thing)  # how many of its jobs may run at the same time, over all workers
         self.run: Callable[..., Any] = getattr(self._thing, "run", self._thing)  # runs one job; returns what `drive` takes
         if not callable(self.run): raise PluginLoadError(what, "a function, or a class with a run method", thing)
 
@@ -201,7 +218,7 @@ class AdaptedPlugin(Plugin):
         stream: bool # Whether to stream, if the plugin can
     ):
         self._adapter, self._name, self._stream = adapter, name, stream
-        self.run = self._run
+        self.run, self.concurrency = self._run, None
 
     def load(self, config: dict[str, Any]) -> None:
         plugins = list(self._adapter.discover_plugins())
@@ -269,48 +286,67 @@ def _same(value: Any, other: Any) -> bool:
     except Exception: pass
     return dumps(value) == dumps(other)
 
-# %% ../../nbs/worker/plugins.ipynb #24bd729d
-class PluginSlot:
-    "The place for a worker's loaded plugin."
+# %% ../../nbs/worker/plugins.ipynb #b70fecd5
+class PluginSlots:
+    "The places for a worker's loaded plugins."
     def __init__(self) -> None:
         self.source: Source = ""  # the packed loader
         self.version: tuple[int, int] | None = None  # of the Python that packed it
-        self.loaded: tuple[str, str] | None = None  # id and name of the loaded plugin
-        self.config: dict[str, Any] = {}  # a copy of its config
+        self.size = 1  # how many may be loaded
         self._catalog: Any = None
-        self._plugin: Plugin | None = None
+        self._loaded: dict[PluginName, tuple[Plugin, dict[str, Any]]] = {}  # with a copy of the config; the one used last comes last
 
     def get(self,
-        name: tuple[str, str], # The plugin's id and name
+        name: PluginName, # The plugin's id and name
         config: dict[str, Any] # Its config
     ) -> Plugin | None: # None when it has to be loaded first
         "Return the plugin if it is loaded with this config."
-        return self._plugin if self.loaded == name and same_config(self.config, config) else None
+        found = self._loaded.get(name)
+        if found is None or not same_config(found[1], config): return None
+        if len(self._loaded) > 1: self._loaded[name] = self._loaded.pop(name)
+        return found[0]
+
+    def staying(self,
+        name: PluginName # A plugin that is about to be loaded
+    ) -> list[PluginName]: # Others
+        "List the plugins that stay loaded beside another."
+        others = [other for other in self._loaded if other != name]
+        return others[max(0, len(others) - self.size + 1):]
 
     def load(self,
-        name: tuple[str, str], # The plugin's id and name
+        name: PluginName, # The plugin's id and name
         config: dict[str, Any], # Its config
         stream: bool # Whether a plugin manager's plugin should stream
     ) -> Plugin: # Loaded
-        "Load a plugin, in place of the loaded one. When loading fails, nothing is loaded. Raises what loading raises."
+        "Load a plugin, in place of what does not stay. When loading fails, it is not loaded. Raises what loading raises."
         kept = own_copy(config)
-        if self._plugin is not None and self.loaded == name:
-            plugin, self._plugin, self.loaded = self._plugin, None, None
+        for other in self._loaded.keys() - {name, *self.staying(name)}: self._unload(other)
+        if name in self._loaded:
+            plugin, _ = self._loaded.pop(name)
             plugin.reload(config)
         else:
-            self.unload()
             if self._catalog is None: self._catalog = unpack(self.source, self.version)()
             plugin = find_plugin(self._catalog, *name, stream)
             if "cloudpickle" in sys.modules: pools_by_value() # something was sent by value
             plugin.load(config)
-        self._plugin, self.loaded, self.config = plugin, name, kept
+        self._loaded[name] = plugin, kept
         return plugin
 
-    def unload(self) -> None:
-        "Unload the plugin. When unloading fails, drop the plugin all the same, and log the error."
-        plugin, self._plugin, self.loaded = self._plugin, None, None
-        try:
-            if plugin is not None: plugin.unload()
+    def loaded(self) -> list[tuple[PluginName, dict[str, Any]]]: # The one used last comes last
+        "List the loaded plugins, with their configs."
+        return [(name, config) for name, (_, config) in self._loaded.items()]
+
+    def unload(self,
+        plugin: str | None = None # An id or a name; None for all
+    ) -> bool: # Whether one was loaded
+        "Unload a plugin. When unloading fails, drop the plugin all the same, and log the error."
+        names = [name for name in self._loaded if plugin is None or plugin in name]
+        for name in names: self._unload(name)
+        return bool(names)
+
+    def _unload(self, name: PluginName) -> None:
+        plugin, _ = self._loaded.pop(name)
+        try: plugin.unload()
         except BaseException as e:
             if isinstance(e, ENDS_WORKER): raise
             _log.exception("unloading a plugin failed")

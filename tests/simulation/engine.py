@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -66,8 +66,8 @@ class SimulatedWorker:
         self.ready = self.dead = self.gone = self._paused = self._hung_up = self.asleep = False
         self._stubborn, self.undead = self._likely("stubborn"), self._likely("undead")
         self._job: Fate | None = None
-        self.loaded: tuple[str, str] | None = None
-        self._config: dict[str, Any] = {}
+        self.loaded: dict[tuple[str, str], dict[str, Any]] = {}  # The configs of what is loaded; the one used last comes last
+        self._size = 1  # How many may be loaded
         self._life = self._live()
         self._next_step: Happening | None = None
         self._coming: dict[str, Happening] = {}  # What will happen to it from outside
@@ -323,39 +323,44 @@ class SimulatedWorker:
             elif frame.kind == Kind.INIT:
                 while self._likely("mute"):
                     yield 1000.0
-                self.ready = True
+                self.ready, self._size = True, frame.value()[4]
                 self.say(Kind.READY, 0, (self.pid, self.host))
             elif frame.kind == Kind.UNLOAD:
-                done = self.loaded is not None and frame.value()[0] in self.loaded
-                if done:
-                    yield from self._unload()
-                self._reply(frame.tag, done, None)
+                named = [name for name in self.loaded if frame.value()[0] in name]
+                yield from self._unload(named)
+                self._reply(frame.tag, bool(named), None)
             elif frame.kind == Kind.RELOAD:
                 plugin_id, name, config, _ = frame.value()
                 failed = yield from self._load((plugin_id, name), config)
                 self._reply(frame.tag, not failed, failed or None)
             elif frame.kind == Kind.STOP:
-                yield from self._unload()
+                yield from self._unload(self.loaded)
                 return
 
     def _reply(self, tag: int, done: bool, reason: str | None) -> None:
-        self.say(Kind.REPLY, tag, (done, reason, self.loaded, self._config if self.loaded else {}))
+        self.say(Kind.REPLY, tag, (done, reason, list(self.loaded.items())))
 
-    def _unload(self) -> Iterator[float | None]:
-        if self.loaded is not None:
-            self.loaded = None
+    def _staying(self, plugin: tuple[str, str]) -> list[tuple[str, str]]:
+        """What stays loaded beside a plugin."""
+        return [name for name in self.loaded if name != plugin][-(self._size - 1) :] if self._size > 1 else []
+
+    def _unload(self, names: Iterable[tuple[str, str]]) -> Iterator[float | None]:
+        for name in list(names):
+            del self.loaded[name]
             yield 0.001
 
     def _load(self, plugin: tuple[str, str], config: dict[str, Any]) -> Any:
         """Load a plugin; gives why it failed, or nothing."""
-        yield from self._unload()
+        staying = self._staying(plugin)
+        yield from self._unload(name for name in list(self.loaded) if name not in staying)
         fault = self._rng.choice(["fails", "slow", "hangs", "dies"]) if self._likely("bad_loads") else ""
         if fault == "dies":
             raise Death(1)
         yield {"": 0.002, "fails": 0.001, "slow": self._rng.random() * 2, "hangs": 1000.0}[fault]
         if fault == "fails" or plugin[0] == "unknown":
             return "it cannot be loaded"
-        self.loaded, self._config = plugin, config
+        self.loaded[plugin] = config
+        self._book.loads(self, len(self.loaded) <= self._size)
         return ""
 
     def _take_claim(self, tag: int) -> bool:
@@ -376,8 +381,10 @@ class SimulatedWorker:
         self.begin(tag, fate)
         kind, failure = Kind.FAILED, ""
         value: Any = None
-        if self.loaded != (plugin_id, name) or self._config != config:
-            self.say(Kind.LOADING, tag)
+        if (plugin_id, name) in self.loaded:
+            self.loaded[plugin_id, name] = self.loaded.pop((plugin_id, name))
+        if self.loaded.get((plugin_id, name)) != config:
+            self.say(Kind.LOADING, tag, self._staying((plugin_id, name)))
             if failure := (yield from self._load((plugin_id, name), config)):
                 kind, value = Kind.FAILED, ("load", failure, "")
             else:

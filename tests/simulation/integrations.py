@@ -12,6 +12,7 @@ from typing import Any
 from .invariants import Book
 
 PLACES = {"far": "far", "near": "near"}  # Plugins that only live in one place, and where that is
+CONCURRENCY = {"two": 1}  # How many jobs of a plugin may run at the same time, as the registry says
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class Registry(Mind):
     def load_plugin_config(self, plugin_id: str) -> Any:
         """Its place, and a version that changes."""
         self.may_raise()
-        return None if self.likely("odd") else {"place": PLACES.get(plugin_id), "version": self.versions.setdefault(plugin_id, 0)}
+        config = {"place": PLACES.get(plugin_id), "version": self.versions.setdefault(plugin_id, 0)}
+        limit = {"concurrency": CONCURRENCY[plugin_id]} if plugin_id in CONCURRENCY else {}
+        return None if self.likely("odd") else {**config, **limit}
 
 
 class Resources(Mind):

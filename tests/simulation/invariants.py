@@ -46,6 +46,7 @@ class Fate:
         self.job: NotedJob | None = None
         self.accepted = False  # Whether the manager has taken it on
         self.asked_to_cancel = False
+        self.owner: str | None = None
         self.given: Any = None  # The worker that it was given to and that has not begun it
         self.worker: Any = None  # The worker that runs it now
         self.begun = 0  # How often a worker has begun it
@@ -94,6 +95,8 @@ class Book:
         self.failed_starts = self.refused_starts = 0
         self.limits: tuple[float | None, ...] = ()  # The timeouts of the config
         self._resting: dict[tuple[int, int], float] = {}  # Since when a job waits while a worker, by pid, has nothing to do
+        self.most_per_owner: int | None = None
+        self.concurrency: dict[str, int] = {}  # How many jobs of a plugin may run at the same time
         self.admission = self.closing = self.never_replaced = False
         self.tail: deque[str] = deque(maxlen=200)
         self._hash = hashlib.blake2b(digest_size=12)
@@ -220,8 +223,27 @@ class Book:
             return  # one that runs is given again when it was taken back together with the next one
         for priority, waiting in self.ready.get(fate.place, {}).items():
             name = "priority" + (" as a worker ends" if self.told_of_end else "")
-            fine = priority <= fate.priority or not waiting
+            fine = priority <= fate.priority or all(self._held(other) for other in waiting.values())
             self.check(name, fine, fate, fate.priority, "before", *waiting.values(), priority)
+
+    def _together(self, owner: str | None, plugin: str | None) -> list[Fate]:
+        """The jobs of an owner, or of a plugin, that run or were given to a worker: one for each worker."""
+        busy = [*self.running.values(), *(fate for fate in self.pending.values() if fate.given is not None)]
+        found = {}
+        for fate in busy:
+            if (owner is None or fate.owner == owner) and (plugin is None or fate.plugin == plugin):
+                found[fate.worker or fate.given or fate] = fate
+        return list(found.values())
+
+    def _held(self, fate: Fate) -> bool:
+        """Whether as many run as may."""
+        most, limit = self.most_per_owner, self.concurrency.get(fate.plugin)
+        owner_full = most is not None and fate.owner is not None and len(self._together(fate.owner, None)) >= most
+        return owner_full or limit is not None and len(self._together(None, fate.plugin)) >= limit
+
+    def waiting_of(self, owner: str) -> list[Fate]:
+        """The jobs of an owner that wait."""
+        return [fate for fate in self.pending.values() if fate.owner == owner]
 
     def withdrawn(self, fate: Fate) -> None:
         """A job was taken back from a worker that had not begun it."""
@@ -243,6 +265,11 @@ class Book:
         self.note(fate.worker, "says", kind, "of", fate)
         fate.worker, fate.said = None, (kind, value)
 
+    def loads(self, worker: Any, fits: bool) -> None:
+        """A worker has loaded a plugin."""
+        self.counts["loads"] += 1
+        self.check("no plugin too many", fits, worker, *worker.loaded)
+
     def died(self, worker: Any, fate: Fate | None, ready: bool) -> None:
         """A worker is gone, though its manager need not know yet."""
         self.counts["deaths"] += 1
@@ -258,7 +285,13 @@ class Book:
         """The limits hold after every turn of the loop. Raises the first violation of anything, so that the simulation ends."""
         if self.violations:
             raise self.violations[0]
-        self.check("limit of workers", len(self.running) <= self._max_workers, *self.running.values())
+        running = self.running.values()
+        self.check("limit of workers", len(running) <= self._max_workers, *running)
+        if self.most_per_owner is not None:
+            owners = Counter(fate.owner for fate in running if fate.owner is not None)
+            self.check("limit of an owner", all(count <= self.most_per_owner for count in owners.values()), owners, *running)
+        for plugin, limit in self.concurrency.items():
+            self.check("limit of a plugin", sum(fate.plugin == plugin for fate in running) <= limit, plugin, *running)
 
     def look(self, manager: Any, workers: list[Any]) -> None:
         """What the manager shows of its jobs and workers fits together, and its limits hold."""
@@ -280,10 +313,10 @@ class Book:
         for worker in workers:
             if worker.pid in idle and worker.asleep:
                 ready = (fate for waiting in self.ready.get(worker.place, {}).values() for fate in waiting.values())
-                for fate in list(ready)[:1]:
+                for fate in [fate for fate in ready if not self._held(fate)][:1]:
                     since = self._resting[worker.pid, fate.number] = before.get((worker.pid, fate.number), now)
                     name = "no worker rests while a job waits" + (" behind one of another place" if places > 1 else "")
-                    self.check(name, now - since < 2.5, worker, fate, since)  # the app may block its loop for 2 s
+                    self.check(name, now - since < 7.5, worker, fate, since)  # 5 s for a start, and 2 s in which the app blocks its loop
 
     def quiet(self) -> None:
         """Every accepted job has ended."""

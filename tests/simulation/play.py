@@ -14,7 +14,7 @@ from cjm_worker_protocols.core.jobs import ENDS
 from .clock import VirtualLoop
 from .engine import Faults, SimulatedEngine, Steps
 from .executor import Habits
-from .integrations import PLACES, Admission, Broadcaster, Mind, Moods, Registry
+from .integrations import CONCURRENCY, PLACES, Admission, Broadcaster, Mind, Moods, Registry
 from .invariants import Book, Fate, NotedJob
 from .scenario import Op, Scenario
 
@@ -68,6 +68,8 @@ class Play:
         self.book = Book(lambda: loop.clock.moment, config.max_workers, verbose)
         loop.clock.on_turn = self.book.turn
         self.book.limits = (config.job_timeout, config.load_timeout)
+        self.book.most_per_owner = config.max_running_per_owner
+        self.book.concurrency = CONCURRENCY if scenario.registry else {}
         self.book.never_replaced = config.restart is RestartPolicy.NEVER
         self.book.admission = scenario.resources is Admission
         self.engine = SimulatedEngine(Random(seed + 1), scenario.faults, self.book, loop.clock)
@@ -148,7 +150,7 @@ class Play:
         if self.resources is not None and not self.closed and not self.resources.failed and self.scenario.habits == Habits():
             workers = [worker for worker in self.engine.workers if worker.ready]
             undead = {worker.pid for worker in workers if worker.undead}
-            self.resources.at_rest({worker.pid: worker.loaded for worker in workers if not worker.undead}, undead)
+            self.resources.at_rest({worker.pid: next(reversed(worker.loaded), None) for worker in workers if not worker.undead}, undead)
 
     async def _over(self) -> None:
         """Look at what is left."""
@@ -172,7 +174,8 @@ class Play:
         book, manager = self.book, self.manager
         place = PLACES.get(plugin) if self.registry is not None else None
         fate = Fate(len(book.fates), plan, plugin, place, priority, timeout, retries)
-        fate.expires, waits = (waiting or {}).get("expires"), waiting or {}
+        waits = waiting or {}
+        fate.expires, fate.owner = waits.get("expires"), waits.get("owner")
         book.fates.append(fate)
         try:
             given: dict[str, Any] = {"priority": priority, "timeout": timeout, "retries": retries, **waits}
@@ -190,6 +193,7 @@ class Play:
         book, config = self.book, self.manager.worker_config
         reasons = {
             errors.QueueFullError: len(book.pending) >= config.max_pending,
+            errors.OwnerQueueFullError: fate.owner is not None and len(book.waiting_of(fate.owner)) >= (config.max_pending_per_owner or 0),
             errors.ManagerClosedError: self.closed,
             errors.WorkersUnavailableError: config.restart in (RestartPolicy.NEVER, RestartPolicy.ON_CANCELLATION),
             errors.ResourceValidationError: self.resources is not None,

@@ -83,6 +83,7 @@ def _waiting(rng: Random) -> dict[str, Any]:
     options = {
         "retry_on": rng.choice((("exception",), ("timeout", "crash"), ("crash", "exception", "timeout"), ())),
         "retry_delay": rng.choice((0.001, 0.1, 3.0)),
+        "owner": rng.choice((None, None, "ann", "ann", "bob", "eve")),
         "expires": rng.choice((0.001, 0.05, 1.0, 20.0)),
     }
     return {name: value for name, value in options.items() if rng.random() < 0.2}
@@ -125,6 +126,10 @@ def _config(rng: Random) -> dict[str, Any]:
         "max_pending": rng.choice((1, 10, *[1000] * 14)),
         "stream_buffer": rng.choice((1, 4, 100)),
         "stall_timeout": rng.choice((0.05, 1.0)),
+        "loaded_plugins": rng.choice((1, 1, 1, 2, 3)),
+        "swap_patience": rng.choice((0.0, 0.02, 2.0, 2.0)),
+        "max_running_per_owner": rng.choice((None, None, None, 1, 2)),
+        "max_pending_per_owner": rng.choice((None, None, None, None, None, 3)),
     }
 
 

@@ -1,0 +1,346 @@
+"""Who runs next, and where: the policy without processes, on a virtual clock, and a few facts with real ones."""
+
+import asyncio
+import pickle
+from collections import Counter, defaultdict
+from typing import Any, NamedTuple
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulation.clock import VirtualLoop
+
+from cjm_worker_protocols import BaseJobManager, WorkerConfig
+from cjm_worker_protocols.core.frames import Frame, Kind
+from cjm_worker_protocols.managers.queue import JobQueue, Passes, position_of
+from cjm_worker_protocols.managers.reports import Ticket
+
+# A worker without a process
+
+
+class Wire:
+    """A worker that loads a plugin in `LOAD` seconds and runs a job for as many seconds as its parameters say."""
+
+    LOAD, START = 0.001, 0.05
+    host, facts = "here", {}
+
+    def __init__(self, engine: "Wires", events: Any, pid: int) -> None:
+        self.pid, self._engine, self._events = pid, engine, events
+        self._loop, self._size, self.loaded = asyncio.get_running_loop(), 1, list[Any]()
+        self._waiting, self._busy, self._gone = list[Any](), False, False
+
+    def send(self, data: bytes) -> None:
+        """INIT and STOP are heard."""
+        kind, _, value = self._engine.read(data)
+        if kind == Kind.INIT:
+            self._size = value[4]
+            self._loop.call_later(self.START, self._say, Kind.READY, 0, (self.pid, "here", (3, 11)))
+        elif kind == Kind.STOP:
+            self.terminate()
+
+    def give(self, tag: int, data: bytes) -> None:
+        """A job, to be begun after the present one."""
+        self._waiting.append((tag, self._engine.read(data)[2]))
+        if not self._busy:
+            self._next()
+
+    def withdraw(self) -> "frozenset[int]":
+        """Take back what has not begun."""
+        tags = frozenset(tag for tag, _ in self._waiting)
+        self._waiting.clear()
+        return tags
+
+    def _next(self) -> None:
+        self._busy = bool(self._waiting)
+        if not self._busy:
+            return
+        tag, (plugin, name, _, _, params) = self._waiting.pop(0)
+        self._engine.starts.append(Start(self._loop.time(), params["n"], self.pid, (plugin, name) not in self.loaded))
+        self._engine.running.append(params["n"])
+        self._engine.together.append(list(self._engine.running))
+        delay = 0.0
+        if (plugin, name) not in self.loaded:
+            self.loaded = self.loaded[len(self.loaded) - self._size + 1 :] if self._size > 1 else []
+            self._loop.call_soon(self._say, Kind.LOADING, tag, list(self.loaded))
+            self._loop.call_later(delay := self.LOAD, self._say, Kind.LOADED, tag, None)
+        else:
+            self.loaded.remove((plugin, name))
+        self.loaded.append((plugin, name))
+        self._loop.call_later(delay + params["seconds"], self._finish, tag, params["n"])
+
+    def _finish(self, tag: int, n: int) -> None:
+        self._engine.running.remove(n)
+        self._next()
+        self._say(Kind.RESULT, tag, "done")
+
+    def _say(self, kind: Kind, tag: int, value: Any) -> None:
+        if not self._gone:
+            self._events.on_frame(Frame(kind, tag, pickle.dumps(value)))
+
+    def terminate(self) -> None:
+        """It ends before long."""
+        self._loop.call_soon(self._end)
+
+    kill = terminate
+
+    def _end(self) -> None:
+        if not self._gone:
+            self._gone = True
+            self._events.on_exit(self._engine.Exit(0))
+
+    def drain(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Start(NamedTuple):
+    """A worker began a job."""
+
+    at: float
+    n: int  # The job's number
+    pid: int
+    loads: bool
+
+
+class Wires:
+    """An engine of such workers."""
+
+    from cjm_worker_protocols.engines.base import Exit
+
+    def __init__(self) -> None:
+        self.starts: "list[Start]" = []
+        self.running: "list[int]" = []  # The numbers of the jobs that run
+        self.together: "list[list[int]]" = []  # The same at each start, with the one that starts
+        self._count = 0
+
+    @staticmethod
+    def read(data: bytes) -> "tuple[Kind, int, Any]":
+        """Read a frame."""
+        from cjm_worker_protocols.core.frames import FrameReader
+
+        reader, view = FrameReader(1 << 16), memoryview(bytes(data))
+        space = reader.space()
+        space[: len(view)] = view
+        (frame,) = reader.received(len(view))
+        return Kind(frame.kind), frame.tag, frame.value()
+
+    def placement(self, config: Any, plugin_config: Any) -> Any:
+        """All live in one place."""
+        return None
+
+    def start_worker(self, config: Any, events: Any, placement: Any = None) -> Any:
+        """Start one."""
+        self._count += 1
+        return Wire(self, events, self._count)
+
+    async def close(self) -> None: ...
+
+
+class Asked(NamedTuple):
+    """A job that a client starts."""
+
+    plugin: str
+    priority: int = 0
+    owner: "str | None" = None
+    seconds: float = 0.1
+    pause: float = 0.0  # Before it is started
+
+
+class Manager(BaseJobManager):
+    """A manager of plugins that exist nowhere."""
+
+    def get_plugin_loader(self) -> Any:
+        return "nowhere:plugins"
+
+
+def play(asked: "list[Asked]", **config: Any) -> "tuple[list[Start], list[float], Wires]":
+    """Start all jobs, and wait for their ends; gives the starts in their order, and when each job was accepted."""
+
+    async def run() -> "tuple[list[Start], list[float], Wires]":
+        engine, accepted, jobs = Wires(), [], []
+        m = Manager("test", "tests", worker_config=WorkerConfig(standby=False, **config), engine=engine)  # type: ignore[arg-type]
+        for n, a in enumerate(asked):
+            await asyncio.sleep(a.pause)
+            job = await m.start_job(a.plugin, priority=a.priority, owner=a.owner, n=n, seconds=a.seconds)
+            jobs.append(job)
+            accepted.append(asyncio.get_running_loop().time())
+        await asyncio.wait([asyncio.ensure_future(job.wait()) for job in jobs], timeout=10_000)
+        assert all(job.status == "completed" for job in jobs), "a job starves"
+        await m.shutdown()
+        return engine.starts, accepted, engine
+
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(run())
+    finally:
+        loop.close()
+
+
+def order(asked: "list[Asked]", **config: Any) -> str:
+    """The plugins in the order of their starts."""
+    return "".join(asked[start.n].plugin for start in play(asked, **config)[0])
+
+
+def loads(asked: "list[Asked]", **config: Any) -> int:
+    """How often a plugin is loaded."""
+    return sum(start.loads for start in play(asked, **config)[0])
+
+
+TURNS = [Asked(plugin) for plugin in "ABACABA"]
+
+
+def test_jobs_of_the_loaded_plugin_pass() -> None:
+    """A B A C A B A on one worker: three loads, and seven in strict order."""
+    assert (order(TURNS), loads(TURNS)) == ("AAAABBC", 3)
+    assert (order(TURNS, swap_patience=0), loads(TURNS, swap_patience=0)) == ("ABACABA", 7)
+
+
+def test_they_pass_for_so_long_only() -> None:
+    """A job that was passed for `swap_patience` seconds is next, and the one that was sent ahead goes back."""
+    asked = [Asked("A", seconds=1.0), Asked("B")] + [Asked("A", seconds=1.0)] * 9
+    starts = play(asked, swap_patience=3.0)[0]
+    at = {start.n: start.at for start in starts}
+    passers = [start.at for start in starts if start.n > 1 and start.at < at[1]]
+    assert len(passers) == 3 and passers[-1] - passers[0] < 3.0
+
+
+def test_another_worker_is_started_rather_than_a_plugin_unloaded() -> None:
+    """Two plugins in turn, one job after the other, and room for two workers: two loads."""
+    asked = [Asked(plugin, pause=1.0) for plugin in "ABABABAB"]
+    assert loads(asked, max_workers=2) == 2
+    assert loads(asked, max_workers=1) == 8
+    assert loads(asked, max_workers=1, loaded_plugins=2) == 2
+
+
+def test_the_plugin_used_longest_ago_is_unloaded() -> None:
+    """Three plugins and two workers, or one with room for two."""
+    asked = [Asked(plugin, pause=1.0) for plugin in "ABACAB"]
+    for config in ({"max_workers": 2}, {"loaded_plugins": 2}):
+        assert [start.loads for start in play(asked, **config)[0]] == [True, True, False, True, False, True]
+
+
+def test_owners_take_turns() -> None:
+    """With 1,000 jobs of one owner in line, the first of another one is next."""
+    asked = [Asked("A", owner="ann")] * 1000 + [Asked("A", owner="bob", pause=1.0), Asked("A", owner="bob"), Asked("A")]
+    starts, accepted, _ = play(asked)
+    after = [asked[start.n].owner for start in starts if start.at > accepted[1000]]
+    assert after[:5] in (["bob", None, "ann", "bob", "ann"], ["bob", "ann", None, "bob", "ann"])
+
+
+def test_a_hundred_new_owners_do_not_make_a_hundred_loads() -> None:
+    """The first job of a new owner may pass like any other."""
+    asked = [Asked("AB"[n % 2], owner=str(n), seconds=0.01) for n in range(100)]
+    assert loads(asked) == 2
+
+
+# What holds whatever is asked
+
+
+REQUESTS = st.lists(
+    st.builds(
+        Asked,
+        plugin=st.sampled_from("ABC"),
+        priority=st.sampled_from((0, 0, 0, 1, -1)),
+        owner=st.sampled_from((None, None, "ann", "bob", "eve")),
+        seconds=st.sampled_from((0.0, 0.05, 0.5, 3.0)),
+        pause=st.sampled_from((0.0, 0.0, 0.0, 0.01, 0.3)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+CONFIGS = st.fixed_dictionaries(
+    {
+        "max_workers": st.sampled_from((1, 1, 2, 3)),
+        "loaded_plugins": st.sampled_from((1, 1, 2)),
+        "swap_patience": st.sampled_from((0.0, 0.2, 2.0)),
+        "max_running_per_owner": st.sampled_from((None, None, 1, 2)),
+    }
+)
+searched = settings(max_examples=50, deadline=None)
+
+
+@searched
+@given(REQUESTS, CONFIGS)
+def test_priorities_and_limits_hold_and_no_job_starves(asked: "list[Asked]", config: "dict[str, Any]") -> None:
+    """No job begins while one of a higher priority waits that could, and no owner has more running than they may."""
+    starts, accepted, engine = play(asked, **config)
+    assert sorted(start.n for start in starts) == list(range(len(asked)))
+    begun, most = {start.n: start.at for start in starts}, config["max_running_per_owner"]
+    for (at, n, _, _), running in zip(starts, engine.together):
+        owners = Counter(asked[m].owner for m in running)
+        assert len(running) <= config["max_workers"]
+        assert most is None or all(count <= most for owner, count in owners.items() if owner is not None)
+        for m, other in enumerate(asked):
+            held = most is not None and other.owner is not None and owners[other.owner] >= most
+            if other.priority > asked[n].priority and accepted[m] < at < begun[m]:
+                assert held, (n, m, starts)
+
+
+SECONDS = st.builds(Asked, st.sampled_from("ABC"), st.just(0), st.none(), st.sampled_from((0.0, 0.05, 0.5, 3.0)), st.just(0.0))
+
+
+@searched
+@given(st.lists(SECONDS, max_size=30), st.sampled_from((0.0, 0.2, 1.0, 5.0)))
+def test_no_job_is_passed_for_longer_than_that(asked: "list[Asked]", patience: float) -> None:
+    """On one worker: from the first younger job that began before an older one, to the last such."""
+    starts = play(asked, swap_patience=patience)[0] if asked else []
+    for at, n in ((start.at, start.n) for start in starts):
+        passers = [start.at for start in starts if start.n > n and start.at < at]
+        assert not passers or max(passers) - min(passers) < patience + 1e-6, (n, starts)
+    if not patience:
+        assert [start.n for start in starts] == list(range(len(asked)))
+
+
+SHORT = st.builds(Asked, st.sampled_from("ABCD"), st.sampled_from((0, 1)), st.none(), st.just(0.1), st.just(0.0))
+
+
+@searched
+@given(st.lists(SHORT, min_size=1, max_size=30), st.sampled_from((1, 2)))
+def test_loads_are_at_most_those_of_the_greedy_bound(asked: "list[Asked]", slots: int) -> None:
+    """All waiting, one worker, and patience enough: one load for each plugin of each priority, less what stays loaded."""
+    strict = loads(asked, swap_patience=0, loaded_plugins=slots)
+    patient = loads(asked, swap_patience=1000.0, loaded_plugins=slots)
+    bound = len({(a.priority, a.plugin) for a in asked[1:]} | {(None, asked[0].plugin)})  # the first one begins at once
+    assert patient <= min(strict, bound)
+
+
+@searched
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(("ann", "bob", None)), st.sampled_from("AB")), max_size=60), st.data())
+def test_the_queue_gives_each_job_once_in_order(pushed: "list[tuple[int, str | None, str]]", data: Any) -> None:
+    """By priority, then by turns: between two jobs of an owner each other owner who waits has one, and owners keep their order."""
+    queue, tickets = JobQueue(), []
+    for place, (priority, owner, plugin) in enumerate(pushed, 1):
+        tickets.append(a_ticket(place, plugin, priority, owner))
+        queue.push(tickets[-1])
+    for ticket in data.draw(st.lists(st.sampled_from(tickets), unique=True)) if tickets else ():
+        assert queue.discard(ticket) and not queue.discard(ticket)
+        tickets.remove(ticket)
+    given = []
+    places = {ticket.tag: position_of(ticket, queue.turns.shares, queue.tickets) for ticket in tickets}
+    while (turn := queue.next()) is not None:
+        given.append(turn.ticket)
+        queue.began(queue.take(turn.ticket), 0.0)
+    assert len(queue) == 0 and sorted(t.tag for t in given) == sorted(t.tag for t in tickets)
+    assert [t.job.priority for t in given] == sorted((t.job.priority for t in given), reverse=True)
+    by_owner = defaultdict(list)
+    for n, ticket in enumerate(given):
+        by_owner[ticket.job.priority, ticket.job.owner].append(ticket.tag)
+        assert abs(places[ticket.tag] - (n + 1)) <= 2, "a position is exact but for the order of owners within a turn"
+    assert all(tags == sorted(tags) for tags in by_owner.values())
+
+
+def a_ticket(place: int, plugin: str, priority: int = 0, owner: "str | None" = None) -> Ticket:
+    """A job that could be in line."""
+    from cjm_worker_protocols.core.jobs import Job, attach
+
+    job = Job(plugin, priority=priority, owner=owner)
+    return Ticket(job, attach(job), place, plugin, {}, b"")
+
+
+@given(st.lists(st.integers(1, 40), max_size=40, unique=True))
+def test_passes_know_the_first_of_each(passing: "list[int]") -> None:
+    """The list of rising places says the same as looking at all that ever passed."""
+    passes = Passes()
+    for now, place in enumerate(passing):
+        passes.note(place, 0, float(now))
+    for place in range(1, 41):
+        assert passes.since(place) == min((float(now) for now, other in enumerate(passing) if other > place), default=float("inf"))
