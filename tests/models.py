@@ -12,6 +12,8 @@ from cjm_worker_protocols.plugins.text import LLM, small_model
 NOTEBOOKS = {  # What notebooks need
     "plugins/text.ipynb": (LLM,),
     "plugins/image.ipynb": (OCR,),
+    "tutorials/live_events.ipynb": (SPEECH,),
+    "tutorials/what_workers_use.ipynb": (LLM,),
     "tutorials/three_models.ipynb": (SPEECH, LLM, OCR),
 }
 
