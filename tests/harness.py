@@ -26,7 +26,7 @@ from cjm_worker_protocols import Job, JobManager, WorkerConfig
 from cjm_worker_protocols.core.events import Event
 
 TESTS = Path(__file__).resolve().parent
-_INJECTED = ("plugins", "supports_streaming", "plugin_registry", "resource_manager", "event_broadcaster", "engine")
+_INJECTED = ("plugins", "supports_streaming", "plugin_registry", "resource_manager", "event_broadcaster", "engine", "job_store")
 
 
 def run(scenario: "Coroutine[Any, Any, Any]", limit: float = 30) -> Any:

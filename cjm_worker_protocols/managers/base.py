@@ -44,7 +44,7 @@ from ..worker.plugins import PluginTable, Source, pack
 # %% auto #0
 __all__ = ['Manager', 'BaseJobManager', 'start_durable', 'start_lifecycle', 'close_all', 'close_later', 'JobManager']
 
-# %% ../../nbs/managers/base.ipynb #61733ec9
+# %% ../../nbs/managers/base.ipynb #d857226b
 Manager = TypeVar("Manager", bound="BaseJobManager")
 
 class BaseJobManager(JobLookup):
@@ -78,7 +78,7 @@ class BaseJobManager(JobLookup):
         self._engine: Engine = engine if engine is not None else LocalEngine()
         self._configs: dict[str, dict[str, Any]] = {}  # From `reload_plugin`, for a manager without a registry
         self._lifecycle: Lifecycle | None = None
-        self._draining = False
+        self._draining, self.job_store = False, job_store
         self._folder, self._closed = working_folder(), False  # Where relative entries of `sys.path` belong, wherever the app goes
         self._closing: asyncio.Task[None] | None = None
 

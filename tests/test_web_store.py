@@ -1,0 +1,93 @@
+"""HTTP over a job store: every process that shares the file shows all jobs, and a new one finds what an earlier one had."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from harness import manager
+from test_web import look, shout, spin, until
+from test_web_files import SAME
+from web_kit import problem, serving
+
+from cjm_worker_protocols.integrations.store import SQLiteJobStore
+from cjm_worker_protocols.web import WorkersApp
+
+
+def slowly(to: int) -> Any:
+    """A plugin that streams until it is cancelled."""
+    import time
+
+    for n in range(to):
+        yield n
+        time.sleep(0.02)
+    return to
+
+
+def durable(path: Path, *plugins: Any) -> Any:
+    """A manager on a file."""
+    return manager(*plugins, job_store=SQLiteJobStore(path / "jobs.db", keep_chunks=100))
+
+
+async def test_each_process_shows_all_jobs_at_most_a_second_late(tmp_path: Path) -> None:
+    """A job of one manager is listed, shown, followed and cancelled through the app of another; its events come there too."""
+    async with durable(tmp_path, slowly, spin) as one, durable(tmp_path, slowly, spin) as two:
+        async with serving(WorkersApp(one)) as first, serving(WorkersApp(two)) as second:
+            async with second.events("api/events") as events:
+                job = await first.start("slowly", to=5)
+                seen = [event async for event in until(events, job["id"], "completed")]
+                assert seen[-1].data["plugin_id"] == "slowly"
+            assert [found["id"] for found in (await second.get("api/jobs?status=completed")).json()["jobs"]] == [job["id"]]
+            assert (await second.get(f"api/jobs/{job['id']}/result")).json() == 5
+            async with second.events(f"api/jobs/{job['id']}/stream") as events:
+                assert [event.data async for event in events][:-1] == [0, 1, 2, 3, 4]
+            running = await first.start("spin")
+            while (await second.get(f"api/jobs/{running['id']}")).json()["status"] != "running":
+                await asyncio.sleep(0.02)
+            assert (await second.post(f"api/jobs/{running['id']}/cancel", json={})).status_code == 200
+            assert (await first.get(f"api/jobs/{running['id']}")).json()["status"] == "cancelled"
+            assert problem(await second.get("api/jobs/unknown")) == (404, "not-found", None)
+
+
+async def test_a_new_app_finds_jobs_and_their_files(tmp_path: Path) -> None:
+    """Also what was uploaded, which lies beside the store; what the store has forgotten goes."""
+    from cjm_worker_protocols.web.uploads import sweep
+
+    files: "list[Any]" = [("image", ("a.txt", b"content"))]
+    async with durable(tmp_path, look) as one, serving(WorkersApp(one)) as client:
+        answer = await client.post("api/jobs?wait=true", data={"plugin_id": "look"}, files=files, headers=SAME)
+        job = answer.json()
+        assert job["result"] == "content"
+        kept = one.get_job(job["id"]).params["image"]
+    assert kept.exists() and tmp_path / "jobs.db.uploads" in kept.parents
+    async with durable(tmp_path, look) as two, serving(WorkersApp(two)) as client:
+        assert (await client.get(f"api/jobs/{job['id']}")).json()["result"] == "content"
+        again = (await client.post(f"api/jobs/{job['id']}/retry", json={})).json()
+        assert (await client.ended(again["id"]))["result"] == "content" and again["retried_from"] == job["id"]
+        assert await sweep(tmp_path / "jobs.db.uploads", two) == 0 and kept.exists()
+    async with manager(look, job_store=SQLiteJobStore(tmp_path / "other.db")) as other:
+        assert await sweep(tmp_path / "jobs.db.uploads", other) == 1 and not kept.exists()
+
+
+async def test_a_key_is_one_job(tmp_path: Path) -> None:
+    """The same request again gives the same job; another with the same key is 409; without a store there is no such field."""
+    async with durable(tmp_path, shout) as one, serving(WorkersApp(one)) as client:
+        body = {"plugin_id": "shout", "params": {"text": "hi"}, "key": "a-1"}
+        first = (await client.post("api/jobs?wait=true", json=body)).json()
+        second = (await client.post("api/jobs?wait=true", json=body)).json()
+        assert first["id"] == second["id"] and second["key"] == "a-1"
+        answer = await client.post("api/jobs", json={**body, "params": {"text": "other"}})
+        assert problem(answer) == (409, "conflict", "key")
+    async with manager(shout) as one, serving(WorkersApp(one)) as client:
+        assert problem(await client.post("api/jobs", json=body))[:2] == (422, "invalid")
+
+
+async def test_a_manager_that_drains_is_not_ready(tmp_path: Path) -> None:
+    """Nothing new is accepted; what is there can be looked at."""
+    async with durable(tmp_path, shout) as one, serving(WorkersApp(one)) as client:
+        job = await client.start("shout", "?wait=true", text="hi")
+        assert (await client.get("readyz")).status_code == 200
+        await one.drain(timeout=1)
+        assert (await client.get("readyz")).status_code == 503 and (await client.get("healthz")).status_code == 200
+        body = {"plugin_id": "shout", "params": {"text": "hi"}}
+        assert problem(await client.post("api/jobs", json=body))[:2] == (503, "unavailable")
+        assert (await client.get(f"api/jobs/{job['id']}")).json()["result"] == "HI"
