@@ -148,7 +148,7 @@ def plugin_document(
             "configured": facts.configured, "problem": facts.problem or description["problem"], "streams": description["streams"],
             "parameters": description["parameters"], "config_schema": json_safe(schema, 10_000, 1000, 16)}
 
-# %% ../../nbs/web/plugins.ipynb #66768ca6
+# %% ../../nbs/web/plugins.ipynb #e4e574b4
 Paths = Sequence[Union[str, "os.PathLike[str]"]]
 
 def is_allowed_path(
@@ -167,6 +167,7 @@ def names_path(
     if isinstance(schema, list): return any(map(names_path, schema))
     return isinstance(schema, Mapping) and (schema.get("format") == "path" or any(map(names_path, schema.values())))
 
+# %% ../../nbs/web/plugins.ipynb #7e236b34
 def check_value(
     value: Any, # From JSON
     schema: Any, # What the plugin declares
