@@ -15,7 +15,7 @@ if TYPE_CHECKING: from cjm_worker_protocols.core.jobs import Job
 
 # %% auto #0
 __all__ = ['ESCAPES', 'MARKS', 'LONGEST', 'MOST', 'columns', 'clean', 'brief', 'duration', 'label_of', 'situation', 'bar',
-           'progress_line', 'job_line', 'html_bar', 'Html', 'html_table', 'foremost', 'jobs_html', 'folded']
+           'progress_line', 'job_line', 'Html', 'one_line', 'html_bar', 'html_table', 'foremost', 'jobs_html', 'folded']
 
 # %% ../../nbs/core/display.ipynb #24c403fe
 ESCAPES = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b[\]PX^_]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)")  # With their strings
@@ -104,19 +104,25 @@ def job_line(
     room = None if width is None else max(1, width - sum(map(columns, head)))
     return clean(head + clean(situation(job), room), width)
 
-# %% ../../nbs/core/display.ipynb #4d2ac991
-def html_bar(
-    fraction: float # From 0 to 1
-) -> str: # HTML
-    "Draw a progress bar in the colour of the text, with the percentage beside it."
-    outer = "display:inline-block;width:10em;height:.5em;border:1px solid;border-radius:.3em;overflow:hidden"
-    inner = f"display:block;width:{fraction:.0%};height:100%;background:currentColor"
-    return f'<span aria-hidden="true" style="{outer}"><span style="{inner}"></span></span> {fraction:.0%}'
-
-# %% ../../nbs/core/display.ipynb #abcd5610
+# %% ../../nbs/core/display.ipynb #0a7b1a55
 class Html(str):
     "HTML in a cell of a table; any other text is escaped."
 
+def one_line(
+    content: str # HTML
+) -> Html: # The same
+    "Keep HTML from being broken into lines."
+    return Html(f'<span style="white-space:nowrap">{content}</span>')
+
+def html_bar(
+    fraction: float # From 0 to 1
+) -> Html: # For a cell of a table
+    "Draw a progress bar in the colour of the text, with the percentage beside it."
+    outer = "display:inline-block;width:10em;height:.5em;border:1px solid;border-radius:.3em;overflow:hidden"
+    inner = f"display:block;width:{fraction:.0%};height:100%;background:currentColor"
+    return one_line(f'<span aria-hidden="true" style="{outer}"><span style="{inner}"></span></span> {fraction:.0%}')
+
+# %% ../../nbs/core/display.ipynb #30915162
 def html_table(
     heads: Sequence[str], # Of the columns
     rows: Iterable[Sequence[Any]] # Their cells; an empty one for None
@@ -127,9 +133,9 @@ def html_table(
         return "<tr>" + "".join(f'<{tag} style="text-align:left">{text}</{tag}>' for text in texts) + "</tr>"
 
     body = "".join(line("td", row) for row in rows)
-    return f'<table style="font-variant-numeric:tabular-nums"><thead>{line("th", heads)}</thead><tbody>{body}</tbody></table>'
+    return f'<table style="color:inherit;font-variant-numeric:tabular-nums"><thead>{line("th", heads)}</thead><tbody>{body}</tbody></table>'
 
-# %% ../../nbs/core/display.ipynb #05806d40
+# %% ../../nbs/core/display.ipynb #874293e9
 MOST = 20  # Jobs that a table shows
 
 def foremost(
@@ -146,8 +152,8 @@ def jobs_html(
 ) -> str: # HTML
     "Show jobs as a table."
     def row(job: Job) -> tuple[str, ...]:
-        progress = Html(html_bar(job.progress)) if job.status == "running" else ""
-        return f"{MARKS[job.status]} {job.status}", label_of(job), progress, situation(job), *([job.id] if ids else [])
+        progress = html_bar(job.progress) if job.status == "running" else ""
+        return one_line(f"{MARKS[job.status]} {job.status}"), label_of(job), progress, situation(job), *([job.id] if ids else [])
 
     more = f"{len(jobs) - MOST} more jobs are not shown." if len(jobs) > MOST else ""
     notes = "".join(f"<p>{html.escape(text)}</p>" for text in (more, note) if text)
