@@ -495,6 +495,39 @@ async def test_nothing_named_outlives_a_worker(how: str) -> None:
 
 
 @with_proc
+def test_nothing_named_outlives_an_app_that_is_killed(tmp_path: Path) -> None:
+    """Its workers are gone within a second or so, and what they shared with them."""
+    code = """
+import asyncio, os
+from cjm_worker_protocols import JobManager
+
+def shares():
+    import time
+    from multiprocessing.shared_memory import SharedMemory
+    memory = SharedMemory(create=True, size=8)
+    time.sleep(0.3)
+    yield memory.name, os.getpid()
+    time.sleep(1000)
+
+async def main():
+    async with JobManager("t", "c", plugins={"shares": shares}) as m:
+        async for name, pid in (await m.start_job("shares")).stream():
+            print(name, pid, flush=True)
+
+asyncio.run(main())
+"""
+    with script(tmp_path / "app.py", code) as app:
+        assert app.stdout is not None
+        name, pid = app.stdout.readline().split()
+        assert named(name)
+        app.kill()
+        deadline = time.monotonic() + 10
+        while (psutil.pid_exists(int(pid)) or named(name)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not psutil.pid_exists(int(pid)) and not named(name)
+
+
+@with_proc
 async def test_a_resource_tracker_that_never_ends_is_ended() -> None:
     """It has a moment, and no more; the engine's end waits for it."""
 

@@ -279,3 +279,16 @@ async def test_a_bar_of_tqdm_is_the_jobs_progress(how: str) -> None:
     else:
         assert said == sorted(said) and {message.split()[0] for _, message in said} == {"Epochs"}
         assert said[-1] == (1.0, "Epochs 4/4") and len(said) >= 3
+
+
+def logs_to_a_file(path: str) -> str:
+    """Log as a script does."""
+    logging.basicConfig(filename=path, level=logging.DEBUG)
+    logging.getLogger("x").debug("debug line")
+    return Path(path).read_text()
+
+
+async def test_a_plugin_has_a_log_file_of_its_own(tmp_path: Path) -> None:
+    """`basicConfig` does in a worker what it does in any process, whatever the manager's level."""
+    async with manager(logs_to_a_file) as m:
+        assert await (await m.start_job("logs_to_a_file", path=str(tmp_path / "log"))) == "DEBUG:x:debug line\n"

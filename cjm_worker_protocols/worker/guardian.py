@@ -11,7 +11,7 @@ import signal
 import time
 
 # %% auto #0
-__all__ = ['MARK', 'sweep', 'watch', 'main']
+__all__ = ['MARK', 'TRACKER_TIME', 'sweep', 'end_groups', 'watch', 'main']
 
 # %% ../../nbs/worker/guardian.ipynb #fb102c2a
 MARK = "CJM_WORKERS_MARK"  # the environment variable with the marks of the workers that a process descends from
@@ -43,7 +43,37 @@ def sweep(
             except OSError: pass # it has ended
         time.sleep(0.005)
 
-# %% ../../nbs/worker/guardian.ipynb #9923c1f1
+# %% ../../nbs/worker/guardian.ipynb #a03f6025
+TRACKER_TIME = 0.5  # seconds
+
+def _members(
+    groups: set[int] # Process groups
+) -> list[tuple[int, bool]]: # Their processes, and whether each is a resource tracker
+    "List the processes of some groups, without zombies; see proc_pid_stat(5)."
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file: state, _, group, *_ = file.read().rpartition(b")")[2].split()
+            if int(group) not in groups or state in (b"Z", b"X"): continue
+            with open(f"/proc/{name}/cmdline", "rb") as file: found.append((int(name), b"resource_tracker" in file.read()))
+        except (OSError, ValueError): continue # the process has ended
+    return found
+
+def end_groups(
+    groups: set[int] # Process groups
+) -> None:
+    "Kill all processes of some groups, resource trackers last."
+    end = time.monotonic() + TRACKER_TIME
+    while (members := _members(groups)) and time.monotonic() < end:
+        for pid, tracker in members:
+            try: os.kill(pid, 0 if tracker else signal.SIGKILL)
+            except OSError: pass # it has ended
+        time.sleep(0.005)
+    for group in groups:
+        try: os.killpg(group, signal.SIGKILL)
+        except OSError: pass # it has ended
+
+# %% ../../nbs/worker/guardian.ipynb #1fa3ddd1
 def watch(
     manager: int, # The manager's pid
     pipe: int = 0 # The descriptor to read lines from
@@ -75,8 +105,6 @@ def main(
 ) -> None:
     "Guard the process that started this one; then kill the workers that are left, and exit."
     groups = watch(manager)
-    for group in groups:
-        try: os.killpg(group, signal.SIGKILL)
-        except OSError: pass # it has ended
+    end_groups(set(groups))
     sweep(set(groups.values()))
     os._exit(0)
