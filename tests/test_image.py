@@ -192,7 +192,7 @@ def test_without_text_there_is_none(ocr: RapidOcr) -> None:
     """Blank pages, and images of odd sizes."""
     import numpy
 
-    for shape in ((120, 360), (1, 1), (1, 60), (60, 1), (20, 1200), (3, 3)):
+    for shape in ((120, 360), (1, 1), (1, 9), (9, 1), (30, 200)):
         result, pieces = read(ocr, numpy.full(shape, 255, "uint8"))
         assert (result["text"], result["lines"], result["confidence"], pieces) == ("", [], 0.0, []), shape
 

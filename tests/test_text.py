@@ -66,12 +66,12 @@ class Job:
     """Takes what a plugin reports, and cancels it at a time."""
 
     def __init__(self, checks: int = sys.maxsize) -> None:
-        self.reports: "list[tuple[float, str]]" = []
+        self.seen: "list[tuple[float, str]]" = []
         self.checks = checks
 
     def progress(self, fraction: float, message: str) -> None:
         """Keep it."""
-        self.reports.append((fraction, message))
+        self.seen.append((fraction, message))
 
     def check(self) -> None:
         """It is cancelled after so many questions."""
@@ -160,9 +160,9 @@ def test_progress_is_that_of_the_tokens(llm: LlamaCpp) -> None:
     """First the prompt, batch by batch, then the answer; it ends with 1."""
     job = Job()
     job.run(llm, prompt="sea " * (BATCH // 2), max_tokens=2, temperature=0)
-    fractions = [fraction for fraction, _ in job.reports]
+    fractions = [fraction for fraction, _ in job.seen]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
-    assert sum("prompt" in message for _, message in job.reports) >= 2
+    assert sum("prompt" in message for _, message in job.seen) >= 2
 
 
 def test_it_stops_between_two_tokens(llm: LlamaCpp) -> None:

@@ -25,7 +25,8 @@ LLM = Extra("llm", ("xllamacpp",))
 # %% auto #0
 __all__ = ['LLM', 'NUMBERS', 'TEXT', 'ARRAY', 'SMALL', 'MAGIC', 'PART', 'BATCH', 'REQUEST', 'RANDOM', 'NO_MODEL', 'DEFAULTS',
            'ModelFileError', 'ParameterError', 'check_number', 'PromptTooLongError', 'HeaderReader', 'small_model',
-           'ModelFile', 'model_file', 'serve', 'answer', 'refusal', 'conversation', 'sampling', 'settings', 'LlamaCpp']
+           'ModelFile', 'model_file', 'serve', 'answer', 'AnswerError', 'refusal', 'conversation', 'sampling',
+           'settings', 'LlamaCpp']
 
 # %% ../../nbs/plugins/text.ipynb #c0571d9b
 class ModelFileError(FactError, ValueError):
@@ -215,14 +216,22 @@ def answer(
         closed.set()
         thread.join()
 
-# %% ../../nbs/plugins/text.ipynb #ee81dc2c
+# %% ../../nbs/plugins/text.ipynb #79a47c54
+class AnswerError(FactError, RuntimeError):
+    "llama.cpp failed in the middle of its work."
+    path: str  # The model's file
+    reason: object  # What it says
+    template = "expected an answer of {0.path!r} (llama.cpp failed: {0.reason})"
+
 def refusal(
     model: ModelFile, # What is loaded
     error: Mapping[str, Any] # From a chunk
 ) -> Exception: # To be raised
     "Make an exception of an error of the server."
-    if error.get("type") == "exceed_context_size_error": return PromptTooLongError(model.path, error["n_prompt_tokens"], error["n_ctx"])
-    return ParameterError("messages", "a conversation that the model's chat template takes", error.get("message", error))
+    kind, reason = error.get("type"), error.get("message", error)
+    if kind == "exceed_context_size_error": return PromptTooLongError(model.path, error["n_prompt_tokens"], error["n_ctx"])
+    if kind == "invalid_request_error": return ParameterError("messages", "a conversation that the model's chat template takes", reason)
+    return AnswerError(model.path, reason)
 
 # %% ../../nbs/plugins/text.ipynb #969d407c
 def conversation(
@@ -286,7 +295,7 @@ def settings(
     for key in ("threads", "gpu_layers"): check_number(key, chosen[key], -1, whole=True)
     return chosen
 
-# %% ../../nbs/plugins/text.ipynb #d8a4a7e3
+# %% ../../nbs/plugins/text.ipynb #220fa45c
 class LlamaCpp:
     "Answers prompts with a language model in a GGUF file."
     problem = staticmethod(LLM.problem)  # What keeps it from running here
@@ -322,7 +331,8 @@ class LlamaCpp:
         `stopped` is `stop` when the model was done or came to one of the texts in `stop`, `max_tokens`, or `context` when that was full.
 
         :raises PromptTooLongError: when the prompt alone fills the context
-        :raises ParameterError: when a parameter is wrong"""
+        :raises ParameterError: when a parameter is wrong
+        :raises AnswerError: when llama.cpp fails"""
         request = {**REQUEST, **sampling(max_tokens, temperature, top_p, stop, seed), "messages": conversation(prompt, messages)}
         pieces, timings, reason = list[str](), dict[str, Any](), ""
         for chunk in self._chunks(request):
@@ -345,8 +355,10 @@ class LlamaCpp:
             for chunk in answer(self._server, request):
                 if "error" in chunk: raise refusal(self._model, chunk["error"])
                 yield chunk
-        except (ValueError, RuntimeError) as e: # from the chat template
-            raise e if isinstance(e, FactError) else refusal(self._model, {"message": str(e)}) from e
+        except (ValueError, RuntimeError) as e:
+            if isinstance(e, FactError): raise
+            template = isinstance(e, ValueError) # the chat template refuses the messages
+            raise refusal(self._model, {"message": str(e), "type": "invalid_request_error" if template else "server_error"}) from e
 
     def unload(self) -> None:
         "Free the model."
