@@ -101,6 +101,7 @@ async def test_a_retry_is_another_job() -> None:
         assert again["params"] == old["params"] and again["status"] == "failed"
 
 
+@pytest.mark.slow
 async def test_jobs_are_listed_newest_first_and_filtered() -> None:
     """By status and plugin, in pages; and counted."""
     async with api(shout, fail) as (_, client):
@@ -211,6 +212,7 @@ async def test_people_see_their_own_jobs() -> None:
         assert (await client.get(f"api/events?job={job['id']}", headers=bob)).status_code == 404
 
 
+@pytest.mark.slow
 async def test_what_is_allowed_is_asked() -> None:
     """`may` names what a client may do."""
     async with api(shout, authorize=lambda scope: Access("alice", may=("start",))) as (_, client):
@@ -286,6 +288,7 @@ def behind_a_proxy(inner: Any) -> Any:
     return app
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mounted", [starlette_app, fastapi_app, fasthtml_app, behind_a_proxy])
 async def test_under_a_path_of_a_framework(mounted: Any) -> None:
     """The page, the API and `Location` work below the path; the path without its slash leads to the page."""
@@ -300,6 +303,7 @@ async def test_under_a_path_of_a_framework(mounted: Any) -> None:
         assert problem(await client.get("api/nothing")) == (404, "not-found", None)
 
 
+@pytest.mark.slow
 async def test_run_alone_the_app_ends_its_manager() -> None:
     """The server's lifespan shuts the manager down, and its workers are gone."""
     running = manager(shout)

@@ -167,6 +167,7 @@ async def test_a_client_that_leaves_frees_the_worker() -> None:
                 assert not job.done
 
 
+@pytest.mark.slow
 async def test_streams_of_a_client_are_limited() -> None:
     """The seventeenth is refused; one that leaves makes room."""
     async with api(spin) as (running, client):
@@ -184,6 +185,7 @@ async def test_streams_of_a_client_are_limited() -> None:
             await stream.__aexit__(None, None, None)
 
 
+@pytest.mark.slow
 async def test_log_lines_are_for_those_who_may_see_them() -> None:
     """A bounded number for each job, with time and level."""
     async with api(talk, authorize=by_user) as (_, client):
@@ -196,6 +198,7 @@ async def test_log_lines_are_for_those_who_may_see_them() -> None:
         assert [line["text"] for line in answer.json()["log"]][:3] == ["line 0", "line 1", "line 2"]
 
 
+@pytest.mark.slow
 async def test_metrics_are_what_prometheus_reads() -> None:
     """prometheus_client parses them; they are for those who see all."""
     parser = pytest.importorskip("prometheus_client.parser")
@@ -210,6 +213,7 @@ async def test_metrics_are_what_prometheus_reads() -> None:
         assert problem(await client.get("metrics", headers={"x-user": "alice"})) == (403, "forbidden", None)
 
 
+@pytest.mark.slow
 async def test_the_openapi_document_is_valid() -> None:
     """By a validator; and each answer of the API has the form that it promises."""
     validator = pytest.importorskip("openapi_spec_validator")

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from harness import manager
 from test_web import look, shout, spin, until
 from test_web_files import SAME
@@ -11,6 +12,8 @@ from web_kit import problem, serving
 
 from cjm_worker_protocols.integrations.store import SQLiteJobStore
 from cjm_worker_protocols.web import WorkersApp
+
+pytestmark = pytest.mark.slow
 
 
 def slowly(to: int) -> Any:
