@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Generator, Iterable, Iterator, List, Optional
 
 from cjm_worker_protocols.conformance import Finding, Report, check, leaks
-from cjm_worker_protocols.conformance.checks import Limits
+from cjm_worker_protocols.conformance.checks import MEMBERS, Limits
 from cjm_worker_protocols.extensions.protocols import (
     UNSET,
     EventBroadcasterProtocol,
     PluginRegistryProtocol,
     ResourceManagerProtocol,
 )
+from cjm_worker_protocols.extensions.store import JobStoreProtocol, NewJob, StoredJob, Written
 
 SNAPSHOTS = Path(__file__).with_name("conformance_snapshots.json")
 
@@ -175,8 +176,160 @@ def connect(hub: Any) -> Any:
     return hub.connect()
 
 
-PROBES: "dict[str, Callable[..., Any]]" = {"registry": categories, "resources": worker, "events": connect}
-RIGHT: "dict[str, Callable[[], Any]]" = {"registry": Registry, "resources": Resources, "events": Hub}
+@dataclass
+class Record:
+    """What a job store has of a job."""
+
+    job: StoredJob
+    holder: str
+    params: bytes
+    result: "bytes | None" = None
+    chunks: "Dict[int, bytes]" = field(default_factory=dict)
+    cancel: bool = False
+
+
+class JobStore:
+    """A right job store, in memory; `again` opens the same jobs once more."""
+
+    def __init__(self, records: "Dict[str, Record] | None" = None) -> None:
+        self.records: Dict[str, Record] = {} if records is None else records
+        self.managers: Dict[str, str] = {}  # The worker type of each, by name
+        self.living: "set[str]" = set()
+        self.lock = threading.RLock()
+        self.place = 0
+
+    def again(self) -> Any:
+        return type(self)(self.records)
+
+    def open(self, worker_type: str) -> str:
+        with self.lock:
+            name = f"manager-{len(self.managers) + 1}"
+            self.managers[name] = worker_type
+            self.living.add(name)
+            return name
+
+    def close(self, manager: str) -> None:
+        with self.lock:
+            self.living.discard(manager)
+
+    def write(self, manager: str, added: Any, moved: Any, ended: Any, chunks: Any) -> Written:
+        with self.lock:
+            answer = Written({}, {}, [])
+            for job in added:
+                self.add(manager, job, answer)
+            self.change(manager, moved, ended, answer)
+            for chunk in chunks:
+                self.keep(self.records[chunk.id], chunk)
+            return answer
+
+    def add(self, manager: str, job: NewJob, answer: Written) -> None:
+        worker_type = self.managers[manager]
+        known = self.with_key(worker_type, job)
+        if known is not None:
+            answer.existing[job.id] = known
+        else:
+            self.place += 1
+            answer.places[job.id] = self.place
+            given = {name: value for name, value in job._asdict().items() if name != "params"}
+            stored = StoredJob(worker_type=worker_type, status="pending", place=self.place, **given)
+            self.records[job.id] = Record(stored, manager, job.params)
+
+    def with_key(self, worker_type: str, job: NewJob) -> "StoredJob | None":
+        mine = [r.job for r in self.records.values() if r.job.key is not None and r.job.worker_type == worker_type]
+        return next((known for known in mine if (known.key, known.owner) == (job.key, job.owner)), None)
+
+    def change(self, manager: str, moved: Any, ended: Any, answer: Written) -> None:
+        for move in moved:
+            if self.held(manager, move.id, answer):
+                self.set(move.id, status=move.status, attempts=move.attempts, started=move.started)
+        for end in ended:
+            if self.held(manager, end.id, answer):
+                self.set(end.id, status=end.status, ended=end.ended, error=end.error)
+                self.records[end.id].result = end.result
+
+    def held(self, manager: str, id: str, answer: Written) -> bool:
+        record = self.records.get(id)
+        fine = record is not None and record.holder == manager and record.job.ended is None
+        if not fine:
+            answer.refused.append(id)
+        return fine
+
+    def set(self, id: str, **fields: Any) -> None:
+        self.records[id].job = self.records[id].job._replace(**fields)
+
+    def keep(self, record: Record, chunk: Any) -> None:
+        record.chunks[chunk.number] = chunk.data
+        for number in [number for number in record.chunks if number <= chunk.number - chunk.keep]:
+            del record.chunks[number]
+
+    def claim(self, manager: str) -> List[StoredJob]:
+        with self.lock:
+            found = self.orphans(manager)
+            for record in found:
+                record.holder = manager
+            return [record.job for record in found]
+
+    def orphans(self, manager: str) -> "List[Record]":
+        mine = [r for r in self.records.values() if r.job.worker_type == self.managers[manager] and r.job.ended is None]
+        return sorted((r for r in mine if r.holder not in self.living), key=lambda r: r.job.place)
+
+    def cancellations(self, manager: str) -> List[str]:
+        with self.lock:
+            return [id for id, r in self.records.items() if r.cancel and r.holder == manager and r.job.ended is None]
+
+    def read(self, worker_type: str, job_ids: List[str]) -> List[StoredJob]:
+        with self.lock:
+            found = [self.records[id].job for id in job_ids if id in self.records]
+            return [job for job in found if job.worker_type == worker_type]
+
+    def select(
+        self,
+        worker_type: str,
+        status: Optional[str] = None,
+        plugin_id: Optional[str] = None,
+        owner: Optional[str] = None,
+        limit: int = 100,
+        before: Optional[str] = None,
+    ) -> List[StoredJob]:
+        with self.lock:
+            wanted = {"worker_type": worker_type, "status": status, "plugin_id": plugin_id, "owner": owner}
+            return self.selected({name: value for name, value in wanted.items() if value is not None}, limit, before)
+
+    def selected(self, wanted: "Dict[str, Any]", limit: int, before: Optional[str]) -> List[StoredJob]:
+        if before is not None and before not in self.records:
+            return []
+        end = float("inf") if before is None else self.records[before].job.place
+        jobs = sorted((r.job for r in self.records.values() if r.job.place < end), key=lambda job: -job.place)
+        return [job for job in jobs if all(getattr(job, name) == value for name, value in wanted.items())][:limit]
+
+    def payload(self, job_id: str) -> Any:
+        with self.lock:
+            record = self.records.get(job_id)
+            return None if record is None else (record.params, record.result)
+
+    def chunks(self, job_id: str, start: int = 0) -> Any:
+        with self.lock:
+            kept = self.records[job_id].chunks if job_id in self.records else {}
+            return [(number, kept[number]) for number in sorted(kept) if number >= start]
+
+    def request_cancel(self, job_id: str) -> None:
+        with self.lock:
+            if job_id in self.records:
+                self.records[job_id].cancel = True
+
+    def forget(self, job_ids: List[str]) -> None:
+        with self.lock:
+            for id in job_ids:
+                self.records.pop(id, None)
+
+
+def reopened(store: Any) -> Any:
+    """The probe of a job store."""
+    return store.again()
+
+
+PROBES: "dict[str, Callable[..., Any]]" = {"registry": categories, "resources": worker, "events": connect, "store": reopened}
+RIGHT: "dict[str, Callable[[], Any]]" = {"registry": Registry, "resources": Resources, "events": Hub, "store": JobStore}
 
 
 # What a mutant is
@@ -2406,6 +2559,196 @@ class TheSameAgainIsDropped(Hub):
 
 
 # What the kit finds
+
+
+# Job stores: their shape
+
+
+def misshapen(member: str, how: str) -> Any:
+    """A job store of which one method is not as it should be."""
+    right = getattr(JobStore, member)
+
+    async def later(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return right(self, *args, **kwargs)
+
+    shapes = {
+        "present": None,
+        "manager_call": lambda self: None,
+        "sync": later,
+        "every_call": (lambda self, **kwargs: right(self, **kwargs))
+        if member == "select"
+        else (lambda self, *args: right(self, *args)),
+    }
+    return type(f"Store_{member}_{how}", (JobStore,), {member: shapes[how]})
+
+
+for _member in MEMBERS[JobStoreProtocol]:
+    for _how in ("present", "manager_call", "sync", "every_call"):
+        mutant(f"store.{_member}.{_how}")(misshapen(_member, _how))
+
+
+# Job stores: what they keep
+
+
+@mutant("store.open_names")
+class ManagersShareAName(JobStore):
+    def open(self, worker_type: str) -> str:
+        super().open(worker_type)
+        self.managers["manager"] = worker_type
+        self.living.add("manager")
+        return "manager"
+
+
+@mutant("store.added_kept")
+class OwnersAreDropped(JobStore):
+    def add(self, manager: str, job: NewJob, answer: Written) -> None:
+        super().add(manager, job, answer)
+        if job.id in self.records:
+            self.set(job.id, owner=None)
+
+
+@mutant("store.places")
+class PlacesBeginAnew(JobStore):
+    def write(self, manager: str, added: Any, moved: Any, ended: Any, chunks: Any) -> Written:
+        self.place = 0
+        return super().write(manager, added, moved, ended, chunks)
+
+
+@mutant("store.payload")
+class ParametersAreText(JobStore):
+    def payload(self, job_id: str) -> Any:
+        found = super().payload(job_id)
+        return found and (found[0].decode("utf-8", "replace").encode(), found[1])
+
+
+@mutant("store.key")
+class KeysAreForEveryOwner(JobStore):
+    def with_key(self, worker_type: str, job: NewJob) -> "StoredJob | None":
+        return next((r.job for r in self.records.values() if job.key is not None and r.job.key == job.key), None)
+
+
+@mutant("store.own_type")
+class EveryTypeIsRead(JobStore):
+    def read(self, worker_type: str, job_ids: List[str]) -> List[StoredJob]:
+        return [self.records[id].job for id in job_ids if id in self.records]
+
+
+@mutant("store.unknown")
+class UnknownJobsRaise(JobStore):
+    def request_cancel(self, job_id: str) -> None:
+        self.records[job_id].cancel = True
+
+
+@mutant("store.moved")
+class StartsAreDropped(JobStore):
+    def set(self, id: str, **fields: Any) -> None:
+        super().set(id, **{**fields, "started": None})
+
+
+@mutant("store.ended")
+class ErrorsAreDropped(JobStore):
+    def set(self, id: str, **fields: Any) -> None:
+        super().set(id, **{**fields, "error": None})
+
+
+@mutant("store.end_is_final")
+class JobsEndTwice(JobStore):
+    def held(self, manager: str, id: str, answer: Written) -> bool:
+        record = self.records.get(id)
+        if record is None or record.holder != manager:
+            answer.refused.append(id)
+        return record is not None and record.holder == manager
+
+
+@mutant("store.only_the_holder")
+class EveryManagerWrites(JobStore):
+    def held(self, manager: str, id: str, answer: Written) -> bool:
+        return super().held(self.records[id].holder if id in self.records else manager, id, answer)
+
+
+@mutant("store.one_batch")
+class EndsComeFirst(JobStore):
+    def change(self, manager: str, moved: Any, ended: Any, answer: Written) -> None:
+        super().change(manager, [], ended, answer)
+        super().change(manager, moved, [], answer)
+
+
+@mutant("store.chunks")
+class OldChunksAreKept(JobStore):
+    def keep(self, record: Record, chunk: Any) -> None:
+        if len(record.chunks) < chunk.keep:
+            record.chunks[chunk.number] = chunk.data
+
+
+@mutant("store.cancellations")
+class EndedJobsAreCancelled(JobStore):
+    def cancellations(self, manager: str) -> List[str]:
+        return [id for id, r in self.records.items() if r.cancel and r.holder == manager]
+
+
+@mutant("store.forget")
+class ChunksAreNotForgotten(JobStore):
+    def forget(self, job_ids: List[str]) -> None:
+        self.old = {id: self.records[id] for id in job_ids if id in self.records}
+        super().forget(job_ids)
+
+    def chunks(self, job_id: str, start: int = 0) -> Any:
+        old = getattr(self, "old", {}).get(job_id)
+        return [*old.chunks.items()] if old else super().chunks(job_id, start)
+
+
+@mutant("store.select_order")
+class TheOldestComeFirst(JobStore):
+    def selected(self, *args: Any) -> List[StoredJob]:
+        return super().selected(*args)[::-1]
+
+
+@mutant("store.select_filters")
+class OwnersAreIgnored(JobStore):
+    def selected(self, wanted: "Dict[str, Any]", limit: int, before: Optional[str]) -> List[StoredJob]:
+        return super().selected({name: value for name, value in wanted.items() if name != "owner"}, limit, before)
+
+
+@mutant("store.claim")
+class ClaimedJobsBeginAnew(JobStore):
+    def claim(self, manager: str) -> List[StoredJob]:
+        with self.lock:
+            for record in self.orphans(manager):
+                self.set(record.job.id, status="pending", attempts=0)
+            return super().claim(manager)
+
+
+@mutant("store.claim_once")
+class ClaimsMeet(JobStore):
+    def claim(self, manager: str) -> List[StoredJob]:
+        found = self.orphans(manager)
+        time.sleep(0.02)
+        for record in found:
+            record.holder = manager
+        return [record.job for record in found]
+
+
+@mutant("store.threads")
+class WritesMeet(JobStore):
+    def add(self, manager: str, job: NewJob, answer: Written) -> None:
+        known = dict(self.records)
+        super().add(manager, job, answer)
+        self.lock.release()
+        try:
+            time.sleep(0.005)
+        finally:
+            self.lock.acquire()
+        if job.id in answer.places:
+            known[job.id] = self.records[job.id] if job.id in self.records else known.get(job.id)  # type: ignore[assignment]
+            self.records = known
+
+
+@mutant("store.outlives")
+class JobsAreWrittenLater(JobStore):
+    def again(self) -> Any:
+        return type(self)({})
+
+
 
 
 def facts(finding: Finding) -> "dict[str, str]":

@@ -22,7 +22,19 @@ from typing import Any, Awaitable, Callable, Dict, Generator, List
 from unittest.mock import AsyncMock, Mock
 
 import psutil
-from conformance_corpus import PROBES, HistoryIsWrittenLate, Hub, InboxPage, Meta, Page, Registry, Resources, TheOtherLoopSleeps, frame
+from conformance_corpus import (
+    PROBES,
+    HistoryIsWrittenLate,
+    Hub,
+    InboxPage,
+    JobStore,
+    Meta,
+    Page,
+    Registry,
+    Resources,
+    TheOtherLoopSleeps,
+    frame,
+)
 
 from cjm_worker_protocols.extensions.protocols import (
     UNSET,
@@ -30,6 +42,7 @@ from cjm_worker_protocols.extensions.protocols import (
     PluginRegistryProtocol,
     ResourceManagerProtocol,
 )
+from cjm_worker_protocols.integrations.store import SQLiteJobStore
 
 
 @dataclass(frozen=True)
@@ -1230,3 +1243,73 @@ class HubWithADispatcher(Hub):
             text = await inbox.get()
             for client in list(getattr(hub(), "clients", ())):
                 client.queue.append(text)
+
+
+# Job stores
+
+
+@animal("store", probe=lambda store: SQLiteJobStore(store.path))
+def store_in_a_file() -> Any:
+    """Ours."""
+    folder = Folder()
+    store = SQLiteJobStore(Path(folder.name) / "jobs.db")
+    weakref.finalize(store, folder.__del__)
+    return store
+
+
+@animal("store", probe=None)
+class StoreThatCannotBeOpenedAgain(JobStore):
+    """It is in memory, so nothing outlives the app."""
+
+
+@animal("store", probe=lambda proxy: proxy.again())
+def a_proxy_of_a_store() -> Any:
+    """It stands for the store behind it."""
+    return Proxy(JobStore())
+
+
+@animal("store", probe=lambda remote: remote.behind.again())
+def a_remote_store() -> Any:
+    """It has every attribute that one may ask for."""
+    return Remote(JobStore())
+
+
+@animal("store")
+class StoreThatReturnsOtherSequences(JobStore):
+    """Tuples in place of lists, and lists in place of tuples."""
+
+    def read(self, worker_type: str, job_ids: Any) -> Any:
+        return tuple(super().read(worker_type, job_ids))
+
+    def claim(self, manager: str) -> Any:
+        return tuple(super().claim(manager))
+
+    def payload(self, job_id: str) -> Any:
+        found = super().payload(job_id)
+        return found and list(found)
+
+    def chunks(self, job_id: str, start: int = 0) -> Any:
+        return tuple(map(list, super().chunks(job_id, start)))
+
+
+@animal("store")
+class StoreThatReturnsOneChunkAtATime(JobStore):
+    """An implementation may return only the first of the chunks."""
+
+    def chunks(self, job_id: str, start: int = 0) -> Any:
+        return super().chunks(job_id, start)[:1]
+
+
+@animal("store")
+class StoreThatLogs(JobStore):
+    """What it does is printed."""
+
+    write, read, claim = map(logged, (JobStore.write, JobStore.read, JobStore.claim))
+
+
+@animal("store")
+class StoreWithOtherDefaults(JobStore):
+    """It keeps more than the contract names, and takes more arguments."""
+
+    def select(self, *args: Any, newest_first: bool = True, **kwargs: Any) -> Any:
+        return super().select(*args, **kwargs)

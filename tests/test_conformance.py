@@ -21,7 +21,20 @@ from typing import Any, Dict, Iterator, List
 
 import psutil
 import pytest
-from conformance_corpus import MUTANTS, PROBES, RIGHT, Hub, Page, Registry, Resources, connect, facts, snapshots, worker
+from conformance_corpus import (
+    MUTANTS,
+    PROBES,
+    RIGHT,
+    Hub,
+    JobStore,
+    Page,
+    Registry,
+    Resources,
+    connect,
+    facts,
+    snapshots,
+    worker,
+)
 from conformance_zoo import ZOO
 from contract_notebook import definitions, example_source
 from repo import ROOT, python, said
@@ -765,7 +778,7 @@ def test_a_probe_that_is_wrong_is_named(name: str) -> None:
 @pytest.mark.parametrize("wrong", ["registries", int, None, Registry])
 def test_a_protocol_that_is_none_is_named(wrong: Any) -> None:
     """With those that there are."""
-    with pytest.raises(ProtocolError, match="expected PluginRegistryProtocol, .* or 'registry', 'resources' or 'events'"):
+    with pytest.raises(ProtocolError, match="expected PluginRegistryProtocol, .* or 'registry', 'resources', 'events' or 'store'"):
         check(Registry, wrong)
     with pytest.raises(ProtocolError):
         asyncio.run(check_async(Registry, wrong))
@@ -838,7 +851,10 @@ class LoudResources(Loud, Resources): ...
 class LoudHub(Loud, Hub): ...
 
 
-LOUD: "dict[str, Any]" = {"registry": LoudRegistry, "resources": LoudResources, "events": LoudHub}
+class LoudStore(Loud, JobStore): ...
+
+
+LOUD: "dict[str, Any]" = {"registry": LoudRegistry, "resources": LoudResources, "events": LoudHub, "store": LoudStore}
 
 
 @each_protocol
@@ -908,7 +924,7 @@ print(sorted(name for name in sys.modules if name.startswith("cjm_worker_protoco
     assert done.returncode == 0, said(done)
     assert done.stdout.splitlines() == [
         "['cjm_worker_protocols']",
-        "['cjm_worker_protocols.extensions', 'cjm_worker_protocols.extensions.protocols']",
+        "['cjm_worker_protocols.extensions', 'cjm_worker_protocols.extensions.protocols', 'cjm_worker_protocols.extensions.store']",
     ]
 
 

@@ -23,7 +23,7 @@ HEAD = """# All checks
 A check of level *error* is about what the manager relies on; a *warning* will matter later. The ids never change, so you can waive them
 and search for them. Each example is what the kit says of an implementation that breaks just this rule. `PID_1` and `PID_2` stand for
 process ids."""
-TITLES = {"registry": "A plugin registry", "resources": "A resource manager", "events": "An event broadcaster"}
+TITLES = {"registry": "A plugin registry", "resources": "A resource manager", "events": "An event broadcaster", "store": "A job store"}
 VARIES = {  # What differs from run to run, or from one Python to the next
     r"\d[\d,]* more references": "N more references",
     r"took about [\d.]+ s": "took about N s",

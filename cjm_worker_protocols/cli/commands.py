@@ -267,13 +267,13 @@ def named(
 def check(
     target: str, # What makes an implementation, or is one, as module:name
     *,
-    as_: str, # What it is: registry, resources or events
+    as_: str, # What it is: registry, resources, events or store
     probe: str = "", # What reads it, as module:name
     waive: tuple[str, ...] = (), # ID=reason: a rule that need not hold, and why
     deep: bool = False, # Also search random sequences of calls for the shortest that goes wrong; needs hypothesis
     json: bool = False # Print one JSON object
 ) -> int: # 0, also with warnings; or 1 when it does not conform
-    """Check an implementation of one of the three protocols, and say what to mend.
+    """Check an implementation of one of the four protocols, and say what to mend.
 
     It exits with 0 when the implementation conforms, also when there are warnings, which will bite later. It exits with 1
     when there is an error, or a waiver that is not needed, and with 2 when it cannot begin: the target cannot be imported,

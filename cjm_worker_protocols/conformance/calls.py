@@ -70,7 +70,7 @@ def _takes(name: str, protocol: type, member: str) -> None:
 
 def prepared(
     it: Subject, # An implementation
-    protocol: type # One of the three
+    protocol: type # One of the four
 ) -> dict[str, Any]: # A value for every parameter
     "Return values to call with, and have their worker unregistered after the check."
     given = samples_for(it, protocol)
@@ -103,7 +103,7 @@ def _synchronous(name: str, protocol: type, member: str) -> None:
         if kind := kind_of(result):
             raise Broken(f"it returned {kind}, so it has done nothing yet", _RESULT if isinstance(result, Future) else "")
 
-for _name in ("registry", "resources"):
+for _name in ("registry", "resources", "store"):
     for _member in MEMBERS[NAMES[_name]]: _synchronous(_name, NAMES[_name], _member)
 
 # %% ../../nbs/conformance/calls.ipynb #b2209042

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
+from ..extensions.store import JobStoreProtocol
 
 # %% auto #0
 __all__ = ['CHECKS', 'ProbeError', 'FactoryError', 'text_of', 'ProtocolError', 'Limits', 'Check']
@@ -60,12 +61,12 @@ def text_of(
 
 # %% ../../nbs/conformance/checks.ipynb #dcf43223
 class ProtocolError(ValueError):
-    "The argument names none of the three protocols."
+    "The argument names none of the four protocols."
     def __init__(self,
         got: object # What was given
     ):
-        super().__init__("protocol: expected PluginRegistryProtocol, ResourceManagerProtocol or EventBroadcasterProtocol, "
-                         f"or 'registry', 'resources' or 'events' (got {got!r})")
+        super().__init__("protocol: expected PluginRegistryProtocol, ResourceManagerProtocol, EventBroadcasterProtocol "
+                         f"or JobStoreProtocol, or 'registry', 'resources', 'events' or 'store' (got {got!r})")
         self.got = got
 
 # %% ../../nbs/conformance/checks.ipynb #1c93847f
@@ -78,27 +79,30 @@ class Limits:
 
 # %% ../../nbs/conformance/checks.ipynb #2740d09e
 NAMES: dict[str, type] = {
-    "registry": PluginRegistryProtocol, "resources": ResourceManagerProtocol, "events": EventBroadcasterProtocol}
+    "registry": PluginRegistryProtocol, "resources": ResourceManagerProtocol, "events": EventBroadcasterProtocol,
+    "store": JobStoreProtocol}
 MEMBERS: dict[type, tuple[str, ...]] = {
     PluginRegistryProtocol: ("get_plugins_by_category", "get_plugin", "load_plugin_config"),
     ResourceManagerProtocol: ("register_worker", "unregister_worker", "update_worker_state"),
-    EventBroadcasterProtocol: ("broadcast",)}  # In the order of their definition
+    EventBroadcasterProtocol: ("broadcast",),
+    JobStoreProtocol: ("open", "write", "claim", "cancellations", "close", "read", "select", "payload", "chunks", "request_cancel",
+                       "forget")}  # In the order of their definition
 
 # %% ../../nbs/conformance/checks.ipynb #8bed7d05
 def protocol_of(
-    protocol: type | str # One of the three, an app's own copy of one, or `registry`, `resources` or `events`
-) -> type: # One of the three
+    protocol: type | str # One of the four, an app's own copy of one, or `registry`, `resources`, `events` or `store`
+) -> type: # One of the four
     """Return the protocol that is meant.
 
-    :raises ProtocolError: when it is none of the three."""
+    :raises ProtocolError: when it is none of the four."""
     if isinstance(protocol, str): named = NAMES.get(protocol)
     else: named = next((p for p in MEMBERS if p.__name__ == getattr(protocol, "__name__", "")), None)
     if named is None: raise ProtocolError(protocol)
     return named
 
 def short_name(
-    protocol: type # One of the three
-) -> str: # `registry`, `resources` or `events`
+    protocol: type # One of the four
+) -> str: # `registry`, `resources`, `events` or `store`
     "Return the name with which the ids of a protocol's checks begin."
     return next(name for name, known in NAMES.items() if known is protocol)
 
@@ -136,7 +140,7 @@ def rule(
     return keep
 
 def callable_checks(
-    protocol: type # One of the three
+    protocol: type # One of the four
 ) -> tuple[str, ...]: # Ids
     "Return the checks that show that every method of a protocol can be called."
     name = short_name(protocol)

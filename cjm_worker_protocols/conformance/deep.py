@@ -26,7 +26,7 @@ _SEARCHES: dict[str, tuple[str, str, Callable[..., Any]]] = {
 
 # %% ../../nbs/conformance/deep.ipynb #921f5825
 def deep_checks(
-    protocol: type, # One of the three
+    protocol: type, # One of the four
     fresh: Callable[[], Any] | None = None # Makes an implementation; may be asynchronous
 ) -> list[Check]: # One, or none for a registry
     "Return the checks that search."

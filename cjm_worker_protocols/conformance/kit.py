@@ -29,7 +29,7 @@ class HypothesisMissing(ImportError):
 
 # %% ../../nbs/conformance/kit.ipynb #7293379f
 def searches(
-    protocol: type, # One of the three
+    protocol: type, # One of the four
     fresh: Callable[[], Any] | None # Makes an implementation; None for a single object
 ) -> list[Check]: # One, or none for a registry
     """Return the checks that `deep=True` adds.
@@ -49,7 +49,7 @@ _THIS_LOOP = ("Or it belongs to the event loop that runs here, and waits for `ch
 # %% ../../nbs/conformance/kit.ipynb #4dcee6b5
 def check(
     target: Any, # A factory, which makes a fresh implementation for each check; or an implementation
-    protocol: type | str, # One of the three protocols; or `registry`, `resources` or `events`
+    protocol: type | str, # One of the four protocols; or `registry`, `resources`, `events` or `store`
     *,
     probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
     waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check
@@ -59,7 +59,7 @@ def check(
 
     Findings of level `warning` leave the report `ok`.
 
-    :raises ProtocolError: when `protocol` is none of the three.
+    :raises ProtocolError: when `protocol` is none of the four.
     :raises FactoryError: when the factory does not make an implementation.
     :raises ProbeError: when the probe does not work.
     :raises HypothesisMissing: when `deep` is asked for and hypothesis is not installed."""
@@ -84,7 +84,7 @@ def check(
 # %% ../../nbs/conformance/kit.ipynb #e2e8ff04
 async def check_async(
     target: Any, # A factory, which makes a fresh implementation for each check; or an implementation
-    protocol: type | str, # One of the three protocols; or `registry`, `resources` or `events`
+    protocol: type | str, # One of the four protocols; or `registry`, `resources`, `events` or `store`
     *,
     probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
     waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check

@@ -30,7 +30,7 @@ class ConformanceWarning(UserWarning):
 # %% ../../nbs/conformance/pytest.ipynb #496fab86
 def conformance_tests(
     target: Any, # A factory, which makes a fresh implementation for each check; or an implementation
-    protocol: type | str, # One of the three protocols; or `registry`, `resources` or `events`
+    protocol: type | str, # One of the four protocols; or `registry`, `resources`, `events` or `store`
     *,
     probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read, as for `check`
     waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check
@@ -41,7 +41,7 @@ def conformance_tests(
     A broken rule fails its test, with the finding as the message, or warns with `ConformanceWarning`.
     A check that cannot be made is skipped with the reason.
 
-    :raises ProtocolError: when `protocol` is none of the three."""
+    :raises ProtocolError: when `protocol` is none of the four."""
     ids = [*checks_of(protocol, deep), KIT]
 
     @lru_cache(maxsize=None)

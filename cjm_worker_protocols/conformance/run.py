@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
-from . import calls, events, hostile, leaks, other_loop, resources, slow_clients  # noqa: F401
+from . import calls, events, hostile, leaks, other_loop, resources, slow_clients, store  # noqa: F401
 from .checks import (
     CHECKS, MEMBERS, Broken, Check, FactoryError, Limits, NotObservable, ProbeError, protocol_of)
 from .processes import Processes
@@ -33,18 +33,18 @@ DEEP: dict[type, str] = {  # The checks that only `deep=True` makes
 
 # %% ../../nbs/conformance/run.ipynb #8278359b
 def checks_of(
-    protocol: type | str, # One of the three, or its short name
+    protocol: type | str, # One of the four, or its short name
     deep: bool = False # Whether to include those that only `deep=True` makes
 ) -> list[str]: # Ids, in the order in which the kit makes them
     """List the checks of a protocol.
 
-    :raises ProtocolError: when it is none of the three."""
+    :raises ProtocolError: when it is none of the four."""
     wanted = protocol_of(protocol)
     return [check.id for check in CHECKS.values() if check.protocol is wanted] + ([DEEP[wanted]] if deep and wanted in DEEP else [])
 
 def makes(
     target: Any, # What the user gave
-    protocol: type # One of the three
+    protocol: type # One of the four
 ) -> bool: # Whether it is a factory
     "Tell a factory from an implementation."
     if isinstance(target, type): return True
@@ -84,7 +84,7 @@ class Target:
     "What you gave: a factory or an implementation."
     def __init__(self,
         given: Any, # A factory or an implementation
-        protocol: type # One of the three
+        protocol: type # One of the four
     ):
         self.given, self.protocol, self.is_factory = given, protocol, makes(given, protocol)
 
@@ -247,7 +247,7 @@ class Run:
     "All checks of one protocol on one target."
     def __init__(self,
         target: Any, # A factory or an implementation
-        protocol: type | str, # One of the three, or its short name
+        protocol: type | str, # One of the four, or its short name
         probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
         waive: Mapping[str, str] | None = None, # Reasons, by the ids of checks
         deeper: Callable[[type, Callable[[], Any] | None], list[Check]] | None = None # Makes the checks that search

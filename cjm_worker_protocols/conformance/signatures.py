@@ -22,12 +22,14 @@ __all__ = []
 SAMPLES: dict[str, Any] = {
     "category": "kit-category", "plugin_id": "kit-plugin", "pid": 4_194_305, "worker_type": "transcription", "status": "running",
     "job_id": "kit-job", "plugin_name": "kit-name", "loaded_plugin_resource": "kit-resource", "config": {"model": "kit-model"},
-    "event_type": "kit:event", "data": {"kit": "data"}}  # One for every parameter of the contract, no two alike
+    "event_type": "kit:event", "data": {"kit": "data"},
+    "manager": "kit-manager", "added": [], "moved": [], "ended": [], "chunks": [], "job_ids": ["kit-job"],
+    "owner": "kit-owner", "limit": 97, "before": "kit-job-before", "start": 41}  # One for every parameter of the contract, no two alike
 
 # %% ../../nbs/conformance/signatures.ipynb #4e604e13
 def samples_for(
     it: Subject, # An implementation
-    protocol: type # One of the three
+    protocol: type # One of the four
 ) -> dict[str, Any]: # A value for every parameter; the pid is that of a living process
     "Return values to call with. The dicts are fresh, because an implementation may write into them."
     values = {name: dict(value) if isinstance(value, dict) else value for name, value in SAMPLES.items()}
@@ -35,14 +37,14 @@ def samples_for(
 
 @lru_cache(maxsize=None)
 def parameters_of(
-    protocol: type, # One of the three
+    protocol: type, # One of the four
     member: str # Its method
 ) -> list[inspect.Parameter]: # Without `self`
     "Return the parameters that the contract gives a method."
     return list(inspect.signature(getattr(protocol, member)).parameters.values())[1:]
 
 def legal_calls(
-    protocol: type, # One of the three
+    protocol: type, # One of the four
     member: str # Its method
 ) -> Iterator[tuple[list[str], list[str]]]: # The names given by position, and those given by keyword
     "Generate every way in which the contract allows a call, the shortest first."
@@ -57,11 +59,12 @@ def legal_calls(
             if chosen: yield required, [*chosen]
 
 # %% ../../nbs/conformance/signatures.ipynb #25383063
-BY_POSITION = {"get_plugins_by_category", "get_plugin", "load_plugin_config", "unregister_worker", "broadcast"}  # Not the others
+BY_POSITION = {"get_plugins_by_category", "get_plugin", "load_plugin_config", "unregister_worker", "broadcast", "open", "write", "claim",
+               "cancellations", "close", "read", "payload", "chunks", "request_cancel", "forget"}  # Not the others
 
 # %% ../../nbs/conformance/signatures.ipynb #901b81a8
 def manager_call(
-    protocol: type, # One of the three
+    protocol: type, # One of the four
     member: str, # Its method
     given: Mapping[str, Any] # A value for each parameter
 ) -> tuple[tuple[Any, ...], dict[str, Any]]: # Positional and keyword arguments
@@ -98,7 +101,7 @@ def refused(
 # %% ../../nbs/conformance/signatures.ipynb #a9106505
 def cause(
     method: Any, # The implementation's
-    protocol: type, # One of the three
+    protocol: type, # One of the four
     member: str # Its name there
 ) -> str: # Empty when the signatures agree, or there is none
     "Say how a method's signature differs from the contract's."
@@ -141,7 +144,7 @@ def _list(names: list[str]) -> str: return ", ".join(f"`{n}`" for n in names)
 # %% ../../nbs/conformance/signatures.ipynb #5e41de49
 @lru_cache(maxsize=None)
 def signature_text(
-    protocol: type, # One of the three
+    protocol: type, # One of the four
     member: str # Its method
 ) -> str: # `def get_plugin(self, plugin_id: str) -> Any`
     "Write a method's signature as the contract does."
@@ -151,7 +154,7 @@ def signature_text(
 
 def mended(
     it: Subject, # The implementation
-    protocol: type, # One of the three
+    protocol: type, # One of the four
     member: str # Its method
 ) -> str: # Empty when the signatures agree
     "Say what is wrong with a signature, and what would be right."
