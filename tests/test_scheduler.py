@@ -5,11 +5,14 @@ import pickle
 from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
+import pytest
+from harness import end, first_chunk, manager
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation.clock import VirtualLoop
 
-from cjm_worker_protocols import BaseJobManager, WorkerConfig
+from cjm_worker_protocols import BaseJobManager, JobManager, WorkerConfig
+from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.core.frames import Frame, Kind
 from cjm_worker_protocols.managers.queue import JobQueue, Passes, position_of
 from cjm_worker_protocols.managers.reports import Ticket
@@ -344,3 +347,66 @@ def test_passes_know_the_first_of_each(passing: "list[int]") -> None:
         passes.note(place, 0, float(now))
     for place in range(1, 41):
         assert passes.since(place) == min((float(now) for now, other in enumerate(passing) if other > place), default=float("inf"))
+
+
+# With real processes
+
+
+class Large:
+    """A plugin of which one job may run at a time."""
+
+    concurrency = 1
+
+    def run(self, seconds: float) -> "tuple[float, float]":
+        """Say when it began and when it ended."""
+        import time
+
+        began = time.monotonic()
+        time.sleep(seconds)
+        return began, time.monotonic()
+
+
+async def test_as_many_jobs_of_a_plugin_run_as_its_class_says() -> None:
+    """`concurrency` of the class holds over all workers."""
+    async with JobManager("test", "tests", plugins={"large": Large}, worker_config=WorkerConfig(max_workers=3)) as m:
+        spans = [await job for job in [await m.start_job("large", seconds=0.05) for _ in range(6)]]
+    spans.sort()
+    assert all(ended <= began for (_, ended), (began, _) in zip(spans, spans[1:]))
+
+
+async def test_a_config_limits_a_plugin_too_and_is_checked() -> None:
+    """`concurrency` in a plugin's config, from a registry or from `reload_plugin`."""
+    async with manager("echo") as m:
+        await m.reload_plugin("echo", {"concurrency": 0})
+        with pytest.raises(errors.ConfigError, match="concurrency of plugin 'echo'"):
+            await m.start_job("echo", x=1)
+        await m.reload_plugin("echo", {"concurrency": 1})
+        assert await (await m.start_job("echo", x=1)) == 1
+
+
+async def test_an_owner_may_have_so_many_pending() -> None:
+    """One more raises a named error, and no job exists; another owner's is accepted."""
+    async with manager("stuck", "echo", max_pending_per_owner=2) as m:
+        stuck = await m.start_job("stuck", owner="ann")
+        await first_chunk(stuck)
+        waiting = [await m.start_job("echo", owner="ann", x=x) for x in range(2)]
+        with pytest.raises(errors.OwnerQueueFullError) as caught:
+            await m.start_job("echo", owner="ann", x=3)
+        assert isinstance(caught.value, errors.QueueFullError) and (caught.value.owner, caught.value.limit) == ("ann", 2)
+        waiting.append(await m.start_job("echo", owner="bob", x=4))
+        assert [job.position for job in (stuck, *waiting)] == [None, 2, 3, 1]
+        await m.cancel_job(stuck.id)
+        assert [await job for job in waiting] == [0, 1, 4] and waiting[0].position is None
+
+
+async def test_a_worker_keeps_several_plugins_loaded() -> None:
+    """Both are in `WorkerView.loaded`, the one used last comes last, and a third takes the place of the other."""
+    async with manager("echo", "fail", "progress", loaded_plugins=2) as m:
+        first = await end(await m.start_job("echo", x=1))
+        assert first.started_at <= first.loading_at <= first.loaded_at <= first.completed_at
+        await end(await m.start_job("fail"))
+        again = await end(await m.start_job("echo", x=1))
+        assert again.loading_at is None and [view.loaded for view in m.workers] == [("fail", "echo")]
+        await end(await m.start_job("progress"))
+        assert [(view.plugin_id, view.loaded) for view in m.workers] == [("progress", ("echo", "progress"))]
+        assert await m.unload_plugin("echo") and [view.loaded for view in m.workers] == [("progress",)]
