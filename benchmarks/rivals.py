@@ -1,7 +1,7 @@
 """What people would use instead, side by side: one table, everything measured in the same run, servers included.
 
     python benchmarks/rivals.py             print the table
-    python benchmarks/rivals.py --write     and write rivals.json, from which the site makes its comparison
+    python benchmarks/rivals.py --write     and write rivals.json, and from that the table of README.md
     python benchmarks/rivals.py --only ours,loky
 
 "Cannot" is a result, and has its reason. A rival that is not installed is left out, and named on stderr.
@@ -29,6 +29,8 @@ from bench import peer, seconds, size
 from run import circumstances
 
 HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "rivals.json"
+BEGIN, END = "<!-- made by rivals.py: begin -->\n", "<!-- made by rivals.py: end -->\n"
 LONG = 20.0  # Seconds after which nothing is expected to be seen any more
 
 
@@ -584,6 +586,13 @@ def version(package: str) -> str:
         return ""
 
 
+def section() -> str:
+    """The part of README.md that is made from rivals.json."""
+    kept = json.loads(RESULTS.read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name.split(' (')[0]} {number}" for name, number in kept["versions"].items() if number)
+    return f"{table(kept['rows'])}\n\n{versions}. {kept['circumstances']}\n"
+
+
 def redis_server(port: int) -> "subprocess.Popen[bytes] | None":
     """One of our own, or None where it is not installed."""
     program = shutil.which("redis-server")
@@ -630,7 +639,10 @@ def main() -> None:
     if options.write:
         versions = {one.name: version(one.package) for one in contenders}
         text = json.dumps({"circumstances": circumstances(), "versions": versions, "rows": found}, indent=1, ensure_ascii=False)
-        (HERE / "rivals.json").write_text(text + "\n", encoding="utf-8")
+        RESULTS.write_text(text + "\n", encoding="utf-8")
+        readme = HERE / "README.md"
+        before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+        readme.write_text(f"{before}{BEGIN}\n{section()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -585,7 +585,7 @@ async def test_prefetched_and_revoked_jobs_get_their_own_arrays(monkeypatch: pyt
 
 
 @pytest.mark.slow
-@pytest.mark.limit(120)
+@pytest.mark.limit(300)
 async def test_memory_stays_flat_over_ten_thousand_large_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters and results in segments: neither process keeps memory, mappings or descriptors."""
 

@@ -1,6 +1,7 @@
 """The benchmarks run, say what can be read, and the table in their README is of their making. No time is judged here."""
 
 import importlib
+import json
 import re
 import shutil
 import sys
@@ -21,7 +22,7 @@ def bench() -> Any:
         yield importlib.import_module("run")
     finally:
         sys.path.remove(str(BENCHMARKS))
-        for name in ("run", "bench"):
+        for name in ("run", "bench", "rivals"):
             sys.modules.pop(name, None)
 
 
@@ -72,3 +73,12 @@ def test_a_row_that_cannot_be_is_refused(bench: Any, line: str) -> None:
     """Too few cells, or a verdict that its own numbers contradict."""
     with pytest.raises(ValueError, match="a row of the table"):
         bench.Row.parse(line)
+
+
+def test_the_comparison_in_the_readme_is_made_of_its_results(bench: Any) -> None:
+    """rivals.json has an answer of each system to each question, and the README shows them."""
+    rivals = importlib.import_module("rivals")
+    rows = json.loads(rivals.RESULTS.read_text(encoding="utf-8"))["rows"]
+    assert list(rows) == [*(question for question, _, _ in rivals.QUESTIONS), rivals.MEMORY]
+    assert {frozenset(row) for row in rows.values()} == {frozenset(kind.name for kind in rivals.MODULES)}
+    assert rivals.BEGIN + "\n" + rivals.section() in (BENCHMARKS / "README.md").read_text(encoding="utf-8")

@@ -71,18 +71,15 @@ def dumps(
         return bytes(cloudpickle.dumps(value, 5))
     return bytes(cloudpickle.dumps(value, 5)) if _by_value(body) and (cloudpickle := _cloudpickle()) else body
 
-# %% ../../nbs/core/frames.ipynb #b4d53b85
+# %% ../../nbs/core/frames.ipynb #041b6024
 LARGE = 1 << 16  # bytes; from this size on a pickler does not copy
+_BYTES, _NESTS = frozenset({bytes, bytearray}), frozenset({dict, list, tuple})
+_LOOKED_INTO = _BYTES | _NESTS
 
 class _Pieces(list[Any]):
     "A file that keeps what a pickler writes, and the buffers that it leaves out."
     def __init__(self) -> None: self.buffers: list[memoryview] = []
     def write(self, piece: Any) -> None: self.append(piece)
-
-    @property
-    def small(self) -> bool: # Whether they are one short pickle
-        "Tell whether there is nothing to gain from sending the pieces one by one."
-        return len(self) == 1 and not self.buffers and len(self[0]) < LARGE
 
     def leave_out(self, buffer: pickle.PickleBuffer) -> bool:
         "Keep a large buffer; return True for one that is to be pickled."
@@ -93,12 +90,16 @@ class _Pieces(list[Any]):
 
 def _has_large(value: Any, depth: int = 3) -> bool:
     "Look for large `bytes` in a value, not deeper than its parts' parts, and not at more than 64 of each."
-    if isinstance(value, (bytes, bytearray)): return len(value) >= LARGE
-    if not depth or not isinstance(value, (dict, list, tuple)): return False
-    return any(_has_large(part, depth - 1) for part in islice(value.values() if isinstance(value, dict) else value, 64))
+    kind = type(value) # subclasses may do anything when they are asked
+    if kind in _BYTES: return len(value) >= LARGE
+    if not value or not depth or kind not in _NESTS: return False
+    parts = value.values() if kind is dict else value
+    for part in islice(parts, 64) if len(value) > 64 else parts:
+        if type(part) in _LOOKED_INTO and _has_large(part, depth - 1): return True
+    return False
 
 def _dump(value: Any, pickler: Callable[..., Any], whole: Callable[..., bytes]) -> _Pieces:
-    found, table = _Pieces(), reducers()
+    found, table = _Pieces(), reducers() if "torch" in sys.modules else None
     if table is None and not _has_large(value): found.append(whole(value, 5, buffer_callback=found.leave_out))
     else:
         made = pickler(found, 5, buffer_callback=found.leave_out)
@@ -113,7 +114,9 @@ def _pieces(value: Any) -> _Pieces:
     except UNPICKLABLE:
         if (cloudpickle := _cloudpickle()) is None: raise
         return _dump(value, cloudpickle.Pickler, cloudpickle.dumps)
-    if not any(_by_value(piece) for piece in found if len(found) == 1 or len(piece) < 2 * LARGE): return found
+    if len(found) == 1: by_value = _by_value(found[0])
+    else: by_value = any(_by_value(piece) for piece in found if len(piece) < 2 * LARGE)
+    if not by_value: return found
     return _dump(value, cloudpickle.Pickler, cloudpickle.dumps) if (cloudpickle := _cloudpickle()) else found
 
 # %% ../../nbs/core/frames.ipynb #b865f6ab
@@ -157,7 +160,7 @@ def encode(
     "Encode one frame. Raises what pickling `value` raises."
     return in_one_piece(kind, tag, dumps(value))
 
-# %% ../../nbs/core/frames.ipynb #d8693178
+# %% ../../nbs/core/frames.ipynb #05d47a24
 class OutgoingFrame:
     "A frame that is to be sent. `len` counts its segment too."
     __slots__ = ("pieces", "segment")
@@ -170,6 +173,11 @@ class OutgoingFrame:
 
     def __len__(self) -> int: return sum(map(len, self.pieces)) + (len(self.segment) if self.segment is not None else 0)
     def __bytes__(self) -> bytes: return b"".join(self.without_segment())
+
+    @property
+    def whole(self) -> bytes | None: # `None` if it has several, or a segment
+        "Its bytes."
+        return self.pieces[0] if self.segment is None and len(self.pieces) == 1 else None
 
     def without_segment(self) -> list[Any]: # `bytes` and memoryviews
         "Return the pieces of the same frame for a connection that carries no segments. Raises what `Segment.map` does."
@@ -185,7 +193,9 @@ class OutgoingFrame:
         kind, segments, buffers, _, size = HEADER.unpack_from(first)
         return OutgoingFrame([HEADER.pack(kind, segments, buffers, tag, size) + first[HEADER.size:], *self.pieces[1:]], self.segment)
 
-# %% ../../nbs/core/frames.ipynb #c6ab4799
+# %% ../../nbs/core/frames.ipynb #bd91a4c1
+_NONE = pickle.dumps(None, 5)  # The body of most frames
+
 def outgoing(
     kind: int, # One of `Kind`
     tag: int, # The job's or the command's number; 0 for neither
@@ -194,8 +204,9 @@ def outgoing(
     in_segment: bool = True # Whether a very large body may travel in a segment
 ) -> OutgoingFrame: # In one piece if it is small
     "Make a frame. Raises what pickling `value` raises. A very large value is copied here, once."
+    if value is None: return OutgoingFrame([in_one_piece(kind, tag, _NONE)])
     found = _pieces(value)
-    if found.small: return OutgoingFrame([in_one_piece(kind, tag, found[0])])
+    if not found.buffers and len(found) == 1 and len(found[0]) < LARGE: return OutgoingFrame([in_one_piece(kind, tag, found[0])])
     body = _lay_out(found)
     size = sum(map(len, body))
     segment = write_segment(body, size) if in_segment else None

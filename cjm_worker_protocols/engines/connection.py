@@ -45,18 +45,20 @@ class Claims:
         self._read.close()
         self._write.close()
 
-# %% ../../nbs/engines/connection.ipynb #d62b575b
+# %% ../../nbs/engines/connection.ipynb #74e2ba7e
 class FrameInTransit:
     "A frame, or several small ones, of which something still waits."
     __slots__ = ("tag", "begun", "_pieces", "_segment", "_frame")
 
     def __init__(self,
         frame: OutgoingFrame | bytes, # The frame; or one or more encoded frames
-        tag: int # The job that it runs, or 0
+        tag: int, # The job that it runs, or 0
+        sent: int = 0 # How many of its bytes were sent
     ):
-        self.tag, self.begun = tag, False
+        self.tag, self.begun = tag, sent > 0
         self._frame = frame if not isinstance(frame, bytes) and frame.segment is not None else None
         self._pieces = [memoryview(piece) for piece in ((frame,) if isinstance(frame, bytes) else reversed(frame.pieces))]
+        if sent: self._pieces[-1] = self._pieces[-1][sent:]
 
     @property
     def unsent(self) -> int: # Bytes, in a segment too
@@ -83,7 +85,7 @@ class FrameInTransit:
         if not self.begun: self._pieces = [memoryview(piece) for piece in reversed(frame.without_segment())]
         self._frame = None
 
-# %% ../../nbs/engines/connection.ipynb #96ecb1f7
+# %% ../../nbs/engines/connection.ipynb #9b6f0dea
 class FrameSender:
     "Sends frames to a worker, as fast as it takes them."
     def __init__(self,
@@ -105,7 +107,13 @@ class FrameSender:
     ) -> None:
         "Send now what can be sent now, and the rest when there is room."
         if self._closed: return
-        self._waiting.append(FrameInTransit(frame, tag))
+        whole, sent = frame if isinstance(frame, bytes) else frame.whole, 0
+        if whole is not None and not self._waiting:
+            try: sent = self._sock.send(whole)
+            except BlockingIOError: pass
+            except OSError: return # the worker is dying, and its end comes soon
+            if sent == len(whole): return
+        self._waiting.append(FrameInTransit(frame, tag, sent))
         if len(self._waiting) == 1 and not self._send(): in_empty_context(self._loop.add_writer, self._sock, self._send_rest)
 
     def _send(self) -> bool:
