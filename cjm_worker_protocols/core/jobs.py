@@ -122,7 +122,7 @@ class Waiters:
         for waiter in futures:
             if not waiter.done(): waiter.set_result(None)
 
-# %% ../../nbs/core/jobs.ipynb #73caf010
+# %% ../../nbs/core/jobs.ipynb #71233c26
 class Chunks:
     "The newest chunks of a job, and their readers."
     SLACK = 256  # Chunks kept beyond the limit for a reader that the plugin waits for: as many as may come in one frame
@@ -131,15 +131,14 @@ class Chunks:
         limit: int, # How many are kept
         limit_bytes: int = 64 << 20 # Bytes that they may take
     ):
-        self.limit, self.first = limit, 0  # `first` is the index of the oldest kept
-        self.moves = 0  # How often a reader has moved on
-        self.lost = False  # Whether one was dropped before any reader had read it
-        self.waiters = Waiters()  # Readers that have read everything
-        self._kept = SizedBuffer(limit, limit_bytes)
-        self._readers: weakref.WeakSet[JobStream] = weakref.WeakSet()
+        self.limit, self.first, self.waiters = limit, 0, Waiters()  # The index of the oldest kept; readers that have read everything
+        self.moves, self.lost = 0, False  # How often a reader has moved on; whether a chunk was dropped before any had read it
+        self._kept, self._readers = SizedBuffer(limit, limit_bytes), weakref.WeakSet[JobStream]()
         self.on_room: Callable[[], None] | None = None  # Called once, when the plugin may go on
 
-    def size(self) -> int: return self._kept.size # Bytes
+    def size(self) -> int: # Bytes
+        "How much the kept chunks take."
+        return self._kept.size
 
     @property
     def stop(self) -> int: # One past the newest
@@ -164,7 +163,9 @@ class Chunks:
         for _ in range(count): self._kept.popleft()
         self.first += count
 
-    def get(self, index: int) -> Any: # The chunk at an index from `first` to `stop - 1`
+    def get(self,
+        index: int # From `first` to `stop - 1`
+    ) -> Any: # The chunk
         "Return one chunk."
         return self._kept[index - self.first]
 

@@ -62,7 +62,7 @@ class LoadedPlugin(NamedTuple):
     config: dict[str, Any]  # What it was loaded with
     used: float  # When it was last used, by the loop's clock
 
-# %% ../../nbs/managers/proxy.ipynb #4827bf11
+# %% ../../nbs/managers/proxy.ipynb #084a2b9a
 class LoadedPlugins(dict[PluginName, LoadedPlugin]):
     "What a worker has loaded, by id and name; the one used last comes last."
     def keep(self,
@@ -71,7 +71,10 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
         "Forget what is unloaded."
         for name in self.keys() - set(names): del self[name]
 
-    def renew(self, loaded: list[tuple[PluginName, dict[str, Any]]], now: float) -> None: # All that it has, with their configs
+    def renew(self,
+        loaded: list[tuple[PluginName, dict[str, Any]]], # All that it has, with their configs
+        now: float # The loop's time
+    ) -> None:
         "Note what a worker has loaded after a command."
         self.keep(name for name, _ in loaded)
         for name, config in loaded: self.use(name, config, now)
