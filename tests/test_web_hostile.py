@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -380,3 +381,21 @@ async def test_what_a_plugin_says_is_not_for_everyone() -> None:
         for text in (answer.text, listed.text):
             assert "swordfish" not in text and "traceback" not in text and "stderr" not in text
         assert "swordfish" in (await client.get(f"api/jobs/{answer.json()['id']}", headers={"x-user": "root"})).text
+
+
+async def test_a_plugin_that_returns_any_path(tmp_path: Path) -> None:
+    """It gives away neither the uploads of another job nor a file elsewhere; a pipe without a writer stops nothing."""
+
+    def give(where: str) -> Path:
+        return Path(where)
+
+    async with api(look, give) as (running, client):
+        files: "list[Any]" = [("image", ("a.txt", b"content"))]
+        same = {"sec-fetch-site": "same-origin"}
+        first = (await client.post("api/jobs?wait=true", data={"plugin_id": "look"}, files=files, headers=same)).json()
+        upload = str(running.get_job(first["id"]).params["image"])
+        os.mkfifo(tmp_path / "pipe")
+        for where in (upload, "/etc/passwd", "/proc/self/environ", str(tmp_path / "pipe"), str(tmp_path)):
+            job = await client.start("give", "?wait=true", where=where)
+            assert job["result_type"]["kind"] == "file"
+            assert problem(await client.get(f"api/jobs/{job['id']}/result"))[:2] == (404, "no-result")

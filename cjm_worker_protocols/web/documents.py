@@ -32,7 +32,7 @@ def media_type(
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP": return "image/webp"
     return next((kind for start, kind in IMAGES.items() if head.startswith(start)), "application/octet-stream")
 
-# %% ../../nbs/web/documents.ipynb #1003149a
+# %% ../../nbs/web/documents.ipynb #95749e0c
 class ResultView(NamedTuple):
     "What a result is, and its JSON."
     kind: str  # `json`, `bytes`, `file` or `object`
@@ -66,6 +66,7 @@ def view_result(
 
 def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
     try:
+        if not os.path.isfile(value): raise FileNotFoundError(value) # to open a pipe would wait for its writer
         with open(value, "rb") as file: return ResultView("file", name, os.fstat(file.fileno()).st_size, media_type(file.read(16)))
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 

@@ -155,7 +155,7 @@ class VisibleJobs:
         document, details = job_details(job, self.details_for(access)), self.details_for(access)
         return {**document, "log": self._logs.of(job.id)} if details else document
 
-# %% ../../nbs/web/jobs.ipynb #414be037
+# %% ../../nbs/web/jobs.ipynb #b2d8d963
 class JobPages:
     "The endpoints that show jobs."
     def __init__(self,
@@ -205,7 +205,7 @@ class JobPages:
         "`GET /api/jobs/{id}/result`"
         job = await self._visible.find(call.access, call.job_id)
         own = self._uploads.of(job)
-        return result_response(job, [*self._allow_paths, *([own.path] if own else [])], self._uploads.root if own else None)
+        return result_response(job, [*self._allow_paths, *([own.path] if own else [])], self._uploads.made)
 
     async def _stream(self, call: ApiCall) -> ASGIApp:
         "`GET /api/jobs/{id}/stream`"

@@ -149,7 +149,7 @@ class Sweeper:
         "Sweep no more."
         if self._task is not None: self._task.cancel()
 
-# %% ../../nbs/web/uploads.ipynb #adee0831
+# %% ../../nbs/web/uploads.ipynb #2d1379ab
 class Uploads:
     "Keeps the files that come with jobs, as long as their jobs."
     def __init__(self,
@@ -157,20 +157,18 @@ class Uploads:
         beside: Path | None = None # A folder for files that outlive the app; `None` is one for temporary files
     ):
         self._limit, self._beside = limit, beside
-        self._root: Path | None = None
+        self.made = None if beside is None else beside.resolve()  # The folder of all uploads, once it is known
         self.sweeper = Sweeper()
         self._of: weakref.WeakKeyDictionary[Job, UploadFolder] = weakref.WeakKeyDictionary()
 
     @property
     def root(self) -> Path: # For this user alone
         "The folder of all uploads, made when it is needed."
-        if self._root is None and self._beside is not None:
-            self._beside.mkdir(mode=0o700, exist_ok=True)
-            self._root = self._beside.resolve()
-        if self._root is None:
-            self._root = Path(tempfile.mkdtemp(prefix="cjm-workers-")).resolve()
-            self._remove = weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
-        return self._root
+        if self._beside is not None: self._beside.mkdir(mode=0o700, exist_ok=True)
+        if self.made is None:
+            self.made = Path(tempfile.mkdtemp(prefix="cjm-workers-")).resolve()
+            self._remove = weakref.finalize(self, shutil.rmtree, self.made, ignore_errors=True)
+        return self.made
 
     async def read(self,
         request: Request # With a form
