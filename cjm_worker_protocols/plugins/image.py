@@ -160,7 +160,8 @@ class RapidOcr:
         self._engine = rapidocr.RapidOCR(params=params)
         self._crop = OCR.need("rapidocr.utils.process_img").get_rotate_crop_image
         white = self._numpy.full((32, 64, 3), 255, "uint8")
-        self._find(white), self._read(white) # loads the models, which RapidOCR would do in the first job
+        self._find(white) # loads the model, which RapidOCR would do in the first job
+        self._read(white)
 
     def run(self,
         image: Any, # A path, the bytes of a file, or a NumPy array of grey, red-green-blue or red-green-blue-alpha
