@@ -341,7 +341,7 @@ class LlamaCpp:
             for choice in chunk["choices"]:
                 reason = choice["finish_reason"] or reason
                 if piece := choice["delta"].get("content"):
-                    report_progress(min(1.0, timings["predicted_n"] / max_tokens), f"{timings['predicted_n']:,} of at most {max_tokens:,} tokens")
+                    report_progress(min(1.0, timings["predicted_n"] / max_tokens), f"{timings['predicted_n']:,} of {max_tokens:,} tokens")
                     pieces.append(piece)
                     yield piece
         report_progress(1.0, f"{timings['predicted_n']:,} tokens")
