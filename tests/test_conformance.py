@@ -833,9 +833,9 @@ def test_a_factory_may_be_asynchronous() -> None:
 class Loud:
     """Says something whenever it is made, called or looked into."""
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any) -> None:
         print("loud")
-        super().__init__()
+        super().__init__(*args)
 
     def __getattribute__(self, name: str) -> Any:
         print("loud")
@@ -891,9 +891,11 @@ def test_prints_of_the_implementation_are_silent_and_others_are_not(
 
     talking = threading.Thread(target=talk)
     talking.start()
-    reports = [check(made, protocol, probe=probe, deep=protocol == "resources"), asyncio.run(on_loop())]
-    end.set()
-    talking.join()
+    try:
+        reports = [check(made, protocol, probe=probe, deep=protocol == "resources"), asyncio.run(on_loop())]
+    finally:
+        end.set()
+        talking.join()
     assert all(report.ok and not report.findings for report in reports), reports
     assert set(capsys.readouterr().out.split()) == {"thread", "task", "after"}
 
