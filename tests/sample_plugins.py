@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -729,13 +728,15 @@ def one_buffer(n: int) -> "Iterator[bytearray]":
 
 def speaks_for_itself(kind: int, body: bytes, tag: int, times: int = 1) -> str:
     """Put frames of its own making on the worker's socket."""
+    from cjm_worker_protocols.core.frames import HEADER
+
     for fd in range(3, 1000):
         try:
             sock = socket.socket(fileno=os.dup(fd))
         except OSError:
             continue
         if sock.family == socket.AF_UNIX:
-            sock.sendall(struct.pack(">BQQ", kind, tag, len(body)) * times + body)
+            sock.sendall(HEADER.pack(kind, 0, 0, tag, len(body)) * times + body)
             break
     return "spoken"
 

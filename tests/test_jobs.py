@@ -251,8 +251,8 @@ async def test_the_callers_mapping_is_not_kept() -> None:
 
 
 async def test_wrong_parameters_fail_the_job() -> None:
-    """A parameter that the plugin does not take is that job's failure, in the plugin's own words."""
-    async with manager("echo") as m:
+    """Where the signature is not at hand, a parameter that the plugin does not take is that job's failure, in the plugin's own words."""
+    async with manager(plugins={"echo": "sample_plugins:echo"}) as m:
         job = await end(await m.start_job("echo", y=1))
         assert job.status == "failed" and job.error.category == "exception" and "unexpected keyword argument 'y'" in job.error.message
         assert await (await m.start_job("echo", x=1)) == 1
