@@ -122,7 +122,7 @@ class Waiters:
         for waiter in futures:
             if not waiter.done(): waiter.set_result(None)
 
-# %% ../../nbs/core/jobs.ipynb #71233c26
+# %% ../../nbs/core/jobs.ipynb #7042d326
 class Chunks:
     "The newest chunks of a job, and their readers."
     SLACK = 256  # Chunks kept beyond the limit for a reader that the plugin waits for: as many as may come in one frame
@@ -133,7 +133,7 @@ class Chunks:
     ):
         self.limit, self.first, self.waiters = limit, 0, Waiters()  # The index of the oldest kept; readers that have read everything
         self.moves, self.lost = 0, False  # How often a reader has moved on; whether a chunk was dropped before any had read it
-        self._kept, self._readers = SizedBuffer(limit, limit_bytes), weakref.WeakSet[JobStream]()
+        self._kept, self._readers = SizedBuffer(limit, limit_bytes), weakref.WeakSet["JobStream"]()
         self.on_room: Callable[[], None] | None = None  # Called once, when the plugin may go on
 
     def size(self) -> int: # Bytes
