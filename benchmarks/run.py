@@ -16,7 +16,7 @@ from bench import HEAD, Row, peer
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = ("round_trip", "throughput", "cold_start", "cancel", "streaming", "large_result", "arrays", "queued")
-SCRIPTS += ("conformance", "registry", "resources", "sse", "over_http", "on_ray")
+SCRIPTS += ("durable", "conformance", "registry", "resources", "sse", "over_http", "on_ray")
 BEGIN, END = "<!-- made by run.py: begin -->\n", "<!-- made by run.py: end -->\n"
 
 

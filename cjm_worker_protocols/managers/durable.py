@@ -33,7 +33,7 @@ def check_wanted(
         if value is not None and not isinstance(value, str): raise ConfigError(name, "text, or None", value)
     check_number("limit", limit, 1, whole=True)
 
-# %% ../../nbs/managers/durable.ipynb #caf8cdf2
+# %% ../../nbs/managers/durable.ipynb #7573ed3b
 class DurableJobs:
     "The jobs of a manager that has a job store. Belongs to the event loop."
     def __init__(self,
@@ -55,7 +55,7 @@ class DurableJobs:
         "At the first call: open the store, and take over what no living manager holds. Raises `JobStoreError`."
         if self._client.opened or self._closed: return
         async with self._opening:
-            if not await self._client.open(): return
+            if not await self._client.open() or self._closed: return
             self._watch.start()
             self.recovered = await self._recovery.claim()
 
@@ -97,6 +97,6 @@ class DurableJobs:
     async def close(self) -> None:
         "Write what waits, and let others take over what the manager holds. It never raises."
         self._closed = True
-        await self._watch.stop()
+        async with self._opening: await self._watch.stop()
         await self._client.release()
         self._followed.leave()

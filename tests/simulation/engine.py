@@ -161,6 +161,8 @@ class SimulatedWorker:
 
     def _check_read(self) -> None:
         """No worker is ended for a job that has ended, as the manager would know had it looked."""
+        if self._book.store is not None:
+            return  # it may know, and still be writing the end into the store
         asked = [self._fates[tag] for tag in self._asked]
         for fate in self._book.running.values():
             if fate in asked or fate.garbled:

@@ -13,7 +13,7 @@ from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 
 KNOWN: dict[str, str] = {}  # Invariants that the managers break today, and why: they are counted, not failed
 
-CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start", "expired"})
+CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start", "expired", "interrupted"})
 MOVES = {  # From status to status
     "pending": {"running", "failed", "cancelled"},
     "running": {"pending", *ENDS},
@@ -98,6 +98,7 @@ class Book:
         self.most_per_owner: int | None = None
         self.concurrency: dict[str, int] = {}  # How many jobs of a plugin may run at the same time
         self.admission = self.closing = self.never_replaced = False
+        self.store: Any = None  # The job store, if there is one: it checks what is written when
         self.tail: deque[str] = deque(maxlen=200)
         self._hash = hashlib.blake2b(digest_size=12)
 
@@ -181,6 +182,8 @@ class Book:
         job, error = fate.job, fate.job.error if fate.job else None
         assert job is not None
         self.counts[status] += 1
+        if self.store is not None:
+            self.store.shown(job)
         self.check("end is dated", job.completed_at is not None, fate)
         if status == "completed":
             self.check("result first", error is None and job.result is not None and job.progress == 1.0, fate, error)
@@ -200,6 +203,8 @@ class Book:
         kind, said = error.category, fate.said and fate.said[0]
         if kind in ("exception", "load", "serialization"):
             self.check("failed for a reason", said == kind or (kind == "load" and self.admission), fate, error, fate.said)
+        elif kind == "interrupted":
+            self.check("failed for a reason", self.closing and self.store is not None, fate, error)
         elif kind == "crash":
             self.check("failed for a reason", fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
         elif kind == "start":
@@ -219,6 +224,9 @@ class Book:
         fate.given = worker
         self._update_ready(fate)
         self.note(worker, "is given", fate)
+        if self.store is not None and fate.job is not None:
+            self.store.sent(fate.job.id)
+            return  # it was chosen before it was marked, and others may have come since
         if self.admission or fate.job is None or fate.job.status == "running":
             return  # one that runs is given again when it was taken back together with the next one
         for priority, waiting in self.ready.get(fate.place, {}).items():
@@ -285,13 +293,14 @@ class Book:
         """The limits hold after every turn of the loop. Raises the first violation of anything, so that the simulation ends."""
         if self.violations:
             raise self.violations[0]
-        running = self.running.values()
-        self.check("limit of workers", len(running) <= self._max_workers, *running)
-        if self.most_per_owner is not None:
-            owners = Counter(fate.owner for fate in running if fate.owner is not None)
-            self.check("limit of an owner", all(count <= self.most_per_owner for count in owners.values()), owners, *running)
-        for plugin, limit in self.concurrency.items():
-            self.check("limit of a plugin", sum(fate.plugin == plugin for fate in running) <= limit, plugin, *running)
+        if self.store is None:  # with one, a job runs until its end is written, and its worker goes on
+            running = self.running.values()
+            self.check("limit of workers", len(running) <= self._max_workers, *running)
+            if self.most_per_owner is not None:
+                owners = Counter(fate.owner for fate in running if fate.owner is not None)
+                self.check("limit of an owner", all(count <= self.most_per_owner for count in owners.values()), owners, *running)
+            for plugin, limit in self.concurrency.items():
+                self.check("limit of a plugin", sum(fate.plugin == plugin for fate in running) <= limit, plugin, *running)
 
     def look(self, manager: Any, workers: list[Any]) -> None:
         """What the manager shows of its jobs and workers fits together, and its limits hold."""
@@ -299,11 +308,12 @@ class Book:
         jobs = {fate.job.id: fate.job for fate in self.running.values() if fate.job is not None}
         pids = {job_id: pid for pid, job_id in busy}
         self.check("one job a worker", len(pids) == len(busy) == len(set(pids.values())), busy)
-        self.check("workers and jobs agree", pids == {i: job.worker_pid for i, job in jobs.items()}, busy, self.running)
+        if self.store is None:
+            self.check("workers and jobs agree", pids == {i: job.worker_pid for i, job in jobs.items()}, busy, self.running)
         if len(self.pending) > (most := manager.worker_config.max_pending):
             new = [fate for fate in self.pending.values() if not fate.begun and not fate.spared]
             self.check("limit of pending jobs", len(new) <= most, *new)
-        if not self.admission:
+        if not self.admission and self.store is None:
             self._nobody_rests({view.pid for view in manager.workers if view.status == "idle"}, workers)
 
     def _nobody_rests(self, idle: set[int], workers: list[Any]) -> None:
@@ -323,7 +333,8 @@ class Book:
         for fate in self.fates:
             if fate.accepted and fate.job is not None:
                 name = "one end" + (" after a refused start" if self.refused_starts else "")
-                self.check(name, fate.job.done, fate, fate.job.status, "has no end")
+                left = self.store is not None and self.closing and fate.job.status == "pending"
+                self.check(name, fate.job.done or left, fate, fate.job.status, "has no end")
 
     def events(self, events: list[Event], complete: bool) -> None:
         """The events of each job are in order, and nothing comes after its end."""
@@ -338,7 +349,8 @@ class Book:
             if fate.job is not None:
                 end = last.get(fate.job.id, "")
                 self.check("events of refused jobs", fate.accepted or not end, fate, end)
-                self.check("end is told", not complete or not fate.accepted or end == fate.job.status, fate, end, fate.job.status)
+                heard = not complete or not fate.accepted or not fate.job.done or end == fate.job.status
+                self.check("end is told", heard, fate, end, fate.job.status)
 
     def forget(self) -> None:
         """Hold no job and no worker any longer."""

@@ -17,6 +17,7 @@ from .executor import Habits
 from .integrations import CONCURRENCY, PLACES, Admission, Broadcaster, Mind, Moods, Registry
 from .invariants import Book, Fate, NotedJob
 from .scenario import Op, Scenario
+from .store import MemoryStore
 
 NOWHERE = io.StringIO()  # Closed: nothing is shown there
 NOWHERE.close()
@@ -54,7 +55,10 @@ class Unsendable:
         raise TypeError("cannot be sent")
 
 
-EXPECTED = (errors.QueueFullError, errors.ManagerClosedError, errors.WorkersUnavailableError, errors.ResourceValidationError)
+EXPECTED = (
+    *(errors.QueueFullError, errors.ManagerClosedError, errors.WorkersUnavailableError, errors.ResourceValidationError),
+    errors.JobStoreError,
+)
 REGISTRY = (errors.RegistryUnavailableError, errors.UnknownPluginError, errors.PluginNotConfiguredError)
 
 
@@ -78,7 +82,8 @@ class Play:
         self.resources: Any = scenario.resources(rng, moods, self.book) if scenario.resources else None
         self.broadcaster = Broadcaster(rng, moods, self.book) if scenario.broadcaster else None
         lent: Any = (self.registry, self.resources, self.broadcaster)
-        self.manager = Manager("simulated", "simulated", False, config, *lent, engine=self.engine)
+        self.store = self.book.store = MemoryStore(Random(seed + 4), moods, self.book) if scenario.store else None
+        self.manager = Manager("simulated", "simulated", False, config, *lent, engine=self.engine, job_store=self.store)
         self.manager.book = self.book
         self.listener = self.manager.events() if scenario.listens else None
         self.tasks: set[asyncio.Task[None]] = set()
@@ -126,7 +131,7 @@ class Play:
         """No more faults: what can end ends."""
         self.book.note("calm")
         self.engine.faults = Faults()
-        for mind in (self.registry, self.resources, self.broadcaster):
+        for mind in (self.registry, self.resources, self.broadcaster, self.store):
             if isinstance(mind, Mind):
                 mind.moods = Moods()
 
@@ -162,6 +167,8 @@ class Play:
             self.book.events(self.broadcaster.events, complete=False)  # type: ignore[arg-type]
         if self.resources is not None and not self.resources.failed and self.scenario.habits == Habits():
             self.resources.over()
+        if self.store is not None:
+            self.store.over(self.book.fates)
 
     # What clients do
 
@@ -192,8 +199,9 @@ class Play:
         """No job was refused without a reason, and none that was refused exists."""
         book, config = self.book, self.manager.worker_config
         reasons = {
-            errors.QueueFullError: len(book.pending) >= config.max_pending,
+            errors.QueueFullError: len(book.pending) >= config.max_pending or self.store is not None,  # those that are being written count
             errors.OwnerQueueFullError: fate.owner is not None and len(book.waiting_of(fate.owner)) >= (config.max_pending_per_owner or 0),
+            errors.JobStoreError: self.store is not None,
             errors.ManagerClosedError: self.closed,
             errors.WorkersUnavailableError: config.restart in (RestartPolicy.NEVER, RestartPolicy.ON_CANCELLATION),
             errors.ResourceValidationError: self.resources is not None,
@@ -240,8 +248,11 @@ class Play:
             said = await self.manager.cancel_job(job.id)
         except errors.ManagerClosedError:
             return self.book.check("closed only after shutdown", self.closed)
+        except errors.JobStoreError:
+            return self.book.check("refused for a reason", self.store is not None)
         took = clock.now - began - (clock.blocked - blocked)
         limit = 2 * config.grace_timeout + max(1.0, config.grace_timeout) + 2.5
+        limit += 4 * config.integration_timeout + 5 if self.store is not None else 0
         self.book.check("cancel ends a job", job.done and took < limit, fate, job.status, took)
         self.book.check("cancel says what it did", said == (job.status == "cancelled" and kept and not done), fate, said, job.status)
 
@@ -263,6 +274,8 @@ class Play:
                 continue
             except StopAsyncIteration:
                 break
+            except errors.ManagerClosedError:
+                return self.book.check("closed only after shutdown", self.closed)
             except JobError as e:
                 same = job.error is not None and (e.category, e.message) == (job.error.category, job.error.message)
                 self.book.check("a stream ends with its job's error", same, fate, e)
@@ -282,6 +295,8 @@ class Play:
             assert fate.job is not None
             try:
                 await asyncio.wait_for(watch(fate.job, file=NOWHERE), patience)
+            except errors.ManagerClosedError:
+                self.book.check("closed only after shutdown", self.closed)
             except (asyncio.TimeoutError, JobError) as e:
                 self.book.check("a watch ends with its job", isinstance(e, asyncio.TimeoutError) or fate.job.done, fate)
 

@@ -40,6 +40,7 @@ class Scenario:
     resources: type[Resources] | None = None
     broadcaster: bool = False
     listens: bool = True
+    store: bool = False
 
     @property
     def jobs(self) -> int:
@@ -161,4 +162,6 @@ def draw(seed: int) -> Scenario:
         scenario = replace(scenario, registry=rng.random() < 0.4, resources=resources, broadcaster=rng.random() < 0.3)
         if faults:
             scenario = replace(scenario, habits=_some(rng, Habits, 0.02), moods=_some(rng, Moods, 0.1))
+    if rng.random() < 0.25:
+        scenario = replace(scenario, store=True, habits=replace(scenario.habits, hangs=0.0))
     return scenario

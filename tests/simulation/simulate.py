@@ -160,6 +160,7 @@ def _simpler(scenario: Scenario) -> Iterator[dict[str, Any]]:
     yield {"broadcaster": False}
     yield {"resources": None}
     yield {"registry": False}
+    yield {"store": False}
     for name in vars(scenario.faults):
         if getattr(scenario.faults, name):
             without: dict[str, Any] = {name: 0}

@@ -14,6 +14,11 @@ from typing import Any
 import pytest
 from repo import ROOT
 
+from cjm_worker_protocols.managers.marks import Marker
+from cjm_worker_protocols.managers.reports import Unmarked
+from cjm_worker_protocols.managers.store import StoreChanges
+from cjm_worker_protocols.managers.writer import Ending
+
 from .campaign import campaign, explain
 from .engine import SimulatedEngine, SimulatedWorker
 from .invariants import Book
@@ -86,7 +91,28 @@ def test_jobs_that_are_run_twice_are_found(monkeypatch: pytest.MonkeyPatch) -> N
         worker.claims.append(tag)
 
     monkeypatch.setattr(SimulatedWorker, "begin", begin)
-    assert _first_found() in ("no run too many", "one worker a job", "nothing after the end")
+    assert _first_found() in ("no run too many", "one worker a job", "nothing after the end", "one end")
+
+
+def test_a_job_that_is_sent_before_it_is_marked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a job store: as by a manager that saves a commit."""
+
+    def mark(marker: Marker, report: Unmarked) -> None:
+        report.ticket.unmarked = False
+        report.worker.marked()
+
+    monkeypatch.setattr(Marker, "mark", mark)
+    assert _first_found() == "marked before it is sent"
+
+
+def test_an_end_that_is_shown_before_it_is_stored_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a job store: as by a manager that is in a hurry."""
+
+    def end(changes: StoreChanges, ending: Ending) -> None:
+        ending.show()
+
+    monkeypatch.setattr(StoreChanges, "end", end)
+    assert _first_found() == "stored before it is shown"
 
 
 def test_a_timer_that_is_left_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

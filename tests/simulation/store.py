@@ -1,0 +1,135 @@
+"""A job store in memory that fails and checks, as a seed says: what a manager wrote before it did something."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cjm_worker_protocols.extensions.store import JobChunk, JobEnd, JobMove, NewJob, StoredJob, Written
+
+from .integrations import Mind
+
+
+class MemoryStore(Mind):
+    """Keeps jobs for one manager. A call that raises has changed nothing, or everything."""
+
+    keep_chunks = 2
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.jobs: dict[str, StoredJob] = {}
+        self.payloads: dict[str, tuple[bytes, bytes | None]] = {}
+        self.kept: dict[str, dict[int, bytes]] = {}
+        self.managers: set[str] = set()
+
+    def _may_fail(self) -> None:
+        if self.likely("raises"):
+            raise self.rng.choice([OSError("the disk is full"), KeyError("x")])
+
+    def open(self, worker_type: str) -> str:
+        """A manager begins."""
+        self._may_fail()
+        self.managers.add(name := f"manager-{len(self.managers) + 1}")
+        return name
+
+    def close(self, manager: str) -> None:
+        """It ends."""
+        self.managers.discard(manager)
+
+    def write(
+        self, manager: str, added: list[NewJob], moved: list[JobMove], ended: list[JobEnd], chunks: list[JobChunk]
+    ) -> Written:
+        """All or nothing; now and then all, and the caller hears that it failed."""
+        self._may_fail()
+        self.book.check("written by a manager that is open", manager in self.managers, manager)
+        self.book.check("one move a job", len({move.id for move in moved}) == len(moved), *moved)
+        answer = Written({}, {}, [])
+        for job in added:
+            if job.id in self.jobs:
+                answer.refused.append(job.id)
+                continue
+            place = answer.places[job.id] = len(self.jobs) + 1
+            self.jobs[job.id] = StoredJob(job.id, "simulated", job.plugin_id, "pending", place, *job[3:])
+            self.payloads[job.id] = job.params, None
+        changes: list[JobMove | JobEnd] = [*moved, *ended]
+        for change in changes:
+            known = self.jobs.get(change.id)
+            if known is None or known.ended is not None:
+                answer.refused.append(change.id)
+            else:
+                self.jobs[change.id] = known._replace(**{k: v for k, v in change._asdict().items() if k != "result"})
+        for end in ended:
+            if end.id not in answer.refused:
+                self.payloads[end.id] = self.payloads[end.id][0], end.result
+        for chunk in chunks:
+            self.kept.setdefault(chunk.id, {})[chunk.number] = chunk.data
+        self._may_fail()
+        return answer
+
+    def claim(self, manager: str) -> list[StoredJob]:
+        """There is nothing to take over."""
+        self._may_fail()
+        return []
+
+    def read(self, worker_type: str, job_ids: list[str]) -> list[StoredJob]:
+        """Look jobs up."""
+        self._may_fail()
+        return [self.jobs[job_id] for job_id in job_ids if job_id in self.jobs]
+
+    def select(
+        self,
+        worker_type: str,
+        status: str | None = None,
+        plugin_id: str | None = None,
+        owner: str | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> list[StoredJob]:
+        """The newest first."""
+        return list(self.jobs.values())[::-1][:limit]
+
+    def payload(self, job_id: str) -> tuple[bytes, bytes | None] | None:
+        """Parameters and result."""
+        self._may_fail()
+        return self.payloads.get(job_id)
+
+    def chunks(self, job_id: str, start: int = 0) -> list[tuple[int, bytes]]:
+        """Kept chunks."""
+        return sorted((n, data) for n, data in self.kept.get(job_id, {}).items() if n >= start)
+
+    def request_cancel(self, job_id: str) -> None:
+        """No other manager is there."""
+
+    def cancellations(self, manager: str) -> list[str]:
+        """Nobody wants one."""
+        self._may_fail()
+        return []
+
+    def forget(self, job_ids: list[str]) -> None:
+        """Remove jobs."""
+        for job_id in job_ids:
+            self.jobs.pop(job_id, None)
+
+    # What must hold
+
+    def sent(self, job_id: str) -> None:
+        """A frame leaves for a worker: the job is stored as running."""
+        stored = self.jobs.get(job_id)
+        self.book.check("marked before it is sent", stored is not None and stored.status == "running", job_id, stored)
+
+    def shown(self, job: Any) -> None:
+        """An end is shown: it is stored, or the job says why not."""
+        stored = self.jobs.get(job.id)
+        same = stored is not None and stored.ended is not None and stored.status == job.status
+        self.book.check("stored before it is shown", same or job.unsaved, job.id, job.status, stored)
+
+    def over(self, fates: list[Any]) -> None:
+        """The manager is closed: what the store has is what was shown, and what has no end waits."""
+        for fate in fates:
+            if fate.job is None:
+                continue
+            if not fate.accepted:
+                self.book.check("refused jobs are not stored", fate.job.id not in self.jobs, fate)
+                continue
+            stored = self.jobs.get(fate.job.id)
+            status = stored.status if stored is not None else None
+            self.book.check("the store has what was shown", status == fate.job.status or fate.job.unsaved, fate, status, fate.job.status)
