@@ -18,13 +18,14 @@ from .store import StoreClient
 # %% auto #0
 __all__ = ['OpenJobs', 'shut_down', 'Closing']
 
-# %% ../../nbs/managers/closing.ipynb #4efc7821
+# %% ../../nbs/managers/closing.ipynb #1ba82b6b
 class OpenJobs:
     "The jobs of a manager that have not ended, and which worker runs each."
     def __init__(self) -> None:
         self.tickets: dict[str, Ticket] = {}  # By id
         self.running: dict[str, WorkerProxy] = {}  # By job
-        self.arriving = self.exempt = 0  # Jobs that are being written into a store, and jobs that wait and were taken over
+        self.arriving = 0  # Jobs that are being written into a store
+        self._taken: set[str] = set()  # Jobs that were taken over and have not been begun here
         self.moves = Waiters()  # Woken when one is begun no longer, or has ended
 
     def add(self,
@@ -32,7 +33,7 @@ class OpenJobs:
     ) -> None:
         "Add a job. One that was taken over has a place below 0, and does not count as pending."
         self.tickets[ticket.job.id] = ticket
-        self.exempt += ticket.place < 0
+        if ticket.place < 0: self._taken.add(ticket.job.id)
 
     def began(self,
         ticket: Ticket, # A job
@@ -40,10 +41,12 @@ class OpenJobs:
     ) -> None:
         "Note that a worker has a job."
         self.running[ticket.job.id] = worker
-        self._moved(ticket)
+        self._taken.discard(ticket.job.id)
 
-    def _moved(self, ticket: Ticket) -> None:
-        if ticket.place < 0: self.exempt, ticket.place = self.exempt - 1, 0
+    @property
+    def exempt(self) -> int: # How many
+        "Jobs that wait, and were taken over: they do not count as pending."
+        return len(self._taken)
 
     def stopped(self,
         ticket: Ticket # A job that a worker had
@@ -56,7 +59,8 @@ class OpenJobs:
         ticket: Ticket # It ends, or is left to the next app
     ) -> None:
         "Remove a job."
-        if self.tickets.pop(ticket.job.id, None) is not None: self._moved(ticket)
+        self.tickets.pop(ticket.job.id, None)
+        self._taken.discard(ticket.job.id)
         self._let_go(ticket)
 
     def _let_go(self, ticket: Ticket) -> None:

@@ -23,7 +23,7 @@ from .store import StoreClient
 
 # %% auto #0
 __all__ = ['RETRIED', 'JobOptions', 'check_mapping', 'culprit', 'check_reload', 'make_job', 'signature_of', 'check_signature',
-           'python_of', 'make_frame', 'check_room', 'check_capacity']
+           'python_of', 'make_frame', 'check_room', 'check_workers', 'check_capacity']
 
 # %% ../../nbs/managers/requests.ipynb #4a4b8a69
 RETRIED = ("crash", "exception", "timeout")  # The categories of failures that a job can be retried after
@@ -178,7 +178,7 @@ def make_frame(
         if culprit({"config": config}): raise RegistryUnavailableError("load_plugin_config", unsendable) from e
         raise ParametersNotSendableError(job.plugin_id, e, culprit(parameters)) from e
 
-# %% ../../nbs/managers/requests.ipynb #01cab6f4
+# %% ../../nbs/managers/requests.ipynb #367cbe41
 async def check_room(
     hooks: Hooks, # The manager
     lifecycle: Lifecycle, # Its lifecycle
@@ -196,13 +196,20 @@ async def check_room(
         with suppress(NoAnswerError): reason = await gate.questions.refusal("can_ever_start", plugin_id, config) # `can_start` comes later
     if reason: raise ResourceValidationError(plugin_id, reason)
 
+def check_workers(
+    lifecycle: Lifecycle, # The manager's
+    config: WorkerConfig # Its restart policy
+) -> None:
+    "Raise `WorkersUnavailableError` when no worker is left and there will be no other."
+    if lifecycle.pool.capacity <= 0: raise WorkersUnavailableError(config.restart.value, lifecycle.pool.last_error)
+
 def check_capacity(
     lifecycle: Lifecycle, # The manager's
     config: WorkerConfig, # Its limits
     owner: str | None = None # For whom the job would run
 ) -> None:
     "Raise `WorkersUnavailableError`, `QueueFullError` or `OwnerQueueFullError` if no further job can be accepted."
-    if lifecycle.pool.capacity <= 0: raise WorkersUnavailableError(config.restart.value, lifecycle.pool.last_error)
+    check_workers(lifecycle, config)
     waiting = len(lifecycle.scheduler) + len(lifecycle.delayed) + lifecycle.jobs.arriving - lifecycle.jobs.exempt
     if waiting >= config.max_pending: raise QueueFullError(config.max_pending)
     most = config.max_pending_per_owner

@@ -19,7 +19,7 @@ from .serial import SerialExecutor
 from .stored import error_text
 
 # %% auto #0
-__all__ = ['Ending', 'WriteBatch', 'StoreWriter']
+__all__ = ['Ending', 'WriteBatch', 'failure_of', 'StoreWriter']
 
 # %% ../../nbs/managers/writer.ipynb #93dcbc70
 class Ending:
@@ -81,7 +81,17 @@ class WriteBatch:
         self.ended = {**old.ended, **self.ended}
         self.chunks = (old.chunks + self.chunks)[-10_000:]
 
-# %% ../../nbs/managers/writer.ipynb #682e5293
+# %% ../../nbs/managers/writer.ipynb #1128bb91
+def failure_of(
+    store: object, # The app's
+    executor: SerialExecutor, # Its thread
+    error: BaseException # What a call of the store raised
+) -> JobStoreError: # The same by a name
+    "Name what went wrong, and count it."
+    executor.failed("write", error)
+    return error if isinstance(error, JobStoreError) else JobStoreError(type(store).__name__, f"{type(error).__name__}: {error}")
+
+# %% ../../nbs/managers/writer.ipynb #820e7c7a
 class StoreWriter:
     "Writes batches into a store, one after the other. Belongs to the event loop."
     RETRY = 0.5  # Seconds after which a batch is written again that could not be written
@@ -94,27 +104,23 @@ class StoreWriter:
         self._store, self._executor, self._timeout = store, executor, timeout
         self.on_refused: Callable[[Ending], None] = Ending.show  # Takes an end that is not the first one
         self.manager = ""  # Its name in the store
-        self.batch = WriteBatch()  # What is written next
+        self.batch, self._present = WriteBatch(), WriteBatch()  # What is written next, and what is being written
+        self._pause: asyncio.Future[None] | None = None  # Ends when a batch that failed is written again
         self._task: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
         "Have the batch written."
         if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def error(self,
-        error: BaseException # What a call of the store raised
-    ) -> JobStoreError: # The same by a name
-        "Name what went wrong, and count it."
-        self._executor.failed("write", error)
-        return error if isinstance(error, JobStoreError) else JobStoreError(type(self._store).__name__, f"{type(error).__name__}: {error}")
-
     async def _run(self) -> None:
         while self.batch:
             batch, self.batch = self.batch, WriteBatch()
+            self._present = batch
             try: answer = await self._executor.ask("write", partial(batch.write, self._store, self.manager), self._timeout)
             except Exception as e:
-                self._failed(batch, self.error(e))
-                await asyncio.sleep(self.RETRY)
+                self._failed(batch, failure_of(self._store, self._executor, e))
+                self._pause = asyncio.get_running_loop().create_future()
+                await asyncio.wait({self._pause}, timeout=self.RETRY)
             else: self._written(batch, answer)
 
     def _failed(self, batch: WriteBatch, error: JobStoreError) -> None:
@@ -145,7 +151,11 @@ class StoreWriter:
     async def flush(self,
         timeout: float # Seconds
     ) -> bool: # Whether all is written
-        "Write what waits, for a limited time."
+        "Write what waits, for a limited time. Ends that could not be written are shown then."
         if self.batch: self.wake()
+        if self._pause is not None and not self._pause.done(): self._pause.set_result(None)
         if self._task is not None and not self._task.done(): await asyncio.wait({self._task}, timeout=timeout)
-        return not self.batch and (self._task is None or self._task.done())
+        if not self.batch and (self._task is None or self._task.done()): return True
+        for ending in (*self._present.ended.values(), *self.batch.ended.values()):
+            if not ending.shown: self._call(ending.show, "the job store did not answer before the shutdown")
+        return False
