@@ -409,11 +409,11 @@ def test_only_an_exit_ends_a_worker() -> None:
         assert worker.job("Model", {"load": 1}).value[:2] == ("load", "test_worker.Panic: unload")
         assert worker.job("Model", {"load": 1}).value[:2] == ("load", "test_worker.Panic: load")
         worker.send(Kind.RELOAD, 100, ("Model", "Model", {"load": 2}, True))
-        assert worker.until(Kind.REPLY)[-1].value() == (False, "test_worker.Panic: load", None, {})
+        assert worker.until(Kind.REPLY)[-1].value() == (False, "test_worker.Panic: load", [])
         assert worker.result("Model") == 1
         worker.send(Kind.UNLOAD, 101, ("Model",))
         frames = worker.until(Kind.REPLY)
-        assert frames[-1].value() == (True, None, None, {}) and frames[0].value()[:2] == (
+        assert frames[-1].value() == (True, None, []) and frames[0].value()[:2] == (
             "cjm_worker_protocols.worker.plugins",
             logging.ERROR,
         )
@@ -996,8 +996,8 @@ def test_a_load_that_returns_false_has_failed() -> None:
             assert ended.value[0] == "load" and "load_plugin" in ended.value[1] and ended.all(Kind.LOADED) == []
         assert worker.result("words", good, stream=False, n=2) == {"n": 2}
         worker.send(Kind.RELOAD, 99, ("words", "words", bad, False))
-        done, reason, loaded, config = worker.until(Kind.REPLY)[-1].value()
-        assert (done, loaded, config) == (False, None, {}) and "reload_plugin" in reason
+        done, reason, loaded = worker.until(Kind.REPLY)[-1].value()
+        assert (done, loaded) == (False, []) and "reload_plugin" in reason
         assert worker.result("words", good, stream=False, n=3) == {"n": 3}
         assert worker.job("words", bad, stream=False, n=1).value[0] == "load"
     with pytest.raises(RuntimeError):
