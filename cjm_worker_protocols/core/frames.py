@@ -23,7 +23,7 @@ __all__ = ['PLAIN', 'UNPICKLABLE', 'LARGE', 'ALIGNED', 'HEADER', 'Kind', 'dumps'
 # %% ../../nbs/core/frames.ipynb #476a1896
 class Kind(IntEnum):
     "The meaning of a frame. Its tag names the job or the command that it belongs to; a comment below lists the body."
-    INIT = 1  # to the worker: sys.path or None, the packed loader, the log level, (major, minor) of Python, how many plugins may be loaded
+    INIT = 1  # to the worker: sys.path or None, the packed loader, the manager's log level, (major, minor) of its Python
     RUN = 2  # to the worker, valid with its claim: plugin id, plugin name, config, whether to stream, parameters
     CANCEL = 3  # to the worker: cancel that job if it calls `check_cancel`
     UNLOAD = 4  # to the worker: plugin id or name
@@ -31,8 +31,8 @@ class Kind(IntEnum):
     LEVEL = 6  # to the worker: the manager's log level from now on
     STOP = 7  # to the worker: unload and exit
     READY = 16  # from the worker: pid, host, (major, minor) of its Python
-    LOADING = 17  # from the worker: the job's plugin is being loaded; the ids and names of those that stay loaded
-    LOADED = 18  # from the worker: the plugin is loaded; how many of its jobs may run at the same time, or None
+    LOADING = 17  # from the worker: the job's plugin is being loaded
+    LOADED = 18  # from the worker: the plugin is loaded
     COOPERATIVE = 19  # from the worker: the job calls `check_cancel`
     CHUNK = 20  # from the worker: a list of chunks of the job's stream
     PROGRESS = 21  # from the worker: fraction, message
@@ -41,7 +41,7 @@ class Kind(IntEnum):
     FAILED = 24  # from the worker: category, message, traceback
     CANCELLED = 25  # from the worker: the job stopped because `check_cancel` raised
     OUTPUT = 26  # from the worker: `stdout` or `stderr`, and one or more lines without the last line end
-    REPLY = 27  # from the worker: whether the command changed anything, its error, the loaded plugins: id and name, config
+    REPLY = 27  # from the worker: whether the command changed anything, its error, the loaded plugin's id and name, its config
     FINISHED = 28  # from the worker: the job has ended in time; its large result follows
 
 # %% ../../nbs/core/frames.ipynb #2a1a349c
@@ -71,7 +71,7 @@ def dumps(
         return bytes(cloudpickle.dumps(value, 5))
     return bytes(cloudpickle.dumps(value, 5)) if _by_value(body) and (cloudpickle := _cloudpickle()) else body
 
-# %% ../../nbs/core/frames.ipynb #041b6024
+# %% ../../nbs/core/frames.ipynb #ceb63181
 LARGE = 1 << 16  # bytes; from this size on a pickler does not copy
 _BYTES, _NESTS = frozenset({bytes, bytearray}), frozenset({dict, list, tuple})
 _LOOKED_INTO = _BYTES | _NESTS
@@ -92,7 +92,7 @@ def _has_large(value: Any, depth: int = 3) -> bool:
     "Look for large `bytes` in a value, not deeper than its parts' parts, and not at more than 64 of each."
     kind = type(value) # subclasses may do anything when they are asked
     if kind in _BYTES: return len(value) >= LARGE
-    if not value or not depth or kind not in _NESTS: return False
+    if kind not in _NESTS or not value or not depth: return False
     parts = value.values() if kind is dict else value
     for part in islice(parts, 64) if len(value) > 64 else parts:
         if type(part) in _LOOKED_INTO and _has_large(part, depth - 1): return True
