@@ -82,3 +82,20 @@ def test_the_comparison_in_the_readme_is_made_of_its_results(bench: Any) -> None
     assert list(rows) == [*(question for question, _, _ in rivals.QUESTIONS), rivals.MEMORY]
     assert {frozenset(row) for row in rows.values()} == {frozenset(kind.name for kind in rivals.MODULES)}
     assert rivals.BEGIN + "\n" + rivals.section() in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_comparison_on_the_site_is_what_was_measured() -> None:
+    """Yes where a system did it in the last run of `rivals.py`, and no where it could not."""
+    page = "".join("".join(cell["source"]) for cell in json.loads((ROOT / "nbs/explanations/compared.ipynb").read_text())["cells"])
+    rows = json.loads((ROOT / "benchmarks/rivals.json").read_text())["rows"]
+    names = {
+        "stops a job that runs": "cancel of a job that spins → next result",
+        "a worker is killed: the caller gets an error": "SIGKILL of the worker → error seen",
+        "the app is killed: waiting jobs are kept": "kill -9 of the app: pending jobs",
+        "knows which plugin a worker has loaded": "A B A C A B A with room for one: loads",
+        "streams partial results": "first streamed chunk",
+    }
+    shown = {m[1]: m[2].split(" | ") for m in re.finditer(r"^\| (.+?) \| ((?:yes|no)(?: \| (?:yes|no))*) \|$", page, re.MULTILINE)}
+    assert set(shown) == set(names)
+    for row, measured in names.items():
+        assert shown[row] == ["no" if isinstance(value, str) else "yes" for value in rows[measured].values()], row
