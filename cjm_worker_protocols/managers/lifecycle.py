@@ -176,7 +176,7 @@ def note_loading(
     else: job.loaded_at = now()
     if not report.begins and report.value is not None: limits.concurrency[job.plugin_id] = report.value
 
-# %% ../../nbs/managers/lifecycle.ipynb #a1bac01f
+# %% ../../nbs/managers/lifecycle.ipynb #6a6138bd
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -245,7 +245,8 @@ class Lifecycle:
 
     def _expire(self, ticket: Ticket) -> None:
         for worker in list(self.pool.workers): worker.handle.drain() # one may be free for it, and not have been heard
-        if self._take_back(ticket) is None: self._fail(ticket, JobExpired(ticket.job.expires or 0, ticket.job.waiting_for))
+        if self._take_back(ticket) is not None or any(w.prefetched is ticket for w in self.pool.workers): return # it has begun
+        self._fail(ticket, JobExpired(ticket.job.expires or 0, ticket.job.waiting_for))
 
     def _fail(self, ticket: Ticket, error: JobError) -> None:
         if error is self.closing.interrupted and ticket.job.restartable: return self._wait_again(ticket)
