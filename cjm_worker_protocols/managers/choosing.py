@@ -111,7 +111,7 @@ def taken(
     fitting = [w for w in workers if w.placement == placement and not w.standby]
     return 0 if any(w.waiting for w in fitting) else sum(w.ready for w in fitting)
 
-# %% ../../nbs/managers/choosing.ipynb #da70aaf0
+# %% ../../nbs/managers/choosing.ipynb #0a52b269
 class Chooser:
     "Decides where the first job goes, and starts workers."
     def __init__(self,
@@ -133,7 +133,8 @@ class Chooser:
         if not idle and taken(self._pool.workers, place) >= self._pool.capacity: return Assignment(turn, last=True)
         worker = None if behind else choose(idle, ticket, self._config.loaded_plugins)
         if worker is not None: return Assignment(turn, worker)
-        if not behind and self._pool.want(needed := self._needed(place, idle), place): return None
+        needed = 0 if behind else self._needed(place, idle)
+        if not behind and self._pool.want(needed, place): return None
         if not behind and idle and coming(self._pool.workers, place, self._recheck.now()) >= needed: # the idle ones are for its equals
             now.waits.setdefault(place, ticket.job.priority)
             self._recheck.set(SOON)

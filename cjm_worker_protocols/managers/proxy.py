@@ -62,7 +62,7 @@ class LoadedPlugin(NamedTuple):
     config: dict[str, Any]  # What it was loaded with
     used: float  # When it was last used, by the loop's clock
 
-# %% ../../nbs/managers/proxy.ipynb #084a2b9a
+# %% ../../nbs/managers/proxy.ipynb #410c3917
 class LoadedPlugins(dict[PluginName, LoadedPlugin]):
     "What a worker has loaded, by id and name; the one used last comes last."
     def keep(self,
@@ -108,10 +108,10 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
         else: self.use(report.ticket.plugin, report.ticket.config, now)
 
     @property
-    def last(self) -> tuple[str, str, dict[str, Any]] | tuple[()]: # Empty when nothing is loaded
+    def last(self) -> tuple[str | None, str | None, dict[str, Any]]: # Each empty or `None` when nothing is loaded
         "The one used last: its id, its name and its config."
         name = next(reversed(self), None)
-        return () if name is None else (*name, self[name].config)
+        return (None, None, {}) if name is None else (*name, self[name].config)
 
 # %% ../../nbs/managers/proxy.ipynb #020627a0
 _OF_JOBS = frozenset({Kind.LOADING, Kind.LOADED, Kind.COOPERATIVE, Kind.CHUNK, Kind.PROGRESS, Kind.FINISHED,
