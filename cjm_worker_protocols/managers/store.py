@@ -24,7 +24,7 @@ from .stored import digest, load_params, record_of, show_state
 from .writer import Ending, StoreWriter, failure_of
 
 # %% auto #0
-__all__ = ['StoreReader', 'SecondEnds', 'chunks_of', 'new_record', 'StoreChanges', 'StoreClient']
+__all__ = ['StoreReader', 'SecondEnds', 'chunks_of', 'answer_of', 'new_record', 'StoreChanges', 'StoreClient']
 
 # %% ../../nbs/managers/store.ipynb #cad4a831
 class StoreReader:
@@ -134,7 +134,17 @@ def chunks_of(
         except Exception as e: executor.failed("chunks", e)
     return kept
 
-# %% ../../nbs/managers/store.ipynb #a54ed482
+# %% ../../nbs/managers/store.ipynb #30bcc8f9
+async def answer_of(
+    added: asyncio.Future[StoredJob | None], # Set when a new job is written
+    forget: Callable[[], None] # Removes the job
+) -> StoredJob | None: # The job that has its key already
+    "Wait for the answer. When the caller leaves just after it has come, the new job is removed."
+    try: return await added
+    except asyncio.CancelledError:
+        if added.done() and not added.cancelled() and added.exception() is None and added.result() is None: forget()
+        raise
+
 async def new_record(
     job: Job, # A new job
     reader: StoreReader # On whose thread files are read
@@ -144,7 +154,7 @@ async def new_record(
     try: return record_of(job, hashed)
     except Exception as e: raise ParametersNotSendableError(job.plugin_id, e) from e
 
-# %% ../../nbs/managers/store.ipynb #102d5c99
+# %% ../../nbs/managers/store.ipynb #d684ed58
 class StoreChanges:
     "What a manager writes into its job store."
     def __init__(self,
@@ -167,7 +177,7 @@ class StoreChanges:
         added: asyncio.Future[StoredJob | None] = asyncio.get_running_loop().create_future()
         self.writer.batch.added[job.id] = record, added
         self.writer.wake()
-        known = await added
+        known = await answer_of(added, partial(self.forget, job))
         if known is not None and known.digest != record.digest: raise KeyConflictError(str(job.key), known.id)
         return known
 
@@ -212,7 +222,7 @@ class StoreChanges:
         self.writer.batch.chunks.extend(chunks_of(job, first, chunks, self.executor))
         self.writer.wake()
 
-# %% ../../nbs/managers/store.ipynb #eea0e91d
+# %% ../../nbs/managers/store.ipynb #d0b7d15e
 class StoreClient(StoreChanges):
     "The app's job store."
     def __init__(self,

@@ -91,7 +91,7 @@ def failure_of(
     executor.failed("write", error)
     return error if isinstance(error, JobStoreError) else JobStoreError(type(store).__name__, f"{type(error).__name__}: {error}")
 
-# %% ../../nbs/managers/writer.ipynb #820e7c7a
+# %% ../../nbs/managers/writer.ipynb #e7c3f21a
 class StoreWriter:
     "Writes batches into a store, one after the other. Belongs to the event loop."
     RETRY = 0.5  # Seconds after which a batch is written again that could not be written
@@ -155,7 +155,7 @@ class StoreWriter:
         if self.batch: self.wake()
         if self._pause is not None and not self._pause.done(): self._pause.set_result(None)
         if self._task is not None and not self._task.done(): await asyncio.wait({self._task}, timeout=timeout)
-        if not self.batch and (self._task is None or self._task.done()): return True
+        if (self._task is None or not self._task.cancel()) and not self.batch: return True # what could not be written is not tried again
         for ending in (*self._present.ended.values(), *self.batch.ended.values()):
             if not ending.shown: self._call(ending.show, "the job store did not answer before the shutdown")
         return False
