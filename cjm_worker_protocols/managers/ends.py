@@ -122,7 +122,7 @@ def payload_of(
     if job.status == "failed": payload["error"] = {name: getattr(job.error, name) for name in shown}
     return payload
 
-# %% ../../nbs/managers/ends.ipynb #4d48b610
+# %% ../../nbs/managers/ends.ipynb #4bbead37
 class JobFinisher:
     "Ends jobs: writes the result or the error, then the status, then emits the event."
     def __init__(self,
@@ -175,5 +175,6 @@ class JobFinisher:
         if events.heard: emit_of(ticket, events, f"job:{status}", payload_of(job))
         if hooks is not None and hooked: self._integrations.hooks.call(hooks._on_job_completed, job.id, ticket.context.copy())
         if status != "failed" or error is None: return
-        facts = job.id, job.plugin_id, error.category, error.message.partition("\n")[0]
+        message = error.message.partition("\n")[0].encode("utf-8", "backslashreplace").decode() # no handler fails on a lone surrogate
+        facts = job.id, job.plugin_id, error.category, message
         ticket.context.copy().run(log_safely, _log, logging.WARNING, "job %s (%s) failed: %s: %.500s", *facts)
