@@ -379,6 +379,7 @@ def test_events_may_be_rendered_as_html() -> None:
 async def as_user(broadcaster: Any, user: "str | None", **query: str) -> OverAsgi:
     """A client of somebody who is logged in, or not."""
     client = OverAsgi()
+    client.size = -100_000  # its socket takes all that comes here
     session = {"user": user} if user else {}
     scope = {"type": "http", "method": "GET", "query_string": urlencode(query).encode(), "headers": [], "session": session}
     client.task = asyncio.ensure_future(broadcaster(scope, client.receive, client.send))
