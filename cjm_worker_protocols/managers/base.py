@@ -411,7 +411,7 @@ class JobManager(BaseJobManager):
 
     @property
     def plugin_sources(self) -> dict[str, Source]: # By id
-        "The plugins as workers get them: import strings, or pickles."
+        "The plugins as workers get them: import strings, or pickles. May be read from any thread."
         return dict(self._plugins.sources)
 
     def check_streaming_support(self, plugin_id: str) -> bool:
