@@ -125,7 +125,9 @@ def chaos(folder: str, jobs: int, deaths: int, seed: int) -> tuple[str, str, int
 
 def finish(path: str, log: str) -> list[str]:
     """Let a last app finish everything; gives the jobs that waited for it, in the order in which they have to begin."""
-    pending = [job for job in SQLiteJobStore(path).select("chaos", status="pending", limit=10**6) if not job.attempts]
+    store = SQLiteJobStore(path)
+    pending = [job for job in store.select("chaos", status="pending", limit=10**6) if not job.attempts]
+    store.close(store.open("look"))  # closes its files
     note(log, "last")
     assert begin(path, log, 0, 0).wait(timeout=900) == 0
     return [job.id for job in sorted(pending, key=lambda job: (-job.priority, job.place))]
@@ -135,6 +137,7 @@ def check(path: str, log: str, expected: list[str]) -> Counter[str]:
     """Raise `AssertionError` for a promise that was broken."""
     store = SQLiteJobStore(path)
     stored = {job.id: job for job in store.select("chaos", limit=10**6)}
+    store.close(store.open("look"))  # closes its files
     runs: Counter[str] = Counter()
     ends: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
     kinds, names, order, last = dict[str, str](), dict[str, str](), list[str](), False
