@@ -33,7 +33,7 @@ def check_wanted(
         if value is not None and not isinstance(value, str): raise ConfigError(name, "text, or None", value)
     check_number("limit", limit, 1, whole=True)
 
-# %% ../../nbs/managers/durable.ipynb #7573ed3b
+# %% ../../nbs/managers/durable.ipynb #d21fc454
 class DurableJobs:
     "The jobs of a manager that has a job store. Belongs to the event loop."
     def __init__(self,
@@ -47,8 +47,7 @@ class DurableJobs:
         self._followed = FollowedJobs(client, stream_buffer)
         self._recovery = Recovery(client, lifecycle, self._followed, plan)
         self._watch = StoreWatch(client, lifecycle, self._followed, self._recovery)
-        self._opening = asyncio.Lock()
-        self._closed = False
+        self._opening, self._closed = asyncio.Lock(), False
         self.recovered: list[Job] = []
 
     async def open(self) -> None:
@@ -98,5 +97,6 @@ class DurableJobs:
         "Write what waits, and let others take over what the manager holds. It never raises."
         self._closed = True
         async with self._opening: await self._watch.stop()
+        while self._lifecycle.jobs.arriving: await asyncio.sleep(0.001) # `start_job` refuses these now, and removes them again
         await self._client.release()
         self._followed.leave()
