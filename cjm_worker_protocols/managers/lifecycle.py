@@ -176,7 +176,7 @@ def note_loading(
     else: job.loaded_at = now()
     if not report.begins and report.value is not None: limits.concurrency[job.plugin_id] = report.value
 
-# %% ../../nbs/managers/lifecycle.ipynb #6a6138bd
+# %% ../../nbs/managers/lifecycle.ipynb #42242e81
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -344,6 +344,7 @@ class Lifecycle:
     def _gone(self, report: Gone) -> None:
         "End the job of a worker that has ended, or let it wait for another."
         worker, exit, run, ahead = report.worker, report.exit, report.run, report.prefetched
+        if ahead is not None and ahead.job.done: ahead = None # it was cancelled meanwhile
         if ahead is not None and ahead.tag not in exit.never_begun: self._began(Began(worker, ahead)) # its predecessor's end was lost
         self.pool.gone(worker, exit)
         self._news.gone(report)
