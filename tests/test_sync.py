@@ -291,7 +291,7 @@ def say(value): print(json.dumps(value), flush=True)
 
 
 def test_a_fork_before_the_first_call_is_fine_and_after_it_a_clear_error(tmp_path: Path) -> None:
-    """Parent and child each have a manager, or the child is told; leaving the block in the child ends nothing of the parent."""
+    """Parent and child each have a manager, or the child gets a clear error; leaving the block in the child ends nothing of the parent."""
     source = SETUP + """
 manager = make()
 if (child := os.fork()) == 0:

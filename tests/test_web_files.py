@@ -127,7 +127,7 @@ def results() -> "dict[str, httpx.Response]":
 
 
 async def test_a_stream_from_the_first_chunk_to_the_end() -> None:
-    """Each chunk once, in order; at last the job; a client that comes back continues; after the end it is told to stay away."""
+    """Each chunk once, in order; at last the job; a client that comes back continues; after the end it gets 204 and stays away."""
     async with api(count) as (running, client):
         job = await client.start("count", to=30, pause=0.005)
         async with client.events(f"api/jobs/{job['id']}/stream") as events:

@@ -247,7 +247,7 @@ class FrameReader:
     def received(self,
         count: int # Bytes that were written to `space`
     ) -> list[Frame]: # In order; often none, sometimes many
-        "Return the frames that those bytes complete. Raises `ValueError` for what is no frame."
+        "Return the frames that those bytes complete. Raises `ValueError` for other bytes."
         if self._large is not None:
             self._filled += count
             if self._filled < len(self._body): return []

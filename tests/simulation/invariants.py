@@ -352,7 +352,7 @@ class Book:
                 end = last.get(fate.job.id, "")
                 self.check("events of refused jobs", fate.accepted or not end, fate, end)
                 heard = not complete or not fate.accepted or not fate.job.done or end == fate.job.status
-                self.check("end is told", heard, fate, end, fate.job.status)
+                self.check("end is reported", heard, fate, end, fate.job.status)
 
     def forget(self) -> None:
         """Hold no job and no worker any longer."""

@@ -100,7 +100,7 @@ class MemoryStore(Mind):
         """No other manager is there."""
 
     def cancellations(self, manager: str) -> list[str]:
-        """Nobody wants one."""
+        """Return nothing: no other process asks for a cancel."""
         self._may_fail()
         return []
 

@@ -5,6 +5,7 @@
 # %% ../../../nbs/integrations/store/errors.ipynb #25646ccb
 from __future__ import annotations
 
+import errno
 import sqlite3
 
 from ...core.errors import JobStoreError
@@ -76,5 +77,5 @@ def store_error(
     if isinstance(error, PermissionError): return StoreReadOnlyError(path, str(error))
     text = str(error).lower()
     found = next((kind for part, kind in _BY_TEXT if part in text), StoreDiskError)
-    if isinstance(error, OSError) and error.errno == 28: found = StoreFullError
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC: found = StoreFullError
     return found(path, str(error))

@@ -75,7 +75,7 @@ def migrate(
     migrations: dict[int, Sequence[str]], # By version: the statements that lead to the next one
     version: int = VERSION # The schema that is wanted
 ) -> int: # The version that was found
-    "Bring a schema up to date. Raises `StoreVersionError` for a newer one, and `StoreDamagedError` for what is no job store."
+    "Bring a schema up to date. Raises `StoreVersionError` for a newer one, and `StoreDamagedError` for the database of another program."
     (application,), (found,) = db.execute("PRAGMA application_id").fetchone(), db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION: raise StoreDamagedError(path, "it belongs to another program")
     if found > version: raise StoreVersionError(path, f"version {found}, and {version} is known here")
