@@ -168,21 +168,21 @@ def starlette_app(broadcaster: Any, *middleware: Any) -> Any:
     return Starlette(routes=[Route("/events", broadcaster)], middleware=list(middleware))
 
 
-def fastapi_app(broadcaster: Any) -> Any:
+def fastapi_app(inner: Any, path: str = "/events") -> Any:
     """In FastAPI, mounted, as its own documentation has it."""
     from fastapi import FastAPI
 
     app = FastAPI()
-    app.mount("/events", broadcaster)
+    app.mount(path, inner)
     return app
 
 
-def fasthtml_app(broadcaster: Any) -> Any:
+def fasthtml_app(inner: Any, path: str = "/events") -> Any:
     """In FastHTML, mounted."""
     from fasthtml.common import FastHTML
 
     app = FastHTML(secret_key="of no use")
-    app.mount("/events", broadcaster)
+    app.mount(path, inner)
     return app
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 import pytest
 from harness import manager
 from repo import ROOT
+from sse_kit import fastapi_app, fasthtml_app
 from web_kit import TOKEN, problem, serving
 
 from cjm_worker_protocols.core.errors import ConfigError
@@ -258,24 +260,6 @@ def starlette_app(inner: Any) -> Any:
     return Starlette(routes=[Mount("/workers", inner)])
 
 
-def fastapi_app(inner: Any) -> Any:
-    """Mounted in FastAPI."""
-    from fastapi import FastAPI
-
-    app = FastAPI()
-    app.mount("/workers", inner)
-    return app
-
-
-def fasthtml_app(inner: Any) -> Any:
-    """Mounted in FastHTML."""
-    from fasthtml.common import FastHTML
-
-    app = FastHTML(secret_key="for-tests")
-    app.mount("/workers", inner)
-    return app
-
-
 def behind_a_proxy(inner: Any) -> Any:
     """Behind a proxy that strips a prefix, which the server knows as its root path."""
     inside = starlette_app(inner)
@@ -289,7 +273,11 @@ def behind_a_proxy(inner: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mounted", [starlette_app, fastapi_app, fasthtml_app, behind_a_proxy])
+@pytest.mark.parametrize(
+    "mounted",
+    [starlette_app, partial(fastapi_app, path="/workers"), partial(fasthtml_app, path="/workers"), behind_a_proxy],
+    ids=["starlette_app", "fastapi_app", "fasthtml_app", "behind_a_proxy"],
+)
 async def test_under_a_path_of_a_framework(mounted: Any) -> None:
     """The page, the API and `Location` work below the path; the path without its slash leads to the page."""
     async with manager(shout) as running, serving(mounted(WorkersApp(running)), "/workers/") as client:
