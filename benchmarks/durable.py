@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Callable, Iterator
 
 from bench import Row, Target, compare, interleave, main, peer, timed
@@ -17,14 +18,8 @@ from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.extensions.store import NewJob
 from cjm_worker_protocols.integrations.store import SQLiteJobStore
 
+HERE = Path(__file__).resolve().parent
 HUEY, DBOS = peer("huey", "huey"), peer("dbos", "dbos")
-HUEY_APP = """
-import os
-from huey import SqliteHuey
-huey = SqliteHuey(filename=os.environ["HUEY_FILE"])
-@huey.task()
-def noop(): return 1
-"""
 
 
 def three_commits(path: str) -> "Callable[[], None]":
@@ -50,16 +45,14 @@ def three_commits(path: str) -> "Callable[[], None]":
 @contextmanager
 def huey(folder: str) -> "Iterator[Callable[[], Any]]":
     """A consumer with the shortest poll; gives what runs one task and waits for its result."""
-    with open(os.path.join(folder, "huey_app.py"), "w", encoding="utf-8") as file:
-        file.write(HUEY_APP)
-    os.environ["HUEY_FILE"] = os.path.join(folder, "huey.db")
-    sys.path.insert(0, folder)
-    import huey_app  # type: ignore[import-not-found]
+    os.environ["RIVALS_BASE"] = folder
+    from rival_apps.in_huey import tasks
 
-    command = [sys.executable, "-m", "huey.bin.huey_consumer", "huey_app.huey", "-k", "process", "-d", "0.001", "-m", "0.001", "-q"]
-    with subprocess.Popen(command, cwd=folder, env=os.environ, stderr=subprocess.DEVNULL) as consumer:
+    consume = [sys.executable, "-m", "huey.bin.huey_consumer", "rival_apps.in_huey.app"]
+    command = [*consume, "-k", "process", "-d", "0.001", "-m", "0.001", "-q"]
+    with subprocess.Popen(command, cwd=HERE, env=os.environ, stderr=subprocess.DEVNULL) as consumer:
         try:
-            yield lambda: huey_app.noop()(blocking=True, backoff=1, max_delay=0.001)
+            yield lambda: tasks["noop"]()(blocking=True, backoff=1, max_delay=0.001)
         finally:
             consumer.terminate()
 

@@ -5,6 +5,7 @@ import os
 from typing import Any, Generator, Iterator
 
 import engines
+import psutil
 import pytest
 
 MAY_LACK = ("needs_gpu", "needs_torch", "needs_cgroup")  # Markers of tests that need what CI does not have everywhere
@@ -58,6 +59,14 @@ def _runs_here(item: pytest.Item) -> bool:
     if case is None or case.params.get("engine") != "ray":
         return True
     return engines.listed(item.function.__name__, case.id)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def earlier() -> None:
+    """Processes that an earlier file has left are not counted in this one."""
+    import harness
+
+    harness.already = {*psutil.Process().children(recursive=True)}
 
 
 @pytest.fixture(autouse=True)  # pytest drops a fixture that no test asks for, also when it is parametrized

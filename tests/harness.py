@@ -190,9 +190,12 @@ async def gone_soon(pids: "Iterable[int]", within: float) -> bool:
     return await asyncio.get_running_loop().run_in_executor(None, gone, list(pids), within)
 
 
+already: "set[psutil.Process]" = set()  # Processes of earlier test files, as the resource tracker of multiprocessing
+
+
 def children() -> "list[psutil.Process]":
-    """All processes that this one is responsible for, those that nobody has reaped among them; of Ray's only the workers on it."""
-    found = psutil.Process().children(recursive=True)
+    """All processes since this test file began, those that are not reaped yet among them; of Ray's only the workers on it."""
+    found = [p for p in psutil.Process().children(recursive=True) if p not in already]
     return [p for p in found if _ours(p)] if engines.started else found
 
 

@@ -67,7 +67,7 @@ def third_party(path: Path) -> "set[str]":
             found.add(node.module.split(".")[0])
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "peer":
             found |= {arg.value for arg in node.args[1:] if isinstance(arg, ast.Constant)}
-    local = {other.stem for other in path.parent.glob("*.py")}
+    local = {other.stem for other in path.parent.glob("*.py")} | {other.parent.name for other in path.parent.glob("*/__init__.py")}
     return {name for name in found if name not in sys.stdlib_module_names and name not in local} - {"cjm_worker_protocols"}
 
 

@@ -388,7 +388,7 @@ def test_it_can_be_loaded_again_and_again() -> None:
         plugin.unload()
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         seen.append((int(status["Threads"]), int(status["RssAnon"].split()[0]) * 1024))
-    assert len({threads for threads, _ in seen}) == 1 and seen[-1][1] - seen[1][1] < 20_000_000
+    assert seen[-1][0] <= seen[1][0] and seen[-1][1] - seen[1][1] < 20_000_000
 
 
 @pytest.mark.limit(120)

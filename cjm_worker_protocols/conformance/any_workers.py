@@ -91,7 +91,7 @@ class Roster:
                 if got.get(name) != want[name]:
                     raise Broken(f"{name} of worker {pid} is {shown(got.get(name))}, and by the contract it is {shown(want[name])}")
 
-# %% ../../nbs/conformance/any_workers.ipynb #8574392c
+# %% ../../nbs/conformance/any_workers.ipynb #fa1b0d59
 def register(
     roster: Roster, # Where
     n: int # The number of a pid
@@ -132,6 +132,14 @@ def _allowed(roster: Roster, name: str, value: Any) -> Any:
     odd = value is None and roster.excused(f"clear.{name}") or value in ("", {}) and roster.excused("empty_values")
     return VALUES[name][0] if odd else value
 
+def register_anew(
+    roster: Roster, # Where
+    n: int # The number of a pid
+) -> None:
+    "Unregister a worker and register it again: what a manager keeps for too long shows only then."
+    unregister(roster, n)
+    register(roster, n)
+
 def caller_changes(
     roster: Roster # Where
 ) -> None:
@@ -141,14 +149,15 @@ def caller_changes(
     roster.configs.clear()
     roster.it.trail.append("the caller changes its config")
 
-# %% ../../nbs/conformance/any_workers.ipynb #be70b418
+# %% ../../nbs/conformance/any_workers.ipynb #afceda1c
 _PIDS = st.sampled_from((0, 0, 0, 1, 2))  # most calls are about one worker
+_TELLING = UPDATES[1:1 + 4 * len(FIELDS)] + UPDATES[-4:]  # those of one field and of all fields show the most
 
 class Workers(Model):
     "A resource manager, and beside it what the contract says."
     calls = calling(register=(_PIDS,), update=(_PIDS, st.sampled_from(UPDATES)), unregister=(_PIDS,), caller_changes=()) | calling(
-        update=(_PIDS, st.sampled_from(UPDATES[-4:])))  # those of all fields show the most
-    acts = {act.__name__: act for act in (register, unregister, update, caller_changes)}
+        register_anew=(_PIDS,), update=(_PIDS, st.sampled_from(_TELLING)))
+    acts = {act.__name__: act for act in (register, unregister, update, register_anew, caller_changes)}
 
     def __init__(self,
         search: Search, # The search that this is a run of
@@ -178,12 +187,13 @@ class Workers(Model):
         for pid in self.roster.numbers:
             with suppress(Exception): self.it.impl.unregister_worker(pid)
 
-# %% ../../nbs/conformance/any_workers.ipynb #111402f7
+# %% ../../nbs/conformance/any_workers.ipynb #eb8d8fcb
 def simpler_updates(
     calls: list[Call] # That depart from the model
 ) -> Iterator[list[Call]]: # To try instead
-    "Send nothing, or the plainest field, or one field less."
+    "Send nothing, or the plainest field, or one field less; unregister without registering again."
     for n, call in enumerate(calls):
+        if call[0] == "register_anew": yield [*calls[:n], ("unregister", call[1]), *calls[n + 1:]]
         if call[0] != "update": continue
         fewer = [{other: value for other, value in call[2].items() if other != name} for name in call[2]]
         for given in [*UPDATES[:1 + 4 * len(FIELDS)], *fewer]:
