@@ -127,6 +127,48 @@ def test_begins_with_a_title_and_a_subtitle(name: str) -> None:
     assert re.fullmatch(r"# \S.*\n\n> \S.*", source(first).strip(), re.DOTALL)
 
 
+@each_notebook
+def test_a_title_is_for_people(name: str) -> None:
+    """No page is called by its module's name."""
+    title = source(load(NBS / name)["cells"][0]).splitlines()[0].removeprefix("# ")
+    assert title[0].isupper() or title == SETTINGS["lib_name"]
+
+
+ANSWERS = {  # What newcomers search for, and the page that answers
+    "parallel": "howto/run_several",
+    "several workers": "howto/run_several",
+    "uvicorn": "howto/run_several",
+    "deploy": "howto/deploy",
+    "docker": "howto/deploy",
+    "migrate": "howto/coming_from_cjm_fasthtml_workers",
+    "celery": "explanations/compared",
+    "processpoolexecutor": "explanations/compared",
+    "retry": "howto/retry_and_time_limits",
+    "crash": "howto/retry_and_time_limits",
+    "timeout": "howto/retry_and_time_limits",
+    "progress bar": "howto/show_progress",
+    "fastapi": "howto/web_apps",
+    "fasthtml": "howto/web_apps",
+    "stream": "howto/web_apps",
+    "cancel": "explanations/cancellation",
+    "gpu": "howto/limit_memory_and_gpu",
+    "memory": "howto/limit_memory_and_gpu",
+    "environment": "howto/own_environment",
+    "jupyter": "tutorials/first_job",
+    "cluster": "tutorials/laptop_to_cluster",
+    "none": "explanations/clearing",
+    "registry": "tutorials/plug_in_your_app",
+    "install": "howto/install",
+}
+
+
+@pytest.mark.parametrize("word", ANSWERS)
+def test_what_newcomers_search_for_stands_where_it_is_answered(word: str) -> None:
+    """In the title or the description, which the site's search counts most; and the home page has a link to the page."""
+    assert word in source(load(NBS / f"{ANSWERS[word]}.ipynb")["cells"][0]).lower()
+    assert f"({ANSWERS[word]}.ipynb)" in text(load(NBS / "index.ipynb"))
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as nbdev_export makes it from the notebooks alone, given only the faces, which are written by hand."""
