@@ -1269,6 +1269,30 @@ async def test_reload_plugin_without_a_worker_says_so() -> None:
         assert (await (await m.start_job("Loaded")))["config"] == {"size": 3}
 
 
+@pytest.mark.parametrize("edited", ["plugin.py", "lib/helper.py"])
+async def test_a_reload_after_an_edit_runs_the_new_code(edited: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the plugin's module, or of one that it imports; its mtime may be an old one."""
+    (tmp_path / "edit_me/lib").mkdir(parents=True)
+    (tmp_path / "edit_me/lib/helper.py").write_text("code = 'old'\n")
+    (tmp_path / "edit_me/plugin.py").write_text("import os\nfrom .lib.helper import code\ndef f(): return code, os.getpid()\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins = {"f": "edit_me.plugin:f", "pid": sample_plugins.pid}
+    async with JobManager("t", "d", plugins=plugins, worker_config=WorkerConfig(max_workers=1, standby=False)) as m:
+        await (await m.start_job("pid"))
+        code, first = await (await m.start_job("f"))
+        assert await m.reload_plugin("f", {"a": 1}) and code == "old"
+        assert await (await m.start_job("f")) == ("old", first)
+        file = tmp_path / "edit_me" / edited
+        file.write_text(file.read_text().replace("'old'", "'new'").replace("return code", "return 'new'"))
+        os.utime(file, (0, 0))
+        waiting = [await m.start_job("pid") for _ in range(3)]
+        assert await m.reload_plugin("f", {"a": 2})
+        code, second = await (await m.start_job("f"))
+        assert code == "new" and second != first
+        assert await m.reload_plugin("f", {"a": 3}) and await (await m.start_job("f")) == ("new", second)
+        assert {await job for job in waiting} <= {first, second} and m.totals["failed"] == 0
+
+
 async def test_a_plugin_that_cannot_be_unloaded_is_dropped() -> None:
     """What unload raises is logged, and the worker goes on with the next plugin."""
     async with manager("BadUnload", "echo") as m:

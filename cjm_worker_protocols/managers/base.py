@@ -44,7 +44,7 @@ from ..worker.plugins import PluginTable, Source, pack
 # %% auto #0
 __all__ = ['Manager', 'BaseJobManager', 'start_durable', 'start_lifecycle', 'close_all', 'close_later', 'JobManager']
 
-# %% ../../nbs/managers/base.ipynb #b432e10b
+# %% ../../nbs/managers/base.ipynb #3af36d78
 Manager = TypeVar("Manager", bound="BaseJobManager")
 
 class BaseJobManager(JobLookup):
@@ -268,11 +268,11 @@ class BaseJobManager(JobLookup):
     async def reload_plugin(self,
         plugin_name: str, # Its name, or its id
         config: dict[str, Any] # The new config
-    ) -> bool: # Whether it is loaded with this config now; also `False` when no worker is there, or the resource manager refuses
+    ) -> bool: # Whether the next job finds it so; `False` also when no worker is there, or the resource manager refuses
         """Load a plugin anew wherever it is loaded, or else in one idle worker.
 
-        With a registry, the config of the next job is the registry's again. Raises `ParametersNotSendableError` for a config that
-        cannot be pickled, `ConfigError`, `ManagerClosedError`, `WrongLoopError`, and what `start_job` raises for an unknown plugin."""
+        A worker with a module that has changed on disk ends instead: the next job loads the plugin in a fresh one, with a registry with its
+        config. Raises `ParametersNotSendableError`, `ConfigError`, `ManagerClosedError`, `WrongLoopError`, and what `start_job` raises."""
         lifecycle, registry = self._bind("reload_plugin"), self._integrations.registry
         check_reload(plugin_name, config)
         plugin_id = plugin_name if registry is None else await registry.id_of(plugin_name)

@@ -21,13 +21,13 @@ _log = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['command_all', 'reload_all']
 
-# %% ../../nbs/managers/commands.ipynb #4d13fd76
+# %% ../../nbs/managers/commands.ipynb #41da1ffd
 async def command_all(
     lifecycle: Lifecycle, # The manager's
     workers: Iterable[WorkerProxy], # Those that are not ready, or about to end, are left out
     kind: Kind, # UNLOAD or RELOAD
     request: tuple[Any, ...] # The arguments of the worker's method; a plugin comes first
-) -> list[bool]: # For each that was commanded, whether it was done
+) -> list[bool | None]: # For each that was commanded, whether it was done; `None` when the worker ends because its code is old
     "Command several workers, and wait until each has replied or ended. Raises what pickling `request` raises."
     ready = [worker for worker in workers if worker.ready and not worker.standby and not worker.stopping]
     outcomes = await asyncio.gather(*(worker.command(kind, next(lifecycle.tags), request) for worker in ready))
@@ -35,7 +35,7 @@ async def command_all(
         if reason: log_safely(_log, logging.WARNING, "%s of plugin %r failed: %s", kind.name.lower(), request[0], reason)
     return [done for done, _ in outcomes]
 
-# %% ../../nbs/managers/commands.ipynb #3e214d84
+# %% ../../nbs/managers/commands.ipynb #e22bb876
 async def reload_all(
     lifecycle: Lifecycle, # The manager's
     plugin: tuple[str, str], # Its id and its name
@@ -43,7 +43,9 @@ async def reload_all(
     stream: bool, # Whether a plugin manager's plugin is to stream
     placement: Hashable # What its worker takes of where it lives
 ) -> bool: # Whether it is loaded with this config now
-    "Load a plugin anew wherever it is loaded, or else in one idle worker, if the resource manager admits it there."
+    """Load a plugin anew wherever it is loaded, or else in one idle worker, if the resource manager admits it there.
+
+    A worker that has imported a file which has changed since is ended: the next job loads the plugin in a fresh one."""
     holders = [worker for worker in lifecycle.pool.workers if worker.loaded.has(plugin[0])]
     gate = lifecycle.scheduler.gate
     try: reason = await gate.questions.refusal("can_start", plugin[0], config) if gate is not None and not holders else ""
@@ -53,4 +55,4 @@ async def reload_all(
         return False
     targets = holders or [worker for worker in lifecycle.pool.idle() if worker.placement == placement][:1]
     done = await command_all(lifecycle, targets, Kind.RELOAD, (*plugin, config, stream))
-    return bool(done) and all(done)
+    return bool(done) and False not in done

@@ -28,24 +28,24 @@ PluginName = tuple[str, str]  # Its id, and its name in the registry
 # %% auto #0
 __all__ = ['worker_log', 'PluginName', 'Commands', 'LoadedPlugin', 'LoadedPlugins', 'WorkerProxy']
 
-# %% ../../nbs/managers/proxy.ipynb #77ec0ba6
+# %% ../../nbs/managers/proxy.ipynb #a1600635
 class Commands:
     "The commands that a worker was given and has not replied to."
     def __init__(self) -> None:
-        self._replies: dict[int, asyncio.Future[tuple[bool, str | None]]] = {}
+        self._replies: dict[int, asyncio.Future[tuple[bool | None, str | None]]] = {}
 
     def __len__(self) -> int: return len(self._replies)
 
     def add(self,
         tag: int # The command's number
-    ) -> asyncio.Future[tuple[bool, str | None]]: # Whether it was done, and why not
+    ) -> asyncio.Future[tuple[bool | None, str | None]]: # Whether it was done, and why not
         "Expect a reply."
         reply = self._replies[tag] = asyncio.get_running_loop().create_future()
         return reply
 
     def reply(self,
         tag: int, # The command's number
-        done: bool, # Whether it was done
+        done: bool | None, # Whether it was done; `None` when it takes a new process
         reason: str | None # Why not
     ) -> None:
         "Pass a reply on."
@@ -113,7 +113,7 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
         name = next(reversed(self), None)
         return (None, None, {}) if name is None else (*name, self[name].config)
 
-# %% ../../nbs/managers/proxy.ipynb #020627a0
+# %% ../../nbs/managers/proxy.ipynb #432b3081
 _OF_JOBS = frozenset({Kind.LOADING, Kind.LOADED, Kind.COOPERATIVE, Kind.CHUNK, Kind.PROGRESS, Kind.FINISHED,
     Kind.RESULT, Kind.FAILED, Kind.CANCELLED})
 
@@ -281,7 +281,7 @@ class WorkerProxy(ManagedProcess):
         kind: Kind, # UNLOAD or RELOAD
         tag: int, # A number that no other frame has
         request: tuple[Any, ...] # The arguments of the worker's method
-    ) -> asyncio.Future[tuple[bool, str | None]]: # Whether it was done, and why not
+    ) -> asyncio.Future[tuple[bool | None, str | None]]: # Whether it was done, and why not
         "Command the worker. Raises whatever pickling `request` raises."
         frame = encode(kind, tag, request)
         reply = self._commands.add(tag)
@@ -376,6 +376,7 @@ class WorkerProxy(ManagedProcess):
             done, reason, loaded = frame.value()
             self.loaded.renew(loaded, asyncio.get_running_loop().time())
             self._commands.reply(frame.tag, done, reason)
+            if done is None: self.stop("room") # a module that it has imported has changed on disk
             if self._run is None and not self.stopping:
                 self._limit()
                 self._report(Freed(self))
@@ -405,10 +406,8 @@ class WorkerProxy(ManagedProcess):
         if self.gone: return
         self.gone, run, prefetched = True, self._run, self._ahead
         self._run = self._ahead = None
-        unsent, self.marking = self.marking, None
         self.deadline.clear()
         self._commands.end()
         try:
-            if unsent is not None: self._report(Withdrawn(unsent))
-            self._report(Gone(self, exit, run, prefetched, unsent))
+            self._report(Gone(self, exit, run, prefetched, self.withdraw()))
         except BaseException as e: self._failed("the end", e)

@@ -25,7 +25,8 @@ from .plugins import ENDS_WORKER, Plugin, PluginSlots, drive, renew_event_loop
 from .stdio import WorkerStdio
 
 # %% auto #0
-__all__ = ['Terminated', 'WorkerSignals', 'WorkerProcess', 'describe', 'JobExecution', 'WorkerLoop', 'end_process', 'main']
+__all__ = ['Terminated', 'WorkerSignals', 'WorkerProcess', 'describe', 'JobExecution', 'edited_since', 'WorkerLoop',
+           'end_process', 'main']
 
 # %% ../../nbs/worker/main.ipynb #602ee4b4
 class Terminated(SystemExit):
@@ -193,7 +194,17 @@ class JobExecution:
         self._channel.chunk(self._job.tag, value)
         self._stage = "exception", ""
 
-# %% ../../nbs/worker/main.ipynb #f06044ce
+# %% ../../nbs/worker/main.ipynb #3a276b0a
+def edited_since(
+    start: float # Seconds since the epoch
+) -> str | None: # Its name
+    "Find an imported module whose file has changed since. A file that cannot be looked at has not."
+    for name, module in list(sys.modules.items()):
+        with suppress(Exception): # anything may stand among the modules
+            if os.stat(vars(module)["__file__"]).st_ctime > start: return name
+    return None
+
+# %% ../../nbs/worker/main.ipynb #3e322e00
 class WorkerLoop:
     "Acts on the manager's frames."
     def __init__(self,
@@ -201,7 +212,7 @@ class WorkerLoop:
         stdio: WorkerStdio, # Sends what plugins print and log
         process: WorkerProcess | None = None # The process; None in a thread, for tests
     ):
-        self._channel, self._stdio, self._process, self._slots = channel, stdio, process, PluginSlots()
+        self._channel, self._stdio, self._process, self._slots, self._began = channel, stdio, process, PluginSlots(), time.time()
 
     def serve(self) -> None:
         "Work until the manager sends `STOP` or closes its end. Then unload."
@@ -236,7 +247,7 @@ class WorkerLoop:
         "Run a job, unless the manager has withdrawn it."
         if self._channel.claim(frame.tag): JobExecution(self._channel, self._slots, self._stdio.flush).run(frame)
 
-    def _command(self, frame: Frame, command: Callable[..., bool]) -> None:
+    def _command(self, frame: Frame, command: Callable[..., bool | None]) -> None:
         "Do what a manager's method asks for, and reply."
         try: done, reason = command(*frame.value()), None
         except BaseException as e:
@@ -245,8 +256,9 @@ class WorkerLoop:
         self._stdio.flush()
         self._channel.send(Kind.REPLY, frame.tag, (done, reason, self._slots.loaded()))
 
-    def _reload(self, plugin_id: str, name: str, config: dict[str, Any], stream: bool) -> bool:
-        "Load that plugin with this config, whatever is loaded now."
+    def _reload(self, plugin_id: str, name: str, config: dict[str, Any], stream: bool) -> bool | None:
+        "Load that plugin with this config, whatever is loaded now. Return `None` when that takes a new process: a module has changed."
+        if edited_since(self._began) is not None: return None
         self._slots.load((plugin_id, name), config, stream)
         return True
 

@@ -333,13 +333,16 @@ class SimulatedWorker:
                 self._reply(frame.tag, bool(named), None)
             elif frame.kind == Kind.RELOAD:
                 plugin_id, name, config, _ = frame.value()
+                if config["version"] == 2 and self.loaded:  # one of its modules was edited
+                    self._reply(frame.tag, None, None)
+                    continue
                 failed = yield from self._load((plugin_id, name), config)
                 self._reply(frame.tag, not failed, failed or None)
             elif frame.kind == Kind.STOP:
                 yield from self._unload(self.loaded)
                 return
 
-    def _reply(self, tag: int, done: bool, reason: str | None) -> None:
+    def _reply(self, tag: int, done: bool | None, reason: str | None) -> None:
         self.say(Kind.REPLY, tag, (done, reason, list(self.loaded.items())))
 
     def _staying(self, plugin: tuple[str, str]) -> list[tuple[str, str]]:
