@@ -13,6 +13,7 @@ NOTEBOOKS = {  # What notebooks need
     "plugins/text.ipynb": (LLM,),
     "plugins/image.ipynb": (OCR,),
     "tutorials/live_events.ipynb": (SPEECH,),
+    "tutorials/more_models_than_memory.ipynb": (SPEECH, LLM),
     "tutorials/what_workers_use.ipynb": (LLM,),
     "tutorials/three_models.ipynb": (SPEECH, LLM, OCR),
 }
