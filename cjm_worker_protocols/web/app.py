@@ -90,7 +90,7 @@ async def log_in(
     if not token.right(given): raise Problem(401, "unauthorized", "This is not the token.")
     return Response(status_code=204, headers={"set-cookie": token.set_cookie(request.scope), "cache-control": "no-store"})
 
-# %% ../../nbs/web/app.ipynb #61d115d4
+# %% ../../nbs/web/app.ipynb #8ac4be7a
 class ManagerEndpoints:
     "The endpoints that show the manager itself."
     def __init__(self,
@@ -114,16 +114,11 @@ class ManagerEndpoints:
             Route("GET", "/metrics", self._metrics, "Metrics for Prometheus"),
         ]
 
-    @property
-    def ready(self) -> bool: # False while the manager drains, and after its end
-        "Whether jobs can be started."
-        return bool(getattr(self._manager, "ready", True))
-
     async def _about(self, call: ApiCall) -> ASGIApp:
         "`GET /api`"
         access = call.access
         return as_json({**self._facts, "version": __version__, "user": access.user, "sees": access.sees, "may": sorted(access.may),
-                        "details": self._visible.details_for(access), "ready": self.ready})
+                        "details": self._visible.details_for(access), "ready": self._manager.ready})
 
     async def _plugins(self, call: ApiCall) -> ASGIApp:
         "`GET /api/plugins`"
@@ -150,7 +145,7 @@ class ManagerEndpoints:
         "`GET /metrics`"
         call.access.check_sees_all()
         measured = await asyncio.to_thread(resource_metrics, self._manager.resource_manager)
-        text = manager_metrics(self._manager, self._limits.open, self.ready) + measured
+        text = manager_metrics(self._manager, self._limits.open, self._manager.ready) + measured
         return Response(text.encode(), 200, {"cache-control": "no-store"}, MEDIA_TYPE)
 
 # %% ../../nbs/web/app.ipynb #9d139678
@@ -221,7 +216,7 @@ class WorkersApp:
         await response(scope, receive, with_safe_headers(send))
 
     async def _answer(self, request: Request, path: str) -> ASGIApp:
-        if path in ("/healthz", "/readyz"): return probe(path == "/healthz" or self._manager.ready)
+        if path in ("/healthz", "/readyz"): return probe(path == "/healthz" or self.manager.ready)
         gate, page = self._gate, not path.startswith(("/api", "/metrics"))
         gate.check(request.scope)
         if path == "": return RedirectResponse(f"{request.scope.get('root_path', '')}/", 308)

@@ -21,8 +21,8 @@ IMAGES = {  # By first bytes
     b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF87a": "image/gif", b"GIF89a": "image/gif"}
 
 # %% auto #0
-__all__ = ['INLINE', 'IMAGES', 'FACTS', 'MAYBE', 'media_type', 'ResultView', 'view_result', 'when', 'error_of', 'job_document',
-           'job_details', 'count_by_status', 'worker_document']
+__all__ = ['INLINE', 'IMAGES', 'FACTS', 'TIMES', 'MAYBE', 'media_type', 'ResultView', 'view_result', 'when', 'error_of',
+           'job_document', 'job_details', 'count_by_status', 'worker_document']
 
 # %% ../../nbs/web/documents.ipynb #7f6d0f6d
 def media_type(
@@ -70,9 +70,10 @@ def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
         with open(value, "rb") as file: return ResultView("file", name, os.fstat(file.fileno()).st_size, media_type(file.read(16)))
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 
-# %% ../../nbs/web/documents.ipynb #2402a2a1
+# %% ../../nbs/web/documents.ipynb #95f5f4b8
 FACTS = ("id", "plugin_id", "status", "progress", "message", "waiting_for", "worker_pid", "priority", "timeout", "retries", "attempts",
          "owner")
+TIMES = ("created_at", "started_at", "loading_at", "loaded_at", "completed_at")
 MAYBE = ("position", "retried_from", "expires", "key", "restartable")  # Of managers that know them
 
 def when(
@@ -99,7 +100,7 @@ def job_document(
     document = {name: getattr(job, name) for name in FACTS}
     document.update({name: getattr(job, name, None) for name in MAYBE})
     document["retried_from"] = document["retried_from"] or job.metadata.get("retried_from")
-    document.update(created_at=when(job.created_at), started_at=when(job.started_at), completed_at=when(job.completed_at))
+    document.update({name: when(getattr(job, name)) for name in TIMES})
     document.update(metadata=json_safe(job.metadata, 1000, 50) if job.metadata else {}, error=error_of(job, details))
     return document
 

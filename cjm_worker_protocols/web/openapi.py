@@ -37,7 +37,8 @@ ERROR = _object("category message", category=TEXT, message=TEXT, exit_code=MAYBE
     stderr_tail=TEXT)
 JOB = _object(" ".join(FACTS), id=TEXT, plugin_id=TEXT, status=STATUS, progress=NUMBER, message=TEXT, waiting_for=TEXT,
     worker_pid=MAYBE_WHOLE, priority=WHOLE, timeout=MAYBE_NUMBER, retries=WHOLE, attempts=WHOLE, owner=MAYBE_TEXT, position=MAYBE_WHOLE,
-    retried_from=MAYBE_TEXT, created_at=MOMENT, started_at=MOMENT, completed_at=MOMENT, metadata=OBJECT,
+    retried_from=MAYBE_TEXT, created_at=MOMENT, started_at=MOMENT, loading_at=MOMENT,
+    loaded_at=MOMENT, completed_at=MOMENT, metadata=OBJECT,
     error={"anyOf": [_ref("Error"), {"type": "null"}]}, params=OBJECT, result=ANY, result_type=MAYBE_OBJECT,
     chunks=_object("", first=WHOLE, stop=WHOLE))
 REQUEST = _object("plugin_id", plugin_id=TEXT, params=OBJECT, priority=WHOLE, timeout=NUMBER, retries=WHOLE, key=TEXT, restartable=FLAG)

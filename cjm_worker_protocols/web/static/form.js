@@ -5,6 +5,8 @@ import {el, put} from "./view.js"
 const isPath = schema => schema.format === "path"
 const takesFiles = schema => isPath(schema) || (schema.type === "array" && schema.items && isPath(schema.items))
 
+const usable = plugin => plugin.configured && !plugin.problem
+
 // As on the command line: what is JSON is what it says, any other text is text.
 function parse(text) {
 	try { return JSON.parse(text) } catch { return text }
@@ -15,58 +17,50 @@ function field(parameter) {
 	const {name, schema, required} = parameter
 	const starts = parameter.default
 	const label = el("span", {}, name + (required ? " *" : ""))
-	const common = {name, required}
-	if (takesFiles(schema)) return fileField(parameter, label)
+	const common = {name, required}, wrap = (input, more = "") => el("label", {className: `field${more}`}, label, input)
+	if (takesFiles(schema)) {
+		const input = el("input", {...common, type: "file", multiple: !isPath(schema)})
+		return {node: wrap(input), input, files: () => [...input.files]}
+	}
 	if (schema.enum) {
 		const select = el("select", common, ...(required ? [] : [el("option", {value: ""}, "—")]), ...schema.enum.map((value, n) => el("option", {value: n}, String(value))))
 		if (starts !== undefined && schema.enum.includes(starts)) select.value = schema.enum.indexOf(starts)
-		return {node: el("label", {className: "field"}, label, select), read: () => select.value === "" ? undefined : schema.enum[select.value]}
+		return {node: wrap(select), read: () => select.value === "" ? undefined : schema.enum[select.value]}
 	}
 	if (schema.type === "boolean") {
 		const box = el("input", {type: "checkbox", name, checked: starts === true})
-		return {node: el("label", {className: "field"}, label, el("span", {}, box)), read: () => box.checked || required || starts !== undefined ? box.checked : undefined}
+		return {node: wrap(el("span", {}, box)), read: () => box.checked || required || starts !== undefined ? box.checked : undefined}
 	}
 	if (schema.type === "integer" || schema.type === "number") {
 		const input = el("input", {...common, type: "number", step: schema.type === "integer" ? 1 : "any", placeholder: starts ?? ""})
 		if (schema.minimum !== undefined) input.min = schema.minimum
 		if (schema.maximum !== undefined) input.max = schema.maximum
-		return {node: el("label", {className: "field"}, label, input), read: () => input.value === "" ? undefined : input.valueAsNumber}
+		return {node: wrap(input), read: () => input.value === "" ? undefined : input.valueAsNumber}
 	}
 	const text = schema.type === "string"
 	const area = el("textarea", {...common, rows: 1, placeholder: starts === undefined || starts === null ? (text ? "" : "JSON or text") : text ? starts : JSON.stringify(starts)})
-	return {node: el("label", {className: "field wide"}, label, area), read: () => area.value === "" && !(text && required) ? undefined : text ? area.value : parse(area.value)}
-}
-
-function fileField({name, schema, required}, label) {
-	const input = el("input", {type: "file", name, required, multiple: !isPath(schema)})
-	const node = el("label", {className: "field file"}, label, input)
-	return {node, input, files: () => [...input.files], read: () => undefined}
+	return {node: wrap(area, " wide"), read: () => area.value === "" && !(text && required) ? undefined : text ? area.value : parse(area.value)}
 }
 
 export class StartForm {
 	constructor(form, page) {
-		this.form = form
-		this.page = page
-		this.plugins = []
-		this.fields = []
+		Object.assign(this, {form, page, plugins: [], fields: []})
 		this.select = el("select", {name: "plugin", required: true})
-		this.select.addEventListener("change", () => this.choose(this.select.value))
+		this.select.onchange = () => this.choose(this.select.value)
 		this.about = el("p", {className: "about"})
-		this.inputs = el("div", {hidden: true})
-		this.button = el("button", {className: "main"}, "Run")
+		this.button = el("button", {type: "submit", className: "main"}, "Run")
 		this.problem = el("p", {className: "problem", role: "alert"})
-		form.addEventListener("submit", event => { event.preventDefault(); this.submit() })
+		form.onsubmit = event => { event.preventDefault(); this.submit() }
 	}
 
 	show(plugins) {
 		this.plugins = plugins
-		const usable = plugins.filter(plugin => plugin.configured && !plugin.problem)
 		if (!plugins.length) {
-			this.form.replaceChildren(el("p", {className: "empty"}, "No plugin is installed. Try speech recognition: ", el("code", {}, "pip install 'cjm-worker-protocols[speech]'")))
-			return
+			this.form.className = "open"
+			return this.form.replaceChildren(el("p", {className: "empty"}, "No plugin is installed. Try speech recognition: ", el("code", {}, "pip install 'cjm-worker-protocols[speech]'")))
 		}
-		this.select.replaceChildren(...plugins.map(plugin => el("option", {value: plugin.id, disabled: !usable.includes(plugin)}, plugin.name)))
-		this.choose((usable[0] || plugins[0]).id)
+		this.select.replaceChildren(...plugins.map(plugin => el("option", {value: plugin.id, disabled: !usable(plugin)}, plugin.name)))
+		this.choose((plugins.find(usable) || plugins[0]).id)
 	}
 
 	choose(id) {
@@ -79,7 +73,7 @@ export class StartForm {
 		const others = plugin.parameters === null || plugin.parameters.some(parameter => parameter.kind === "var_keyword")
 		this.fields = named.map(parameter => ({name: parameter.name, ...field(parameter)}))
 		if (others) this.fields.push({name: null, ...field({name: plugin.parameters === null ? "parameters" : "more parameters", schema: {type: "object"}})})
-		this.button.disabled = Boolean(plugin.problem) || !plugin.configured
+		this.button.disabled = !usable(plugin)
 		this.form.replaceChildren(el("label", {className: "field"}, el("span", {}, "plugin"), this.select), ...this.fields.map(field => field.node),
 			this.button, ...(this.about.textContent ? [this.about] : []), this.problem)
 	}
@@ -89,7 +83,7 @@ export class StartForm {
 	// Take files that were dropped anywhere on the page, and run if nothing else is missing.
 	drop(files) {
 		if (!this.fileField) {
-			const taker = this.plugins.find(plugin => plugin.configured && !plugin.problem && (plugin.parameters || []).some(parameter => takesFiles(parameter.schema)))
+			const taker = this.plugins.find(plugin => usable(plugin) && (plugin.parameters || []).some(parameter => takesFiles(parameter.schema)))
 			if (!taker) return put(this.problem, "No plugin here takes a file.")
 			this.choose(taker.id)
 		}
@@ -103,7 +97,7 @@ export class StartForm {
 	async submit() {
 		const params = {}, files = []
 		for (const field of this.fields) {
-			const value = field.read()
+			const value = field.read?.()
 			if (field.name === null) {
 				if (value !== undefined && Object(value) !== value || Array.isArray(value)) return put(this.problem, "Expected a JSON object, as {\"name\": 1}.")
 				Object.assign(params, value)

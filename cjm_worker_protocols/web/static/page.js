@@ -2,7 +2,7 @@
 
 import {StartForm} from "./form.js"
 import {AreaPlot, PLOTS, Usage, newSpark, spark} from "./plot.js"
-import {ENDS, JobDetails, JobRow, MARKS, WORDS, action, bytes, el, nameOf, put, situation} from "./view.js"
+import {ENDS, JobDetails, JobRow, MARKS, Row, action, block, bytes, el, loads, mark, nameOf, put, situation, urlOf, word} from "./view.js"
 
 const $ = id => document.getElementById(id)
 const STATUSES = ["running", "pending", "completed", "failed", "cancelled"]
@@ -12,27 +12,27 @@ const RANK = {pending: 0, running: 1, completed: 2, failed: 2, cancelled: 2}
 // Whether a picture of a job is newer than another.
 const newer = (a, b) => a.attempts > b.attempts || a.attempts === b.attempts && RANK[a.status] + a.progress / 2 > RANK[b.status] + b.progress / 2
 
-class Problem extends Error {
-	constructor(status, text) { super(text); this.status = status }
-}
+// Whether a worker that is gone was ended by the manager: by SIGTERM, or without an error.
+const asked = worker => [0, 15, 143].includes(worker.signal || worker.exit_code || 0)
+
+const problem = (status, text) => Object.assign(new Error(text), {status})
 
 class Page {
 	constructor() {
-		this.about = {may: [], sees: "own"}
+		this.about = {may: []}
 		this.jobs = new Map()  // By id, the newest first
 		this.counts = {}
 		this.rows = new Map()  // Of the jobs in the table
 		this.workers = new Map()  // By pid
 		this.workerRows = new Map()
 		this.usage = new Usage()
-		this.plots = new Map()
+		this.plots = PLOTS.map(plot => new AreaPlot(...plot))
 		this.filter = {status: "", plugin: "", text: ""}
 		this.limit = ROWS
 		this.columns = 7  // Of the table of jobs
 		this.mine = new Set()  // Jobs that were started here, whose ends are announced
 		this.dirty = {jobs: new Set()}
-		this.frame = 0
-		this.drawn = 0  // When the plots were drawn last
+		this.frame = this.failures = this.drawn = 0  // `drawn` is when the plots were
 		this.form = new StartForm($("start-form"), this)
 		this.details = null
 	}
@@ -43,11 +43,11 @@ class Page {
 
 	async ask(path, options = {}) {
 		let response
-		try { response = await fetch(path, {...options, credentials: "same-origin"}) } catch { throw new Problem(0, "The server does not answer.") }
+		try { response = await fetch(path, options) } catch { throw problem(0, "The server does not answer.") }
 		if (response.ok) return response
 		let text = `The server answered ${response.status}.`
 		try { const found = await response.json(); text = found.detail || found.title || text } catch { /* not a problem document */ }
-		throw new Problem(response.status, text)
+		throw problem(response.status, text)
 	}
 
 	async get(path) { return (await this.ask(path)).json() }
@@ -77,8 +77,8 @@ class Page {
 		this.announce(`Started ${job.plugin_id}`)
 	}
 
-	async cancel(job) { this.receive(await this.post(`api/jobs/${encodeURIComponent(job.id)}/cancel`)) }
-	async retry(job) { this.began(await this.post(`api/jobs/${encodeURIComponent(job.id)}/retry`)) }
+	async cancel(job) { this.receive(await this.post(urlOf(job.id, "/cancel"))) }
+	async retry(job) { this.began(await this.post(urlOf(job.id, "/retry"))) }
 
 	// Loading and following
 
@@ -88,25 +88,26 @@ class Page {
 		try {
 			if (token) await this.post("api/login", {token: decodeURIComponent(token[1])})
 			this.about = await this.get("api")
-		} catch (error) { return this.refused(error) }
+		} catch (error) { return this.refused(error, token) }
 		$("login").hidden = true
 		$("main").hidden = false
+		document.body.className = ""
 		document.title = this.about.title
 		put($("title"), this.about.title)
 		put($("host"), [location.host, this.about.user].filter(Boolean).join(" · "))
 		$("workers").hidden = this.about.sees !== "all"
 		$("start").hidden = !this.may("start")
-		if (matchMedia("(max-width: 700px)").matches) $("workers").open = false
+		$("workers").open = !matchMedia("(max-width: 800px)").matches
 		this.follow()
 		this.loadPlugins()
 	}
 
-	refused(error) {
+	refused(error, tried) {
 		if (error.status === 0) { this.state("offline", "the server does not answer"); setTimeout(() => this.begin(), 2000); return }
 		this.state("offline", error.status === 401 ? "not signed in" : "refused")
 		$("login").hidden = false
-		put($("login-problem"), error.status === 401 ? "" : error.message)
-		$("token").focus()
+		put($("login-problem"), tried || error.status !== 401 ? error.message : "")
+		$("token").select()
 	}
 
 	async loadPlugins() {
@@ -121,56 +122,56 @@ class Page {
 
 	// One stream of events for the page and for the job that is open.
 	follow(lastId = "") {
-		if (this.source) this.source.close()
-		clearTimeout(this.again)
+		this.source?.close()
 		const query = new URLSearchParams()
 		if (this.details) query.set("job", this.details.job.id)
 		if (lastId) query.set("last_event_id", lastId)
-		const source = this.source = new EventSource(`api/events${query.size ? `?${query}` : ""}`)
+		const source = this.source = new EventSource(`api/events?${query}`)
 		this.lastId = lastId
 		source.onopen = () => {
 			this.failures = 0
-			this.state("live", "live")
+			this.live()
 			if (!this.lastId || !this.loaded) this.load()
 		}
 		source.onerror = () => this.lost(source)
 		const on = (type, call) => source.addEventListener(type, event => {
-			if (event.lastEventId) this.lastId = event.lastEventId
-			call(event.data ? JSON.parse(event.data) : {})
+			this.lastId = event.lastEventId || this.lastId
+			call(JSON.parse(event.data || "{}"))
 		})
-		const open = (method, data) => { if (this.details && this.details.job.id === data.job_id) this.details[method](data) }
 		on("job", job => this.receive(job))
 		on("worker", worker => this.receiveWorker(worker))
+		on("manager", ({ready}) => { this.about.ready = ready; this.live() })
 		on("usage", usage => { this.usage.add(usage); this.dirty.usage = true; this.later() })
-		for (const type of ["chunk", "log"]) on(type, data => open(type, data))
+		for (const type of ["chunk", "log"]) on(type, data => { if (this.details?.job.id === data.job_id) this.details[type](data) })
 		for (const type of ["reset", "gap"]) on(type, () => this.load())
 	}
 
 	lost(source) {
 		if (source !== this.source || document.hidden) return
-		this.since = this.since || new Date()
-		this.failures = (this.failures || 0) + 1
 		source.close()
-		const delay = Math.min(15, 2 ** Math.min(this.failures, 4) / 2)
-		let left = delay
-		const count = () => {
-			if (source !== this.source) return
-			this.state("offline", `offline since ${this.since.toTimeString().slice(0, 8)}, reconnecting in ${Math.ceil(left)} s`)
-			if (left <= 0) return this.reconnect()
-			left -= 1
-			this.again = setTimeout(count, 1000 * Math.min(1, left + 1))
-		}
-		count()
+		this.since ??= new Date()
+		this.failures += 1
+		this.due = Date.now() + 500 * 2 ** Math.min(this.failures, 5)
+		this.count()
+	}
+
+	count() {
+		const left = Math.ceil((this.due - Date.now()) / 1000)
+		this.state("offline", `offline since ${this.since.toTimeString().slice(0, 8)}, reconnecting${left > 0 ? ` in ${left} s` : ""}`)
+		if (left <= 0) this.reconnect()
 	}
 
 	// Ask first: a refusal has a status, which `EventSource` does not tell.
 	async reconnect() {
+		this.due = 0
 		try { this.about = await this.get("api") } catch (error) {
 			if (error.status === 401) return this.refused(error)
 			return this.lost(this.source)
 		}
 		this.follow(this.lastId)
 	}
+
+	live() { this.state("live", this.about.ready ? "live" : "live · takes no new jobs") }
 
 	state(state, text) {
 		if (state === "live") this.since = null
@@ -183,18 +184,17 @@ class Page {
 	async load() {
 		this.touched = new Set()
 		try {
-			const [jobs, workers] = await Promise.all([this.get("api/jobs?limit=1000"), this.about.sees === "all" ? this.get("api/workers") : null])
-			const known = new Map(), {counts} = jobs
-			for (const id of this.touched) if (!jobs.jobs.some(job => job.id === id)) { known.set(id, this.jobs.get(id)); counts[known.get(id).status] += 1 }
-			for (const job of jobs.jobs) {
-				const own = this.touched.has(job.id) && newer(this.jobs.get(job.id), job) ? this.jobs.get(job.id) : job
-				known.set(job.id, own)
-				counts[job.status] -= 1
-				counts[own.status] += 1
+			const [{jobs, counts}, workers] = await Promise.all([this.get("api/jobs?limit=1000"), this.about.sees === "all" ? this.get("api/workers") : null])
+			const got = new Map(jobs.map(job => [job.id, job])), early = [...this.touched].filter(id => !got.has(id))
+			const known = new Map([...early.map(id => [id, null]), ...got])
+			for (const id of this.touched) {
+				const job = this.jobs.get(id), theirs = got.get(id)
+				if (theirs && !newer(job, theirs)) continue
+				if (theirs) counts[theirs.status] -= 1
+				counts[job.status] += 1
+				known.set(id, job)
 			}
-			this.jobs = known
-			this.loaded = true
-			this.counts = counts
+			Object.assign(this, {jobs: known, counts, loaded: true})
 			if (workers) {
 				this.workers = new Map(workers.workers.map(worker => [worker.pid, worker]))
 				this.usage.add({workers: Object.fromEntries(workers.workers.filter(worker => worker.memory !== null).map(worker => [worker.pid, worker])), memory_limit: workers.memory_limit})
@@ -209,21 +209,21 @@ class Page {
 
 	receive(job) {
 		const before = this.jobs.get(job.id)
-		if (before && ENDS.has(before.status) && newer(before, job)) return
-		if (this.touched) this.touched.add(job.id)
-		if (!before || before.status !== job.status) {
-			if (before && before.position) this.shift(before.position, -1)
+		if (ENDS.has(before?.status) && newer(before, job)) return
+		this.touched?.add(job.id)
+		if (before?.status !== job.status) {
+			if (before?.position) this.shift(before.position, -1)
 			else if (job.position) this.shift(job.position, 1)
 			if (before) this.counts[before.status] -= 1
 			this.counts[job.status] = (this.counts[job.status] || 0) + 1
 			this.dirty.counts = true
 		}
-		if (!before) { this.jobs = new Map([[job.id, job], ...this.jobs]); if (this.loaded) this.fresh = (this.fresh || new Set()).add(job.id); this.dirty.list = true }
+		if (!before) { this.jobs = new Map([[job.id, job], ...this.jobs]); if (this.loaded) (this.fresh ??= new Set()).add(job.id); this.dirty.list = true }
 		else { this.jobs.set(job.id, {...before, ...job}); this.dirty.jobs.add(job.id) }
 		if (before && before.status !== job.status) {
 			if (this.filter.status) this.dirty.list = true
-			if (ENDS.has(job.status) && (this.mine.has(job.id) || this.details && this.details.job.id === job.id))
-				this.announce(`${nameOf(job)} ${WORDS[job.status]}${job.status === "failed" ? `: ${situation(job)}` : ""}`)
+			if (ENDS.has(job.status) && (this.mine.has(job.id) || this.details?.job.id === job.id))
+				this.announce(`${nameOf(job)} ${word(job.status)}${job.status === "failed" ? `: ${situation(job)}` : ""}`)
 		}
 		this.dirty.workers = true
 		this.later()
@@ -238,8 +238,9 @@ class Page {
 	}
 
 	receiveWorker(worker) {
-		const before = this.workers.get(worker.pid) || {}
-		this.workers.set(worker.pid, {...before, ...worker, ...(worker.gone ? {left: Date.now(), job_id: null} : {})})
+		const before = this.workers.get(worker.pid) || {}, job = this.jobs.get(before.job_id)
+		if (worker.gone) worker = {...worker, left: Date.now(), job_id: null, plugin_id: job ? job.plugin_id : before.plugin_id}
+		this.workers.set(worker.pid, {...before, ...worker})
 		this.dirty.workers = true
 		this.later()
 	}
@@ -259,7 +260,7 @@ class Page {
 			const row = this.rows.get(id)
 			if (row) row.update(this.jobs.get(id), now)
 		}
-		if (this.details && dirty.jobs.has(this.details.job.id)) this.details.update(this.jobs.get(this.details.job.id))
+		if (dirty.jobs.has(this.details?.job.id)) this.details.update(this.jobs.get(this.details.job.id))
 		if (dirty.list || dirty.counts) this.drawCounts()
 		if (dirty.workers) this.drawWorkers(now)
 		if (dirty.usage) this.drawUsage(now)
@@ -284,16 +285,16 @@ class Page {
 			if (row.job !== job) row.update(job, now)
 			rows.set(job.id, row)
 		}
-		const open = this.details && rows.has(this.details.job.id) ? this.details : null
+		const open = rows.has(this.details?.job.id) ? this.details : null
 		let place = body.firstChild
 		const set = node => {
 			if (place === node) place = place.nextSibling
 			else body.insertBefore(node, place)
 		}
 		for (const [id, row] of rows) {
-			if (this.fresh && this.fresh.has(id)) { row.tr.classList.add("new"); setTimeout(() => row.tr.classList.remove("new"), 8000) }
+			if (this.fresh?.has(id)) { row.tr.classList.add("new"); setTimeout(() => row.tr.classList.remove("new"), 8000) }
 			set(row.tr)
-			if (open && open.job.id === id) set(open.tr)
+			if (open?.job.id === id) set(open.tr)
 		}
 		while (place) { const next = place.nextSibling; place.remove(); place = next }
 		this.fresh = null
@@ -311,24 +312,27 @@ class Page {
 		const box = $("no-jobs")
 		box.hidden = rows > 0
 		if (rows) return
-		if (this.jobs.size) return box.replaceChildren("No job matches. ", el("button", {type: "button", onclick: () => this.showAll()}, "Show all"))
-		const plugin = this.form.plugin || {id: "PLUGIN", parameters: []}
+		if (this.jobs.size) return box.replaceChildren("No job matches. ", el("button", {onclick: () => this.showAll()}, "Show all"))
+		const {plugin} = this.form
+		if (!plugin || !this.may("start")) return box.replaceChildren("No jobs yet.")
 		const params = Object.fromEntries((plugin.parameters || []).filter(parameter => parameter.required).map(parameter => [parameter.name, "…"]))
 		const url = new URL("api/jobs", location.href), auth = this.about.token ? " -H 'Authorization: Bearer TOKEN'" : ""
 		box.replaceChildren(el("p", {}, "No jobs yet. Start one above, drop a file on the page, or call:"),
-			el("pre", {tabIndex: 0, "aria-label": "a command that starts a job"}, `curl ${url}${auth} -H 'Content-Type: application/json' -d '${JSON.stringify({plugin_id: plugin.id, params})}'`))
+			block("a command that starts a job", `curl ${url}${auth} -H 'Content-Type: application/json' -d '${JSON.stringify({plugin_id: plugin.id, params})}'`))
 	}
 
 	drawCounts() {
 		STATUSES.forEach((status, n) => {
-			const button = $("counters").children[n] || this.newCounter(status, n)
-			put(button.querySelector("b"), String(this.counts[status] || 0))
-			button.setAttribute("aria-pressed", String(this.filter.status === status))
+			const button = $("counters").children[n] || this.newCounter(status, n), count = this.counts[status] || 0
+			put(button.querySelector("b"), String(count))
+			button.classList.toggle("none", !count)
+			button.ariaPressed = this.filter.status === status
 		})
 	}
 
 	newCounter(status, n) {
-		const button = el("button", {type: "button", "aria-keyshortcuts": String(n + 1), onclick: () => this.filterBy(status)}, el("b"), ` ${WORDS[status]} `, el("kbd", {}, String(n + 1)))
+		const button = el("button", {className: status, ariaKeyShortcuts: n + 1, onclick: () => this.filterBy(status)},
+			mark(MARKS[status]), el("b"), el("span", {}, word(status)), el("kbd", {}, n + 1))
 		$("counters").append(button)
 		return button
 	}
@@ -338,8 +342,8 @@ class Page {
 		this.refilter()
 	}
 
-	refilter() {
-		this.limit = ROWS
+	refilter(limit = ROWS) {
+		this.limit = limit
 		this.dirty.list = true
 		this.draw()
 	}
@@ -351,63 +355,58 @@ class Page {
 	}
 
 	drawWorkers(now) {
-		for (const [pid, worker] of this.workers) if (worker.left && now - worker.left > 60000) this.workers.delete(pid)
+		for (const [pid, worker] of this.workers) if (now - worker.left > (asked(worker) ? 10000 : 60000)) this.workers.delete(pid)
 		const body = $("workers-table").tBodies[0]
 		this.hosts = new Set([...this.workers.values()].map(worker => worker.host).filter(Boolean)).size
 		for (const [pid, row] of this.workerRows) if (!this.workers.has(pid)) { row.tr.remove(); this.workerRows.delete(pid) }
 		for (const [pid, worker] of this.workers) {
 			let row = this.workerRows.get(pid)
-			if (!row) { row = this.newWorkerRow(pid); this.workerRows.set(pid, row); body.append(row.tr) }
+			if (!row) { row = this.newWorkerRow(); this.workerRows.set(pid, row); body.append(row.tr) }
 			this.drawWorker(row, worker)
 		}
 		$("workers-table").hidden = !this.workers.size
 		const alive = [...this.workers.values()].filter(worker => !worker.gone)
 		$("no-workers").hidden = this.workers.size > 0
-		put($("no-workers"), "No worker runs. One starts with the first job.")
 		const used = alive.reduce((sum, worker) => sum + (this.usage.last(worker.pid, "memory") || 0), 0)
 		put($("workers-summary"), alive.length ? `${alive.length}${used ? ` · ${bytes(used)}` : ""}` : "")
 	}
 
-	newWorkerRow(pid) {
-		const cells = Object.fromEntries(["status", "pid", "plugin", "lately", "memory", "cpu", "gpu", "what", "actions"].map(name => [name, el("td", {className: name})]))
-		for (const name of ["memory", "cpu", "gpu"]) cells[name].classList.add("number")
-		const line = newSpark(), progress = el("progress", {max: 1, hidden: true, "aria-label": "progress"}), what = el("span")
-		cells.lately.append(line)
-		cells.what.append(progress, what)
-		return {cells, line, progress, what, tr: el("tr", {}, ...Object.values(cells))}
+	newWorkerRow() {
+		const row = new Row("status", "pid", "plugin", "lately", "memory", "cpu", "gpu_memory", "what", "actions")
+		row.line = newSpark()
+		row.cells.status.append(mark(""), el("span"))
+		row.cells.lately.append(row.line)
+		return row
 	}
 
-	drawWorker({cells, line, progress, what, tr}, worker) {
-		const job = worker.job_id ? this.jobs.get(worker.job_id) : null, status = worker.gone ? "gone" : worker.status
-		const asked = [null, undefined, 0, 15, 143].includes(worker.signal || worker.exit_code)  // SIGTERM is the manager's own
-		const how = asked ? "ended" : worker.signal ? `killed by signal ${worker.signal}` : `exit code ${worker.exit_code}`
-		tr.className = `${status}${worker.gone && !asked ? " failed" : ""}`
-		put(cells.status, `${MARKS[status] || "●"} ${status}`)
+	drawWorker(row, worker) {
+		const {cells} = row, job = this.jobs.get(worker.job_id), key = job ? job.id : ""
+		const ended = asked(worker) ? "ended" : "failed", status = worker.gone ? ended : job && loads(job) ? "loading" : worker.status
+		const how = worker.signal ? `killed by signal ${worker.signal}` : `exit code ${worker.exit_code}`
+		row.tr.className = status
+		put(cells.status.firstChild, MARKS[status] || "●")
+		put(cells.status.lastChild, ` ${status}`)
 		put(cells.pid, `${worker.pid}${this.hosts > 1 && worker.host ? ` on ${worker.host}` : ""}`)
-		put(cells.plugin, worker.plugin_id || "")
-		for (const [name, field, text] of [["memory", "memory", bytes], ["cpu", "cpu", cores => cores === null ? "—" : `${Math.round(cores * 100)} %`], ["gpu", "gpu_memory", bytes]])
-			put(cells[name], worker.gone ? "" : text(this.usage.last(worker.pid, field)))
-		spark(line, this.usage.line(worker.pid, "memory"))
-		progress.hidden = !job || job.status !== "running"
-		if (job) progress.value = job.progress
-		put(what, worker.gone ? how : job ? `${nameOf(job)}${job.status === "running" ? `  ${Math.round(job.progress * 100)} %` : ""}` : "")
-		if (cells.actions.dataset.job === (worker.job_id || "")) return
-		cells.actions.dataset.job = worker.job_id || ""
-		cells.actions.replaceChildren(...(job && this.may("cancel") ? [action("cancel", "cancelling", () => this.cancel(job), {"aria-label": `cancel ${nameOf(job)}`})] : []))
+		put(cells.plugin, job ? job.plugin_id : worker.plugin_id || "")
+		for (const [, field, text] of PLOTS) {
+			const used = this.usage.last(worker.pid, field)
+			put(cells[field], worker.gone ? "" : used === null ? "—" : text(used))
+			cells[field].title = used === null ? "Not measured: it is new, or on another machine" : ""
+		}
+		spark(row.line, this.usage.line(worker.pid, "memory"))
+		row.tell(job, status === "failed" ? how : job ? [nameOf(job), situation(job)].filter(Boolean).join(" · ") : "")
+		if (cells.actions.dataset.job === key) return
+		cells.actions.dataset.job = key
+		cells.actions.replaceChildren(...(job && this.may("cancel") ? [action("cancel", "cancelling", () => this.cancel(job), {ariaLabel: `cancel ${nameOf(job)}`})] : []))
 	}
 
 	drawUsage(now) {
 		if (now - this.drawn < 500) return void setTimeout(() => { this.dirty.usage = true; this.later() }, 500)
 		this.drawn = now
 		$("workers-table").classList.toggle("no-gpu", !this.usage.known("gpu_memory"))
-		for (const [title, field, unit, least] of PLOTS) {
-			if (!this.usage.known(field)) continue
-			if (!this.plots.has(field)) {
-				const plot = new AreaPlot(title, field, unit, least)
-				this.plots.set(field, plot)
-				$("plots").append(plot.figure)
-			}
-			this.plots.get(field).draw(this.usage, field === "memory" ? this.usage.limit : null)
+		for (const plot of this.plots) if (this.usage.known(plot.field)) {
+			if (!plot.figure.isConnected) $("plots").append(plot.figure)
+			plot.draw(this.usage, plot.field === "memory" ? this.usage.limit : null)
 		}
 		this.drawWorkers(now)
 	}
@@ -415,7 +414,8 @@ class Page {
 	tick() {
 		const now = Date.now()
 		for (const row of this.rows.values()) row.tick(now)
-		if (this.details) this.details.tick()
+		this.details?.tick()
+		if (this.due) this.count()
 	}
 
 	// Opening a job
@@ -434,14 +434,12 @@ class Page {
 		if (!this.rows.has(id)) {
 			if (!this.jobs.has(id)) return
 			if (!this.matches(this.jobs.get(id))) this.showAll()
-			this.limit = Math.max(this.limit, [...this.jobs.keys()].indexOf(id) + 1)
-			this.dirty.list = true
-			this.draw()
+			this.refilter(Math.max(this.limit, [...this.jobs.keys()].indexOf(id) + 1))
 		}
 		this.close(false)
 		const row = this.rows.get(id)
 		if (!row) return
-		row.status.setAttribute("aria-expanded", "true")
+		row.status.ariaExpanded = true
 		this.details = new JobDetails(row.job, this)
 		row.tr.after(this.details.tr)
 		history.replaceState(null, "", `#job=${encodeURIComponent(id)}`)
@@ -457,16 +455,16 @@ class Page {
 		this.details = null
 		history.replaceState(null, "", location.pathname + location.search)
 		if (!row) return
-		row.status.setAttribute("aria-expanded", "false")
+		row.status.ariaExpanded = false
 		if (focus) row.status.focus()
 	}
 
-	toggle(id) { this.details && this.details.job.id === id ? this.close() : this.open(id) }
+	toggle(id) { this.details?.job.id === id ? this.close() : this.open(id) }
 
 	// The row with the focus, or the open one.
 	get current() {
 		const rows = [...this.rows.values()]
-		return rows.find(row => row.tr.contains(document.activeElement)) || this.details && this.rows.get(this.details.job.id) || null
+		return rows.find(row => row.tr.contains(document.activeElement)) || this.rows.get(this.details?.job.id)
 	}
 
 	move(step) {
@@ -476,86 +474,79 @@ class Page {
 	}
 
 	press(name) {
-		const row = this.current, button = row && row.cells.actions.querySelector("button")
-		if (button && button.textContent === name) button.click()
+		const button = this.current?.cells.actions.querySelector("button")
+		if (button?.textContent === name) button.click()
 	}
 
 	newJob() {
-		const form = $("start-form")
-		form.classList.add("open")
-		$("start-toggle").setAttribute("aria-expanded", "true")
+		$("start-form").classList.add("open")
+		$("start-toggle").ariaExpanded = true
 		this.form.focus()
 	}
 
 	key(event) {
 		if (event.ctrlKey || event.metaKey || event.altKey || $("help").open) return
-		const {key, target} = event
-		if (key === "Escape") {
-			if (target.matches("input, select, textarea")) target.blur()
-			else this.close()
-			return
-		}
-		if (target.matches("input, select, textarea") || $("main").hidden) return
+		const {key, target} = event, typing = target.matches("input, select, textarea")
+		if (key === "Escape") return typing ? target.blur() : this.close()
+		if (typing || $("main").hidden) return
 		const keys = {
 			"/": () => $("search").focus(), j: () => this.move(1), k: () => this.move(-1), c: () => this.press("cancel"),
 			r: () => this.press("retry"), n: () => this.newJob(), "?": () => $("help").showModal(),
-			...Object.fromEntries(STATUSES.map((status, n) => [String(n + 1), () => this.filterBy(status)])),
 		}
-		if (!(key in keys)) return
+		const status = STATUSES[key - 1], call = status ? () => this.filterBy(status) : keys[key]
+		if (!call) return
 		event.preventDefault()
-		keys[key]()
+		call()
 	}
 
 	// What a person does
 
 	listen() {
-		document.addEventListener("keydown", event => this.key(event))
-		$("help-button").addEventListener("click", () => $("help").showModal())
-		$("start-toggle").addEventListener("click", () => {
-			const open = $("start-form").classList.toggle("open")
-			$("start-toggle").setAttribute("aria-expanded", String(open))
-		})
-		$("search").addEventListener("input", () => { this.filter.text = $("search").value.trim().toLowerCase(); this.refilter() })
-		$("plugin-filter").addEventListener("change", () => { this.filter.plugin = $("plugin-filter").value; this.refilter() })
-		$("more").addEventListener("click", () => { this.limit += ROWS; this.dirty.list = true; this.draw() })
-		$("login").addEventListener("submit", event => {
+		document.onkeydown = event => this.key(event)
+		$("help-button").onclick = () => $("help").showModal()
+		$("start-toggle").onclick = () => { $("start-toggle").ariaExpanded = $("start-form").classList.toggle("open") }
+		$("search").oninput = () => { this.filter.text = $("search").value.trim().toLowerCase(); this.refilter() }
+		$("plugin-filter").onchange = () => { this.filter.plugin = $("plugin-filter").value; this.refilter() }
+		$("more").onclick = () => this.refilter(this.limit + ROWS)
+		$("login").onsubmit = event => {
 			event.preventDefault()
 			location.hash = `token=${encodeURIComponent($("token").value)}`
 			this.begin()
-		})
-		document.addEventListener("visibilitychange", () => {
+		}
+		document.onvisibilitychange = () => {
 			if ($("main").hidden) return
-			if (document.hidden) { clearTimeout(this.again); this.source.close() }
-			else this.reconnect()
-		})
+			if (!document.hidden) return this.reconnect()
+			this.due = 0
+			this.source.close()
+		}
 		this.listenToDrops()
 		this.listenToTheme()
 		setInterval(() => this.tick(), 1000)
 	}
 
 	listenToDrops() {
-		const files = event => event.dataTransfer && [...event.dataTransfer.types].includes("Files") && this.may("start")
+		const files = event => event.dataTransfer?.types.includes("Files") && this.may("start")
 		const show = shown => { $("drop").hidden = !shown }
-		document.addEventListener("dragover", event => { if (files(event)) { event.preventDefault(); show(true) } })
-		document.addEventListener("dragleave", event => { if (!event.relatedTarget) show(false) })
-		document.addEventListener("drop", event => {
+		document.ondragover = event => { if (files(event)) { event.preventDefault(); show(true) } }
+		document.ondragleave = event => { if (!event.relatedTarget) show(false) }
+		document.ondrop = event => {
 			show(false)
 			if (!files(event) || event.defaultPrevented) return
 			event.preventDefault()
 			this.form.drop(event.dataTransfer.files)
-		})
+		}
 	}
 
 	listenToTheme() {
 		const themes = ["system", "light", "dark"]
-		let at = 0
-		try { at = Math.max(0, themes.indexOf(localStorage.theme)) } catch { /* no storage */ }
+		let kept = {}
+		try { kept = localStorage } catch { /* no storage */ }
+		let at = Math.max(0, themes.indexOf(kept.theme))
 		const set = () => {
-			document.documentElement.dataset.theme = themes[at]
+			document.documentElement.dataset.theme = kept.theme = themes[at]
 			put($("theme"), `Theme: ${themes[at]}`)
-			try { localStorage.theme = themes[at] } catch { /* no storage */ }
 		}
-		$("theme").addEventListener("click", () => { at = (at + 1) % 3; set() })
+		$("theme").onclick = () => { at = (at + 1) % 3; set() }
 		set()
 	}
 }

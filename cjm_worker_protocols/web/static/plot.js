@@ -32,13 +32,13 @@ export class Usage {
 
 	last(pid, field) {
 		const point = (this.workers.get(String(pid)) || []).at(-1)
-		return point && point[field] !== undefined ? point[field] : null
+		return point?.[field] ?? null
 	}
 
 	// The values of one worker, without gaps at its ends.
 	line(pid, field) { return (this.workers.get(String(pid)) || []).filter(Boolean).map(point => point[field] || 0) }
 
-	known(field) { return [...this.workers.values()].some(points => points.some(point => point && point[field] !== null && point[field] !== undefined)) }
+	known(field) { return [...this.workers.values()].some(points => points.some(point => point?.[field] != null)) }
 }
 
 export function spark(node, values) {
@@ -56,10 +56,7 @@ export const newSpark = () => {
 // A stacked area of one field over time, with the limit as a line.
 export class AreaPlot {
 	constructor(title, field, unit, least) {
-		this.least = least  // What the plot shows at least, so that little looks little
-		this.title = title
-		this.field = field
-		this.unit = unit
+		Object.assign(this, {title, field, unit, least})  // `least` is what the plot shows at least, so that little looks little
 		this.figure = document.createElement("figure")
 		this.caption = document.createElement("figcaption")
 		this.node = svg("svg", {viewBox: `0 0 ${SPAN} 64`, preserveAspectRatio: "none", role: "img"})
@@ -73,8 +70,8 @@ export class AreaPlot {
 		const bands = []
 		let n = 0
 		for (const [pid, points] of workers) {
-			const high = points.map((point, i) => low[i] + ((point && point[this.field]) || 0))
-			bands.push([pid, low, high, n++ % 6])
+			const high = points.map((point, i) => low[i] + (point?.[this.field] || 0))
+			bands.push([pid, low, high, n++ % 3])
 			low = high
 		}
 		const most = Math.max(...low, this.least), beyond = limit && limit > 4 * most
@@ -82,15 +79,14 @@ export class AreaPlot {
 		const y = value => (64 - 64 * value / top).toFixed(1)
 		const parts = bands.map(([pid, from, to, color]) => {
 			const upper = times.map((time, i) => `${x(time)},${y(to[i])}`), lower = times.map((time, i) => `${x(time)},${y(from[i])}`).reverse()
-			const path = svg("path", {class: `b${color}`, d: `M${[...upper, ...lower].join("L")}Z`}), name = svg("title")
+			const path = svg("path", {opacity: .85 - .22 * color, d: `M${[...upper, ...lower].join("L")}Z`}), name = svg("title")
 			name.textContent = `worker ${pid}`
 			path.append(name)
 			return path
 		})
 		if (limit && !beyond) parts.push(svg("line", {x1: 0, x2: SPAN, y1: y(limit), y2: y(limit)}))
-		const now = this.unit(low.at(-1) || 0)
-		const of = limit ? ` of ${this.unit(limit)}` : ""
-		this.caption.textContent = `${this.title}: ${now}${of}, the last 5 minutes`
+		const now = this.unit(low.at(-1) || 0), of = limit ? ` of ${this.unit(limit)}` : ""
+		this.caption.textContent = `${this.title}: ${now}${of}. Last 5 minutes, peak ${this.unit(Math.max(0, ...low))}`
 		this.node.setAttribute("aria-label", `${this.caption.textContent}. The table above has the numbers of each worker.`)
 		this.node.replaceChildren(...parts)
 	}
