@@ -56,7 +56,8 @@ def test_a_command_is_one(name: str) -> None:
 @pytest.fixture
 def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The module whose plugin the programs name."""
-    (tmp_path / "my_plugins.py").write_text("class Whisper:\n    def run(self, audio):\n        yield from audio.split()\n        return {'text': audio}\n")
+    lines = ["class Whisper:", "    def run(self, audio):", "        yield from audio.split()", "        return {'text': audio}"]
+    (tmp_path / "my_plugins.py").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_plugins", raising=False)
 
