@@ -17,7 +17,7 @@ from repo import ROOT
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager
 from cjm_worker_protocols.core.errors import RegistryUnavailableError
-from cjm_worker_protocols.managers.serial import SerialExecutor
+from cjm_worker_protocols.managers.serial import PostedCalls
 
 pytestmark = pytest.mark.filterwarnings("error")
 request_id: "ContextVar[str]" = ContextVar("request_id", default="none")
@@ -206,11 +206,11 @@ async def test_the_newest_states_of_a_slow_resource_manager_are_kept() -> None:
     """At most `STATES` of one worker wait, and the newest is the last that it gets."""
     held = Held()
     async with manager("echo", resource_manager=held) as m:
-        for n in range(SerialExecutor.STATES + 4):
+        for n in range(PostedCalls.STATES + 4):
             await end(await m.start_job("echo", x=n))
         held.released.set()
     assert held.calls[0] == "register" and held.calls[-2:] == ["idle", "unregister"]
-    assert len(held.calls) == SerialExecutor.STATES + 2 and not m.integration_errors
+    assert len(held.calls) == PostedCalls.STATES + 2 and not m.integration_errors
 
 
 async def test_a_further_call_of_a_slow_hook_is_dropped_and_counted() -> None:

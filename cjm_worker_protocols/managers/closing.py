@@ -18,7 +18,7 @@ from .store import StoreClient
 # %% auto #0
 __all__ = ['OpenJobs', 'shut_down', 'Closing']
 
-# %% ../../nbs/managers/closing.ipynb #1ba82b6b
+# %% ../../nbs/managers/closing.ipynb #e9ecd665
 class OpenJobs:
     "The jobs of a manager that have not ended, and which worker runs each."
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class OpenJobs:
         self.running: dict[str, WorkerProxy] = {}  # By job
         self.arriving = 0  # Jobs that are being written into a store
         self._taken: set[str] = set()  # Jobs that were taken over and have not been begun here
-        self.moves = Waiters()  # Woken when one is begun no longer, or has ended
+        self.moves = Waiters()  # Woken when one is written, is begun no longer, or has ended
 
     def add(self,
         ticket: Ticket # One more
@@ -34,6 +34,11 @@ class OpenJobs:
         "Add a job. One that was taken over has a place below 0, and does not count as pending."
         self.tickets[ticket.job.id] = ticket
         if ticket.place < 0: self._taken.add(ticket.job.id)
+
+    def arrived(self) -> None:
+        "Note that a job is written, or that it could not be."
+        self.arriving -= 1
+        self.moves.wake()
 
     def began(self,
         ticket: Ticket, # A job

@@ -33,7 +33,7 @@ def check_wanted(
         if value is not None and not isinstance(value, str): raise ConfigError(name, "text, or None", value)
     check_number("limit", limit, 1, whole=True)
 
-# %% ../../nbs/managers/durable.ipynb #d21fc454
+# %% ../../nbs/managers/durable.ipynb #575e4d5a
 class DurableJobs:
     "The jobs of a manager that has a job store. Belongs to the event loop."
     def __init__(self,
@@ -64,7 +64,7 @@ class DurableJobs:
         "Write a job. Raises `JobStoreError`, `KeyConflictError`, `DuplicateJobError` and `ParametersNotSendableError`; no job exists then."
         self._lifecycle.jobs.arriving += 1
         try: known = await self._client.add(ticket.job)
-        finally: self._lifecycle.jobs.arriving -= 1
+        finally: self._lifecycle.jobs.arrived()
         ticket.unmarked = True
         if known is None: return None
         return self._jobs.get(known.id) or await self._followed.show(known)
@@ -97,6 +97,6 @@ class DurableJobs:
         "Write what waits, and let others take over what the manager holds. It never raises."
         self._closed = True
         async with self._opening: await self._watch.stop()
-        while self._lifecycle.jobs.arriving: await asyncio.sleep(0.001) # `start_job` refuses these now, and removes them again
+        while self._lifecycle.jobs.arriving: await self._lifecycle.jobs.moves.wait() # `start_job` refuses these now, and removes them again
         await self._client.release()
         self._followed.leave()

@@ -16,7 +16,7 @@ from .stored import job_of, show_state
 # %% auto #0
 __all__ = ['read_chunks', 'FollowedJobs']
 
-# %% ../../nbs/managers/following.ipynb #6c5179a4
+# %% ../../nbs/managers/following.ipynb #54af4727
 async def read_chunks(
     job: Job, # A job of another process
     client: StoreClient # The job store
@@ -25,13 +25,13 @@ async def read_chunks(
     chunks, found = live_of(job).chunks, True
     while found:
         found = False
-        for number, chunk in await client.reader.chunks(job.id, chunks.stop):
+        for number, chunk in await client.values.chunks(job.id, chunks.stop):
             skip_to(chunks, number)
             if number != chunks.stop: continue
             chunks.extend([chunk])
             found = True
 
-# %% ../../nbs/managers/following.ipynb #a9386b99
+# %% ../../nbs/managers/following.ipynb #c4184512
 class FollowedJobs:
     "The jobs that are here, and that this manager does not run."
     def __init__(self,
@@ -66,7 +66,7 @@ class FollowedJobs:
         job = self._jobs.get(stored.id)
         if job is None:
             job = self._make(stored)
-            result, error = await self._client.reader.load(job)
+            result, error = await self._client.values.load(job)
             job = self._jobs.setdefault(stored.id, job) # another call may have been faster
             if error is not None: job.message = error.message
             if stored.ended is not None: await self._end(job, stored, result)
@@ -78,7 +78,7 @@ class FollowedJobs:
         if live.streamed is not None: await read_chunks(job, self._client)
         if stored.ended is None: show_state(job, stored)
         else:
-            await self._end(job, stored, await self._client.reader.result(job.id))
+            await self._end(job, stored, await self._client.values.result(job.id))
 
     async def _end(self, job: Job, stored: StoredJob, result: bytes | None) -> None:
         await read_chunks(job, self._client)

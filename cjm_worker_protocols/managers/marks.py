@@ -19,7 +19,7 @@ from .store import StoreClient
 # %% auto #0
 __all__ = ['Marker']
 
-# %% ../../nbs/managers/marks.ipynb #06eea4c4
+# %% ../../nbs/managers/marks.ipynb #8e1af91f
 class Marker:
     "Has jobs marked in the store, and workers given the jobs then."
     RETRY = 0.5  # Seconds after which the store is asked again for parameters that it could not read
@@ -66,9 +66,9 @@ class Marker:
         job, chunks = ticket.job, ticket.live.chunks if ticket.job.keep_chunks else None
         while worker.marking is ticket:
             try:
-                _, error = await self._client.reader.load(job)
+                _, error = await self._client.values.load(job)
                 if chunks is not None and not chunks.stop:
-                    for number, chunk in await self._client.reader.chunks(job.id, 0):
+                    for number, chunk in await self._client.values.chunks(job.id, 0):
                         skip_to(chunks, number)
                         chunks.extend([chunk])
                 job.waiting_for = ""

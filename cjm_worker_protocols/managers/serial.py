@@ -20,8 +20,8 @@ from ..core.errors import FactError, ManagerClosedError, count_failure
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallThread', 'Question', 'ask_from_thread',
-           'SerialExecutor']
+__all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallThread', 'Question', 'outcome_for',
+           'ask_from_thread', 'PostedCalls', 'SerialExecutor']
 
 # %% ../../nbs/managers/serial.ipynb #bb1101ea
 class ExecutorFullError(FactError, RuntimeError):
@@ -129,20 +129,21 @@ class CallThread:
         "Count a failure, and log it if it is one of the first of its kind."
         count_failure(self._errors, f"{self.name}.{label}", _log, reason)
 
-# %% ../../nbs/managers/serial.ipynb #6a80a9f2
+# %% ../../nbs/managers/serial.ipynb #8180b878
 class Question:
-    "A call whose answer a task on the loop awaits."
+    "A call whose outcome the loop hears: from the thread, or that it is late."
     def __init__(self,
         thread: CallThread, # Makes the call
         label: str, # The call's name
         function: Callable[[], Any], # The call
         timeout: float, # Seconds that it may take, once it has begun
-        limit: float # Seconds to wait in all, whatever is in front
+        limit: float, # Seconds to wait in all, whatever is in front
+        then: Outcome # Takes the outcome on the loop, unless `drop` is called before
     ):
         self._thread, self._label, self._timeout, self._limit = thread, label, timeout, limit
-        self._loop, self._asked = asyncio.get_running_loop(), time.monotonic()
-        self._answer: asyncio.Future[Any] = self._loop.create_future()
+        self._loop, self._asked, self._then = asyncio.get_running_loop(), time.monotonic(), then
         self._timer: asyncio.TimerHandle | None = None
+        self._over = False
         self._call = Call(label, function, self._pass_on)
 
     def _pass_on(self, result: Any, error: BaseException | None) -> None:
@@ -150,10 +151,10 @@ class Question:
         except RuntimeError: pass # the loop is closed
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
-        if self._answer.done(): return
-        if error is None: self._answer.set_result(result)
-        elif isinstance(error, Exception) and not isinstance(error, StopIteration): self._answer.set_exception(error)
-        else: self._answer.set_exception(RuntimeError(repr(error)))
+        if self._over: return
+        self.drop()
+        if error is not None and (isinstance(error, StopIteration) or not isinstance(error, Exception)): error = RuntimeError(repr(error))
+        self._then(result, error)
 
     def _look(self) -> None:
         "Give the question up, or look again when it will be late."
@@ -161,17 +162,30 @@ class Question:
         left = min(max(self._asked, thread.since) + self._timeout, self._asked + self._limit) - time.monotonic()
         if left > 0 and (thread.started or thread.wake()): self._timer = self._loop.call_later(left, self._look)
         elif left > 0: self._timer = self._loop.call_later(min(left, thread.AGAIN), self._look)
-        elif not self._answer.done(): self._answer.set_exception(ExecutorTimeout(self._label, self._timeout, thread.busy))
+        else: self._settle(None, ExecutorTimeout(self._label, self._timeout, thread.busy))
 
-    async def ask(self) -> Any: # The answer
-        "Make the call, and wait for its answer."
+    def ask(self) -> None:
+        "Have the call made."
         self._thread.calls.append(self._call)
         if self._thread.started: self._thread.wake()
         self._look()
-        try: return await self._answer
-        finally:
-            if self._timer is not None: self._timer.cancel()
-            self._thread.take_back(self._call)
+
+    def drop(self) -> None:
+        "Hear no more of it, and do not make the call if it still waits."
+        self._over = True
+        if self._timer is not None: self._timer.cancel()
+        if self._thread.calls: self._thread.take_back(self._call)
+
+def outcome_for(
+    answer: asyncio.Future[Any] # What is awaited
+) -> Outcome: # Sets it
+    "Have an outcome be awaited."
+    def settle(result: Any, error: BaseException | None) -> None:
+        if answer.done(): return
+        if error is None: answer.set_result(result)
+        else: answer.set_exception(error)
+
+    return settle
 
 # %% ../../nbs/managers/serial.ipynb #02272840
 def ask_from_thread(
@@ -191,27 +205,18 @@ def ask_from_thread(
     if error is not None: raise error
     return result
 
-# %% ../../nbs/managers/serial.ipynb #7786bd09
-class SerialExecutor:
-    "One thread that makes calls in order. Everything but `ask_blocking` belongs to the event loop."
+# %% ../../nbs/managers/serial.ipynb #81803f82
+class PostedCalls:
+    "Calls whose results are not needed: a bounded number, for which the thread is woken together."
     DELAY = 0.005  # Seconds that posted calls wait for each other: waking the thread for each would take the interpreter from the loop
     STATES = 16  # States with one key that may wait
 
     def __init__(self,
-        name: str, # The integration, as it appears in logs and in the count of errors
-        limit: int, # Calls that may wait
-        errors: Counter[str] # Counts what goes wrong, by `name.label`
+        thread: CallThread, # Makes them
+        limit: int # Calls that may wait
     ):
-        self._thread, self._limit = CallThread(name, errors), limit
-        self.at, self.failed = self._thread.at, self._thread.failed
+        self._thread, self._limit = thread, limit
         self._timer: asyncio.TimerHandle | None = None
-
-    def _wake(self) -> None:
-        self._timer = None
-        if not self._thread.wake(): self._wake_in(self._thread.AGAIN)
-
-    def _wake_in(self, delay: float) -> None:
-        if self._timer is None: self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
 
     def post(self,
         label: str, # The call's name
@@ -224,8 +229,46 @@ class SerialExecutor:
         states = [call for call in list(calls) if call.key == key] if key is not None else []
         for call in states[:max(0, len(states) - self.STATES + 1)]: self._thread.take_back(call)
         if needed or len(calls) < self._limit: calls.append(Call(label, function, None, key, needed))
-        else: self.failed(f"{label}.dropped", f"{self._limit} calls are waiting, the thread is in {self._thread.busy}")
+        else: self._thread.failed(f"{label}.dropped", f"{self._limit} calls are waiting, the thread is in {self._thread.busy}")
         self._wake_in(self.DELAY)
+
+    def _wake(self) -> None:
+        self._timer = None
+        if not self._thread.wake(): self._wake_in(self._thread.AGAIN)
+
+    def _wake_in(self, delay: float) -> None:
+        if self._timer is None: self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+
+    def stop(self) -> None:
+        "Wake the thread no more."
+        if self._timer is not None: self._timer.cancel()
+        self._timer = None
+
+# %% ../../nbs/managers/serial.ipynb #f1d49fbd
+class SerialExecutor:
+    "One thread that makes calls in order. Everything but `ask_blocking` belongs to the event loop."
+    def __init__(self,
+        name: str, # The integration, as it appears in logs and in the count of errors
+        limit: int, # Calls that may wait
+        errors: Counter[str] # Counts what goes wrong, by `name.label`
+    ):
+        self._thread, self._limit = CallThread(name, errors), limit
+        self.at, self.failed, self.posts = self._thread.at, self._thread.failed, PostedCalls(self._thread, limit)
+        self.post = self.posts.post
+
+    def call(self,
+        label: str, # The call's name
+        function: Callable[[], Any], # The call
+        timeout: float, # Seconds that it may take, once it has begun
+        then: Outcome, # Takes the outcome on the loop: what the call returns or raises, or an `ExecutorTimeout`
+        limit: float = float("inf") # Seconds to wait in all, whatever is in front
+    ) -> Question: # To be dropped when the outcome is not wanted any more
+        "Make a call. Raises `ExecutorFullError` and `ManagerClosedError`."
+        if self._thread.closed: raise ManagerClosedError(label)
+        if len(self._thread.calls) >= self._limit: raise ExecutorFullError(label, self._limit, self._thread.busy)
+        question = Question(self._thread, label, function, timeout, limit, then)
+        question.ask()
+        return question
 
     async def ask(self,
         label: str, # The call's name
@@ -233,10 +276,11 @@ class SerialExecutor:
         timeout: float, # Seconds that it may take, once it has begun
         limit: float = float("inf") # Seconds to wait in all, whatever is in front
     ) -> Any: # Its result
-        "Make a call and wait for its result. Raises what the call raises, `ExecutorTimeout`, `ExecutorFullError`, `ManagerClosedError`."
-        if self._thread.closed: raise ManagerClosedError(label)
-        if len(self._thread.calls) >= self._limit: raise ExecutorFullError(label, self._limit, self._thread.busy)
-        return await Question(self._thread, label, function, timeout, limit).ask()
+        "Make a call and wait for its result. Raises what the call raises, and what `call` says."
+        answer = asyncio.get_running_loop().create_future()
+        question = self.call(label, function, timeout, outcome_for(answer), limit)
+        try: return await answer
+        finally: question.drop()
 
     def ask_blocking(self,
         label: str, # The call's name
@@ -258,11 +302,11 @@ class SerialExecutor:
         timeout: float # Seconds for the calls that still wait
     ) -> None:
         "Make the calls that wait, then end the thread. If it hangs, only needed calls are still made when it comes back."
-        thread, (self._timer, timer) = self._thread, (None, self._timer)
-        if timer is not None: timer.cancel()
+        thread = self._thread
+        self.posts.stop()
         if thread.closed or not thread.calls and not thread.started: return
-        last = asyncio.ensure_future(Question(thread, "close", lambda: None, float("inf"), timeout).ask())
-        await asyncio.sleep(0) # it is asked now, as the last one
+        last = asyncio.get_running_loop().create_future()
+        Question(thread, "close", lambda: None, float("inf"), timeout, outcome_for(last)).ask()
         thread.closed = True
         thread.wake()
         try: await last

@@ -24,9 +24,9 @@ from .stored import digest, load_params, record_of, show_state
 from .writer import Ending, StoreWriter, failure_of
 
 # %% auto #0
-__all__ = ['StoreReader', 'SecondEnds', 'chunks_of', 'answer_of', 'new_record', 'StoreChanges', 'StoreClient']
+__all__ = ['StoreReader', 'StoredValues', 'SecondEnds', 'chunks_of', 'answer_of', 'new_record', 'StoreChanges', 'StoreClient']
 
-# %% ../../nbs/managers/store.ipynb #cad4a831
+# %% ../../nbs/managers/store.ipynb #3dc99f65
 class StoreReader:
     "Asks the job store, in order with what is written."
     def __init__(self,
@@ -60,6 +60,15 @@ class StoreReader:
         found: list[StoredJob] = await self.ask("select", lambda: self._store.select(self._worker_type, **wanted))
         return found
 
+# %% ../../nbs/managers/store.ipynb #958514d0
+class StoredValues:
+    "What jobs were given, and what they returned and yielded. It is unpickled on the store's thread."
+    def __init__(self,
+        store: JobStoreProtocol, # The app's
+        reader: StoreReader # Asks it
+    ):
+        self._store, self._reader = store, reader
+
     async def load(self,
         job: Job # A job that was made again
     ) -> tuple[bytes | None, JobError | None]: # The pickle of its result; an error when its parameters cannot be read
@@ -72,14 +81,14 @@ class StoreReader:
                 return found[1], JobError("serialization", f"the stored parameters cannot be read: {type(e).__name__}: {e}")
             return found[1], None
 
-        loaded: tuple[bytes | None, JobError | None] = await self.ask("payload", call)
+        loaded: tuple[bytes | None, JobError | None] = await self._reader.ask("payload", call)
         return loaded
 
     async def result(self,
         job_id: str # A job
     ) -> bytes | None: # Its pickle
         "Read a job's result. Raises `JobStoreError`."
-        found: tuple[bytes, bytes | None] | None = await self.ask("payload", lambda: self._store.payload(job_id))
+        found: tuple[bytes, bytes | None] | None = await self._reader.ask("payload", lambda: self._store.payload(job_id))
         return found[1] if found is not None else None
 
     async def chunks(self,
@@ -90,16 +99,17 @@ class StoreReader:
         def call() -> list[tuple[int, Any]]:
             return [(number, pickle.loads(data)) for number, data in self._store.chunks(job_id, start)]
 
-        kept: list[tuple[int, Any]] = await self.ask("chunks", call)
+        kept: list[tuple[int, Any]] = await self._reader.ask("chunks", call)
         return kept
 
-# %% ../../nbs/managers/store.ipynb #05a6ed08
+# %% ../../nbs/managers/store.ipynb #a35187a5
 class SecondEnds:
     "Jobs that have ended here, and had an end in the store already: that one counts."
     def __init__(self,
-        reader: StoreReader # Of the store
+        reader: StoreReader, # Of the store
+        values: StoredValues # In the same store
     ):
-        self._reader = reader
+        self._reader, self._values = reader, values
         self._looks: set[asyncio.Task[None]] = set()
 
     def look(self,
@@ -115,7 +125,7 @@ class SecondEnds:
         try:
             stored = (await self._reader.read([job.id])).get(job.id)
             if stored is not None and stored.ended is not None:
-                ending.result, ending.error = show_state(job, stored, await self._reader.result(job.id))
+                ending.result, ending.error = show_state(job, stored, await self._values.result(job.id))
                 ending.status = stored.status if ending.error is None or stored.error else "failed"
         except JobStoreError as e: return ending.show(str(e))
         ending.show()
@@ -154,20 +164,15 @@ async def new_record(
     try: return record_of(job, hashed)
     except Exception as e: raise ParametersNotSendableError(job.plugin_id, e) from e
 
-# %% ../../nbs/managers/store.ipynb #d684ed58
+# %% ../../nbs/managers/store.ipynb #82651d8e
 class StoreChanges:
     "What a manager writes into its job store."
     def __init__(self,
-        store: JobStoreProtocol, # The app's
-        worker_type: str, # The manager's
-        config: WorkerConfig, # How long a call may take, and how many may wait
-        errors: Counter[str] # Counts what goes wrong
+        writer: StoreWriter, # Writes it
+        reader: StoreReader, # Asks the same store
+        executor: SerialExecutor # The store's thread
     ):
-        self.store, timeout = store, config.integration_timeout
-        self.executor = SerialExecutor("job_store", config.max_pending, errors)
-        self.writer = StoreWriter(store, self.executor, timeout)
-        self.reader = StoreReader(store, worker_type, self.executor, timeout, partial(failure_of, store, self.executor))
-        self.writer.on_refused = SecondEnds(self.reader).look
+        self.writer, self.reader, self.executor = writer, reader, executor
 
     async def add(self,
         job: Job # A new job
@@ -188,7 +193,7 @@ class StoreChanges:
         "Write that a job is started."
         job = ticket.job
         self.writer.batch.moved[job.id] = JobMove(job.id, "running", job.attempts + 1, time.time()), then
-        self.writer.wake()
+        self.writer.wake_soon() # with the end of the job before it
 
     def unmark(self,
         ticket: Ticket # A job that waits again
@@ -222,7 +227,7 @@ class StoreChanges:
         self.writer.batch.chunks.extend(chunks_of(job, first, chunks, self.executor))
         self.writer.wake()
 
-# %% ../../nbs/managers/store.ipynb #d0b7d15e
+# %% ../../nbs/managers/store.ipynb #3120b0e1
 class StoreClient(StoreChanges):
     "The app's job store."
     def __init__(self,
@@ -233,10 +238,14 @@ class StoreClient(StoreChanges):
     ):
         "Raises `ConfigError` when it is no job store."
         if not isinstance(store, JobStoreProtocol): raise ConfigError("job_store", "an object with the methods of JobStoreProtocol", store)
-        super().__init__(store, worker_type, config, errors)
+        self.store, timeout, executor = store, config.integration_timeout, SerialExecutor("job_store", config.max_pending, errors)
+        reader = StoreReader(store, worker_type, executor, timeout, partial(failure_of, store, executor))
+        super().__init__(StoreWriter(store, executor, timeout), reader, executor)
+        self.values = StoredValues(store, reader)
+        self.writer.answers.on_refused = SecondEnds(reader, self.values).look
         kept = getattr(store, "keep_chunks", 0)
         self.keep_chunks = kept if isinstance(kept, int) else 0
-        self._worker_type, self._timeout, self._opening = worker_type, config.integration_timeout, asyncio.Lock()
+        self._worker_type, self._timeout, self._opening = worker_type, timeout, asyncio.Lock()
 
     @property
     def opened(self) -> bool: # Whether the store knows the manager

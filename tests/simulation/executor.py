@@ -18,7 +18,7 @@ from cjm_worker_protocols.managers import serial
 
 from .clock import VirtualLoop
 
-STATES = serial.SerialExecutor.STATES
+STATES = serial.PostedCalls.STATES
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,43 @@ class Habits:
 
     slow: float = 0.0  # Probability that a call takes up to a second
     hangs: float = 0.0  # Probability that a call never comes back
+
+
+class SimulatedQuestion:
+    """A call whose outcome is heard: what it returns or raises, or that it is late."""
+
+    call: serial.Call
+
+    def __init__(self, executor: SimulatedExecutor, label: str, timeout: float, limit: float, then: serial.Outcome) -> None:
+        self._executor, self._label, self._timeout, self._limit, self._then = executor, label, timeout, limit, then
+        self._loop, self._over = asyncio.get_running_loop(), False
+        self._asked = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        """Pass the outcome on, once."""
+        if self._over:
+            return
+        self.drop()
+        if error is not None and (isinstance(error, StopIteration) or not isinstance(error, Exception)):
+            error = RuntimeError(repr(error))
+        self._then(result, error)
+
+    def look(self) -> None:
+        """Give the question up, or look again when it will be late."""
+        busy, since = self._executor.busy_since()
+        left = min(max(self._asked, since) + self._timeout, self._asked + self._limit) - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self.look)
+        else:
+            self.settle(None, serial.ExecutorTimeout(self._label, self._timeout, busy))
+
+    def drop(self) -> None:
+        """Hear no more of it."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._executor.take_back(self.call)
 
 
 class SimulatedExecutor:
@@ -112,33 +149,35 @@ class SimulatedExecutor:
         else:
             self.failed(f"{label}.dropped", f"{self._limit} calls are waiting")
 
-    async def ask(self, label: str, function: Callable[[], Any], timeout: float, limit: float = math.inf) -> Any:
-        """Make a call and wait for its answer, with the errors of the real one."""
+    def call(self, label: str, function: Callable[[], Any], timeout: float, then: serial.Outcome, limit: float = math.inf) -> SimulatedQuestion:
+        """Make a call, with the errors of the real one."""
         if self._closed:
             raise ManagerClosedError(label)
-        loop, asked = self._loop, self._loop.time()
-        answer: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-
-        def done(result: Any, error: BaseException | None) -> None:
-            if not answer.done():
-                answer.set_result((result, error))
-
         if len(self._calls) >= self._limit:
             raise serial.ExecutorFullError(label, self._limit, self._busy)
-        call = serial.Call(label, function, done)
-        self._put(call)
+        question = SimulatedQuestion(self, label, timeout, limit, then)
+        question.call = serial.Call(label, function, question.settle)
+        self._put(question.call)
+        question.look()
+        return question
+
+    def busy_since(self) -> tuple[str, float]:
+        """Which call is being made, and since when."""
+        return self._busy, self._since
+
+    def take_back(self, call: serial.Call) -> None:
+        """Do not make a call that still waits."""
+        if call in self._calls:
+            self._calls.remove(call)
+
+    async def ask(self, label: str, function: Callable[[], Any], timeout: float, limit: float = math.inf) -> Any:
+        """Make a call and wait for its answer, with the errors of the real one."""
+        answer = self._loop.create_future()
+        question = self.call(label, function, timeout, serial.outcome_for(answer), limit)
         try:
-            while not answer.done() and (left := min(max(asked, self._since) + timeout, asked + limit) - loop.time()) > 0:
-                await asyncio.wait({answer}, timeout=left)
+            return await answer
         finally:
-            if call in self._calls:
-                self._calls.remove(call)
-        if not answer.done():
-            raise serial.ExecutorTimeout(label, timeout, self._busy)
-        result, error = answer.result()
-        if error is None:
-            return result
-        raise error if isinstance(error, Exception) and not isinstance(error, StopIteration) else RuntimeError(repr(error))
+            question.drop()
 
     def ask_blocking(self, label: str, function: Callable[[], Any], timeout: float) -> Any:
         """The same for a synchronous caller: the loop is blocked meanwhile."""

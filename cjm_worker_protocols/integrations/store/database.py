@@ -20,7 +20,7 @@ from .schema import open_database, transaction
 # %% auto #0
 __all__ = ['StoreDatabase']
 
-# %% ../../../nbs/integrations/store/database.ipynb #773d5055
+# %% ../../../nbs/integrations/store/database.ipynb #162fe386
 class StoreDatabase:
     "The database of a job store. Every method may block."
     def __init__(self,
@@ -43,8 +43,8 @@ class StoreDatabase:
         return self._locks
 
     def _connect(self) -> sqlite3.Connection:
-        locks = self.locks
         if self._db is None:
+            locks = self.locks
             try:
                 with opening(locks, self._timeout): self._db = open_database(self.path, self._durability, self._timeout)
             except BaseException:
@@ -61,7 +61,7 @@ class StoreDatabase:
     @contextmanager
     def use(self) -> Iterator[sqlite3.Connection]: # A context that gives the connection
         "Read, or prepare to write. Raises `JobStoreError` for every fault of the file."
-        if self._locks is not None: self._locks.check() # in a forked child the mutex may be held for ever
+        if self._locks is not None: self._locks.check() # before the mutex, which in a forked child may be held for ever
         with self._mutex:
             try: yield self._connect()
             except JobStoreError: raise

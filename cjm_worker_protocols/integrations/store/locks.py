@@ -18,7 +18,7 @@ from .errors import StoreForkedError, StoreLockedError, StoreLockingError, store
 # %% auto #0
 __all__ = ['OPENING', 'LockFile', 'opening', 'lock_file']
 
-# %% ../../../nbs/integrations/store/locks.ipynb #4cb4da87
+# %% ../../../nbs/integrations/store/locks.ipynb #262839dd
 class LockFile:
     "The lock file of one database in this process. Its methods may be called from any thread."
     def __init__(self,
@@ -28,11 +28,12 @@ class LockFile:
         self.path, self._pid = path, os.getpid()
         self._mine: set[int] = set()  # Bytes that managers of this process have locked
         self._mutex = threading.RLock()
-        self._file = self._open()
+        self._open()
 
-    def _open(self) -> int:
-        try: return os.open(f"{self.path}-locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def _open(self) -> None:
+        try: self._file = os.open(f"{self.path}-locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e: raise store_error(self.path, e) from e
+        self._stat = os.fstat(self._file)
 
     def check(self) -> None:
         "Raise `StoreForkedError` in a forked child, and `StoreLockingError` when the lock file was replaced under living managers."
@@ -41,7 +42,7 @@ class LockFile:
 
     def current(self) -> bool: # Whether other processes see the same file
         "Say whether the lock file is still the one beside the database."
-        try: return self._file >= 0 and os.path.samestat(os.stat(f"{self.path}-locks"), os.fstat(self._file))
+        try: return self._file >= 0 and os.path.samestat(os.stat(f"{self.path}-locks"), self._stat)
         except OSError: return False
 
     def _shut(self) -> None:
@@ -61,7 +62,7 @@ class LockFile:
         with self._mutex:
             if number in self._mine: return False
             if not self._mine and not self.current(): self.close()
-            if self._file < 0: self._file = self._open()
+            if self._file < 0: self._open()
             try: fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
             except OSError as e:
                 if e.errno in (errno.EACCES, errno.EAGAIN): return False
