@@ -92,7 +92,7 @@ def failure_of(
     executor.failed("write", error)
     return error if isinstance(error, JobStoreError) else JobStoreError(type(store).__name__, f"{type(error).__name__}: {error}")
 
-# %% ../../nbs/managers/writer.ipynb #ac4e124b
+# %% ../../nbs/managers/writer.ipynb #afe5af4b
 class BatchAnswers:
     "Answers all that wait for what is written."
     def __init__(self,
@@ -105,17 +105,10 @@ class BatchAnswers:
         batch: WriteBatch, # It could not be written
         error: JobStoreError # Why
     ) -> None:
-        "Refuse new jobs, and let jobs that have ended say that their end could not be written."
+        "Refuse new jobs, and let those that have ended say that their end could not be written."
         for _, added in batch.added.values():
             if not added.done(): added.set_exception(error)
-        self.unsaved(batch, str(error))
-
-    def unsaved(self,
-        batch: WriteBatch, # It could not be written
-        why: str # The reason
-    ) -> None:
-        "Show ends that are not in the store."
-        for ending in batch.ended.values(): self._call(ending.show, why)
+        for ending in batch.ended.values(): self._call(ending.show, str(error))
 
     def written(self,
         batch: WriteBatch, # It is written
@@ -140,7 +133,7 @@ class BatchAnswers:
             self._executor.failed("callback", e)
             ends_app(e)
 
-# %% ../../nbs/managers/writer.ipynb #b177b45e
+# %% ../../nbs/managers/writer.ipynb #b584c091
 class StoreWriter:
     "Writes batches into a store, one after the other: what comes while one is written goes into the next. Belongs to the event loop."
     RETRY = 0.5  # Seconds after which a batch is written again that could not be written
@@ -198,5 +191,6 @@ class StoreWriter:
         idle.cancel()
         left, self._present = self._present, WriteBatch()
         if self._pause is not None: self._pause.cancel() # what could not be written is not tried again
-        for batch in (left, self.batch): self.answers.unsaved(batch, "the job store did not answer before the shutdown")
+        error = JobStoreError(type(self._store).__name__, "the store did not answer before the shutdown")
+        for batch in (left, self.batch): self.answers.failed(batch, error)
         return False

@@ -53,7 +53,7 @@ def add_jobs(
             if cursor.rowcount: answer.places[job.id] = cursor.lastrowid or 0
             else: answer.refused.append(job.id)
 
-# %% ../../../nbs/integrations/store/writing.ipynb #dd2c8e83
+# %% ../../../nbs/integrations/store/writing.ipynb #a1e1d9e9
 def set_open(
     db: sqlite3.Connection, # The database, in a transaction
     number: int, # The manager
@@ -87,6 +87,7 @@ def end_jobs(
     changes = [(job.status, job.ended, job.error, *payload, job.id) for job, payload in zip(ended, payloads)]
     return set_open(db, number, "status = ?, ended = ?, error = ?, result_file = ?, result = ?", changes)
 
+# %% ../../../nbs/integrations/store/writing.ipynb #5d698cb6
 def add_chunks(
     db: sqlite3.Connection, # The database, in a transaction
     number: int, # The manager
