@@ -149,7 +149,9 @@ class SimulatedExecutor:
         else:
             self.failed(f"{label}.dropped", f"{self._limit} calls are waiting")
 
-    def call(self, label: str, function: Callable[[], Any], timeout: float, then: serial.Outcome, limit: float = math.inf) -> SimulatedQuestion:
+    def call(
+        self, label: str, function: Callable[[], Any], timeout: float, then: serial.Outcome, limit: float = math.inf
+    ) -> SimulatedQuestion:
         """Make a call, with the errors of the real one."""
         if self._closed:
             raise ManagerClosedError(label)
