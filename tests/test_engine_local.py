@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +214,10 @@ async def test_a_guardian_that_always_ends_is_given_up(log: Log, monkeypatch: py
     """It is started a few times, later and later, and then the log says that there is none."""
     monkeypatch.setattr(KeptGuardian, "BACKOFF", 0.001)
     kept = KeptGuardian(str)
-    kept.tell("", python="true")
+    kept.start("true")
     while "ERROR" not in log.levels:
         await asyncio.sleep(0.01)
-    kept.tell("+1 0\n", python="true")
+    kept.start("true")
     assert kept.process is None and log.levels == (KeptGuardian.ENDS - 1) * ["WARNING"] + ["ERROR"]
     await kept.close()
 
@@ -226,7 +227,7 @@ async def test_a_guardian_that_has_lived_is_replaced_at_once(monkeypatch: pytest
     monkeypatch.setattr(KeptGuardian, "CALM", 0.0)
     monkeypatch.setattr(KeptGuardian, "BACKOFF", 1000.0)
     kept = KeptGuardian(str)
-    kept.tell("", python=sys.executable)
+    kept.start(sys.executable)
     for _ in range(KeptGuardian.ENDS + 1):
         process = kept.process
         assert process is not None
@@ -245,7 +246,7 @@ async def test_a_guardian_that_cannot_be_started_marks_no_worker(monkeypatch: py
     guard = Guardian()
     monkeypatch.setattr(GuardianProcess, "__init__", refuse)
     with pytest.raises(BlockingIOError):
-        guard.add(10**7, "0123456789abcdef", sys.executable)
+        guard.start(sys.executable)
     assert guard.guarded == []
     before = set(psutil.Process().children())
     with pytest.raises(BlockingIOError):
@@ -257,12 +258,13 @@ async def test_a_guardian_that_is_stopped_holds_up_nothing() -> None:
     """Lines for it wait, but no more than a few: then it is replaced, and its successor knows the workers that there are."""
     guard = Guardian()
     sleeper = subprocess.Popen(["sleep", "100"], start_new_session=True)
-    guard.add(sleeper.pid, "0123456789abcdef", sys.executable)
+    guard.start(sys.executable)
+    guard.add(sleeper.pid, "0123456789abcdef")
     (first,) = guardians()
     first.suspend()
     start = time.monotonic()
     for pid in range(10**7, 10**7 + 5000):
-        guard.add(pid, "fedcba9876543210", sys.executable)
+        guard.add(pid, "fedcba9876543210")
         guard.remove(pid)
     assert time.monotonic() - start < 30
     assert await gone_soon([first.pid], 5)
@@ -605,3 +607,71 @@ def test_a_drain_takes_what_has_come_though_more_keeps_coming() -> None:
         ours.close()
         thread.join(10)
         theirs.close()
+
+
+# A service that is stopped
+
+STOPPED = """
+import asyncio, json, signal, sys, time
+from cjm_worker_protocols import JobManager, JobError
+
+def works():
+    try:
+        yield "begun"
+        for _ in range(100): time.sleep(0.01)
+        yield "half"
+        time.sleep(1000)
+    finally: open("cleaned up", "w").close()
+
+async def main(retries):
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    manager = JobManager("t", "c", plugins={"works": works})
+    events = manager.events()
+    job = await manager.start_job("works", retries=retries)
+    stream = job.stream()
+    await stream.__anext__()
+    while len(manager.workers) < 2 or any(w.status == "starting" for w in manager.workers): await asyncio.sleep(0.01)
+    print(json.dumps([w.pid for w in manager.workers]), flush=True)
+    await stop.wait()
+    if sys.argv[2] != "at once": await stream.__anext__()  # as a server finishes its requests first
+    await manager.shutdown()
+    types = [e.type async for e in events]
+    print(json.dumps([job.status, job.attempts, types.count("worker:started"), types.count("worker:exited")]), flush=True)
+
+asyncio.run(main(int(sys.argv[1])))
+"""
+
+
+@with_proc
+@pytest.mark.parametrize("retries, when", [(0, "at once"), (0, "later"), (1, "later")])
+def test_a_stop_of_the_whole_service_is_no_crash(tmp_path: Path, retries: int, when: str) -> None:
+    """SIGTERM for each process: jobs go on until the app shuts down, which unwinds them; no other worker starts."""
+    with script(tmp_path / "app.py", STOPPED, str(retries), when) as process:
+        pids = said_json(process)
+        app = psutil.Process(process.pid)
+        everyone = [app, *app.children(recursive=True)]
+        assert {p.pid for p in everyone} > {process.pid, *pids}
+        for one in everyone:
+            with suppress(psutil.NoSuchProcess):  # the app is ending them already
+                one.terminate()
+        assert said_json(process) == ["cancelled", 1, 2, 2]
+        code, _, log = finish(process)
+        assert code == 0 and (tmp_path / "cleaned up").exists() and "exited with" not in log
+        assert not alive([p.pid for p in everyone])
+
+
+@with_proc
+async def test_a_sigterm_for_a_worker_alone_ends_it() -> None:
+    """That its guardian got none says for whom it was."""
+    async with manager(stays) as m:
+        job = await m.start_job("stays")
+        os.kill(await first_chunk(job), signal.SIGTERM)
+        error = (await end(job)).error
+    assert error is not None and error.category == "crash" and error.exit_code == 128 + signal.SIGTERM
+
+
+def stays() -> "Iterator[int]":
+    """Run for long."""
+    yield os.getpid()
+    time.sleep(1000)

@@ -95,7 +95,7 @@ class GuardianProcess:
         except asyncio.TimeoutError: self._process.kill()
         await self._ended.wait()
 
-# %% ../../nbs/engines/guardian.ipynb #14e2cbe8
+# %% ../../nbs/engines/guardian.ipynb #4fbeaec5
 class KeptGuardian:
     "Keeps one guardian process running, within limits."
     BACKOFF, ENDS = 0.1, 5  # Seconds before the third start, then twice as many each time; how often in a row it may end
@@ -109,13 +109,18 @@ class KeptGuardian:
         self._python, self._ends = "", 0
         self._retry: asyncio.TimerHandle | None = None
 
+    def start(self,
+        python: str # The interpreter
+    ) -> int: # Its pid; 0 while one that has ended is not replaced yet
+        "Start the first guardian. :raises OSError: when it cannot be started."
+        if self.process is None and not self._ends: self._start(python)
+        return self.process.pid if self.process is not None else 0
+
     def tell(self,
-        lines: str, # As of `GuardianProcess.tell`
-        python: str = "" # The interpreter, if a guardian is to be started when there is none yet
+        lines: str # As of `GuardianProcess.tell`
     ) -> None:
-        "Tell the guardian, if one runs. :raises OSError: when the first one cannot be started."
+        "Tell the guardian, if one runs."
         if self.process is not None: self.process.tell(lines)
-        elif python and not self._ends: self._start(python)
 
     def _start(self, python: str) -> None:
         self._python = python
@@ -148,11 +153,12 @@ class KeptGuardian:
         if self._retry is not None: self._retry.cancel()
         if process is not None: await process.end()
 
-# %% ../../nbs/engines/guardian.ipynb #0c1600b5
+# %% ../../nbs/engines/guardian.ipynb #dd3a7c7a
 class Guardian:
     "Has the workers of an engine ended, each when its process has ended, and all when this process ends without having done so."
     def __init__(self) -> None:
         self._kept = KeptGuardian(self._everything)
+        self.start = self._kept.start
         self._marks: dict[int, str] = {}  # By pid
         self._past = deque[str](maxlen=64)  # The last lines about workers that have ended, which a killed guardian may not have read
         self._cleaning = dict[int, asyncio.TimerHandle]()  # The groups whose resource trackers still clean up
@@ -167,15 +173,11 @@ class Guardian:
 
     def add(self,
         pid: int, # A worker's
-        mark: str, # What its descendants carry in their environment
-        python: str # Its interpreter
+        mark: str # What its descendants carry in their environment
     ) -> None:
-        "Guard one more worker. :raises OSError: when the guardian cannot be started."
+        "Guard one more worker. The guardian has been started before it."
         self._marks[pid] = mark
-        try: self._kept.tell(f"+{pid} {mark}\n", python)
-        except BaseException:
-            del self._marks[pid]
-            raise
+        self._kept.tell(f"+{pid} {mark}\n")
 
     def remove(self,
         pid: int, # A worker's, which has ended

@@ -57,30 +57,30 @@ class Invocation(NamedTuple):
         argv = list(map(str, getattr(sys, "argv", ())))
         return cls(command[1:-3], argv) # without the executable, and without `-c`, its code and an option
 
-# %% ../../nbs/engines/launch.ipynb #4e1e44b2
+# %% ../../nbs/engines/launch.ipynb #f18929c4
 _PACKAGE = Path(os.path.abspath(guardian.__file__)).parents[1]
 ARGV = "CJM_WORKERS_ARGV"  # The variable with the app's arguments, which the worker removes before anything else runs
 _START = f"""import sys
-path, (root, *fds) = sys.path[:], sys.argv[1:6]
+path, (root, *numbers) = sys.path[:], sys.argv[1:7]
 sys.path[:] = [p for p in path if p]
 import json, os
 sys.argv[:] = json.loads(os.environ.pop({ARGV!r}))
-os.set_inheritable(int(fds.pop()), False)
 sys.path[:0] = [root]
 import cjm_worker_protocols
 sys.path[:] = [p for p in path if p]
 from cjm_worker_protocols.worker.main import main
 sys.path[:] = path
-main(*map(int, fds))"""
+main(*map(int, numbers))"""
 
 def worker_command(
     config: WorkerConfig, # Says which interpreter
-    inherited: tuple[int, ...], # Its ends of the sockets of frames and of segments (or -1), of the claims, and of its lifeline
-    invocation: Invocation # What it takes over
+    inherited: tuple[int, ...], # Its ends of the socket of frames, of the claims, of the socket of segments (or -1), and of its lifeline
+    invocation: Invocation, # What it takes over
+    guardian: int = 0 # The guardian's pid, if there is one
 ) -> list[str]: # To be run in a session of its own
     "Return the command line of a worker process. :raises NoInterpreterError: when there is no interpreter."
     flags = [] if config.python else invocation.flags
-    return [interpreter(config), *flags, "-c", _START, str(_PACKAGE.parent), *map(str, inherited)]
+    return [interpreter(config), *flags, "-c", _START, str(_PACKAGE.parent), *map(str, inherited), str(guardian)]
 
 # %% ../../nbs/engines/launch.ipynb #2a96c04f
 _LONGEST = 1 << 16  # Characters; a longer list of arguments is cut to the first, since the system limits the size of a variable
@@ -96,13 +96,14 @@ def worker_environment(
     marks = f"{os.environ.get(guardian.MARK, '')} {mark}".strip()
     return {**without_settings(os.environ), **(config.env or {}), guardian.MARK: marks, ARGV: argv}
 
-# %% ../../nbs/engines/launch.ipynb #0bee909b
+# %% ../../nbs/engines/launch.ipynb #e72404ee
 class LaunchedWorker:
     "A worker process, which leads a session of its own, and this process's ends, none of which blocks."
     def __init__(self,
         config: WorkerConfig, # Interpreter and environment
         invocation: Invocation, # What it takes over
-        segments: bool = False # Whether very large values may travel in shared memory, where the system has it
+        segments: bool = False, # Whether very large values may travel in shared memory, where the system has it
+        guardian: int = 0 # The guardian's pid, if the worker may know it
     ):
         "Start it. :raises OSError: when that fails; then nothing stays open."
         self.mark = os.urandom(8).hex()
@@ -117,10 +118,10 @@ class LaunchedWorker:
             ours.callback(self.claims.close)
             self.stdout, stdout = self._pipe(ours, theirs)
             self.stderr, stderr = self._pipe(ours, theirs)
-            self._lifeline, _ = self._pipe(ours, ours)
+            self._lifeline, self._asks = self._pipe(ours, ours)
             inherited = sock.fileno(), self.claims.read_end, carrier, self._lifeline.fileno()
             environment = worker_environment(config, self.mark, invocation)
-            self._process = subprocess.Popen(worker_command(config, inherited, invocation), env=environment,
+            self._process = subprocess.Popen(worker_command(config, inherited, invocation, guardian), env=environment,
                 stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, pass_fds=[fd for fd in inherited if fd >= 0],
                 start_new_session=True)
             self.pid = self._process.pid
@@ -142,7 +143,8 @@ class LaunchedWorker:
         return readers.enter_context(FileIO(read, "rb")), writers.enter_context(FileIO(write, "wb"))
 
     def terminate(self) -> None:
-        "Send SIGTERM to the worker and its children."
+        "Send SIGTERM to the worker and its children. What lies in the lifeline tells the worker that it comes from here."
+        self._asks.write(b"x")
         try: os.killpg(self.pid, signal.SIGTERM)
         except ProcessLookupError: # it does not lead its group yet
             with suppress(ProcessLookupError): os.kill(self.pid, signal.SIGTERM)

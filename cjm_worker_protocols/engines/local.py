@@ -45,19 +45,14 @@ def describe_hang_up(
     if isinstance(error, MemoryError): return f"this process has too little memory to receive what the worker sent ({what})"
     return f"it sent bytes that are no frame ({what})"
 
-# %% ../../nbs/engines/local.ipynb #364643ce
+# %% ../../nbs/engines/local.ipynb #15373011
 def start_guarded(
     config: WorkerConfig, # Interpreter and environment
     guardian: Guardian # Ends the worker when this process has ended
 ) -> LaunchedWorker: # It leads a group of its own
-    "Start a worker's process and have it guarded. :raises OSError: when one of the two fails; then nothing is left of either."
-    process = LaunchedWorker(config, Invocation.current(), segments=True)
-    try: guardian.add(process.pid, process.mark, interpreter(config))
-    except BaseException:
-        process.kill()
-        process.reap()
-        process.close()
-        raise
+    "Start a worker's process and have it guarded. :raises OSError: when one of the two fails."
+    process = LaunchedWorker(config, Invocation.current(), segments=True, guardian=guardian.start(interpreter(config)))
+    guardian.add(process.pid, process.mark)
     return process
 
 # %% ../../nbs/engines/local.ipynb #a67461b8

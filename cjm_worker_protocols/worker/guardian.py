@@ -73,7 +73,7 @@ def end_groups(
         try: os.killpg(group, signal.SIGKILL)
         except OSError: pass # it has ended
 
-# %% ../../nbs/worker/guardian.ipynb #1fa3ddd1
+# %% ../../nbs/worker/guardian.ipynb #b6da2619
 def watch(
     manager: int, # The manager's pid
     pipe: int = 0 # The descriptor to read lines from
@@ -103,7 +103,8 @@ def watch(
 def main(
     manager: int # The manager's pid
 ) -> None:
-    "Guard the process that started this one; then kill the workers that are left, and exit."
+    "Guard the process that started this one; then kill the workers that are left, and exit. SIGTERM stays pending, which workers can see."
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     groups = watch(manager)
     end_groups(set(groups))
     sweep(set(groups.values()))
