@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -14,7 +15,7 @@ import pytest
 from harness import end, manager
 from repo import ROOT
 
-from cjm_worker_protocols import JobError
+from cjm_worker_protocols.core.frames import Kind, check_python, dumps, outgoing
 from cjm_worker_protocols.integrations.registry import EntryPointRegistry
 
 GROUP = "cjm_worker_protocols.plugins"
@@ -114,16 +115,58 @@ def by_value() -> Any:
     return shout
 
 
-async def test_code_of_another_minor_version_is_refused() -> None:
-    """By the worker, before it is unpickled, with the remedy; the worker lives on and runs what it can import."""
-    import cjm_worker_protocols.worker.plugins as plugins
+class Foreign:
+    """What begins like a pickle that another minor version made by value."""
 
-    table = plugins.PluginTable({"shout": by_value(), "echo": "sample_plugins:echo"})
-    table._version = (3, 1)
-    own = manager(plugins={"echo": "sample_plugins:echo", "shout": by_value()})
-    own._plugins = table
-    async with own as m:
-        job = await end(await m.start_job("shout", text="a b"))
-        assert isinstance(job.error, JobError) and job.error.category == "load" and "by import string" in job.error.message
-        assert "Python 3.1" in job.error.message
-        assert await (await m.start_job("echo", x=1)) == 1 and len({w.pid for w in m.workers}) == 1
+    def __reduce__(self) -> Any:
+        return check_python, (3, 1)
+
+    def __call__(self, text: str) -> None:
+        """Be a plugin."""
+
+
+def foreign(part: str, value: Any = None) -> Any:
+    """Send one from the worker."""
+    if part == "chunk":
+        yield Foreign()
+    return Foreign() if part == "result" else 1
+
+
+@pytest.mark.parametrize("part", ["plugin", "parameter", "nested", "result", "chunk"])
+async def test_code_of_another_minor_version_is_refused(part: str) -> None:
+    """Wherever it stands, before it is unpickled, with the remedy; the worker lives on."""
+    given = {"parameter": Foreign(), "nested": {"model": [Foreign()]}}.get(part)
+    plugins = {"foreign": "test_interpreters:foreign", "shout": Foreign()}
+    async with manager(plugins=plugins, supports_streaming=True) as m:
+        if part == "plugin":
+            m._plugins.sources["shout"] = dumps(Foreign())
+        job = await (m.start_job("shout", text="") if part == "plugin" else m.start_job("foreign", part=part, value=given))
+        error = (await end(job)).error
+        assert error is not None and error.category == ("load" if part == "plugin" else "serialization")
+        assert "Python 3.1:" in error.message and "define it in a module" in error.message
+        assert await (await m.start_job("foreign", part="nothing")) == 1 and len({w.pid for w in m.workers}) == 1
+
+
+def test_only_what_holds_code_says_from_which_python() -> None:
+    """Data that names `__main__` does not, so it can be sent to any interpreter."""
+    assert all(b"check_python" in bytes(pickled) for pickled in (dumps(by_value()), outgoing(Kind.RESULT, 1, [by_value()])))
+    for data in ("__main__", {"text": "see __main__ and cloudpickle", "bytes": b"__main__" * 10_000}):
+        assert b"check_python" not in dumps(data) and b"check_python" not in bytes(outgoing(Kind.RESULT, 1, data))
+
+
+def other_pythons() -> "list[str]":
+    """Interpreters of other minor versions on this machine."""
+    minors = [minor for minor in range(10, 15) if minor != sys.version_info.minor]
+    homes = [*os.environ["PATH"].split(os.pathsep), *map(str, (Path.home() / ".pyenv/versions").glob("*/bin"))]
+    found = [shutil.which(f"python3.{minor}", path=home) for minor in minors for home in homes]
+    return [path for path in found if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0][:1]
+
+
+@pytest.mark.skipif(not other_pythons(), reason="needs an interpreter of another minor version")
+async def test_another_minor_version_in_truth() -> None:
+    """Plain data goes there and back; functions do not, neither as plugin nor as parameter."""
+    plugins = {"shout": by_value(), "echo": "sample_plugins:echo", "len": "builtins:len"}
+    async with manager(plugins=plugins, python=other_pythons()[0]) as m:
+        for name, given, category in (("shout", {"text": "a"}, "load"), ("echo", {"x": by_value()}, "serialization")):
+            error = (await end(await m.start_job(name, **given))).error
+            assert error is not None and error.category == category and "by value" in error.message

@@ -35,7 +35,7 @@ class Wire:
         """INIT and STOP are heard."""
         kind, _, value = self._engine.read(data)
         if kind == Kind.INIT:
-            self._size = value[4]
+            self._size = value[3]
             self._loop.call_later(self.START, self._say, Kind.READY, 0, (self.pid, "here", (3, 11)))
         elif kind == Kind.STOP:
             self.terminate()

@@ -256,14 +256,13 @@ class PluginLoadError(FactError, RuntimeError):
     got: object  # What it was
     template = "{0.what}: expected {0.expected} (got {0.got!r} that is a {0.got.__class__.__name__})"
 
-# %% ../../nbs/core/errors.ipynb #51e0c5c0
+# %% ../../nbs/core/errors.ipynb #065050e2
 class ForeignBytecodeError(FactError, RuntimeError):
-    "In the worker: code was sent by value from a Python of another minor version, whose bytecode cannot run here."
-    sender: tuple[int, int]  # Its version
-    here: tuple[int, int]  # This one
-    template = ("this worker runs Python {0.here[0]}.{0.here[1]}, and code was sent to it by value from Python "
-                "{0.sender[0]}.{0.sender[1]}: name the plugin by import string, 'package.module:name', "
-                "and install its package for the worker's interpreter")
+    "A plugin, parameters or a result hold code by value, from a Python of another minor version, whose bytecode cannot run here."
+    sender: tuple[int, ...]  # Its version
+    here: tuple[int, ...]  # This one
+    template = ("this is Python {0.here[0]}.{0.here[1]}, and code was sent to it by value from Python {0.sender[0]}.{0.sender[1]}: "
+                "define it in a module that is installed for both (a plugin is then named by import string, 'package.module:name')")
 
 # %% ../../nbs/core/errors.ipynb #21a0c9e9
 def should_log(

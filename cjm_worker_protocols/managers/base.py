@@ -317,7 +317,7 @@ def start_durable(
 
     return DurableJobs(integrations.store, lifecycle, manager.jobs, manager.worker_config.stream_buffer, plan)
 
-# %% ../../nbs/managers/base.ipynb #d05b6260
+# %% ../../nbs/managers/base.ipynb #cd6e197f
 _CLOSING: set[asyncio.Task[None]] = set()  # Of managers that were dropped: a loop keeps only weak references to tasks
 
 def start_lifecycle(
@@ -334,10 +334,10 @@ def start_lifecycle(
         raise ConfigError("get_plugin_loader()", "a function, and not a method, which would send the manager itself to the worker", loader)
     source = pack(f"the loader of {type(manager).__name__}", loader)
     path = None if manager.worker_config.python else absolute_path(sys.path, manager._folder)
-    version, slots = sys.version_info[:2], manager.worker_config.loaded_plugins
+    slots = manager.worker_config.loaded_plugins
     def hello(level: int, placement: Hashable) -> bytes:
         own_path = None if isinstance(placement, OwnInterpreter) else path
-        return encode(Kind.INIT, 0, (own_path, source, level, version, slots))
+        return encode(Kind.INIT, 0, (own_path, source, level, slots))
 
     known = weakref.ref(manager)
     def frame_of(ticket: Ticket) -> OutgoingFrame:

@@ -270,12 +270,11 @@ class WorkerLoop:
         path: list[str] | None, # The manager's import path; None in another interpreter
         source: Any, # The packed loader
         level: int, # The manager's log level
-        version: tuple[int, int] | None = None, # Of the manager's Python
         loaded_plugins: int = 1 # How many may be loaded
     ) -> None:
         "Take over the manager's import path, keep the loader, and report that the worker is ready."
         if path is not None: sys.path[:] = path
-        self._slots.source, self._slots.version, self._slots.size = source, version, loaded_plugins
+        self._slots.source, self._slots.size = source, loaded_plugins
         self._stdio.handler.set_level(level)
         self._channel.send(Kind.READY, 0, (os.getpid(), os.uname().nodename, sys.version_info[:2]))
 

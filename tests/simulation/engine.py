@@ -325,7 +325,7 @@ class SimulatedWorker:
             elif frame.kind == Kind.INIT:
                 while self._likely("mute"):
                     yield 1000.0
-                self.ready, self._size = True, frame.value()[4]
+                self.ready, self._size = True, frame.value()[3]
                 self.say(Kind.READY, 0, (self.pid, self.host))
             elif frame.kind == Kind.UNLOAD:
                 named = [name for name in self.loaded if frame.value()[0] in name]
