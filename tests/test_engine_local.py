@@ -350,8 +350,14 @@ def closes_and_stays() -> None:
     time.sleep(1000)
 
 
+def closes_even_stdio() -> None:
+    """The same, and no descriptor is left."""
+    os.closerange(0, 1024)
+    time.sleep(0.3)
+
+
 @with_proc
-@pytest.mark.parametrize("plugin", [closes_all, closes_and_stays])
+@pytest.mark.parametrize("plugin", [closes_all, closes_and_stays, closes_even_stdio])
 async def test_a_plugin_that_closes_the_connection_is_named(plugin: Any) -> None:
     """A worker whose socket was closed under it does not look as if the system had killed it."""
     async with One(plugin) as one:

@@ -11,11 +11,12 @@ import time
 import weakref
 from collections import Counter
 from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from harness import end, first_chunk, manager
+from harness import end, finish, first_chunk, manager, script
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import WrongLoopError
@@ -387,6 +388,28 @@ async def test_the_import_path_is_that_of_the_folder_where_the_manager_was_made(
     async with JobManager("test", "tests", plugins={"hello": "made_here:hello"}, worker_config=WorkerConfig(standby=False)) as m:
         os.chdir("/")
         assert await (await m.start_job("hello")) == "hello"
+
+
+def test_an_app_may_change_its_folder_before_it_makes_a_manager(tmp_path: Path) -> None:
+    """What it found when it was started is found; what lies in the folder where it is now comes first, as in the app itself."""
+    (tmp_path / "now").mkdir()
+    for folder in (tmp_path, tmp_path / "now"):
+        (folder / "both.py").write_text(f"def hello(): return {folder.name!r}")
+    (tmp_path / "before.py").write_text("def hello(): return 'before'")
+    source = """
+import asyncio, os, sys
+sys.path.insert(0, "")
+from cjm_worker_protocols import JobManager
+os.chdir("now")
+
+async def main():
+    async with JobManager("t", "c", plugins={"before": "before:hello", "both": "both:hello"}) as manager:
+        print(await (await manager.start_job("before")), await (await manager.start_job("both")))
+
+asyncio.run(main())
+"""
+    with script(tmp_path / "app.py", source) as process:
+        assert finish(process) == (0, "before now\n", "")
 
 
 async def test_a_manager_works_where_its_folder_was_removed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,8 +20,8 @@ from .base import Exit
 Result = TypeVar("Result")
 
 # %% auto #0
-__all__ = ['Result', 'TRACKER_TIME', 'TRACKER_LOOK', 'in_empty_context', 'on_process_end', 'reap', 'group_members', 'kill_group',
-           'tie_to_this_process', 'untie']
+__all__ = ['Result', 'TRACKER_TIME', 'TRACKER_LOOK', 'in_empty_context', 'on_process_end', 'reap', 'process_stat',
+           'group_members', 'kill_group', 'tie_to_this_process', 'untie']
 
 # %% ../../nbs/engines/processes.ipynb #0b19446e
 def in_empty_context(
@@ -63,17 +63,24 @@ def reap(
     except ChildProcessError: return Exit(reason="another part of this app reaped its process, so its exit status is unknown")
     return Exit(signal=-code) if code < 0 else Exit(code)
 
-# %% ../../nbs/engines/processes.ipynb #ed15601e
+# %% ../../nbs/engines/processes.ipynb #7b697349
+def process_stat(
+    pid: int | str # A process
+) -> list[bytes]: # From field 3 on, its state; empty when it is gone, and on a system without `/proc`
+    "Read the fields of [proc_pid_stat(5)](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html) behind the name."
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file: return file.read().rpartition(b") ")[2].split()
+    except OSError: return []
+
+# %% ../../nbs/engines/processes.ipynb #c7840342
 def group_members(
     group: int # The number of a process group
 ) -> list[int]: # Process ids, without zombies; empty on a system without `/proc`
     "List the processes of a group."
     found = []
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file: state, _, number = file.read().rpartition(b") ")[2].split()[:3]
-        except (OSError, ValueError): continue # it is gone
-        if int(number) == group and state not in b"ZX": found.append(int(name)) # fields 3 and 5 of proc_pid_stat(5)
+        state, _, number, *_ = process_stat(name) or (b"X", b"", b"0")
+        if int(number) == group and state not in b"ZX": found.append(int(name))
     return found
 
 # %% ../../nbs/engines/processes.ipynb #fa427840

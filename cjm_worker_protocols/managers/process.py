@@ -20,21 +20,23 @@ from ..engines.base import WorkerEvents, WorkerHandle
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['working_folder', 'absolute_path', 'Deadline', 'StopSteps', 'ManagedProcess']
+__all__ = ['IMPORTED_IN', 'working_folder', 'absolute_path', 'Deadline', 'StopSteps', 'ManagedProcess']
 
-# %% ../../nbs/managers/process.ipynb #8a11a63a
+# %% ../../nbs/managers/process.ipynb #1fbce5be
 def working_folder() -> str: # Empty when it was removed
     "Return the working folder."
     try: return os.getcwd()
     except OSError: return ""
 
+IMPORTED_IN = working_folder()  # What the app could import from before it went elsewhere, as multiprocessing's `ORIGINAL_DIR`
+
 def absolute_path(
     entries: Sequence[Any], # Such as `sys.path`
-    folder: str # What relative entries are relative to; empty if it is gone
+    *folders: str # What relative entries are relative to; those that are gone are empty
 ) -> list[str]: # Without the entries that Python ignores
     "Make the entries of an import path absolute."
-    usable = [entry for entry in entries if isinstance(entry, str) and (folder or os.path.isabs(entry))]
-    return [os.path.normpath(os.path.join(folder, entry)) for entry in usable]
+    found = [os.path.normpath(os.path.join(folder, entry)) for entry in entries if isinstance(entry, str) for folder in folders]
+    return list(dict.fromkeys(filter(os.path.isabs, found)))
 
 # %% ../../nbs/managers/process.ipynb #3ebeb3a9
 class Deadline:
