@@ -27,7 +27,8 @@ from .processes import kill_group, reap, tie_to_this_process, untie
 from ..worker import guardian
 
 # %% auto #0
-__all__ = ['ARGV', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_command', 'worker_environment', 'LaunchedWorker']
+__all__ = ['ARGV', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_command', 'worker_environment', 'Ends',
+           'LaunchedWorker']
 
 # %% ../../nbs/engines/launch.ipynb #f002d6f6
 class NoInterpreterError(FactError, FileNotFoundError):
@@ -96,7 +97,39 @@ def worker_environment(
     marks = f"{os.environ.get(guardian.MARK, '')} {mark}".strip()
     return {**without_settings(os.environ), **(config.env or {}), guardian.MARK: marks, ARGV: argv}
 
-# %% ../../nbs/engines/launch.ipynb #e72404ee
+# %% ../../nbs/engines/launch.ipynb #4730ccb1
+class Ends:
+    "The ends of what connects this process with one that it starts. A `with` closes the other's, and ours too when it fails."
+    def __init__(self) -> None: self.ours, self._theirs = ExitStack(), ExitStack()
+    def __enter__(self) -> Ends: return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._theirs.close()
+        if kind is not None: self.ours.close()
+
+    def socketpair(self) -> tuple[socket.socket, socket.socket]: # Our end, which does not block, and theirs
+        "Connect two sockets."
+        near, far = socket.socketpair()
+        near.setblocking(False)
+        return self.ours.enter_context(near), self._theirs.enter_context(far)
+
+    def pipe(self,
+        keep: bool = False # Whether the writing end is ours, too
+    ) -> tuple[FileIO, FileIO]: # The reading end, which is ours and does not block, and the writing end
+        "Open a pipe."
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        return self.ours.enter_context(FileIO(read, "rb")), (self.ours if keep else self._theirs).enter_context(FileIO(write, "wb"))
+
+    def segments(self,
+        wanted: bool # Whether very large values may travel in shared memory
+    ) -> tuple[SegmentSocket | None, int]: # Our end, and the descriptor of theirs; None and -1 where the system has no such memory
+        "Connect two sockets that carry segments."
+        if not wanted or not hasattr(os, "memfd_create"): return None, -1
+        near, far = self.socketpair()
+        return SegmentSocket(near), far.fileno()
+
+# %% ../../nbs/engines/launch.ipynb #6823dc88
 class LaunchedWorker:
     "A worker process, which leads a session of its own, and this process's ends, none of which blocks."
     def __init__(self,
@@ -106,41 +139,20 @@ class LaunchedWorker:
         guardian: int = 0 # The guardian's pid, if the worker may know it
     ):
         "Start it. :raises OSError: when that fails; then nothing stays open."
-        self.mark = os.urandom(8).hex()
-        with ExitStack() as ours, ExitStack() as theirs:
-            self.sock, sock = self._socketpair(ours, theirs)
-            self.segments: SegmentSocket | None = None  # Carries very large bodies
-            carrier = -1
-            if segments and hasattr(os, "memfd_create"):
-                near, far = self._socketpair(ours, theirs)
-                self.segments, carrier = SegmentSocket(near), far.fileno()
-            self.claims = Claims()
-            ours.callback(self.claims.close)
-            self.stdout, stdout = self._pipe(ours, theirs)
-            self.stderr, stderr = self._pipe(ours, theirs)
-            self._lifeline, self._asks = self._pipe(ours, ours)
+        self.mark, self.claims = os.urandom(8).hex(), Claims()
+        with Ends() as ends:
+            ends.ours.callback(self.claims.close)
+            self.sock, sock = ends.socketpair()
+            self.segments, carrier = ends.segments(segments)
+            self.stdout, stdout = ends.pipe()
+            self.stderr, stderr = ends.pipe()
+            self._lifeline, self._asks = ends.pipe(keep=True)
             inherited = sock.fileno(), self.claims.read_end, carrier, self._lifeline.fileno()
-            environment = worker_environment(config, self.mark, invocation)
-            self._process = subprocess.Popen(worker_command(config, inherited, invocation, guardian), env=environment,
-                stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, pass_fds=[fd for fd in inherited if fd >= 0],
-                start_new_session=True)
-            self.pid = self._process.pid
-            tie_to_this_process(self.pid, self._lifeline.fileno())
-            self._ours = ours.pop_all()
-
-    @staticmethod
-    def _socketpair(ours: ExitStack, theirs: ExitStack) -> tuple[socket.socket, socket.socket]:
-        "Open a socketpair, whose first end does not block, and whose ends are closed with those stacks."
-        near, far = socket.socketpair()
-        near.setblocking(False)
-        return ours.enter_context(near), theirs.enter_context(far)
-
-    @staticmethod
-    def _pipe(readers: ExitStack, writers: ExitStack) -> tuple[FileIO, FileIO]:
-        "Open a pipe, whose reading end does not block, and whose ends are closed with those stacks."
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        return readers.enter_context(FileIO(read, "rb")), writers.enter_context(FileIO(write, "wb"))
+            self._process = subprocess.Popen(worker_command(config, inherited, invocation, guardian), stdout=stdout, stderr=stderr,
+                stdin=subprocess.DEVNULL, env=worker_environment(config, self.mark, invocation), start_new_session=True,
+                pass_fds=[fd for fd in inherited if fd >= 0])
+        self._ours, self.pid = ends.ours, self._process.pid
+        tie_to_this_process(self.pid, self._lifeline.fileno())
 
     def terminate(self) -> None:
         "Send SIGTERM to the worker and its children. What lies in the lifeline tells the worker that it comes from here."

@@ -29,11 +29,11 @@ from .stdio import WorkerStdio
 __all__ = ['sigterm_pending', 'StopOfService', 'Terminated', 'WorkerSignals', 'WorkerProcess', 'describe', 'JobExecution',
            'edited_since', 'WorkerLoop', 'end_process', 'main']
 
-# %% ../../nbs/worker/main.ipynb #56f8c273
+# %% ../../nbs/worker/main.ipynb #b0dd3b0c
 def sigterm_pending(
     pid: int # A process that blocks SIGTERM
 ) -> bool: # False where the system cannot tell
-    "Return whether a process got a SIGTERM, by `ShdPnd` of [proc_pid_status(5)](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html)."
+    "Return whether a process got a SIGTERM, by `ShdPnd` in its [status](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html)."
     try:
         with open(f"/proc/{pid}/status", "rb") as file: found = [line for line in file if line.startswith(b"ShdPnd:")]
     except OSError: return False
