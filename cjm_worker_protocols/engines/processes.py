@@ -20,8 +20,7 @@ from .base import Exit
 Result = TypeVar("Result")
 
 # %% auto #0
-__all__ = ['Result', 'TRACKER_TIME', 'TRACKER_LOOK', 'in_empty_context', 'on_process_end', 'reap', 'process_stat',
-           'group_members', 'kill_group', 'tie_to_this_process', 'untie']
+__all__ = ['Result', 'TRACKER_TIME', 'TRACKER_LOOK', 'in_empty_context', 'on_process_end', 'reap', 'tie_to_this_process', 'untie']
 
 # %% ../../nbs/engines/processes.ipynb #0b19446e
 def in_empty_context(
@@ -63,51 +62,9 @@ def reap(
     except ChildProcessError: return Exit(reason="another part of this app reaped its process, so its exit status is unknown")
     return Exit(signal=-code) if code < 0 else Exit(code)
 
-# %% ../../nbs/engines/processes.ipynb #7b697349
-def process_stat(
-    pid: int | str # A process
-) -> list[bytes]: # From field 3 on, its state; empty when it is gone, and on a system without `/proc`
-    "Read the fields of [proc_pid_stat(5)](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html) behind the name."
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file: return file.read().rpartition(b") ")[2].split()
-    except OSError: return []
-
-# %% ../../nbs/engines/processes.ipynb #c7840342
-def group_members(
-    group: int # The number of a process group
-) -> list[int]: # Process ids, without zombies; empty on a system without `/proc`
-    "List the processes of a group."
-    found = []
-    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else ()):
-        state, _, number, *_ = process_stat(name) or (b"X", b"", b"0")
-        if int(number) == group and state not in b"ZX": found.append(int(name))
-    return found
-
-# %% ../../nbs/engines/processes.ipynb #fa427840
+# %% ../../nbs/engines/processes.ipynb #852a2b1f
 TRACKER_TIME = 3.0  # Seconds that resource trackers have to clean up once the worker is gone; one may only just be starting
 TRACKER_LOOK = 0.02  # Seconds between two looks whether they have
-
-def _is_tracker(pid: int) -> bool:
-    "Whether a process is a resource tracker, by its command line."
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file: command = file.read()
-        return not command or b"resource_tracker" in command # it has none for a moment during execve(2)
-    except OSError: return False
-
-def kill_group(
-    group: int, # The number of a process group
-    trackers: bool = False # Whether to kill resource trackers too
-) -> bool: # Whether resource trackers are left
-    "Kill the processes of a group, and let resource trackers clean up first."
-    try: os.killpg(group, 0)
-    except OSError: return False # it is empty
-    members = group_members(group)
-    left = set() if trackers else set(filter(_is_tracker, members))
-    for pid in {*members} - left:
-        with suppress(OSError): os.kill(pid, signal.SIGKILL)
-    if not left:
-        with suppress(OSError): os.killpg(group, signal.SIGKILL) # with those that were started meanwhile; macOS refuses it for a zombie
-    return bool(left)
 
 # %% ../../nbs/engines/processes.ipynb #58b5cb04
 def tie_to_this_process(
