@@ -21,7 +21,7 @@ from .tensors import reducers
 __all__ = ['PLAIN', 'UNPICKLABLE', 'LARGE', 'ALIGNED', 'HEADER', 'Kind', 'check_python', 'dumps', 'in_one_piece', 'encode',
            'OutgoingFrame', 'outgoing', 'Frame', 'FrameReader']
 
-# %% ../../nbs/core/frames.ipynb #dcc56176
+# %% ../../nbs/core/frames.ipynb #67d22d21
 class Kind(IntEnum):
     "The meaning of a frame. Its tag names the job or the command that it belongs to; a comment below lists the body."
     INIT = 1  # to the worker: sys.path or None, the packed loader, the manager's log level, how many plugins may be loaded
@@ -31,7 +31,7 @@ class Kind(IntEnum):
     RELOAD = 5  # to the worker: plugin id, plugin name, config, whether to stream
     LEVEL = 6  # to the worker: the manager's log level from now on
     STOP = 7  # to the worker: unload and exit
-    READY = 16  # from the worker: pid, host, (major, minor) of its Python
+    READY = 16  # from the worker: pid, host
     LOADING = 17  # from the worker: the job's plugin is being loaded
     LOADED = 18  # from the worker: the plugin is loaded
     COOPERATIVE = 19  # from the worker: the job calls `check_cancel`

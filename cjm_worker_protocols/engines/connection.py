@@ -45,7 +45,7 @@ class Claims:
         self._read.close()
         self._write.close()
 
-# %% ../../nbs/engines/connection.ipynb #74e2ba7e
+# %% ../../nbs/engines/connection.ipynb #ac163205
 class FrameInTransit:
     "A frame, or several small ones, of which something still waits."
     __slots__ = ("tag", "begun", "_pieces", "_segment", "_frame")
@@ -59,11 +59,6 @@ class FrameInTransit:
         self._frame = frame if not isinstance(frame, bytes) and frame.segment is not None else None
         self._pieces = [memoryview(piece) for piece in ((frame,) if isinstance(frame, bytes) else reversed(frame.pieces))]
         if sent: self._pieces[-1] = self._pieces[-1][sent:]
-
-    @property
-    def unsent(self) -> int: # Bytes, in a segment too
-        "How much waits."
-        return sum(map(len, self._pieces)) if self._frame is None else len(self._frame)
 
     def send(self,
         sock: socket.socket, # For its bytes
@@ -85,7 +80,7 @@ class FrameInTransit:
         if not self.begun: self._pieces = [memoryview(piece) for piece in reversed(frame.without_segment())]
         self._frame = None
 
-# %% ../../nbs/engines/connection.ipynb #9b6f0dea
+# %% ../../nbs/engines/connection.ipynb #2f163f98
 class FrameSender:
     "Sends frames to a worker, as fast as it takes them."
     def __init__(self,
@@ -95,11 +90,6 @@ class FrameSender:
     ):
         self._loop, self._sock, self._segments, self._closed = loop, sock, segments, False
         self._waiting = deque[FrameInTransit]()
-
-    @property
-    def unsent(self) -> int: # Bytes
-        "How much waits until the worker takes it."
-        return sum(frame.unsent for frame in self._waiting)
 
     def send(self,
         frame: OutgoingFrame | bytes, # The frame; or one or more encoded frames

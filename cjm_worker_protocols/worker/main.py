@@ -240,7 +240,7 @@ def edited_since(
             if os.stat(vars(module)["__file__"]).st_ctime > start: return name
     return None
 
-# %% ../../nbs/worker/main.ipynb #3e322e00
+# %% ../../nbs/worker/main.ipynb #3a7ad545
 class WorkerLoop:
     "Acts on the manager's frames."
     def __init__(self,
@@ -276,7 +276,7 @@ class WorkerLoop:
         if path is not None: sys.path[:] = path
         self._slots.source, self._slots.size = source, loaded_plugins
         self._stdio.handler.set_level(level)
-        self._channel.send(Kind.READY, 0, (os.getpid(), os.uname().nodename, sys.version_info[:2]))
+        self._channel.send(Kind.READY, 0, (os.getpid(), os.uname().nodename))
 
     def _run(self, frame: Frame) -> None:
         "Run a job, unless the manager has withdrawn it."
