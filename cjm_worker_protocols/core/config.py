@@ -62,14 +62,21 @@ def _variable(name: object, value: object) -> bool:
     "Whether an environment can hold this."
     return isinstance(name, str) and isinstance(value, str) and name != "" and "=" not in name and "\0" not in name + value
 
-# %% ../../nbs/core/config.ipynb #77acc467
+# %% ../../nbs/core/config.ipynb #a9f38339
 _RENAMED = {  # Settings of cjm-fasthtml-workers; nothing here is polled, so that some are not needed
     "restart_policy": "restart", "max_restart_attempts": "max_restarts", "restart_backoff_base_seconds": "backoff_base",
     "restart_backoff_max_seconds": "backoff_max", "worker_start_timeout_seconds": "start_timeout", "reload_timeout_seconds": "load_timeout",
     "shutdown_timeout_seconds": "grace_timeout", "unload_timeout_seconds": "grace_timeout", "request_queue_size": "max_pending",
     "result_queue_size": "stream_buffer", "response_queue_size": "", "result_monitor_poll_interval_seconds": ""}
 
-_BYTES = ("keep_finished_bytes", "max_pending_bytes", "stream_buffer_bytes", "event_buffer_bytes")
+_NUMBERS = {  # The settings that are numbers, by the last arguments of `check_number`: low, optional, whole, positive
+    (1, False, True, False): "max_workers loaded_plugins stream_buffer event_buffer max_pending keep_finished_bytes max_pending_bytes "
+                             "stream_buffer_bytes event_buffer_bytes",
+    (1, True, True, False): "max_running_per_owner max_pending_per_owner",
+    (0, False, True, False): "keep_finished max_restarts stderr_tail",
+    (0, True, False, True): "load_timeout job_timeout",
+    (0, False, False, True): "start_timeout integration_timeout stall_timeout",
+    (0, False, False, False): "grace_timeout backoff_base backoff_max swap_patience"}
 
 class KnownSettings:
     "Refuses settings that do not exist, and names the one that was probably meant."
@@ -84,7 +91,7 @@ class KnownSettings:
             raise UnknownSettingError(name, f"did you mean {meant!r}?" if meant else others)
         return super().__new__(cls)
 
-# %% ../../nbs/core/config.ipynb #70942284
+# %% ../../nbs/core/config.ipynb #d0fead7c
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig(KnownSettings):
     "Everything about workers that can be set. All times are in seconds. Raises `ConfigError` for a value that cannot work."
@@ -118,14 +125,8 @@ class WorkerConfig(KnownSettings):
     stderr_tail: int = 8192  # Characters of a dead worker's stderr that the job's error shows
 
     def __post_init__(self) -> None:
-        for name in ("max_workers", "stream_buffer", "event_buffer", "max_pending", "loaded_plugins", *_BYTES):
-            check_number(name, getattr(self, name), 1, whole=True)
-        for name in ("max_running_per_owner", "max_pending_per_owner"):
-            check_number(name, getattr(self, name), 1, optional=True, whole=True)
-        for name in ("keep_finished", "max_restarts", "stderr_tail"): check_number(name, getattr(self, name), 0, whole=True)
-        for name in ("load_timeout", "job_timeout"): check_number(name, getattr(self, name), 0, optional=True, positive=True)
-        for name in ("start_timeout", "integration_timeout", "stall_timeout"): check_number(name, getattr(self, name), 0, positive=True)
-        for name in ("grace_timeout", "backoff_base", "backoff_max", "swap_patience"): check_number(name, getattr(self, name), 0)
+        for limits, names in _NUMBERS.items():
+            for name in names.split(): check_number(name, getattr(self, name), *limits)
         if not isinstance(self.standby, bool): raise ConfigError("standby", "True or False", self.standby)
         if not isinstance(self.restart, RestartPolicy):
             raise ConfigError("restart", f"one of {', '.join(map(str, RestartPolicy))}", self.restart)
