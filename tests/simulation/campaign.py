@@ -17,7 +17,6 @@ class Campaign:
     first: int
     seeds: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    known: Counter[str] = field(default_factory=Counter)
     failures: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -33,7 +32,6 @@ def campaign(first: int, jobs: int, keep_going: bool = False) -> Campaign:
             done.seeds += 1
             done.seconds += outcome.seconds
             done.counts.update(outcome.counts)
-            done.known.update(outcome.known)
             if outcome.violations:
                 done.failures.append(outcome)
                 if not keep_going:
@@ -62,8 +60,6 @@ def report(done: Campaign, took: float) -> str:
     lines.append(f"{jobs} jobs in {done.seeds} scenarios from seed {done.first} on")
     lines.append(f"{took:.1f} s, {took / max(1, jobs) * 1e6:.0f} µs a job, {done.seconds:.0f} simulated s")
     lines.append(", ".join(f"{count} {what}" for what, count in sorted(done.counts.items())))
-    if done.known:
-        lines.append("known: " + ", ".join(f"{count} {what}" for what, count in done.known.items()))
     if done.failures:
         seeds: dict[str, list[int]] = {}
         for outcome in done.failures:

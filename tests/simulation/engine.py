@@ -58,6 +58,7 @@ class SimulatedWorker:
         self._rng, self._faults, self._book = engine.rng, engine.faults, engine.book
         self._inbox, self._incoming = deque[Frame](), FrameReader(1024)  # What the manager has sent
         self.claims = deque[int]()  # Those that it has not taken
+        self._again: int | None = None  # The job that was taken back together with the next one
         self._wire, self._unread, self._outgoing = bytearray(), 0, FrameReader(1024)  # What was said and has not arrived
         self._printed: list[str] = []  # What C code has written
         self._frames = deque[Frame]()  # What has arrived and was not handed over
@@ -113,11 +114,13 @@ class SimulatedWorker:
         self.send(bytes(frame))
         run = self._inbox[-1]
         self._fates[tag] = fate = self._book.fates[run.value()[4]["n"]]
-        self._book.given(fate, self)
+        again, self._again = tag == self._again, None
+        self._book.given(fate, self, again)
 
     def withdraw(self) -> frozenset[int]:
         self._clock.catch_up()
         tags = frozenset(() if self.gone else self.claims)
+        self._again = self.claims[0] if len(tags) > 1 else None
         self.claims.clear()
         for tag in tags:
             self._book.withdrawn(self._fates[tag])

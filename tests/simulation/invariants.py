@@ -11,10 +11,6 @@ from typing import Any
 from cjm_worker_protocols.core.events import Event
 from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 
-KNOWN: dict[str, str] = {  # Invariants that the managers break today, and why: they are counted, not failed
-    "priority": "a job that is retried at once may find its worker given to one of lower priority (about 1 in 100,000 jobs)",
-}
-
 CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start", "expired", "interrupted"})
 MOVES = {  # From status to status
     "pending": {"running", "failed", "cancelled"},
@@ -86,7 +82,6 @@ class Book:
     def __init__(self, clock: Callable[[], float], max_workers: int, verbose: bool = False) -> None:
         self._clock, self._max_workers, self._verbose = clock, max_workers, verbose
         self.violations: list[Violation] = []
-        self.known: Counter[str] = Counter()  # Violations that are in `KNOWN`
         self.fates: list[Fate] = []
         self.counts: Counter[str] = Counter()  # What happened how often
         self.running: dict[int, Fate] = {}
@@ -122,10 +117,7 @@ class Book:
         if holds or self.violations or self.given_up:  # what follows from the first one is of no interest
             return
         self.note("VIOLATION", name, *facts)
-        if name in KNOWN:
-            self.known[name] += 1
-        else:
-            self.violations.append(Violation(name, " ".join(map(str, facts))))
+        self.violations.append(Violation(name, " ".join(map(str, facts))))
 
     # Jobs
 
@@ -220,8 +212,11 @@ class Book:
 
     # Workers
 
-    def given(self, fate: Fate, worker: Any) -> None:
-        """A worker was given a job, at once or ahead: none of a higher priority could have been."""
+    def given(self, fate: Fate, worker: Any, again: bool) -> None:
+        """A worker was given a job, at once or ahead: none of a higher priority could have been.
+
+        One that is given `again` is for its manager what the worker does now: it was taken back only because the next one was. Its
+        predecessor may have failed since and wait for its next attempt, which is behind what its worker goes on with by itself."""
         self.accept(fate)
         fate.given = worker
         self._update_ready(fate)
@@ -229,8 +224,8 @@ class Book:
         if self.store is not None and fate.job is not None:
             self.store.sent(fate.job.id)
             return  # it was chosen before it was marked, and others may have come since
-        if self.admission or fate.job is None or fate.job.status == "running":
-            return  # one that runs is given again when it was taken back together with the next one
+        if self.admission or again:
+            return
         for priority, waiting in self.ready.get(fate.place, {}).items():
             name = "priority" + (" as a worker ends" if self.told_of_end else "")
             fine = priority <= fate.priority or all(self._held(other) for other in waiting.values())

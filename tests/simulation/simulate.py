@@ -31,7 +31,6 @@ class Outcome:
     scenario: Scenario
     violations: list[Violation]
     counts: dict[str, int]
-    known: dict[str, int]
     digest: str
     tail: list[str]
     seconds: float  # Simulated ones
@@ -121,7 +120,7 @@ def _run(scenario: Scenario, loop: VirtualLoop, verbose: bool) -> Outcome:
         book.forget()
         gc.collect()
         book.check("the manager is freed", manager() is None)
-    return Outcome(scenario, book.violations, dict(book.counts), dict(book.known), book.digest, list(book.tail), loop.time())
+    return Outcome(scenario, book.violations, dict(book.counts), book.digest, list(book.tail), loop.time())
 
 
 # Shrinking
