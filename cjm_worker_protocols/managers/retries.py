@@ -11,8 +11,9 @@ from contextvars import Context
 
 from ..core.jobs import Job, JobError
 from ..engines.base import Exit
+from .given import PresentJob
 from .pool import how_it_ended
-from .reports import PresentJob, Ticket
+from .reports import Ticket
 
 # %% auto #0
 __all__ = ['error_of_loss', 'waits_for_free', 'may_retry', 'wait_again', 'WaitTimers']
