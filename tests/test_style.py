@@ -25,7 +25,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "RedisBroadcaster": 133,
     "Scheduler": 132,
     "SerialExecutor": 70,
-    "WorkerPool": 156,
+    "WorkerPool": 137,
     "WorkerProxy": 150,
 }
 LONG_CELL, LONG_SHARE = 40, 0.33  # Lines of a long cell, and the share of all exported lines in such cells; the goal is 0.20

@@ -21,7 +21,7 @@ from ..engines.base import Exit, WorkerEvents, WorkerHandle
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['IMPORTED_IN', 'working_folder', 'absolute_path', 'Deadline', 'StopSteps', 'ManagedProcess']
+__all__ = ['IMPORTED_IN', 'working_folder', 'absolute_path', 'Deadline', 'Alarm', 'StopSteps', 'ManagedProcess']
 
 # %% ../../nbs/managers/process.ipynb #1fbce5be
 def working_folder() -> str: # Empty when it was removed
@@ -69,6 +69,38 @@ class Deadline:
         if self._timer is not None: self._timer.cancel()
         self._timer = None
 
+# %% ../../nbs/managers/process.ipynb #5a74bcfd
+class Alarm:
+    "Calls something once, at the earliest of the times that it was set for."
+    def __init__(self,
+        call: Callable[[], None] # What it calls
+    ):
+        self._call = call
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def set(self,
+        delay: float # Seconds from now
+    ) -> None:
+        "Call no later than after `delay`."
+        when = self._loop.time() + delay
+        if self._timer is not None and self._timer.when() <= when: return
+        self.cancel()
+        self._timer = self._loop.call_at(when, self._ring, context=Context())
+
+    def now(self) -> float: # In seconds
+        "Return the loop's time."
+        return self._loop.time()
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._call()
+
+    def cancel(self) -> None:
+        "Call nothing."
+        if self._timer is not None: self._timer.cancel()
+        self._timer = None
+
 # %% ../../nbs/managers/process.ipynb #1cc21f75
 class StopSteps:
     "Ends one worker, step by step."
@@ -105,7 +137,7 @@ class StopSteps:
         log_safely(_log, logging.ERROR, "worker %d has not ended although it was killed; giving it up", self._handle.pid)
         self._on_abandoned()
 
-# %% ../../nbs/managers/process.ipynb #b6af8329
+# %% ../../nbs/managers/process.ipynb #49c7ae7f
 class ManagedProcess:
     "One worker process. Its attributes are for reading."
     def __init__(self,
@@ -116,8 +148,7 @@ class ManagedProcess:
         self.settings, self.standby, self.placement = config, standby, placement
         self.waiting = ""  # What it waits for before it can start
         self.competes: Callable[[Any], bool] = lambda placement: False  # Whether a worker of that placement holds what it waits for
-        self.ready = self.gone = False
-        self.stopping = ""  # Why it, or its job, was asked to stop: `job`, `shutdown`, `room` or `start`
+        self.ready, self.gone, self.stopping = False, False, ""  # Why it, or its job, is to stop: `job`, `shutdown`, `room` or `start`
         self.deadline = Deadline(self._read)
 
     def start(self,
