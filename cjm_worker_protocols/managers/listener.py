@@ -63,7 +63,7 @@ class JobListener:
         self._worker.limit()
         self._report(report)
 
-# %% ../../nbs/managers/listener.ipynb #655145c3
+# %% ../../nbs/managers/listener.ipynb #d893ce2b
 class WorkerListener:
     "Takes what a worker says. What code of the app raises meanwhile is logged, so that the next frame is handled all the same."
     def __init__(self,
@@ -102,7 +102,7 @@ class WorkerListener:
         elif kind == Kind.REPLY: self._replied(frame.tag, *frame.value())
         elif kind == Kind.READY and not worker.ready:
             worker.became_ready()
-            self._report(Ready(worker, *frame.value()[:2]))
+            self._report(Ready(worker, *frame.value()))
 
     def _printed(self, stream: str, line: str, ticket: Ticket | None, mixed: bool = False) -> None:
         self._worker.stderr_tail.add(stream, line, mixed)
