@@ -38,6 +38,7 @@ code { font: 0.85em/1.4 ui-monospace, monospace; color: #5b3a9e; background: #f1
 pre code { color: inherit; background: none; padding: 0; } table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
 td, th { border-bottom: 1px solid #8884; padding: 0.3rem 0.5rem; text-align: left; vertical-align: top; }
 h2 { border-bottom: 1px solid #8884; }
+img { max-width: 100%; }
 pre.mermaid { white-space: pre-wrap; overflow-wrap: anywhere; } .sr-only { display: none; }
 body.quarto-dark { color: #fff; background: #222; } .quarto-dark a { color: #5fb3f0; }
 .quarto-dark code { color: #e0c8ff; background: #333; }
@@ -134,7 +135,7 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
         up = "../" * name.count("/")
         parts = {"body": LINK.sub(r"\1.html\2", made), "sidebar": sidebar(entries, name, titles)}
         path.write_text(PAGE.format(**shown, **parts, up=up, theme=theme), encoding="utf-8")
-    for file in ("styles.css", "favicon.svg"): shutil.copy(proc / file, to / file)
+    for file in ("styles.css", "favicon.svg", "page.png"): shutil.copy(proc / file, to / file)
     (to / "preview.css").write_text(LOOK, encoding="utf-8")
 
 
