@@ -15,7 +15,7 @@ from ..core.errors import FactError, log_safely
 from ..core.events import Event
 from ..core.jobs import Job
 from ..integrations.sse.app import SSEBroadcaster
-from ..integrations.sse.delivery import Receive, Send
+from ..integrations.sse.client import Receive, Send
 from ..integrations.sse.format import as_json
 from ..managers.base import BaseJobManager
 from .documents import job_document, worker_document
