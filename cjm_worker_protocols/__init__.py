@@ -4,6 +4,7 @@ __version__ = "0.0.1"
 
 TYPE_CHECKING = False  # as type checkers read it, it is true; nothing is imported here, not even typing
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from .core.config import RestartPolicy as RestartPolicy, WorkerConfig as WorkerConfig
     from .worker.context import check_cancel as check_cancel, report_progress as report_progress
     from .core.jobs import Job as Job, JobCancelled as JobCancelled, JobError as JobError
@@ -13,25 +14,30 @@ if TYPE_CHECKING:
     from .managers.sync import SyncJobManager as SyncJobManager
     from .managers.watch import watch as watch
 
-# Each name is imported when it is first asked for, so that importing the contract, or a worker, costs almost nothing.
-_where = {
-    "PluginRegistryProtocol": "extensions.protocols", "ResourceManagerProtocol": "extensions.protocols",
-    "EventBroadcasterProtocol": "extensions.protocols",
-    "BaseJobManager": "managers.base", "JobManager": "managers.base", "watch": "managers.watch",
-    "SyncJobManager": "managers.sync",
-    "WorkerConfig": "core.config", "RestartPolicy": "core.config",
-    "Job": "core.jobs", "JobError": "core.jobs", "JobCancelled": "core.jobs",
-    "report_progress": "worker.context", "check_cancel": "worker.context",
-}
-
 __all__ = ["PluginRegistryProtocol", "ResourceManagerProtocol", "EventBroadcasterProtocol", "BaseJobManager",
            "JobManager", "SyncJobManager", "watch", "WorkerConfig", "RestartPolicy", "Job", "JobError",
            "JobCancelled", "report_progress", "check_cancel"]
 
-def __getattr__(name: str) -> object:
-    if name not in _where: raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_where[name]}"), name)
-    return value
+def lazy_names(
+    package: "dict[str, object]", # The variables of a package
+    names: "dict[str, str]" # Names, with spaces between them, by the module that they are imported from
+) -> "tuple[Callable[[str], object], Callable[[], list[str]]]": # The package's `__getattr__` and `__dir__`
+    "Import each name of a package when it is first asked for."
+    where = {name: module for module, found in names.items() for name in found.split()}
+    def look_up(name: str) -> object:
+        if name not in where: raise AttributeError(f"module {package['__name__']!r} has no attribute {name!r}")
+        from importlib import import_module
+        value = package[name] = getattr(import_module(f"{package['__name__']}.{where[name]}"), name)
+        return value
+    return look_up, lambda: sorted({*package, *where})
 
-def __dir__() -> list[str]: return sorted({*globals(), *__all__})
+# Each name is imported when it is first asked for, so that importing the contract, or a worker, costs almost nothing.
+__getattr__, __dir__ = lazy_names(globals(), {
+    "extensions.protocols": "PluginRegistryProtocol ResourceManagerProtocol EventBroadcasterProtocol",
+    "managers.base": "BaseJobManager JobManager",
+    "managers.watch": "watch",
+    "managers.sync": "SyncJobManager",
+    "core.config": "WorkerConfig RestartPolicy",
+    "core.jobs": "Job JobError JobCancelled",
+    "worker.context": "report_progress check_cancel",
+})
