@@ -41,10 +41,14 @@ def ours() -> Any:
             await broadcaster.broadcast("chunk", {"number": number, "text": "a word or two"})
         return JSONResponse({})
 
-    workers, others = WorkersApp(manager), Starlette(routes=[Mount("/events", broadcaster), Route("/burst", burst, methods=["POST"])])
+    async def bare(request: Request) -> JSONResponse:
+        return JSONResponse({"output": await (await manager.start_job("noop", text=(await request.json())["params"]["text"]))})
+
+    posts = [Route("/burst", burst, methods=["POST"]), Route("/bare", bare, methods=["POST"])]
+    workers, others = WorkersApp(manager), Starlette(routes=[Mount("/events", broadcaster), *posts])
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await (others if scope.get("path", "").startswith(("/events", "/burst")) else workers)(scope, receive, send)
+        await (others if scope.get("path", "").startswith(("/events", "/burst", "/bare")) else workers)(scope, receive, send)
 
     return app
 

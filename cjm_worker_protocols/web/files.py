@@ -16,18 +16,16 @@ from starlette.types import Message, Send
 from .problems import Problem
 
 # %% auto #0
-__all__ = ['PAGE_POLICY', 'OTHER_POLICY', 'SAFE', 'TYPES', 'with_safe_headers', 'StaticFiles']
+__all__ = ['PAGE_POLICY', 'PAGE_HEADERS', 'SAFE', 'TYPES', 'with_safe_headers', 'StaticFiles']
 
-# %% ../../nbs/web/files.ipynb #525b89c1
+# %% ../../nbs/web/files.ipynb #7e0af912
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
                "form-action 'none'; base-uri 'none'; frame-ancestors 'none'")
-OTHER_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; sandbox"
-SAFE = {
-    "x-content-type-options": "nosniff", "x-frame-options": "DENY", "referrer-policy": "no-referrer",
-    "cross-origin-resource-policy": "same-origin", "cross-origin-opener-policy": "same-origin",
-}
-
-_SAFE = [(name.encode(), value.encode()) for name, value in {**SAFE, "content-security-policy": OTHER_POLICY}.items()]
+PAGE_HEADERS = {"cache-control": "no-cache", "content-security-policy": PAGE_POLICY, "x-frame-options": "DENY",
+                "referrer-policy": "no-referrer", "cross-origin-opener-policy": "same-origin"}
+SAFE = [  # Of every response, unless it has its own
+    (b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox")]
 
 def with_safe_headers(
     send: Send # Sends to the client
@@ -36,12 +34,12 @@ def with_safe_headers(
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
             given = list(message.get("headers", ()))
-            have = {name.lower() for name, _ in given}
-            message = {**message, "headers": given + [header for header in _SAFE if header[0] not in have]}
+            have = {name for name, _ in given}
+            message = {**message, "headers": given + [header for header in SAFE if header[0] not in have]}
         await send(message)
     return sending
 
-# %% ../../nbs/web/files.ipynb #4fc3774b
+# %% ../../nbs/web/files.ipynb #11b68c05
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".svg": "image/svg+xml", ".png": "image/png"}  # Of the files of the page
 
@@ -64,7 +62,7 @@ class StaticFiles:
         "Answer with a file, or 304 when the client has it. Raises a `Problem` for an unknown one."
         if name not in self._files: raise Problem(404, "not-found", "No such file.")
         (body, kind), tag = self._files[name], self._tags[name]
-        headers = {"etag": tag, "cache-control": "no-cache", "content-security-policy": PAGE_POLICY}
+        headers = {"etag": tag, **PAGE_HEADERS}
         return Response(status_code=304, headers=headers) if known_tag == tag else Response(body, 200, headers, kind)
 
     def answer(self,

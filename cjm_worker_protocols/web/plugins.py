@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['Description', 'UNKNOWN', 'DESCRIBE', 'SECRET', 'Paths', 'PluginFacts', 'facts_of_metadata', 'list_plugins',
-           'is_loaded', 'Descriptions', 'public_schema', 'plugin_document', 'is_allowed_path', 'names_path',
-           'check_value', 'check_params']
+           'find_plugin', 'is_loaded', 'Descriptions', 'public_schema', 'plugin_document', 'is_allowed_path',
+           'names_path', 'check_value', 'check_params']
 
 # %% ../../nbs/web/plugins.ipynb #5b9365a2
 class PluginFacts(NamedTuple):
@@ -59,7 +59,7 @@ def facts_of_metadata(
         plugin_id, name, str(_fact(metadata, "description")), bool(_fact(metadata, "is_configured", True)), str(_fact(metadata, "problem")),
         source, str(_fact(metadata, "path")), schema if isinstance(schema, Mapping) else None)
 
-# %% ../../nbs/web/plugins.ipynb #35482a16
+# %% ../../nbs/web/plugins.ipynb #7f387814
 async def list_plugins(
     manager: BaseJobManager # The manager
 ) -> list[PluginFacts]: # Those of the registry, or else of the plugin table
@@ -75,6 +75,14 @@ async def list_plugins(
     except Exception as e: raise RegistryUnavailableError("get_plugins_by_category", f"{type(e).__name__}: {e}") from e
     return [facts for facts in found if facts.problem or not sources or facts.id in sources or facts.name in sources]
 
+async def find_plugin(
+    manager: BaseJobManager, # The manager
+    plugin_id: str # What a job asks for
+) -> PluginFacts: # With the id alone when it is unknown
+    "Find one plugin. Raises `RegistryUnavailableError`."
+    if manager.plugin_registry is None: return PluginFacts(plugin_id, source=getattr(manager, "plugin_sources", {}).get(plugin_id))
+    return next((facts for facts in await list_plugins(manager) if facts.id == plugin_id), PluginFacts(plugin_id))
+
 # %% ../../nbs/web/plugins.ipynb #6482888e
 def is_loaded(
     source: Source # What a worker imports or unpickles
@@ -82,7 +90,7 @@ def is_loaded(
     "Say whether this process has a plugin already."
     return isinstance(source, bytes) or source.partition(":")[0] in sys.modules
 
-# %% ../../nbs/web/plugins.ipynb #f82522f8
+# %% ../../nbs/web/plugins.ipynb #ab9fd61f
 Description = dict[str, Any]  # `about`, `parameters`, `streams`, and `problem` when it cannot be imported
 UNKNOWN: Description = {"about": "", "parameters": None, "streams": None, "problem": ""}
 DESCRIBE = "cjm_worker_protocols.worker.describe:describe"
@@ -104,7 +112,7 @@ class Descriptions:
         if facts.source is None: return UNKNOWN
         key = facts.source, facts.path
         if key not in self._known: self._known[key] = asyncio.get_running_loop().create_task(self._describe(facts))
-        return await asyncio.shield(self._known[key])
+        return await asyncio.shield(self._known[key]) if not self._known[key].done() else self._known[key].result()
 
     async def _describe(self, facts: PluginFacts) -> Description:
         if facts.source is not None and is_loaded(facts.source):
