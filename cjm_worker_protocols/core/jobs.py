@@ -102,7 +102,7 @@ def new_id() -> str: # Like `str(uuid.uuid4())`
     h = id_bytes(16).hex()
     return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) % 4]}{h[17:20]}-{h[20:]}"
 
-# %% ../../nbs/core/jobs.ipynb #fe7c76f7
+# %% ../../nbs/core/jobs.ipynb #6ca9c3f8
 class Waiters:
     "The tasks that wait for one thing."
     def __init__(self) -> None: self._futures: dict[asyncio.Future[None], None] = {}
@@ -110,26 +110,19 @@ class Waiters:
     def __len__(self) -> int: return len(self._futures)
 
     async def wait(self,
-        timeout: float | None = None # Seconds at most; `None` for no limit
+        waiter: asyncio.Future[None] | None = None # One that may get its result elsewhere too
     ) -> None:
         "Wait until `wake` is called."
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
+        if waiter is None: waiter = asyncio.get_running_loop().create_future()
         self._futures[waiter] = None
-        timer = None if timeout is None else loop.call_later(timeout, self._wake, waiter)
         try: await waiter
-        finally:
-            self._futures.pop(waiter, None)
-            if timer is not None: timer.cancel()
-
-    @staticmethod
-    def _wake(waiter: asyncio.Future[None]) -> None:
-        if not waiter.done(): waiter.set_result(None)
+        finally: self._futures.pop(waiter, None)
 
     def wake(self) -> None:
         "Wake all that wait now."
         futures, self._futures = self._futures, {}
-        for waiter in futures: self._wake(waiter)
+        for waiter in futures:
+            if not waiter.done(): waiter.set_result(None)
 
 # %% ../../nbs/core/jobs.ipynb #7042d326
 class Chunks:

@@ -39,7 +39,7 @@ def with_safe_headers(
         await send(message)
     return sending
 
-# %% ../../nbs/web/files.ipynb #11b68c05
+# %% ../../nbs/web/files.ipynb #c09e875f
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".svg": "image/svg+xml", ".png": "image/png"}  # Of the files of the page
 
@@ -50,10 +50,6 @@ class StaticFiles:
     ):
         self._files = {path.name: (path.read_bytes(), TYPES[path.suffix]) for path in sorted(folder.iterdir()) if path.suffix in TYPES}
         self._tags = {name: f'"{hashlib.sha256(body).hexdigest()[:16]}"' for name, (body, _) in self._files.items()}
-
-    def names(self) -> list[str]: # Sorted
-        "List the files."
-        return list(self._files)
 
     def response(self,
         name: str, # Of a file

@@ -89,13 +89,13 @@ async def made(
     if not isinstance(found, BaseJobManager): raise NotAManagerError(found)
     return found
 
-# %% ../../nbs/web/serve.ipynb #c096b444
+# %% ../../nbs/web/serve.ipynb #1fbccdd9
 async def end(
     manager: BaseJobManager, # Its running jobs may end
     timeout: float # Seconds
 ) -> None:
     "Let running jobs end, and shut the manager down."
-    if (drain := getattr(manager, "drain", None)) is not None: await drain(timeout=timeout)
+    await manager.drain(timeout=timeout)
     await manager.shutdown()
 
 class StopSignal:
