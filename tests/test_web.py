@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 import httpx
 import pytest
 from harness import manager
-from repo import ROOT
 from sse_kit import fastapi_app, fasthtml_app
-from web_kit import TOKEN, problem, serving
+from web_kit import TOKEN, problem, served, serving
 
 from cjm_worker_protocols.core.errors import ConfigError
 from cjm_worker_protocols.web import Access, AccessTypeError, WorkersApp
@@ -302,27 +300,6 @@ async def test_run_alone_the_app_ends_its_manager() -> None:
     assert not running.workers
     with pytest.raises(ProcessLookupError):
         os.kill(worker.pid, 0)
-
-
-@asynccontextmanager
-async def served(tmp_path: Path, *arguments: str) -> Any:
-    """`cjm-workers serve` with a manager of its own, and the address that it prints."""
-    (tmp_path / "mine.py").write_text(
-        "from cjm_worker_protocols import JobManager\n"
-        "def shout(text: str) -> str: return text.upper()\n"
-        "def make(): return JobManager('mine', 'tests', plugins={'shout': shout})\n"
-    )
-    command = [sys.executable, "-m", "cjm_worker_protocols", "serve", "mine:make", "--port", "0", *arguments]
-    pipe = asyncio.subprocess.PIPE
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe)
-    try:
-        assert process.stdout is not None
-        yield process, (await asyncio.wait_for(process.stdout.readline(), 20)).decode().strip()
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
 
 
 async def test_serve_prints_its_address_and_ends_with_a_signal(tmp_path: Path) -> None:

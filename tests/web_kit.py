@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import uvicorn
+from repo import ROOT
 
 TOKEN = "a-token-for-the-tests-1234"
 
@@ -85,3 +89,27 @@ async def serving(app: Any, prefix: str = "/", **headers: str) -> "AsyncIterator
         finally:
             server.should_exit = True
             await task
+
+
+MINE = """
+from cjm_worker_protocols import JobManager
+def shout(text: str) -> str: return text.upper()
+def make(): return JobManager("mine", "tests", plugins={"shout": shout})
+"""
+
+
+@asynccontextmanager
+async def served(tmp_path: Path, *arguments: str, source: str = MINE) -> "AsyncIterator[tuple[Any, str]]":
+    """`cjm-workers serve` with the manager that a module makes, and the address that it prints. In the end it is killed."""
+    (tmp_path / "mine.py").write_text(source)
+    command = [sys.executable, "-m", "cjm_worker_protocols", "serve", "mine:make", "--port", "0", *arguments]
+    pipe = asyncio.subprocess.PIPE
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe)
+    try:
+        assert process.stdout is not None
+        yield process, (await asyncio.wait_for(process.stdout.readline(), 60)).decode().strip()
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

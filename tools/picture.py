@@ -54,13 +54,15 @@ async def main() -> None:
         serving = asyncio.ensure_future(server.serve([listener]))
         async with async_playwright() as p:
             browser = await p.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            page = await browser.new_page(viewport={"width": 1100, "height": 840})
+            page = await browser.new_page(viewport={"width": 1100, "height": 840}, device_scale_factor=1.5)
             await page.goto(f"http://127.0.0.1:{listener.getsockname()[1]}/")
             job = await fill(manager)
             await page.locator("tr.job", has_text="lecture.wav").locator("button.plain").click()
             while not await page.locator(".stream").count() or len(await page.inner_text(".stream")) < 60:
                 await asyncio.sleep(0.1)
-            await page.screenshot(path=PICTURE)
+            await page.evaluate("scrollTo(0, 0)")
+            await page.mouse.move(0, 0)
+            await page.screenshot(path=PICTURE, full_page=True)
             await browser.close()
         await manager.cancel_job(job)
         server.should_exit = True

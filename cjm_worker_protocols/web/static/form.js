@@ -29,7 +29,7 @@ function field(parameter) {
 	}
 	if (schema.type === "boolean") {
 		const box = el("input", {type: "checkbox", name, checked: starts === true})
-		return {node: wrap(el("span", {}, box)), read: () => box.checked || required || starts !== undefined ? box.checked : undefined}
+		return {node: wrap(box), read: () => box.checked || required || starts !== undefined ? box.checked : undefined}
 	}
 	if (schema.type === "integer" || schema.type === "number") {
 		const input = el("input", {...common, type: "number", step: schema.type === "integer" ? 1 : "any", placeholder: starts ?? ""})
@@ -69,9 +69,9 @@ export class StartForm {
 		this.select.value = id
 		put(this.problem, "")
 		put(this.about, plugin.problem || (plugin.configured ? plugin.description : "This plugin is not configured."))
-		const named = (plugin.parameters || []).filter(parameter => !parameter.kind.startsWith("var_"))
-		const others = plugin.parameters === null || plugin.parameters.some(parameter => parameter.kind === "var_keyword")
-		this.fields = named.map(parameter => ({name: parameter.name, ...field(parameter)}))
+		const named = (plugin.parameters || []).filter(p => !p.kind.startsWith("var_"))
+		const others = plugin.parameters === null || plugin.parameters.some(p => p.kind === "var_keyword")
+		this.fields = named.map(p => ({name: p.name, ...field(p)}))
 		if (others) this.fields.push({name: null, ...field({name: plugin.parameters === null ? "parameters" : "more parameters", schema: {type: "object"}})})
 		this.button.disabled = !usable(plugin)
 		this.form.replaceChildren(el("label", {className: "field"}, el("span", {}, "plugin"), this.select), ...this.fields.map(field => field.node),
@@ -83,7 +83,7 @@ export class StartForm {
 	// Take files that were dropped anywhere on the page, and run if nothing else is missing.
 	drop(files) {
 		if (!this.fileField) {
-			const taker = this.plugins.find(plugin => usable(plugin) && (plugin.parameters || []).some(parameter => takesFiles(parameter.schema)))
+			const taker = this.plugins.find(plugin => usable(plugin) && (plugin.parameters || []).some(p => takesFiles(p.schema)))
 			if (!taker) return put(this.problem, "No plugin here takes a file.")
 			this.choose(taker.id)
 		}

@@ -39,8 +39,6 @@ class Page {
 
 	may(what) { return this.about.may.includes(what) }
 
-	// Requests
-
 	async ask(path, options = {}) {
 		let response
 		try { response = await fetch(path, options) } catch { throw problem(0, "The server does not answer.") }
@@ -79,8 +77,6 @@ class Page {
 
 	async cancel(job) { this.receive(await this.post(urlOf(job.id, "/cancel"))) }
 	async retry(job) { this.began(await this.post(urlOf(job.id, "/retry"))) }
-
-	// Loading and following
 
 	async begin() {
 		const token = /[#&]token=([^&]+)/.exec(location.hash)
@@ -247,8 +243,6 @@ class Page {
 
 	announce(text) { put($("announce"), text) }
 
-	// Drawing
-
 	later() { if (!this.frame) this.frame = requestAnimationFrame(() => this.draw()) }
 
 	draw() {
@@ -315,7 +309,7 @@ class Page {
 		if (this.jobs.size) return box.replaceChildren("No job matches. ", el("button", {onclick: () => this.showAll()}, "Show all"))
 		const {plugin} = this.form
 		if (!plugin || !this.may("start")) return box.replaceChildren("No jobs yet.")
-		const params = Object.fromEntries((plugin.parameters || []).filter(parameter => parameter.required).map(parameter => [parameter.name, "…"]))
+		const params = Object.fromEntries((plugin.parameters || []).filter(p => p.required).map(p => [p.name, "…"]))
 		const url = new URL("api/jobs", location.href), auth = this.about.token ? " -H 'Authorization: Bearer TOKEN'" : ""
 		box.replaceChildren(el("p", {}, "No jobs yet. Start one above, drop a file on the page, or call:"),
 			block("a command that starts a job", `curl ${url}${auth} -H 'Content-Type: application/json' -d '${JSON.stringify({plugin_id: plugin.id, params})}'`))
@@ -394,7 +388,7 @@ class Page {
 			cells[field].title = used === null ? "Not measured: it is new, or on another machine" : ""
 		}
 		spark(row.line, this.usage.line(worker.pid, "memory"))
-		row.tell(job, status === "failed" ? how : job ? [nameOf(job), situation(job)].filter(Boolean).join(" · ") : "")
+		row.tell(job, status === "failed" ? how : job ? `${nameOf(job)}${job.progress ? ` · ${Math.round(job.progress * 100)} %` : ""}` : "")
 		if (cells.actions.dataset.job === key) return
 		cells.actions.dataset.job = key
 		cells.actions.replaceChildren(...(job && this.may("cancel") ? [action("cancel", "cancelling", () => this.cancel(job), {ariaLabel: `cancel ${nameOf(job)}`})] : []))
@@ -417,8 +411,6 @@ class Page {
 		this.details?.tick()
 		if (this.due) this.count()
 	}
-
-	// Opening a job
 
 	// The one that the address names; it may be older than those in the list.
 	async find(code) {
@@ -498,8 +490,6 @@ class Page {
 		event.preventDefault()
 		call()
 	}
-
-	// What a person does
 
 	listen() {
 		document.onkeydown = event => this.key(event)

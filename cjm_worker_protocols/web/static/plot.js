@@ -64,8 +64,8 @@ export class AreaPlot {
 	}
 
 	draw(usage, limit) {
-		const {times, workers} = usage, end = times.at(-1) || 0
-		const x = time => (SPAN - (end - time)).toFixed(1)
+		const {times, workers} = usage, end = times.at(-1) || 0, minutes = Math.max(1, Math.ceil((end - times[0]) / 60)) || 1
+		const x = time => (SPAN * (1 - (end - time) / minutes / 60)).toFixed(1)
 		let low = times.map(() => 0)
 		const bands = []
 		let n = 0
@@ -86,7 +86,7 @@ export class AreaPlot {
 		})
 		if (limit && !beyond) parts.push(svg("line", {x1: 0, x2: SPAN, y1: y(limit), y2: y(limit)}))
 		const now = this.unit(low.at(-1) || 0), of = limit ? ` of ${this.unit(limit)}` : ""
-		this.caption.textContent = `${this.title}: ${now}${of}. Last 5 minutes, peak ${this.unit(Math.max(0, ...low))}`
+		this.caption.textContent = `${this.title}: ${now}${of}, peak ${this.unit(Math.max(0, ...low))} in ${minutes} min`
 		this.node.setAttribute("aria-label", `${this.caption.textContent}. The table above has the numbers of each worker.`)
 		this.node.replaceChildren(...parts)
 	}
