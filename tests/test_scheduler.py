@@ -36,7 +36,7 @@ class Wire:
         kind, _, value = self._engine.read(data)
         if kind == Kind.INIT:
             self._size = value[3]
-            self._loop.call_later(self.START, self._say, Kind.READY, 0, (self.pid, "here", (3, 11)))
+            self._loop.call_later(self.START, self._say, Kind.READY, 0, (self.pid, "here"))
         elif kind == Kind.STOP:
             self.terminate()
 

@@ -210,7 +210,7 @@ def check_capacity(
 ) -> None:
     "Raise `WorkersUnavailableError`, `QueueFullError` or `OwnerQueueFullError` if no further job can be accepted."
     check_workers(lifecycle, config)
-    waiting = len(lifecycle.scheduler) + len(lifecycle.delayed) + lifecycle.jobs.arriving - lifecycle.jobs.exempt
+    waiting = len(lifecycle.scheduler) + len(lifecycle.attempts.delayed) + lifecycle.jobs.arriving - lifecycle.jobs.exempt
     if waiting >= config.max_pending: raise QueueFullError(config.max_pending)
     most = config.max_pending_per_owner
     if most is not None and owner is not None and lifecycle.scheduler.waiting_of(owner) >= most: raise OwnerQueueFullError(most, owner)
