@@ -58,7 +58,7 @@ async def test_fastapi() -> None:
 @pytest.mark.limit(90)
 async def test_fasthtml_with_htmx() -> None:
     """The answer to the button connects a stream, whose messages are HTML, and which ends by an event."""
-    names = recipe("FastHTML, with htmx's server-sent events")
+    names = recipe("FastHTML")
     async with serving(names["app"]) as client:
         assert 'hx-post="/start"' in (await client.get("")).text
         started = (await client.post("start")).text
