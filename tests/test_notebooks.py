@@ -128,7 +128,7 @@ def test_begins_with_a_title_and_a_subtitle(name: str) -> None:
 
 
 @each_notebook
-def test_a_title_is_for_people(name: str) -> None:
+def test_begins_with_a_title_for_people(name: str) -> None:
     """No page is called by its module's name."""
     title = source(load(NBS / name)["cells"][0]).splitlines()[0].removeprefix("# ")
     assert title[0].isupper() or title == SETTINGS["lib_name"]
