@@ -17,7 +17,7 @@ from repo import ROOT
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager
 from cjm_worker_protocols.core.errors import RegistryUnavailableError
-from cjm_worker_protocols.managers.serial import PostedCalls
+from cjm_worker_protocols.managers.serial import CallQueue
 
 pytestmark = pytest.mark.filterwarnings("error")
 request_id: "ContextVar[str]" = ContextVar("request_id", default="none")
@@ -206,11 +206,11 @@ async def test_the_newest_states_of_a_slow_resource_manager_are_kept() -> None:
     """At most `STATES` of one worker wait, and the newest is the last that it gets."""
     held = Held()
     async with manager("echo", resource_manager=held) as m:
-        for n in range(PostedCalls.STATES + 4):
+        for n in range(CallQueue.STATES + 4):
             await end(await m.start_job("echo", x=n))
         held.released.set()
     assert held.calls[0] == "register" and held.calls[-2:] == ["idle", "unregister"]
-    assert len(held.calls) == PostedCalls.STATES + 2 and not m.integration_errors
+    assert len(held.calls) == CallQueue.STATES + 2 and not m.integration_errors
 
 
 async def test_a_further_call_of_a_slow_hook_is_dropped_and_counted() -> None:
@@ -250,6 +250,39 @@ async def test_too_many_questions_to_a_registry_are_refused() -> None:
         release.set()
         jobs = [job for job in await asyncio.gather(*asked, return_exceptions=True) if isinstance(job, Job)]
         assert jobs and [job.params["x"] for job in jobs] == [await job for job in jobs]
+
+
+async def test_a_registry_that_was_quick_and_then_hangs_does_not_stop_the_loop() -> None:
+    """The loop waits for a quick registry itself, and goes on when it hangs. One thread makes all calls."""
+    release, entered, threads, released = threading.Event(), threading.Event(), set(), list[bool]()
+
+    class Quick:
+        hangs = False
+
+        def get_plugins_by_category(self, category: Any) -> "list[Any]":
+            return []
+
+        def get_plugin(self, plugin_id: str) -> "dict[str, str]":
+            threads.add(threading.get_ident())
+            if self.hangs:
+                entered.set()
+                released.append(release.wait(20))
+            return {"name": plugin_id}
+
+        def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+            return {}
+
+    async with manager("echo", plugin_registry=(registry := Quick())) as m:
+        for n in range(100):
+            assert await (await m.start_job("echo", x=n)) == n
+        registry.hangs = True
+        asked = asyncio.create_task(m.start_job("echo", x=100))
+        while not entered.is_set():
+            await asyncio.sleep(0.001)
+        release.set()  # by the loop, which a call on it would have stopped
+        assert await (await asked) == 100
+        assert released == [True] and len(threads) == 1 and threading.get_ident() not in threads
+        assert await (await m.start_job("echo", x=101)) == 101 and not m.integration_errors
 
 
 async def test_a_job_whose_result_has_arrived_completes(tmp_path: Path) -> None:

@@ -61,11 +61,13 @@ class SizedBuffer:
         unread = len(self._items) - index
         return unread > 0 and (unread >= self.limit or self._size_from(index) >= self.limit_bytes)
 
-# %% ../../nbs/core/buffers.ipynb #7efc67ac
+# %% ../../nbs/core/buffers.ipynb #01c38705
+_EMPTY = {int, float, bool, type(None)}  # types whose values have no characters
+
 def json_size(
     value: Any # A JSON-safe value
 ) -> int: # Bytes
     "Estimate what a value takes: its characters, and 64 for each item of a collection."
     if isinstance(value, str): return len(value)
-    if isinstance(value, Mapping): return sum(64 + json_size(item) for item in value.values())
-    return sum(64 + json_size(item) for item in value) if isinstance(value, (list, tuple)) else 0
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return 64 * len(items) + sum([json_size(item) for item in items if type(item) not in _EMPTY])

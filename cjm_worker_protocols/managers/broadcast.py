@@ -25,7 +25,7 @@ from ..extensions.protocols import EventBroadcasterProtocol
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['in_context', 'awaited_in', 'TimeLimit', 'BroadcastQueue', 'EventHub']
+__all__ = ['in_context', 'awaited_in', 'TimeLimit', 'BroadcastCaller', 'BroadcastQueue', 'EventHub']
 
 # %% ../../nbs/managers/broadcast.ipynb #433073aa
 @coroutine
@@ -92,22 +92,51 @@ class TimeLimit:
         "Stop the timer."
         if self._timer is not None: self._timer.cancel()
 
-# %% ../../nbs/managers/broadcast.ipynb #43ad7ce1
+# %% ../../nbs/managers/broadcast.ipynb #41d95ec3
+class BroadcastCaller:
+    "Calls `broadcast`, and survives whatever it does."
+    def __init__(self,
+        broadcaster: EventBroadcasterProtocol, # The app's
+        timeout: float, # Seconds that one call may take
+        errors: Counter[str] # Counts what goes wrong
+    ):
+        self.timeout, self._broadcaster, self._errors = timeout, broadcaster, errors
+        self.over = False  # Whether the manager waits for no call any longer
+
+    def failed(self,
+        what: str, # What went wrong, for the count
+        reason: object # How
+    ) -> None:
+        "Count a failure, and log it if it is one of the first of its kind."
+        count_failure(self._errors, f"event_broadcaster.{what}", _log, reason)
+
+    async def call(self,
+        event: Event, # What happened
+        context: Context, # In which the broadcaster is called
+        limit: TimeLimit # Cancels the call when it is late
+    ) -> None:
+        "Broadcast an event. Raises `CancelledError` when the calling task itself is to end."
+        limit.begin()
+        try: await awaited_in(context, self._broadcaster.broadcast, event.type, event.data)
+        except asyncio.CancelledError:
+            if not limit.late and (self.over or limit.cancelled_from_outside()): raise
+            self.failed("broadcast", f"no end after {self.timeout:g} s" if limit.late else "it was cancelled")
+        except (Exception, SystemExit, GeneratorExit) as e: self.failed("broadcast", e)
+        finally: limit.end()
+
+# %% ../../nbs/managers/broadcast.ipynb #16376d04
 class BroadcastQueue:
-    "Calls `broadcast` for each event, in order, and survives whatever it does."
+    "Has one event broadcast after the other."
     DELAY = 0.005  # Seconds for which events wait for each other, so that the loop sees to jobs first
     TURN = 0.005  # Seconds after which other tasks get a turn, if the broadcaster never suspends
 
     def __init__(self,
-        broadcaster: EventBroadcasterProtocol, # The app's
-        events: SizedBuffer, # For those that wait
-        timeout: float, # Seconds that one call may take
-        errors: Counter[str] # Counts what goes wrong
+        caller: BroadcastCaller, # Calls the app's broadcaster
+        events: SizedBuffer # For those that wait
     ):
-        self._broadcaster, self._events, self._timeout, self._errors = broadcaster, events, timeout, errors
+        self._caller, self._events = caller, events
         self._start: asyncio.TimerHandle | None = None  # Runs while events wait and no task sends them
         self._task: asyncio.Task[None] | None = None
-        self._over = False  # Whether the manager waits for no call any longer
 
     def put(self,
         event: Event, # What happened
@@ -117,40 +146,26 @@ class BroadcastQueue:
         self._events.append((event, context), json_size(event.data))
         for _ in range(self._events.over()):
             self._events.popleft()
-            self._failed("dropped", "the broadcaster is too slow: the oldest event was dropped")
-        if self._start is None and (self._task is None or self._task.done()): self._send_in(self.DELAY)
-
-    def _send_in(self, delay: float) -> None:
-        self._start = asyncio.get_running_loop().call_later(delay, self._send, context=Context())
+            self._caller.failed("dropped", "the broadcaster is too slow: the oldest event was dropped")
+        if self._start is not None or self._task is not None and not self._task.done(): return
+        self._start = asyncio.get_running_loop().call_later(self.DELAY, self._send, context=Context())
 
     def _send(self) -> None:
         if self._start is not None: self._start.cancel()
         self._start = None
         if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def _failed(self, what: str, reason: object) -> None:
-        count_failure(self._errors, f"event_broadcaster.{what}", _log, reason)
-
     async def _run(self) -> None:
         "Send what waits. One timer cancels the call that is late."
-        limit, loop = TimeLimit(self._timeout), asyncio.get_running_loop()
+        limit, loop = TimeLimit(self._caller.timeout), asyncio.get_running_loop()
         try:
             while self._events:
                 turn = loop.time() + self.TURN
-                while self._events and loop.time() <= turn: await self._call(self._events.popleft(), limit)
+                while self._events and loop.time() <= turn:
+                    event, context = self._events.popleft()
+                    await self._caller.call(event, context, limit)
                 await asyncio.sleep(0)
         finally: limit.stop()
-
-    async def _call(self, item: tuple[Event, Context], limit: TimeLimit) -> None:
-        event, context = item
-        limit.begin()
-        try: await awaited_in(context, self._broadcaster.broadcast, event.type, event.data)
-        except asyncio.CancelledError:
-            if not limit.late and self._over: raise
-            if not limit.late and limit.cancelled_from_outside(): raise
-            self._failed("broadcast", f"no end after {self._timeout:g} s" if limit.late else "it was cancelled")
-        except (Exception, SystemExit, GeneratorExit) as e: self._failed("broadcast", e)
-        finally: limit.end()
 
     async def close(self,
         timeout: float # Seconds for the events that still wait
@@ -161,15 +176,17 @@ class BroadcastQueue:
         while (self._events or self._task is not None and not self._task.done()) and loop.time() < end:
             self._send()
             if self._task is not None: await asyncio.wait({self._task}, timeout=end - loop.time())
-        self._over = True
+        self._caller.over = True
         if self._start is not None: self._start.cancel()
-        if self._events: self._failed("dropped", f"{len(self._events)} events were dropped at shutdown")
+        if self._events: self._caller.failed("dropped", f"{len(self._events)} events were dropped at shutdown")
         while self._events: self._events.popleft()
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=timeout)
 
-# %% ../../nbs/managers/broadcast.ipynb #5130bc2c
+# %% ../../nbs/managers/broadcast.ipynb #08d65b3f
+def _pictured(data: Mapping[str, Any]) -> dict[str, Any]: return {name: json_safe(value) for name, value in data.items()}
+
 class EventHub:
     "Makes events, and hands them to the broadcaster and to all listeners."
     def __init__(self,
@@ -180,8 +197,9 @@ class EventHub:
         broadcaster: EventBroadcasterProtocol | None = None # The app's, if there is one
     ):
         self._origin, self._limits, self._timeout, self._errors = origin, limits, timeout, errors
-        self._queue = BroadcastQueue(broadcaster, SizedBuffer(*limits), timeout, errors) if broadcaster is not None else None
-        self._listeners: weakref.WeakSet[EventStream] = weakref.WeakSet() # a listener that was dropped is forgotten
+        self._queue: BroadcastQueue | None = None
+        if broadcaster is not None: self._queue = BroadcastQueue(BroadcastCaller(broadcaster, timeout, errors), SizedBuffer(*limits))
+        self._refs: set[weakref.ref[EventStream]] = set()  # To listeners; one that was dropped is forgotten
         self._waiters = Waiters()
         self._closed = False
         self.loop: asyncio.AbstractEventLoop | None = None  # The manager's, once it is known
@@ -189,7 +207,10 @@ class EventHub:
     @property
     def heard(self) -> bool: # Whether an event reaches anyone
         "Say whether there is a broadcaster or a listener."
-        return self._queue is not None or len(self._listeners) > 0
+        return self._queue is not None or bool(self._refs)
+
+    def _listeners(self) -> list[EventStream]:
+        return [listener for ref in list(self._refs) if (listener := ref()) is not None]
 
     def emit(self,
         event_type: str, # One of `Event.type`
@@ -197,7 +218,7 @@ class EventHub:
         context: Context # In which the broadcaster is called
     ) -> None:
         "Make an event and hand it on. It never raises."
-        try: self.put(event_type, {name: context.run(json_safe, value) for name, value in data.items()}, context)
+        try: self.put(event_type, context.run(_pictured, data), context)
         except BaseException as e: # a mapping of a plugin's own may raise anything when it is looked at
             count_failure(self._errors, "events.emit", _log, e)
             ends_app(e)
@@ -210,19 +231,19 @@ class EventHub:
         "Add what every event has, and hand the event to the broadcaster and to the listeners."
         event = Event(event_type, {**self._origin, "time": now().isoformat(), **data})
         if self._queue is not None: self._queue.put(event, context)
-        for listener in list(self._listeners): listener.put(event)
+        for listener in self._listeners(): listener.put(event)
 
     def bind(self,
         loop: asyncio.AbstractEventLoop # The manager's
     ) -> None:
         "Belong to a loop, as do all listeners: on another one they would hear nothing."
         self.loop = loop
-        for listener in list(self._listeners): listener.loop = loop
+        for listener in self._listeners(): listener.loop = loop
 
     def listen(self) -> EventStream: # An async iterator
         "Open a stream of the events from now on."
         listener = EventStream(*self._limits, self._waiters, self.loop)
-        self._listeners.add(listener)
+        self._refs.add(weakref.ref(listener, self._refs.discard))
         if self._closed: listener.close()
         return listener
 
@@ -230,4 +251,4 @@ class EventHub:
         "Hand on what waits, for a limited time, then end the streams."
         if self._queue is not None: await self._queue.close(self._timeout)
         self._closed = True
-        for listener in list(self._listeners): listener.close()
+        for listener in self._listeners(): listener.close()

@@ -25,8 +25,8 @@ from .serial import ExecutorFullError, ExecutorTimeout, SerialExecutor, require_
 from .store import StoreClient
 
 # %% auto #0
-__all__ = ['plugin_id_of', 'RegistryReader', 'RegistryClient', 'WorkerState', 'without_secrets', 'ResourceClient',
-           'NoAnswerError', 'AdmissionClient', 'Integrations']
+__all__ = ['plugin_id_of', 'RegistryReader', 'RegistryClient', 'WorkerState', 'config_copy', 'ResourceClient', 'NoAnswerError',
+           'AdmissionClient', 'Integrations']
 
 # %% ../../nbs/managers/integrations.ipynb #9ff9e6b5
 def _read(metadata: Any, name: str, default: Any = None) -> Any:
@@ -92,11 +92,13 @@ class RegistryReader:
         if isinstance(config, Mapping): return dict(config)
         raise self._failed(method, method, f"expected a dict (got a {type(config).__name__})") # the value may hold a secret
 
-# %% ../../nbs/managers/integrations.ipynb #3a9811ab
+# %% ../../nbs/managers/integrations.ipynb #7733df74
 def _name_in(metadata: Any) -> Any: return _read(metadata, "name")
 
 class RegistryClient:
     "The app's plugin registry, asked in order on a thread of its own, each time for a limited time."
+    PATIENCE = 0.001  # Seconds for which the loop itself waits for an answer, if the last one was quick
+
     def __init__(self,
         registry: PluginRegistryProtocol, # The app's
         category: Any, # The manager's
@@ -130,10 +132,12 @@ class RegistryClient:
         return name
 
     async def _ask(self, label: str, call: Callable[[], Any]) -> Any:
-        try: return await self.executor.ask(label, call, self._timeout)
-        except (ExecutorTimeout, ExecutorFullError) as e:
-            self.executor.failed("timeout" if isinstance(e, ExecutorTimeout) else "dropped", e)
-            raise RegistryUnavailableError(label, str(e)) from e
+        try: return await self.executor.ask(label, call, self._timeout, patience=self.PATIENCE)
+        except (ExecutorTimeout, ExecutorFullError) as e: raise self._unanswered(label, e) from e
+
+    def _unanswered(self, label: str, error: Exception) -> RegistryUnavailableError:
+        self.executor.failed("timeout" if isinstance(error, ExecutorTimeout) else "dropped", error)
+        return RegistryUnavailableError(label, str(error))
 
     async def look_up(self,
         plugin_id: str # A plugin's id
@@ -153,9 +157,7 @@ class RegistryClient:
     ) -> str | None: # `None` when it is unknown
         "Look up a plugin's name; the calling thread waits. Raises `RegistryUnavailableError`."
         try: name: str | None = self.executor.ask_blocking("get_plugin", lambda: self._name(plugin_id), self._timeout)
-        except ExecutorTimeout as e:
-            self.executor.failed("timeout", e)
-            raise RegistryUnavailableError("get_plugin", str(e)) from e
+        except ExecutorTimeout as e: raise self._unanswered("get_plugin", e) from e
         return name
 
 # %% ../../nbs/managers/integrations.ipynb #ca26f624
@@ -168,26 +170,18 @@ class WorkerState(NamedTuple):
     config: Mapping[str, Any] = {}  # Its config
     resource: str | None = None  # What the plugin has loaded, such as a model's name
 
-# %% ../../nbs/managers/integrations.ipynb #1907485e
+# %% ../../nbs/managers/integrations.ipynb #2aaf7e56
 _FIXED = {str, int, float, bool, type(None)}  # types whose values cannot change, so that they need no copy
 
-def without_secrets(
-    config: Mapping[str, Any], # A plugin's config
-    failed: Callable[[Exception], None] # Called when it cannot be copied in depth
-) -> dict[str, Any]: # A copy that the resource manager may keep
-    "Copy a config, with a mask in place of each secret. One that cannot be copied in depth is copied as far as possible."
-    if type(config) is dict and _FIXED.issuperset(map(type, config.values())): return dict(config)
-    try: return dict(masked(config))
-    except Exception as e: failed(e)
-    return dict(config)
-
-# %% ../../nbs/managers/integrations.ipynb #62dd9994
 def config_copy(
     executor: SerialExecutor, # The resource manager's, which counts what goes wrong
     config: Mapping[str, Any] # A plugin's config
 ) -> dict[str, Any]: # A copy that the resource manager may keep
-    "Copy a config without its secrets, and count it when that is not possible in depth."
-    return without_secrets(config, lambda error: executor.failed("config", error))
+    "Copy a config, with a mask in place of each secret. One that cannot be copied in depth is copied as far as possible."
+    if type(config) is dict and _FIXED.issuperset(map(type, config.values())): return dict(config)
+    try: return dict(masked(config))
+    except Exception as e: executor.failed("config", e)
+    return dict(config)
 
 # %% ../../nbs/managers/integrations.ipynb #2a5e9df2
 class ResourceClient:

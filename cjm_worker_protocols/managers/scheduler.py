@@ -70,7 +70,7 @@ class BlockedLines:
         "Say whether a job comes before all that the resource manager refused."
         return all(ticket.rank < line.head().rank for line in self._queue.lines.values() if line.refused or line.asking)
 
-# %% ../../nbs/managers/scheduler.ipynb #083c13f8
+# %% ../../nbs/managers/scheduler.ipynb #7c6b9ebd
 class Scheduler:
     "Hands the jobs that wait to the workers of a pool."
     def __init__(self,
@@ -166,7 +166,7 @@ class Scheduler:
         worker: WorkerProxy | None = None # It has become idle; `None` when something else has changed
     ) -> None:
         "Look again at the jobs that wait for room, then dispatch."
-        self._blocks.clear(lambda line: worker is None or not line.refused or self._is_news(line.head(), worker))
+        if self._queue: self._blocks.clear(lambda line: worker is None or not line.refused or self._is_news(line.head(), worker))
         self.dispatch()
 
     def _is_news(self, ticket: Ticket, worker: WorkerProxy) -> bool:
@@ -175,7 +175,7 @@ class Scheduler:
 
     def dispatch(self) -> None:
         "Hand ready jobs to idle workers, and the next one also to those that are busy."
-        if self._closed: return
+        if self._closed or not self._queue and self._config.max_workers == 1: return
         if self._config.max_workers > 1 and self._pool.idle():
             for worker in self._pool.workers: # an idle one can begin at once what was sent ahead
                 ahead = worker.prefetched

@@ -116,7 +116,7 @@ class ProgressBar:
         self._said = now
         return min(int(percent), 100) / 100, f"{label} {count}".strip()
 
-# %% ../../nbs/worker/stdio.ipynb #01391890
+# %% ../../nbs/worker/stdio.ipynb #cbcda2a5
 class FrameFile(io.RawIOBase):
     "The file under `sys.stdout` or `sys.stderr`."
     LONGEST = 8192  # bytes; a longer line is sent in parts
@@ -152,7 +152,7 @@ class FrameFile(io.RawIOBase):
 
     def end_line(self) -> None:
         "Send the last line although it has not ended."
-        if not self._channel.ours: return # another thread may have held the lock when this process was forked
+        if not self._rest or not self._channel.ours: return # another thread may have held the lock when this process was forked
         with self._channel.lock:
             rest, self._rest = self._rest, b""
             if rest: self._send([rest])

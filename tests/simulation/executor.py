@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +17,6 @@ from cjm_worker_protocols.core.errors import ManagerClosedError
 from cjm_worker_protocols.managers import serial
 
 from .clock import VirtualLoop
-
-STATES = serial.PostedCalls.STATES
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ class SimulatedExecutor:
     """Makes one call after the other, as the real one does on its thread."""
 
     def __init__(self, rng: Random, habits: Habits, name: str, limit: int, errors: Counter[str]) -> None:
-        self.name, self._rng, self._habits, self._limit, self._errors = name, rng, habits, limit, errors
-        self._calls: deque[serial.Call] = deque()
+        self.name, self._rng, self._habits, self._errors = name, rng, habits, errors
+        self._calls = serial.CallQueue(limit)
         self._busy, self._since, self._working, self._closed = "", 0.0, False, False
         self._idle: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -91,8 +89,7 @@ class SimulatedExecutor:
             return self._rng.random() / 2, self._rng.random() / 2
         return 0.0, 0.0001
 
-    def _put(self, call: serial.Call) -> None:
-        self._calls.append(call)
+    def _start(self) -> None:
         if not self._working:
             self._working = True
             self._timer = self._loop.call_later(0.0002, self._next)
@@ -141,13 +138,10 @@ class SimulatedExecutor:
 
     def post(self, label: str, function: Callable[[], Any], key: Hashable = None, needed: bool = False) -> None:
         """Make a call whose result is not needed; of states with one key, only the newest wait."""
-        states = [call for call in self._calls if key is not None and call.key == key]
-        for call in states[: max(0, len(states) - STATES + 1)]:
-            self._calls.remove(call)
-        if len(self._calls) < self._limit or needed:
-            self._put(serial.Call(label, function, None, key, needed))
+        if self._calls.put(serial.Call(label, function, None, key, needed)):
+            self._start()
         else:
-            self.failed(f"{label}.dropped", f"{self._limit} calls are waiting")
+            self.failed(f"{label}.dropped", f"{self._calls.limit} calls are waiting")
 
     def call(
         self, label: str, function: Callable[[], Any], timeout: float, then: serial.Outcome, limit: float = math.inf
@@ -155,11 +149,12 @@ class SimulatedExecutor:
         """Make a call, with the errors of the real one."""
         if self._closed:
             raise ManagerClosedError(label)
-        if len(self._calls) >= self._limit:
-            raise serial.ExecutorFullError(label, self._limit, self._busy)
+        if self._calls.full:
+            raise serial.ExecutorFullError(label, self._calls.limit, self._busy)
         question = SimulatedQuestion(self, label, timeout, limit, then)
         question.call = serial.Call(label, function, question.settle)
-        self._put(question.call)
+        self._calls.append(question.call)
+        self._start()
         question.look()
         return question
 
@@ -169,10 +164,11 @@ class SimulatedExecutor:
 
     def take_back(self, call: serial.Call) -> None:
         """Do not make a call that still waits."""
-        if call in self._calls:
-            self._calls.remove(call)
+        self._calls.take_back(call)
 
-    async def ask(self, label: str, function: Callable[[], Any], timeout: float, limit: float = math.inf) -> Any:
+    async def ask(
+        self, label: str, function: Callable[[], Any], timeout: float, limit: float = math.inf, patience: float = 0.0
+    ) -> Any:
         """Make a call and wait for its answer, with the errors of the real one."""
         answer = self._loop.create_future()
         question = self.call(label, function, timeout, serial.outcome_for(answer), limit)
@@ -202,7 +198,7 @@ class SimulatedExecutor:
             self._idle = self._loop.create_future()
             await asyncio.wait({self._idle}, timeout=timeout)
             if not self._idle.done():
-                self._calls = deque(call for call in self._calls if call.needed)
+                self._calls.drop_optional()
                 self.failed("close", "it hangs")
 
 
