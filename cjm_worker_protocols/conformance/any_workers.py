@@ -91,7 +91,7 @@ class Roster:
                 if got.get(name) != want[name]:
                     raise Broken(f"{name} of worker {pid} is {shown(got.get(name))}, and by the contract it is {shown(want[name])}")
 
-# %% ../../nbs/conformance/any_workers.ipynb #fa1b0d59
+# %% ../../nbs/conformance/any_workers.ipynb #3b8837fd
 def register(
     roster: Roster, # Where
     n: int # The number of a pid
@@ -114,6 +114,15 @@ def unregister(
     roster.gone.add(pid)
     roster.it.call("unregister_worker", pid)
 
+def register_anew(
+    roster: Roster, # Where
+    n: int # The number of a pid
+) -> None:
+    "Unregister a worker and register it again: what a manager keeps for too long shows only then."
+    unregister(roster, n)
+    register(roster, n)
+
+# %% ../../nbs/conformance/any_workers.ipynb #0c1b7b9d
 def update(
     roster: Roster, # Where
     n: int, # The number of a pid
@@ -131,14 +140,6 @@ def _allowed(roster: Roster, name: str, value: Any) -> Any:
     "The value, or a plain one where an excused rule is about it."
     odd = value is None and roster.excused(f"clear.{name}") or value in ("", {}) and roster.excused("empty_values")
     return VALUES[name][0] if odd else value
-
-def register_anew(
-    roster: Roster, # Where
-    n: int # The number of a pid
-) -> None:
-    "Unregister a worker and register it again: what a manager keeps for too long shows only then."
-    unregister(roster, n)
-    register(roster, n)
 
 def caller_changes(
     roster: Roster # Where

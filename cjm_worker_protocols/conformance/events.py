@@ -64,7 +64,34 @@ async def flood(
     except (Broken, NotObservable): raise
     except Exception as e: raise Broken(f"it raised {described(e)}") from e
 
-# %% ../../nbs/conformance/events.ipynb #b6212625
+# %% ../../nbs/conformance/events.ipynb #6e322ec0
+def disorder(
+    sent: list[tuple[str, Any]], # Types of events, and what tells them apart
+    got: list[tuple[str, Any]] # The same, as a client got them
+) -> str: # Empty if they are the same
+    "Say what came otherwise than it was sent."
+    if lost := [event for event in sent if event not in got]: return f"{lost[0][0]!r} did not come"
+    for n, event in enumerate(got):
+        if event in got[:n]: return f"{event[0]!r} came twice"
+        if event not in sent: return f"{event[0]!r} came with {shown(event[1])}, which was not sent"
+        if event != sent[n]: return f"{event[0]!r} came before {sent[n][0]!r}"
+    return ""
+
+# %% ../../nbs/conformance/events.ipynb #4f295d03
+async def _now_and_then(it: Subject, client: Client) -> None:
+    "A client that reads now and then misses nothing. Raises `Broken`, and `NotObservable` when there is not enough time."
+    sent, numbers, end = list[str](), count(), time.monotonic() + Limits.MANY
+    for n in range(0, 100, 10):
+        sent += [f"kit:{n + m}" for m in range(10)]
+        it.trail[:] = [f"{n + 10} events, of which a client reads ten at a time"]
+        await flood(it, numbers, 10, end)
+        also = ""
+        try: got = [t for t, _ in await client.until(sent[-1])]
+        except Broken as e: got, also = [t for t, _ in await client.received()], e.also
+        if lost := [t for t in sent if t not in got]: raise Broken(f"{lost[0]!r} did not come", also=also)
+        if got != sent: raise Broken(f"the last came as {shown(got[n:])}", also=also)
+
+# %% ../../nbs/conformance/events.ipynb #cd13d6b7
 @rule("events.order", "broadcast", "A job that is completed before it is started confuses every page.",
       "Use one queue for each client, and put events into it with `put_nowait`, before the first `await`.",
       requires=("events.delivered",))
@@ -83,31 +110,6 @@ async def _(it: Subject) -> None:
         raise Broken(odd)
     await client.begin()
     with suppress(NotObservable): await _now_and_then(it, client)  # it is slow, and has done well so far
-
-async def _now_and_then(it: Subject, client: Client) -> None:
-    "A client that reads now and then misses nothing. Raises `Broken`, and `NotObservable` when there is not enough time."
-    sent, numbers, end = list[str](), count(), time.monotonic() + Limits.MANY
-    for n in range(0, 100, 10):
-        sent += [f"kit:{n + m}" for m in range(10)]
-        it.trail[:] = [f"{n + 10} events, of which a client reads ten at a time"]
-        await flood(it, numbers, 10, end)
-        also = ""
-        try: got = [t for t, _ in await client.until(sent[-1])]
-        except Broken as e: got, also = [t for t, _ in await client.received()], e.also
-        if lost := [t for t in sent if t not in got]: raise Broken(f"{lost[0]!r} did not come", also=also)
-        if got != sent: raise Broken(f"the last came as {shown(got[n:])}", also=also)
-
-def disorder(
-    sent: list[tuple[str, Any]], # Types of events, and what tells them apart
-    got: list[tuple[str, Any]] # The same, as a client got them
-) -> str: # Empty if they are the same
-    "Say what came otherwise than it was sent."
-    if lost := [event for event in sent if event not in got]: return f"{lost[0][0]!r} did not come"
-    for n, event in enumerate(got):
-        if event in got[:n]: return f"{event[0]!r} came twice"
-        if event not in sent: return f"{event[0]!r} came with {shown(event[1])}, which was not sent"
-        if event != sent[n]: return f"{event[0]!r} came before {sent[n][0]!r}"
-    return ""
 
 # %% ../../nbs/conformance/events.ipynb #da2183c1
 @rule("events.every_client", "broadcast", "Each open page is a client.",
@@ -231,7 +233,7 @@ _ODD = (
     "kit\n\nevent: forged\ndata: {}\n\n", "kit\r\revent: forged\rdata: {}\r\r", "kit\0", "kit\u2028event: forged", "", "kit\ud800",
     "kit:ünï©ode ✓")
 
-# %% ../../nbs/conformance/events.ipynb #d9148bf9
+# %% ../../nbs/conformance/events.ipynb #ebf42e50
 async def _refused(it: Subject, event_type: str, data: dict[str, Any]) -> bool:
     "Whether a broadcast is refused with an exception, which is right. Raises `Broken` when it hangs, or ends the program."
     try: await broadcast(it, event_type, data)
@@ -258,6 +260,7 @@ async def _(it: Subject) -> None:
             raise Broken(f"a client got {shown(forged[0])}")
         if len(got) > sent: raise Broken(f"{sent} events were sent, and a client got {len(got)}")
 
+# %% ../../nbs/conformance/events.ipynb #dd1ad3ec
 @rule("events.unsendable", "broadcast",
       "A bug somewhere puts an object into the data; it must be found, and must not stop the events.",
       "Write the data as JSON before anything else, so that data that cannot be written raise in `broadcast`, and "

@@ -156,7 +156,7 @@ def _(it: Subject) -> None:
         if (got if got is None else [*got]) != want: raise Broken(f"it returned {shown(got)}", member=member)
     for member, unknown in (("request_cancel", name), ("forget", [name]), ("close", "kit-manager")): it.call(member, unknown)
 
-# %% ../../nbs/conformance/store.ipynb #f432558d
+# %% ../../nbs/conformance/store.ipynb #e4181729
 @rule("store.moved", "write", "After a restart the manager must know which jobs were running, and how often.",
       "Set status, attempts and started to what is given, None too.", requires=_KEPT)
 def _(it: Subject) -> None:
@@ -178,6 +178,7 @@ def _(it: Subject) -> None:
     write(it, manager, ended=ends)
     for end in ends: expect(it, end.id, status=end.status, ended=end.ended, error=end.error)
 
+# %% ../../nbs/conformance/store.ipynb #b28e8032
 @rule("store.payload", "payload", "A job is run from its parameters, and its result is read after a restart.",
       "Keep the bytes as they are, whatever their size.", requires=("store.ended",))
 def _(it: Subject) -> None:

@@ -21,8 +21,8 @@ from ..worker.context import check_cancel, report_progress
 
 # %% auto #0
 __all__ = ['SPEECH', 'MANAGERS', 'MAGIC', 'MP3', 'RATE', 'UNKNOWN', 'NOTHING', 'LONGEST', 'STEP', 'Frames', 'HEAD',
-           'AudioFileError', 'audio_at', 'kind_of', 'open_audio', 'WideWav', 'sample_recording', 'Recording',
-           'frames_of', 'word_of', 'mean_confidence', 'segment', 'sound_of', 'progress_of', 'PocketSphinx']
+           'AudioFileError', 'audio_at', 'kind_of', 'open_audio', 'WideWav', 'sample_recording', 'damaged', 'sound_in',
+           'Recording', 'frames_of', 'word_of', 'mean_confidence', 'segment', 'sound_of', 'progress_of', 'PocketSphinx']
 
 # %% ../../nbs/plugins/speech.ipynb #a6d4f57e
 SPEECH = Extra("speech", ("pocketsphinx", "soundfile", "soxr"))
@@ -106,10 +106,35 @@ def sample_recording() -> Path: # A WAV file, 7.6 seconds long
     "Give the recording that comes with this package."
     return Path(str(files("cjm_worker_protocols.plugins"))) / "data" / "workers.wav"
 
-# %% ../../nbs/plugins/speech.ipynb #a5c50a0e
+# %% ../../nbs/plugins/speech.ipynb #fe041cd6
 RATE = 16_000  # Samples a second that the model was made for
 UNKNOWN = 2**63 - 1  # What libsndfile gives for an unknown number of frames
+NOTHING = "one without a single sample"
 
+def damaged(
+    path: str, # A file
+    error: Any # A `soundfile.LibsndfileError`
+) -> AudioFileError: # To raise
+    "Say what libsndfile says of a file."
+    return AudioFileError(path, f"a damaged one: {error.error_string}")
+
+def sound_in(
+    path: str, # A file
+    file: BinaryIO # The same, opened, at its beginning
+) -> Any: # A `soundfile.SoundFile`, or a `WideWav`
+    """Open the sound in a file.
+
+    :raises AudioFileError: when there is none, or it is damaged"""
+    soundfile = SPEECH.need("soundfile")
+    try: sound = soundfile.SoundFile(file.fileno(), closefd=False)
+    except soundfile.LibsndfileError as e:
+        file.seek(0)
+        try: return WideWav(file)
+        except ValueError: raise damaged(path, e) from None
+    sound.seekable = lambda: False # soundfile would seek after each read, which fails at the end of a FLAC file of unknown length
+    return sound
+
+# %% ../../nbs/plugins/speech.ipynb #d19b9be1
 class Recording:
     "A recording as 16 kHz mono 16-bit audio. Making it and reading it raise `AudioFileError` for a file that cannot be read."
     def __init__(self,
@@ -119,30 +144,18 @@ class Recording:
         self._soundfile, self._soxr, self._numpy = map(SPEECH.need, ("soundfile", "soxr", "numpy"))
         with ExitStack() as opened:
             self._file = opened.enter_context(open_audio(self.path))
-            self._sound = opened.enter_context(self._sound_file())
+            self._sound = opened.enter_context(sound_in(self.path, self._file))
             if not self._sound.frames: raise AudioFileError(self.path, NOTHING)
             self._opened = opened.pop_all()
         frames, rate = self._sound.frames, self._sound.samplerate
         self.duration: float | None = None if frames == UNKNOWN else frames / rate  # In seconds; None when the file doesn't say
-
-    def _sound_file(self) -> Any:
-        try: sound = self._soundfile.SoundFile(self._file.fileno(), closefd=False)
-        except self._soundfile.LibsndfileError as e:
-            self._file.seek(0)
-            try: return WideWav(self._file)
-            except ValueError: raise self._damaged(e) from None
-        sound.seekable = lambda: False # soundfile would seek after each read, which fails at the end of a FLAC file of unknown length
-        return sound
-
-    def _damaged(self, error: Any) -> AudioFileError:
-        return AudioFileError(self.path, f"a damaged one: {error.error_string}")
 
     def blocks(self) -> Iterator[bytes]: # A tenth of a second or so each
         "Read the audio, once. A sample that is not a finite number counts as silence."
         sound, stream = self._sound, self._soxr.ResampleStream(self._sound.samplerate, RATE, 1, dtype="float32")
         while not self.ended:
             try: block = sound.read(max(1, sound.samplerate // 10), dtype="float32", always_2d=True)
-            except self._soundfile.LibsndfileError as e: raise self._damaged(e) from None
+            except self._soundfile.LibsndfileError as e: raise damaged(self.path, e) from None
             self.ended = not len(block)
             self.seconds += len(block) / sound.samplerate
             if self.ended and not self.seconds: raise AudioFileError(self.path, NOTHING)
@@ -159,8 +172,6 @@ class Recording:
 
     def __enter__(self) -> Recording: return self
     def __exit__(self, *exc: object) -> None: self._opened.close()
-
-NOTHING = "one without a single sample"
 
 # %% ../../nbs/plugins/speech.ipynb #7543c08e
 def frames_of(

@@ -187,9 +187,21 @@ def _plugins_of(name: str, version: str, data: bytes, groups: Mapping[str, Any])
         target = re.sub(r"\s|\[.*", "", point.value)
         yield InstalledPlugin(point.name, target, name, find_problem(point.name, target), category=groups[point.group], version=version)
 
-# %% ../../../nbs/integrations/registry/scan.ipynb #b3eb70d3
+# %% ../../../nbs/integrations/registry/scan.ipynb #018515c0
 _POINTS, _HEADERS = 1 << 18, 1 << 16  # The most bytes of an `entry_points.txt`, and the bytes that are read of `METADATA`
 
+def _has_text(path: str) -> bool:
+    with suppress(OSError): return os.stat(path).st_size > 0
+    return False
+
+def _opened(path: str, flags: int) -> int: return os.open(path, flags | os.O_NONBLOCK)  # a pipe is empty
+
+def _unzipped(file: str, name: str) -> bytes:
+    "A member of a zip file, no more of it than the limit; nothing if it is not there or cannot be read."
+    with suppress(Exception), ZipFile(file) as archive, archive.open(name) as member: return member.read(_POINTS)
+    return b""
+
+# %% ../../../nbs/integrations/registry/scan.ipynb #0c311225
 class _Package:
     "A package's metadata, as they lie in a folder or a zip file on the import path."
     def __init__(self, folder: str, child: str, zipped: bool = False):
@@ -234,17 +246,6 @@ class _Package:
             if not self.child.lower().endswith("egg-info"): return "", 0, b""
             return self.child, os.stat(os.path.join(self.folder, self.child)).st_ctime_ns, b""
         return name, status.st_ctime_ns, data
-
-def _has_text(path: str) -> bool:
-    with suppress(OSError): return os.stat(path).st_size > 0
-    return False
-
-def _opened(path: str, flags: int) -> int: return os.open(path, flags | os.O_NONBLOCK)  # a pipe is empty
-
-def _unzipped(file: str, name: str) -> bytes:
-    "A member of a zip file, no more of it than the limit; nothing if it is not there or cannot be read."
-    with suppress(Exception), ZipFile(file) as archive, archive.open(name) as member: return member.read(_POINTS)
-    return b""
 
 # %% ../../../nbs/integrations/registry/scan.ipynb #8052f5d2
 def import_path() -> list[str]: # Absolute, each once
