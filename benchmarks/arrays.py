@@ -95,6 +95,25 @@ async def in_turn(manager: JobManager, rounds: int, pause: float, works: Works) 
     return await interleave(rounds, **{name: (lambda work=work: timed_alone(work)) for name, work in works.items()})
 
 
+def puts(ray: Any, rounds: int, size: int) -> "tuple[list[float], list[float]]":
+    """The seconds of putting an array into Ray's store: into memory that the store has not used yet, and into memory that it has."""
+    data = np.full(size, 3, np.uint8)
+
+    def put() -> "tuple[float, Any]":
+        start = time.perf_counter()
+        kept = ray.put(data)
+        return time.perf_counter() - start, kept
+
+    put()
+    new, kept = zip(*(put() for _ in range(rounds)))
+    del kept
+    used = []
+    for _ in range(rounds):
+        time.sleep(0.5)  # the store frees what is not referenced any more
+        used.append(put()[0])
+    return list(new), used
+
+
 def rows_of(times: "dict[str, list[float]]", mb: float, largest: bool) -> "list[Row]":
     """The rows of one size; targets are for the largest."""
     name, found = (f"{mb:g} MB" if mb >= 1 else f"{mb * 1000:g} kB"), []
@@ -117,6 +136,9 @@ async def measure(rounds: int, sizes: "tuple[float, ...]", count: int, frame: in
         if ray is not None:
             importlib.import_module("cjm_worker_protocols.engines.ray").start_ray(ray, None, num_cpus=2, object_store_memory=2_000_000_000)
             stack.callback(ray.shutdown)
+            new, used = puts(ray, min(rounds, 8), round(max(sizes) * 1_000_000))
+            words = f"`ray.put` of {max(sizes):g} MB, into memory that Ray's store has not used yet"
+            rows.append(compare(words, new, "into memory used before", used))
             actor = ray.remote(Actor).remote()
         plugins: Any = {"look": look, "array": array, "frames": frames, "overwrite": overwrite}
         config = WorkerConfig(standby=False)
