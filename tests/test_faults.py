@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -118,6 +119,51 @@ async def test_a_worker_killed_from_outside_is_noticed_at_once() -> None:
         assert time.monotonic() - killed < 1.0
         assert (job.error.category, job.error.signal, job.worker_pid) == ("crash", signal.SIGKILL, pid)
         await works(m)
+
+
+def dies_at_claim(peeks: bool, go: str) -> "Iterator[str]":
+    """Have the worker killed when it has next peeked at a claim, or taken it."""
+    receive = socket.socket.recv
+
+    def recv(sock: socket.socket, size: int, flags: int = 0) -> bytes:
+        got = receive(sock, size, flags)
+        if got and flags == socket.MSG_DONTWAIT | (socket.MSG_PEEK if peeks else 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return got
+
+    yield "begun"
+    while not os.path.exists(go):
+        time.sleep(0.005)
+    socket.socket.recv = recv  # type: ignore[assignment, method-assign]
+
+
+def counts(path: str) -> int:
+    """Say how often this ran."""
+    with open(path, "a") as file:
+        file.write("x")
+    return os.path.getsize(path)
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["given later", "prefetched"])
+@pytest.mark.parametrize("peeks, claimed", [(True, False), (False, True)], ids=["peeked", "claimed"])
+async def test_a_worker_that_dies_while_it_claims_a_job(tmp_path: Path, peeks: bool, claimed: bool, ahead: bool) -> None:
+    """Up to the claim the job was never begun, and runs once elsewhere; from then on it is the worker's, and crashes with it."""
+    go, ran = tmp_path / "go", tmp_path / "ran"
+    async with manager(dies_at_claim, counts, backoff_base=0.01) as m:
+        first = await m.start_job("dies_at_claim", peeks=peeks, go=str(go))
+        await first_chunk(first)
+        if not ahead:
+            go.touch()
+            await first
+        second = await m.start_job("counts", path=str(ran))
+        go.touch()
+        await end(first)
+        await end(second)
+        assert first.status == "completed"
+        if claimed:
+            assert second.error is not None and second.error.category == "crash" and not ran.exists()
+        else:
+            assert await second == 1 and second.attempts == 1 and ran.read_text() == "x"
 
 
 @pytest.mark.parametrize("how", ["KeyboardInterrupt", "SystemExit"])
