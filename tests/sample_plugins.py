@@ -1101,3 +1101,8 @@ def flood_of_chunks(path: str, size: int = 100_000) -> "Iterator[bytes]":
             file.write(str(count))
         os.replace(path + "~", path)
         yield b"x" * size
+
+
+def prefix() -> str:
+    """Where the worker's interpreter lives."""
+    return sys.prefix

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +89,32 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 # Room
+
+
+def test_a_plugin_has_an_interpreter_of_its_own(tmp_path: Path) -> None:
+    """Beside one that has none; each finds what is installed for it, takes its room, and waits for it."""
+    venv.create(tmp_path, symlinks=True)
+    (next(tmp_path.glob("lib/python*/site-packages")) / "only_there.py").write_text("import sys\ndef prefix(): return sys.prefix\n")
+
+    class Registry:
+        configs = {"there": {"worker_python": str(tmp_path / "bin/python"), "worker_resources": {"thing": 2}}, "here": {}}
+
+        def get_plugins_by_category(self, category: Any) -> "list[Any]":
+            return [{"id": name, "name": name} for name in self.configs]
+
+        def get_plugin(self, plugin_id: str) -> Any:
+            return {"id": plugin_id, "name": plugin_id}
+
+        def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+            return {"worker_resources": {"thing": 1}, **self.configs[plugin_id]}
+
+    async def scenario() -> None:
+        plugins = {"there": "only_there:prefix", "here": "sample_plugins:prefix"}
+        async with on_ray(plugins=plugins, plugin_registry=Registry(), max_workers=2) as m:
+            for _ in range(2):
+                assert [await (await m.start_job(name)) for name in ("here", "there")] == [sys.prefix, str(tmp_path)]
+
+    run(scenario(), 120)
 
 
 def test_a_job_waits_for_room_and_says_so() -> None:
