@@ -61,7 +61,7 @@ class SizedBuffer:
         unread = len(self._items) - index
         return unread > 0 and (unread >= self.limit or self._size_from(index) >= self.limit_bytes)
 
-# %% ../../nbs/core/buffers.ipynb #01c38705
+# %% ../../nbs/core/buffers.ipynb #abbf4d85
 _EMPTY = {int, float, bool, type(None)}  # types whose values have no characters
 
 def json_size(
@@ -70,4 +70,4 @@ def json_size(
     "Estimate what a value takes: its characters, and 64 for each item of a collection."
     if isinstance(value, str): return len(value)
     items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return 64 * len(items) + sum([json_size(item) for item in items if type(item) not in _EMPTY])
+    return 64 * len(items) + sum([len(item) if type(item) is str else json_size(item) for item in items if type(item) not in _EMPTY])

@@ -92,8 +92,13 @@ class RegistryReader:
         if isinstance(config, Mapping): return dict(config)
         raise self._failed(method, method, f"expected a dict (got a {type(config).__name__})") # the value may hold a secret
 
-# %% ../../nbs/managers/integrations.ipynb #7733df74
+# %% ../../nbs/managers/integrations.ipynb #00ed9f65
 def _name_in(metadata: Any) -> Any: return _read(metadata, "name")
+
+def _facts_in(metadata: Any) -> tuple[Any, Any, str | None]:
+    "The name, the interpreter, and what is missing if the plugin is not configured."
+    read = metadata.get if isinstance(metadata, Mapping) else partial(getattr, metadata)
+    return read("name", None), read("python", None), None if read("is_configured", True) else str(read("problem", None) or "")
 
 class RegistryClient:
     "The app's plugin registry, asked in order on a thread of its own, each time for a limited time."
@@ -118,13 +123,12 @@ class RegistryClient:
         return None if metadata is None else str(self._reader.read(metadata, _name_in) or plugin_id)
 
     def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
-        read = self._reader.read
         metadata = self._reader.call("get_plugin", plugin_id)
         if metadata is None: raise UnknownPluginError(plugin_id, "the plugin registry", self._known())
-        if not read(metadata, lambda m: _read(m, "is_configured", True)):
-            raise PluginNotConfiguredError(plugin_id, str(read(metadata, lambda m: _read(m, "problem")) or ""))
-        config, python = self._reader.config(plugin_id), read(metadata, lambda m: _read(m, "python"))
-        return str(read(metadata, _name_in) or plugin_id), {"worker_python": python, **config} if python else config
+        name, python, problem = self._reader.read(metadata, _facts_in)
+        if problem is not None: raise PluginNotConfiguredError(plugin_id, problem)
+        config = self._reader.config(plugin_id)
+        return str(name or plugin_id), {"worker_python": python, **config} if python else config
 
     def _id(self, name: str) -> str:
         for metadata in self._reader.listed():

@@ -25,7 +25,7 @@ from .store import StoreClient
 __all__ = ['RETRIED', 'JobOptions', 'check_mapping', 'culprit', 'check_reload', 'make_job', 'signature_of', 'check_signature',
            'python_of', 'make_frame', 'check_room', 'check_workers', 'check_capacity']
 
-# %% ../../nbs/managers/requests.ipynb #4a4b8a69
+# %% ../../nbs/managers/requests.ipynb #071639b4
 RETRIED = ("crash", "exception", "timeout")  # The categories of failures that a job can be retried after
 
 class JobOptions(NamedTuple):
@@ -47,6 +47,7 @@ class JobOptions(NamedTuple):
         store: StoreClient | None = None # The manager's
     ) -> JobOptions: # These
         "Raise `ConfigError` for an option that cannot be."
+        if [*map(type, self)] == _TYPES and self == _DEFAULTS and params is None: return self # as most are
         priority = self.priority
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
         check_number("timeout", self.timeout, 0, optional=True, positive=True)
@@ -76,6 +77,9 @@ class JobOptions(NamedTuple):
         job.key, job.restartable, kept = self.key, self.restartable, 0 if store is None else store.keep_chunks
         job.keep_chunks = kept if self.keep_chunks is None else self.keep_chunks
         if self.metadata: job.metadata = {**job.metadata, **self.metadata}
+
+_DEFAULTS = JobOptions()
+_TYPES = [*map(type, _DEFAULTS)]
 
 def check_mapping(
     name: str, # The option
@@ -178,7 +182,7 @@ def make_frame(
         if culprit({"config": config}): raise RegistryUnavailableError("load_plugin_config", unsendable) from e
         raise ParametersNotSendableError(job.plugin_id, e, culprit(parameters)) from e
 
-# %% ../../nbs/managers/requests.ipynb #367cbe41
+# %% ../../nbs/managers/requests.ipynb #1e7253e4
 async def check_room(
     hooks: Hooks, # The manager
     lifecycle: Lifecycle, # Its lifecycle
@@ -186,7 +190,7 @@ async def check_room(
     config: dict[str, Any] # The plugin's config
 ) -> None:
     "Raise `ResourceValidationError` if the hook refuses the job, or the resource manager says that its plugin can never fit."
-    check_number(f"concurrency of plugin {plugin_id!r}", config.get("concurrency"), 1, optional=True, whole=True)
+    if "concurrency" in config: check_number(f"concurrency of plugin {plugin_id!r}", config["concurrency"], 1, optional=True, whole=True)
     validating: Any = hooks._validate_resources(plugin_id, config)
     if not inspect.isawaitable(validating): raise ConfigError("_validate_resources()", "an `async def`", validating)
     reason = await validating

@@ -70,7 +70,7 @@ class BlockedLines:
         "Say whether a job comes before all that the resource manager refused."
         return all(ticket.rank < line.head().rank for line in self._queue.lines.values() if line.refused or line.asking)
 
-# %% ../../nbs/managers/scheduler.ipynb #7c6b9ebd
+# %% ../../nbs/managers/scheduler.ipynb #236b014a
 class Scheduler:
     "Hands the jobs that wait to the workers of a pool."
     def __init__(self,
@@ -99,7 +99,7 @@ class Scheduler:
 
     def _ahead(self) -> list[Ticket]:
         "The jobs that were sent ahead."
-        return [w.prefetched for w in list(self._pool.workers) if w.prefetched is not None]
+        return [ticket for w in list(self._pool.workers) if (ticket := w.prefetched) is not None]
 
     def waiting_of(self,
         owner: str # An owner
