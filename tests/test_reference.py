@@ -425,6 +425,7 @@ def test_a_page_fits_its_window_and_can_be_read(width: int, theme: str, preview:
             page.evaluate(f"document.body.className = '{theme}'")
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
             assert not page.evaluate(CUT), name
+            assert not page.evaluate(WIDE), name
             assert width < 768 or not page.evaluate(BROKEN), name
             for what in ("main a code", "main pre.mermaid"):
                 if page.locator(what).count():
@@ -435,6 +436,8 @@ def test_a_page_fits_its_window_and_can_be_read(width: int, theme: str, preview:
 
 CUT = """() => [...document.querySelectorAll("main pre")]
     .filter(block => block.scrollWidth > block.clientWidth + 1).map(block => block.textContent)"""
+WIDE = """() => [...document.querySelectorAll("main table")].filter(table => !table.closest(".reference, .cell-output-display"))
+    .map(table => table.getBoundingClientRect().right - table.parentElement.getBoundingClientRect().right).filter(over => over > 1)"""
 BROKEN = """() => [...document.querySelectorAll("main td:first-child code")]
     .filter(code => code.getClientRects().length > 1).map(code => code.textContent)"""
 CONTRAST = """(what) => {
