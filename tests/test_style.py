@@ -22,7 +22,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "Job": 68,
     "Lifecycle": 147,
     "RedisBroadcaster": 133,
-    "Scheduler": 132,
+    "Scheduler": 131,
     "WorkerPool": 137,
     "WorkerProxy": 150,
 }

@@ -17,7 +17,7 @@ from .queue import JobQueue, LineKey, Turn, passer, wanted
 from .reports import Ticket
 
 # %% auto #0
-__all__ = ['EARLY', 'SOON', 'choose', 'least_used', 'Round', 'Assignment', 'coming', 'taken', 'Chooser', 'Prefetcher']
+__all__ = ['EARLY', 'SOON', 'choose', 'least_used', 'Round', 'Assignment', 'coming', 'all_taken', 'Chooser', 'Prefetcher']
 
 # %% ../../nbs/managers/choosing.ipynb #5d022c66
 def choose(
@@ -68,16 +68,16 @@ def coming(
     fitting = (w for w in workers if w.placement == placement and not w.standby and not w.waiting)
     return sum(not w.ready and now - w.deadline.since < SOON for w in fitting)
 
-# %% ../../nbs/managers/choosing.ipynb #1f738213
-def taken(
-    workers: Iterable[WorkerProxy], # All
-    placement: Hashable # What is wanted
-) -> int: # 0 when one waits for room, so that the reason is looked for
-    "Count the workers of a placement that are ready: when they are all that may be, and none is idle, nothing can be handed out."
-    fitting = [w for w in workers if w.placement == placement and not w.standby]
-    return 0 if any(w.waiting for w in fitting) else sum(w.ready for w in fitting)
+# %% ../../nbs/managers/choosing.ipynb #3bf14a07
+def all_taken(
+    workers: Iterable[WorkerProxy], # None of them idle
+    capacity: int # How many there may be
+) -> bool: # Not when one waits for room, so that the reason is looked for
+    "Say whether nothing can be handed out, because all workers that may be are ready, and busy."
+    serving = [w for w in workers if not w.standby]
+    return sum(w.ready for w in serving) >= capacity and not any(w.waiting for w in serving)
 
-# %% ../../nbs/managers/choosing.ipynb #24cc6883
+# %% ../../nbs/managers/choosing.ipynb #d3547629
 class Chooser:
     "Decides where the first job goes, and starts workers."
     def __init__(self,
@@ -96,7 +96,6 @@ class Chooser:
         "Choose the worker for the first job, or another job that passes it."
         ticket, idle, place = turn.ticket, self._pool.idle(), turn.ticket.placement
         behind = ticket.job.priority < now.waits.get(place, ticket.job.priority)
-        if not idle and taken(self._pool.workers, place) >= self._pool.capacity: return Assignment(turn, last=True)
         worker = None if behind else choose(idle, ticket, self._config.loaded_plugins)
         if worker is not None: return Assignment(turn, worker)
         needed = 0 if behind else self._needed(place, idle)

@@ -17,7 +17,7 @@ from .reports import Ticket
 
 # %% auto #0
 __all__ = ['BLOCK', 'ShareName', 'LineKey', 'Key', 'NO_LIMITS', 'Passes', 'is_new', 'Share', 'Turn', 'Stack', 'Stacks', 'Line',
-           'Turns', 'position_of', 'Passing', 'StartLimits', 'JobQueue', 'passer', 'wanted']
+           'Turns', 'position_of', 'Passing', 'StartLimits', 'JobQueue', 'follows', 'passer', 'wanted']
 
 # %% ../../nbs/managers/queue.ipynb #638babbb
 class Passes:
@@ -321,7 +321,7 @@ def _unlimited(ticket: Ticket) -> float: return math.inf
 
 NO_LIMITS = StartLimits((), _unlimited)
 
-# %% ../../nbs/managers/queue.ipynb #7f4221e8
+# %% ../../nbs/managers/queue.ipynb #18bff56d
 class JobQueue:
     "All jobs that no worker has begun."
     def __init__(self) -> None:
@@ -388,6 +388,15 @@ class JobQueue:
             turn = line.first(limits.owners)
             if turn is not None and (found is None or turn.key < found.key) and limits.room(turn.ticket) > 0: found = turn
         return found
+
+# %% ../../nbs/managers/queue.ipynb #f06f2b3b
+def follows(
+    queue: JobQueue, # All that wait
+    ticket: Ticket # One of them
+) -> bool: # Whether an older one of its owner, priority and plugin waits
+    "Say whether a job cannot be next, so that it makes no difference now."
+    turn = queue.lines[ticket.line].first_of(queue.turns.shares[ticket.share])
+    return turn is not None and turn.ticket is not ticket
 
 # %% ../../nbs/managers/queue.ipynb #59d5dbe7
 def passer(
