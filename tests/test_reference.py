@@ -499,7 +499,7 @@ def test_the_top_quarto_yml_is_the_one_used(site: Site) -> None:
     assert (there / "_proc" / top["format"]["html"]["css"]).exists()
     assert (there / "_proc" / top["website"]["favicon"]).exists()
     assert all((there / "_proc" / theme[1]).exists() for theme in top["format"]["html"]["theme"].values())
-    assert top["website"]["page-navigation"] and top["website"]["navbar"]["search"]
+    assert top["website"]["page-navigation"] and top["website"]["navbar"]["search"] and top["format"]["html"]["toc"]
     assert top["website"]["page-footer"]["left"] == f"{SETTINGS['lib_name']} {SETTINGS['version']}"
     assert top["website"]["navbar"]["right"][0]["href"] == SETTINGS["git_url"]
     hosts = [re.findall(r"https?://[\w.]+", (NBS / file).read_text()) for file in ("styles.css", "theme.scss")]
