@@ -1,7 +1,10 @@
 """What waits is limited in bytes as well as in number: parameters, results, chunks and events."""
 
 import asyncio
+import gc
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +13,7 @@ from harness import Gate, Seen, end, gate, manager  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.core.buffers import SizedBuffer
 
@@ -108,6 +112,70 @@ async def test_events_that_are_not_read() -> None:
             await m.broadcast_event("mine", {"n": n, "text": "a" * 50_000})
         assert seen.listener.dropped >= 16 and m.integration_errors["event_broadcaster.dropped"] >= 16
     assert [e.data["n"] for e in await seen.rest()][-1] == 19
+
+
+class Tracked:
+    """A parameter or a result whose copies in this process are counted."""
+
+    alive: "weakref.WeakSet[Tracked]" = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self.body = bytes(100_000)
+        self.alive.add(self)
+
+    def __setstate__(self, state: "dict[str, Any]") -> None:
+        vars(self).update(state)
+        self.alive.add(self)
+
+
+def passes(value: Any) -> Any:
+    """Return it."""
+    return value
+
+
+class Hangs:
+    """Integrations whose calls do not end before the test does."""
+
+    def __init__(self) -> None:
+        self.released, self.opened = threading.Event(), asyncio.Event()
+
+    def register_worker(self, pid: int, worker_type: str) -> None: ...
+    def unregister_worker(self, pid: int) -> None: ...
+
+    def update_worker_state(self, pid: int, **state: Any) -> None:
+        self.released.wait(20)
+
+    async def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+        await self.opened.wait()
+
+
+class HangingHook(JobManager):
+    """A manager whose hook hangs, too."""
+
+    resource_manager: Any
+
+    def _on_job_completed(self, job_id: str) -> Any:
+        self.resource_manager.released.wait(20)
+
+
+class HangingAsyncHook(HangingHook):
+    """The same, and the hook is async."""
+
+    async def _on_job_completed(self, job_id: str) -> Any:
+        await self.resource_manager.opened.wait()
+
+
+@pytest.mark.parametrize("cls", [HangingHook, HangingAsyncHook])
+async def test_calls_that_wait_hold_no_parameters_and_no_results(cls: Any) -> None:
+    """Of integrations and hooks that hang: what was passed to jobs that have ended is freed all the same."""
+    hangs = Hangs()
+    async with manager(passes, cls=cls, keep_finished=0, resource_manager=hangs, event_broadcaster=hangs) as m:
+        for _ in range(20):
+            assert isinstance(await (await m.start_job("passes", value=Tracked())), Tracked)
+        gc.collect()
+        assert len(Tracked.alive) <= 2
+        hangs.released.set()
+        hangs.opened.set()
 
 
 def test_a_full_buffer_costs_little() -> None:
