@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from harness import end, manager
 from repo import ROOT
@@ -150,7 +151,8 @@ async def test_code_of_another_minor_version_is_refused(part: str) -> None:
 def test_only_what_holds_code_says_from_which_python() -> None:
     """Data that names `__main__` does not, so it can be sent to any interpreter."""
     assert all(b"check_python" in bytes(pickled) for pickled in (dumps(by_value()), outgoing(Kind.RESULT, 1, [by_value()])))
-    for data in ("__main__", {"text": "see __main__ and cloudpickle", "bytes": b"__main__" * 10_000}):
+    text = "see __main__ and cloudpickle.cloudpickle"
+    for data in ("__main__", {"text": text, "bytes": text.encode() * 10_000}, [cloudpickle.dumps(by_value()), b"__main__"]):
         assert b"check_python" not in dumps(data) and b"check_python" not in bytes(outgoing(Kind.RESULT, 1, data))
 
 
@@ -165,8 +167,12 @@ def other_pythons() -> "list[str]":
 @pytest.mark.skipif(not other_pythons(), reason="needs an interpreter of another minor version")
 async def test_another_minor_version_in_truth() -> None:
     """Plain data goes there and back; functions do not, neither as plugin nor as parameter."""
-    plugins = {"shout": by_value(), "echo": "sample_plugins:echo", "len": "builtins:len"}
-    async with manager(plugins=plugins, python=other_pythons()[0]) as m:
+    of_script = by_value()
+    of_script.__module__ = "__main__"
+    plugins = {"shout": of_script, "echo": "sample_plugins:echo"}
+    async with manager(plugins=plugins, python=other_pythons()[0], env={"PYTHONPATH": str(ROOT / "tests")}) as m:
         for name, given, category in (("shout", {"text": "a"}, "load"), ("echo", {"x": by_value()}, "serialization")):
             error = (await end(await m.start_job(name, **given))).error
             assert error is not None and error.category == category and "by value" in error.message
+        for data in ({"x": [1.5, "two", b"three"]}, "see __main__ and cloudpickle.cloudpickle"):
+            assert await (await m.start_job("echo", x=data)) == data
