@@ -302,9 +302,11 @@ os.waitpid(child, 0)
 with manager:
     done = manager.start_job("double", n=2)
     say(done.result())
+    results = manager.map("double", [{"n": 1}, {"n": 1}, {"n": 1}], ordered=False)
+    next(results)
     job = manager.start_job("nap")
     if (child := os.fork()) == 0:
-        for call in (lambda: manager.start_job("double", n=3), job.result, job.cancel, lambda: list(job.stream())):
+        for call in (lambda: manager.start_job("double", n=3), job.result, job.cancel, lambda: list(job.stream()), lambda: list(results)):
             try: call()
             except RuntimeError as e: say(type(e).__name__)
         say(done.result())
@@ -317,9 +319,9 @@ with manager:
     say(manager.start_job("double", n=4).result())
 """
     with script(tmp_path / "app.py", source) as process:
-        said = [said_json(process) for _ in range(9)]
+        said = [said_json(process) for _ in range(10)]
         code, _, err = finish(process)
-    assert said == [2, 4, *["ForkedManagerError"] * 4, 4, False, 8] and code == 0, err
+    assert said == [2, 4, *["ForkedManagerError"] * 5, 4, False, 8] and code == 0, err
 
 
 @pytest.mark.slow

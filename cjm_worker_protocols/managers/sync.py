@@ -98,7 +98,7 @@ def closed_on_error(
         coroutine.close()
         raise
 
-# %% ../../nbs/managers/sync.ipynb #5c62c73a
+# %% ../../nbs/managers/sync.ipynb #8abaf9ec
 class Calls:
     "Blocking calls of a manager's coroutines. Any thread may make them."
     def __init__(self,
@@ -109,13 +109,19 @@ class Calls:
         self._running: LoopThread | None = None  # From the first call on
         self._pid, self.closed = 0, False
 
+    def check_process(self,
+        name: str # The call, for the error
+    ) -> None:
+        "Raise `ForkedManagerError` in a child that was forked after the first call."
+        if self._pid not in (0, os.getpid()): raise ForkedManagerError(name, self._pid)
+
     def post(self,
         name: str, # The call, for its errors
         coroutine: Coroutine[Any, Any, Any] # What to run on the loop
     ) -> Future[Any]: # Its result
         "Run a coroutine, and do not wait for it. Raises `ForkedManagerError` and `ManagerClosedError`."
         with closed_on_error(coroutine):
-            if self._pid not in (0, os.getpid()): raise ForkedManagerError(name, self._pid) # before the lock, which a fork may have copied
+            self.check_process(name) # before the lock, which a fork may have copied
             with self._lock:
                 if self._running is None and not self.closed: self._running, self._pid = LoopThread(self.manager), os.getpid()
                 if self._running is None or self.closed or self._running.loop.is_closed(): raise ManagerClosedError(name)
@@ -227,7 +233,7 @@ class SyncJob:
     def __repr__(self) -> str: return f"Sync{self.job!r}"
     def _repr_html_(self) -> str: return self.job._repr_html_()
 
-# %% ../../nbs/managers/sync.ipynb #54169723
+# %% ../../nbs/managers/sync.ipynb #4f2054b5
 def map_jobs(
     start: Callable[[Mapping[str, Any]], SyncJob], # Starts a job
     parameters: Iterable[Mapping[str, Any]], # Of each job
@@ -247,6 +253,7 @@ def map_jobs(
     try:
         start_more()
         while started:
+            calls.check_process("map")
             job = started[0] if ordered else ended.get()
             result = job.result()
             started.remove(job)
