@@ -1,14 +1,16 @@
 """HTTP over a job store: every process that shares the file shows all jobs, and a new one finds what an earlier one had."""
 
 import asyncio
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import manager
+from harness import manager, script
+from sse_kit import free_port, wait_until_served
 from test_web import look, shout, spin, until
 from test_web_files import SAME
-from web_kit import problem, serving
+from web_kit import Client, problem, serving
 
 from cjm_worker_protocols.integrations.store import SQLiteJobStore
 from cjm_worker_protocols.web import WorkersApp
@@ -94,3 +96,81 @@ async def test_a_manager_that_drains_is_not_ready(tmp_path: Path) -> None:
         body = {"plugin_id": "shout", "params": {"text": "hi"}}
         assert problem(await client.post("api/jobs", json=body))[:2] == (503, "unavailable")
         assert (await client.get(f"api/jobs/{job['id']}")).json()["result"] == "HI"
+
+
+SERVER = """
+import sys, time
+from contextlib import asynccontextmanager
+import uvicorn
+from starlette.applications import Starlette
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.integrations.store import SQLiteJobStore
+from cjm_worker_protocols.web import WorkersApp
+
+def spin():
+    while True: time.sleep(0.01)
+
+manager = JobManager("test", "store", plugins={"spin": spin}, job_store=SQLiteJobStore(sys.argv[2]))
+
+@asynccontextmanager
+async def lifespan(app):
+    async with manager: yield
+
+app = Starlette(lifespan=lifespan)
+app.mount("/workers", WorkersApp(manager))
+uvicorn.run(app, port=int(sys.argv[1]), log_level="critical")
+"""
+
+
+@asynccontextmanager
+async def server(path: Path) -> Any:
+    """A process that serves the jobs of a store: the process, and a client."""
+    port = free_port()
+    with script(path / f"server_{port}.py", SERVER, str(port), str(path / "jobs.db")) as process:
+        await asyncio.to_thread(wait_until_served, port, 20)
+        async with Client(base_url=f"http://127.0.0.1:{port}/workers/", timeout=15) as client:
+            yield process, client
+
+
+async def busy(client: Client) -> "dict[str, int]":
+    """The pids of the workers that run a job, by its id, once there are some."""
+    while True:
+        workers = (await client.get("api/workers")).json()["workers"]
+        if found := {worker["job_id"]: worker["pid"] for worker in workers if worker["job_id"]}:
+            return found
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.limit(90)
+async def test_two_servers_show_the_workers_and_the_counts_of_both(tmp_path: Path) -> None:
+    """Also what they use, and in events; those of a server that was killed are gone, and a new one finds its jobs."""
+    async with server(tmp_path) as (_, one):
+        async with server(tmp_path) as (process, two):
+            assert (await one.get("api/workers")).status_code == 200
+            mine = await two.start("spin")
+            async with one.events("api/events") as events:
+                seen = [event.data async for event in first(events, lambda event: event.data.get("job_id") == mine["id"])]
+            workers = await busy(one)
+            assert workers == {mine["id"]: seen[-1]["pid"]} == await busy(two)
+            (used,) = [worker for worker in (await one.get("api/workers")).json()["workers"] if worker["job_id"]]
+            assert used["memory"] > 1 << 20 and used["pid"] == workers[mine["id"]]
+            while (await one.get("api/jobs")).json()["counts"]["running"] != 1:
+                await asyncio.sleep(0.05)
+            process.kill()
+            await asyncio.to_thread(process.wait)
+        while any(worker["job_id"] for worker in (await one.get("api/workers")).json()["workers"]):
+            await asyncio.sleep(0.05)
+        assert len(list((tmp_path / "jobs.db.workers").iterdir())) == 1
+    async with server(tmp_path) as (_, again):
+        assert (await again.ended(mine["id"]))["error"]["category"] == "interrupted"
+        assert [job["id"] for job in (await again.get("api/jobs")).json()["jobs"]] == [mine["id"]]
+        assert (await again.get("api/jobs")).json()["counts"]["failed"] == 1
+
+
+async def first(events: Any, wanted: Any) -> Any:
+    """Events of workers up to one that is wanted."""
+    async for event in events:
+        if event.type == "worker":
+            yield event
+            if wanted(event):
+                return

@@ -26,7 +26,7 @@ from ..managers.base import BaseJobManager
 from .app import LOCAL_HOSTS, WorkersApp
 
 # %% auto #0
-__all__ = ['Address', 'choose_token', 'QuietServer', 'NotAManagerError', 'made', 'end', 'StopSignal', 'opened', 'serve']
+__all__ = ['Address', 'choose_token', 'QuietServer', 'NotAManagerError', 'made', 'StopSignal', 'opened', 'serve']
 
 # %% ../../nbs/web/serve.ipynb #98b0e020
 class Address(NamedTuple):
@@ -89,26 +89,17 @@ async def made(
     if not isinstance(found, BaseJobManager): raise NotAManagerError(found)
     return found
 
-# %% ../../nbs/web/serve.ipynb #1fbccdd9
-async def end(
-    manager: BaseJobManager, # Its running jobs may end
-    timeout: float # Seconds
-) -> None:
-    "Let running jobs end, and shut the manager down."
-    await manager.drain(timeout=timeout)
-    await manager.shutdown()
-
+# %% ../../nbs/web/serve.ipynb #aa7481a2
 class StopSignal:
     "Drains the manager and stops the server at the first signal, and ends the process at the second."
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self,
-        drain: Callable[[], Any], # Awaited before the server stops
         server: uvicorn.Server, # The server
-        app: WorkersApp # Whose streams end
+        app: WorkersApp # What it serves
     ):
         self.code = 0  # 128 + the number of the first signal
-        self._drain, self._server, self._app = drain, server, app
+        self._server, self._app = server, app
         self._task: asyncio.Task[None] | None = None
 
     def hear(self,
@@ -120,16 +111,16 @@ class StopSignal:
         self._task = asyncio.get_running_loop().create_task(self._stop())
 
     async def _stop(self) -> None:
-        try: await self._drain()
+        try: await self._app.end.drain()
         finally:
-            self._app.close()
+            self._app.end.close()
             self._server.should_exit = True
 
     def listen(self) -> None:
         "Hear signals from now on."
         for number in self.SIGNALS: asyncio.get_running_loop().add_signal_handler(number, self.hear, number)
 
-# %% ../../nbs/web/serve.ipynb #09a10998
+# %% ../../nbs/web/serve.ipynb #95b1392d
 @asynccontextmanager
 async def opened(
     url: str, # Of the page
@@ -160,13 +151,14 @@ async def serve(
     :raises ConfigError: for a setting that cannot work
     :raises OSError: when nothing can listen there"""
     manager = await made(target)
-    app = WorkersApp(manager, allowed_hosts=(*address.hosts, *hosts), token=address.token, **settings)
+    app = WorkersApp(manager, allowed_hosts=(*address.hosts, *hosts), token=address.token, drain_timeout=drain_timeout, **settings)
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.create_server((address.host, address.port), family=family, backlog=2048) as listener:
         quiet: Any = {"log_config": None, "access_log": False, "server_header": False}
         server = QuietServer(uvicorn.Config(app, lifespan="off", proxy_headers=False, **quiet))
-        stop = StopSignal(lambda: end(manager, drain_timeout), server, app)
+        stop = StopSignal(server, app)
         stop.listen()
+        app.live.board.begin()
         url = address.url(listener.getsockname()[1])
         say(url)
         async with opened(url, show): await server.serve(sockets=[listener])

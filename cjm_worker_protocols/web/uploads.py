@@ -107,13 +107,14 @@ def form_fields(
         except (ValueError, RecursionError): raise Problem(422, "invalid", f"{name}: expected JSON.", name) from None
     return found
 
-# %% ../../nbs/web/uploads.ipynb #70867213
+# %% ../../nbs/web/uploads.ipynb #ca51d001
 def folder_beside(
-    store: Any # The manager's job store; `None` without one
+    store: Any, # The manager's job store; `None` without one
+    name: str = "uploads" # What it is for
 ) -> Path | None: # `None` when the store is no file
-    "Name the folder for files that are to outlive the app."
+    "Name a folder beside the store, which every process that has the store has too."
     path = getattr(store, "path", None)
-    return Path(f"{path}.uploads") if isinstance(path, str) else None
+    return Path(f"{path}.{name}") if isinstance(path, str) else None
 
 async def sweep(
     root: Path, # Where the folders are
