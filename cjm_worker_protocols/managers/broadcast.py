@@ -184,7 +184,7 @@ class BroadcastQueue:
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=timeout)
 
-# %% ../../nbs/managers/broadcast.ipynb #08d65b3f
+# %% ../../nbs/managers/broadcast.ipynb #03234088
 def _pictured(data: Mapping[str, Any]) -> dict[str, Any]: return {name: json_safe(value) for name, value in data.items()}
 
 class EventHub:
@@ -231,7 +231,7 @@ class EventHub:
         "Add what every event has, and hand the event to the broadcaster and to the listeners."
         event = Event(event_type, {**self._origin, "time": now().isoformat(), **data})
         if self._queue is not None: self._queue.put(event, context)
-        for listener in self._listeners(): listener.put(event)
+        for listener in self._listeners() if self._refs else (): listener.put(event)
 
     def bind(self,
         loop: asyncio.AbstractEventLoop # The manager's

@@ -77,7 +77,7 @@ def all_taken(
     serving = [w for w in workers if not w.standby]
     return sum(w.ready for w in serving) >= capacity and not any(w.waiting for w in serving)
 
-# %% ../../nbs/managers/choosing.ipynb #d3547629
+# %% ../../nbs/managers/choosing.ipynb #3e50af2d
 class Chooser:
     "Decides where the first job goes, and starts workers."
     def __init__(self,
@@ -96,8 +96,7 @@ class Chooser:
         "Choose the worker for the first job, or another job that passes it."
         ticket, idle, place = turn.ticket, self._pool.idle(), turn.ticket.placement
         behind = ticket.job.priority < now.waits.get(place, ticket.job.priority)
-        worker = None if behind else choose(idle, ticket, self._config.loaded_plugins)
-        if worker is not None: return Assignment(turn, worker)
+        if not behind and (worker := choose(idle, ticket, self._config.loaded_plugins)) is not None: return Assignment(turn, worker)
         needed = 0 if behind else self._needed(place, idle)
         if not behind and self._pool.want(needed, place): return None
         if not behind and idle and coming(self._pool.workers, place, self._recheck.now()) >= needed: # the idle ones are for its equals

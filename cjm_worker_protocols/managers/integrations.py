@@ -25,8 +25,8 @@ from .serial import ExecutorFullError, ExecutorTimeout, SerialExecutor, require_
 from .store import StoreClient
 
 # %% auto #0
-__all__ = ['plugin_id_of', 'RegistryReader', 'RegistryClient', 'WorkerState', 'config_copy', 'ResourceClient', 'NoAnswerError',
-           'AdmissionClient', 'Integrations']
+__all__ = ['plugin_id_of', 'RegistryReader', 'PluginLookup', 'RegistryClient', 'WorkerState', 'config_copy', 'ResourceClient',
+           'NoAnswerError', 'AdmissionClient', 'Integrations']
 
 # %% ../../nbs/managers/integrations.ipynb #9ff9e6b5
 def _read(metadata: Any, name: str, default: Any = None) -> Any:
@@ -92,7 +92,7 @@ class RegistryReader:
         if isinstance(config, Mapping): return dict(config)
         raise self._failed(method, method, f"expected a dict (got a {type(config).__name__})") # the value may hold a secret
 
-# %% ../../nbs/managers/integrations.ipynb #00ed9f65
+# %% ../../nbs/managers/integrations.ipynb #37beb989
 def _name_in(metadata: Any) -> Any: return _read(metadata, "name")
 
 def _facts_in(metadata: Any) -> tuple[Any, Any, str | None]:
@@ -100,6 +100,44 @@ def _facts_in(metadata: Any) -> tuple[Any, Any, str | None]:
     read = metadata.get if isinstance(metadata, Mapping) else partial(getattr, metadata)
     return read("name", None), read("python", None), None if read("is_configured", True) else str(read("problem", None) or "")
 
+class PluginLookup:
+    "On the registry's thread: answers the manager's questions, each by one or more calls of the registry."
+    def __init__(self,
+        reader: RegistryReader # Calls the registry
+    ):
+        self._reader = reader
+
+    def _known(self) -> list[str]:
+        try: return [i for i in map(plugin_id_of, self._reader.listed()) if i]
+        except Exception: return [] # the list is only for an error message
+
+    def name(self,
+        plugin_id: str # A plugin's id
+    ) -> str | None: # `None` when it is unknown
+        "Look up a plugin's name."
+        metadata = self._reader.call("get_plugin", plugin_id)
+        return None if metadata is None else str(self._reader.read(metadata, _name_in) or plugin_id)
+
+    def look_up(self,
+        plugin_id: str # A plugin's id
+    ) -> tuple[str, dict[str, Any]]: # Its name and its config
+        "Look up what a job needs."
+        metadata = self._reader.call("get_plugin", plugin_id)
+        if metadata is None: raise UnknownPluginError(plugin_id, "the plugin registry", self._known())
+        name, python, problem = self._reader.read(metadata, _facts_in)
+        if problem is not None: raise PluginNotConfiguredError(plugin_id, problem)
+        config = self._reader.config(plugin_id)
+        return str(name or plugin_id), {"worker_python": python, **config} if python else config
+
+    def id_of(self,
+        name: str # A plugin's name, or its id
+    ) -> str: # Its id; the name itself when no plugin has it
+        "Find a plugin by its name."
+        for metadata in self._reader.listed():
+            if self._reader.read(metadata, _name_in) == name: return self._reader.read(metadata, plugin_id_of) or name
+        return name
+
+# %% ../../nbs/managers/integrations.ipynb #7efb58ba
 class RegistryClient:
     "The app's plugin registry, asked in order on a thread of its own, each time for a limited time."
     PATIENCE = 0.001  # Seconds for which the loop itself waits for an answer, if the last one was quick
@@ -112,28 +150,7 @@ class RegistryClient:
         errors: Counter[str] # Counts what goes wrong
     ):
         self._timeout, self.executor = timeout, SerialExecutor("plugin_registry", limit, errors)
-        self._reader = RegistryReader(registry, category, self.executor)
-
-    def _known(self) -> list[str]:
-        try: return [i for i in map(plugin_id_of, self._reader.listed()) if i]
-        except Exception: return [] # the list is only for an error message
-
-    def _name(self, plugin_id: str) -> str | None:
-        metadata = self._reader.call("get_plugin", plugin_id)
-        return None if metadata is None else str(self._reader.read(metadata, _name_in) or plugin_id)
-
-    def _look_up(self, plugin_id: str) -> tuple[str, dict[str, Any]]:
-        metadata = self._reader.call("get_plugin", plugin_id)
-        if metadata is None: raise UnknownPluginError(plugin_id, "the plugin registry", self._known())
-        name, python, problem = self._reader.read(metadata, _facts_in)
-        if problem is not None: raise PluginNotConfiguredError(plugin_id, problem)
-        config = self._reader.config(plugin_id)
-        return str(name or plugin_id), {"worker_python": python, **config} if python else config
-
-    def _id(self, name: str) -> str:
-        for metadata in self._reader.listed():
-            if self._reader.read(metadata, _name_in) == name: return self._reader.read(metadata, plugin_id_of) or name
-        return name
+        self._lookup = PluginLookup(RegistryReader(registry, category, self.executor))
 
     async def _ask(self, label: str, call: Callable[[], Any]) -> Any:
         try: return await self.executor.ask(label, call, self._timeout, patience=self.PATIENCE)
@@ -147,20 +164,20 @@ class RegistryClient:
         plugin_id: str # A plugin's id
     ) -> tuple[str, dict[str, Any]]: # Its name and its config
         "Look up what a job needs. Raises `UnknownPluginError`, `PluginNotConfiguredError` or `RegistryUnavailableError`."
-        found: tuple[str, dict[str, Any]] = await self._ask("get_plugin", lambda: self._look_up(plugin_id))
+        found: tuple[str, dict[str, Any]] = await self._ask("get_plugin", lambda: self._lookup.look_up(plugin_id))
         return found
 
     async def id_of(self,
         name: str # A plugin's name, or its id
     ) -> str: # Its id; the name itself when no plugin has it
         "Find a plugin by its name. Raises `RegistryUnavailableError`."
-        return str(await self._ask("get_plugins_by_category", lambda: self._id(name)))
+        return str(await self._ask("get_plugins_by_category", lambda: self._lookup.id_of(name)))
 
     def name(self,
         plugin_id: str # A plugin's id
     ) -> str | None: # `None` when it is unknown
         "Look up a plugin's name; the calling thread waits. Raises `RegistryUnavailableError`."
-        try: name: str | None = self.executor.ask_blocking("get_plugin", lambda: self._name(plugin_id), self._timeout)
+        try: name: str | None = self.executor.ask_blocking("get_plugin", lambda: self._lookup.name(plugin_id), self._timeout)
         except ExecutorTimeout as e: raise self._unanswered("get_plugin", e) from e
         return name
 
