@@ -109,3 +109,12 @@ async def test_the_app_of_the_how_to_on_stored_jobs(tmp_path: Path, monkeypatch:
     async with app.router.lifespan_context(app):
         assert await (await app.state.manager.find_job(job.id)) == 42
 
+
+
+def test_a_port_saves_as_many_lines_as_its_page_says() -> None:
+    """The classes and functions of the app before that the app after does without."""
+    page = "howto/coming_from_cjm_fasthtml_workers.ipynb"
+    before = blocks(page, "python")[0]
+    made = [node for node in ast.parse(before).body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name != "Summarizer"]
+    lines = sum(len((ast.get_source_segment(before, node) or "").splitlines()) + len(node.decorator_list) for node in made)
+    assert f" {lines} lines of plumbing are gone" in prose(page)
