@@ -354,7 +354,7 @@ async def test_browsers_hear_the_end_of_jobs_before_their_streams_end(shared: Re
         await broadcaster.ready()
         client = await _connect(broadcaster, "")
         await until(lambda: client.parser.retry)
-        broadcaster.server_stop.hear()
+        broadcaster.server.stop.hear()
         await until(lambda: client.received() is None or client.task.done())
         assert [event_type for event_type, _ in client.received()] == ended
 

@@ -676,6 +676,7 @@ from contextlib import asynccontextmanager
 sys.path.insert(0, {tests!r})
 from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.integrations.sse import SSEBroadcaster
+from cjm_worker_protocols.integrations.sse.app import ServerStop
 from starlette.applications import Starlette
 from starlette.routing import Route
 import uvicorn
@@ -683,7 +684,7 @@ import uvicorn
 def endless(): time.sleep(600)
 
 broadcaster = SSEBroadcaster(before_stop={before_stop})
-broadcaster.STOPPING = 1.0
+ServerStop.STOPPING = 1.0
 manager = JobManager("text", "demo", plugins={{"endless": endless}}, event_broadcaster=broadcaster)
 
 @asynccontextmanager
@@ -1503,7 +1504,7 @@ def test_what_was_broadcast_before_the_end_still_comes(how: str) -> None:
             for n in range(60):
                 broadcaster.broadcast_from_thread("tick", {"n": n, "text": "x" * 10000})
             await broadcaster.broadcast("job:completed", {})
-            (broadcaster.close if how == "close" else broadcaster.server_stop.hear)()
+            (broadcaster.close if how == "close" else broadcaster.server.stop.hear)()
 
         served.call(last())
         client.until_end()

@@ -170,8 +170,8 @@ class Proxy:  # the answers of a proxy whose server may be away
 def orders():
     global away
     for line in sys.stdin:
-        if (order := json.loads(line)) == "away": away = True; broadcaster.server_stop.hear()
-        elif order == "back": away, broadcaster.LINGER = False, 0.0
+        if (order := json.loads(line)) == "away": away = True; broadcaster.server.stop.hear()
+        elif order == "back": away, broadcaster.server.stop.LINGER = False, 0.0
         else: broadcaster.broadcast_from_thread("job:progress", {"n": order})
 
 threading.Thread(target=orders, daemon=True).start()

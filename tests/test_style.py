@@ -18,7 +18,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "AdmissionGate": 110,
     "BaseJobManager": 222,
     "EntryPointRegistry": 129,
-    "EventStreams": 111,
+    "EventStreams": 82,
     "Job": 68,
     "Lifecycle": 147,
     "RedisBroadcaster": 133,

@@ -31,7 +31,7 @@ Authorize = Callable[[Message], Any]
 
 # %% auto #0
 __all__ = ['Authorize', 'UnsupportedScopeError', 'asked_for', 'Refusal', 'AuthorizeError', 'granted', 'ChainedHandler',
-           'SignalWatch', 'ServerStop', 'Counters', 'EventStreams', 'SSEBroadcaster']
+           'SignalWatch', 'ServerStop', 'StreamServer', 'Counters', 'EventStreams', 'SSEBroadcaster']
 
 # %% ../../../nbs/integrations/sse/app.ipynb #ea5f34aa
 class UnsupportedScopeError(FactError, NotImplementedError):
@@ -152,24 +152,28 @@ class SignalWatch:
 
 _signals = SignalWatch()
 
-# %% ../../../nbs/integrations/sse/app.ipynb #2bc1166f
+# %% ../../../nbs/integrations/sse/app.ipynb #a38d8bf2
 class ServerStop:
     "Ends the streams of a broadcaster when the server is about to stop."
+    STOPPING = 5.0  # Seconds that `before` may take
+    LINGER = 5.0  # Seconds after which the server may be expected to have stopped
+
     def __init__(self,
         end: Callable[[], None], # Ends the streams
-        before: Callable[[], Awaitable[Any]] | None, # Awaited first
-        timeout: float # Seconds that it may take
+        before: Callable[[], Awaitable[Any]] | None # Awaited first
     ):
-        self._end, self._before, self._timeout = end, before, timeout
-        self.ended = float("-inf")  # when streams ended, on the clock of `time.monotonic`
+        self._end, self._before, self._ended = end, before, float("-inf")  # the last is when, on the clock of `time.monotonic`
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def watch(self,
-        loop: asyncio.AbstractEventLoop # The loop of the streams
-    ) -> None:
-        "Hear signals from now on."
-        self._loop = loop
+    @property
+    def stopping(self) -> bool: # Whether streams that open now should end at once
+        "Whether streams have ended a moment ago."
+        return time.monotonic() - self._ended < self.LINGER
+
+    def watch(self) -> None:
+        "Hear signals from now on, for the streams of the running loop."
+        self._loop = asyncio.get_running_loop()
         _signals.open(self.hear)
 
     def unwatch(self) -> None:
@@ -186,14 +190,62 @@ class ServerStop:
         self._task = Context().run(asyncio.get_running_loop().create_task, self._run(self._before))
 
     async def _run(self, before: Callable[[], Awaitable[Any]]) -> None:
-        try: await asyncio.wait_for(before(), self._timeout)
-        except asyncio.TimeoutError: _log.warning("before_stop has taken more than %g s: ending the streams", self._timeout)
+        try: await asyncio.wait_for(before(), self.STOPPING)
+        except asyncio.TimeoutError: _log.warning("before_stop has taken more than %g s: ending the streams", self.STOPPING)
         except Exception: _log.exception("before_stop failed: ending the streams")
         finally: self._finish()
 
     def _finish(self) -> None:
-        self.ended, self._task = time.monotonic(), None
+        self._ended, self._task = time.monotonic(), None
         self._end()
+
+# %% ../../../nbs/integrations/sse/app.ipynb #33f5c49e
+_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store, no-transform"),
+            (b"x-accel-buffering", b"no")]
+
+class StreamServer:
+    "Answers requests with streams, on one event loop, until the server stops."
+    def __init__(self,
+        log: EventLog, # What is streamed
+        settings: StreamSettings, # How clients are served
+        before_stop: Callable[[], Awaitable[Any]] | None # Awaited when the server is about to stop, before streams end
+    ):
+        self.streams, self.refused, self._admitted = OpenStreams(log, settings), 0, 0
+        self._log, self._settings, self.stop = log, settings, ServerStop(self.streams.end, before_stop)
+
+    async def answer(self,
+        scope: Message, # The request
+        receive: Receive, # Returns what the client says
+        send: Send, # Sends to the client
+        cursor: Cursor # The client's place in the log
+    ) -> None:
+        "Serve a client until it leaves, unless too many are there."
+        if self._admitted >= self._settings.max_clients: return await self._refuse(send)
+        self._admitted += 1
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+            if scope["method"] == "HEAD": return await send({"type": "http.response.body", "body": b""})
+            await self._serve(StreamClient(cursor, scope, receive, send), receive)
+        finally: self._admitted -= 1
+
+    async def _refuse(self, send: Send) -> None:
+        self.refused += 1
+        if should_log(self.refused): _log.warning("%d streams are open: answered 503 (%d so far)", self._admitted, self.refused)
+        await Refusal(503, "too many streams are open", ((b"retry-after", b"10"),)).send(send)
+
+    async def _serve(self, client: StreamClient, receive: Receive) -> None:
+        if not self.streams.clients: self.stop.watch()
+        self.streams.enter(client)
+        if self._log.closed or self.stop.stopping: self.streams.end()
+        try:
+            while (await receive())["type"] != "http.disconnect": pass
+        except asyncio.CancelledError:
+            if not client.aborted(): raise
+        finally:
+            self.streams.leave(client)
+            if not self.streams.clients: self.stop.unwatch()
+            if client.waits is not None: await asyncio.wait({client.waits})
+        if client.error is not None: raise client.error
 
 # %% ../../../nbs/integrations/sse/app.ipynb #4aa08199
 class Counters(NamedTuple):
@@ -217,15 +269,9 @@ def _forked() -> None:
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_forked)
 
-# %% ../../../nbs/integrations/sse/app.ipynb #22e8fe8a
-_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store, no-transform"),
-            (b"x-accel-buffering", b"no")]
-
+# %% ../../../nbs/integrations/sse/app.ipynb #3f636756
 class EventStreams:
     "An ASGI app that streams an event log to its clients."
-    LINGER = 5.0  # Seconds after a signal in which a stream that opens ends at once
-    STOPPING = 5.0  # Seconds that `before_stop` may take
-
     def __init__(self, *,
         history: int = 4096, # Events to keep, for clients that are slow or come back
         history_bytes: int = 1 << 24, # Bytes to keep at most
@@ -261,8 +307,7 @@ class EventStreams:
 
     def rebound(self) -> None:
         "Begin on another event loop, without clients."
-        self.streams, self.refused, self._admitted = OpenStreams(self.log, self.settings), 0, 0
-        self.server_stop = ServerStop(self._end, self._stopping if self._before_stop else None, self.STOPPING)
+        self.server = StreamServer(self.log, self.settings, self._stopping if self._before_stop else None)
 
     @property
     def closed(self) -> bool: # Whether `close` was called
@@ -272,8 +317,9 @@ class EventStreams:
     @property
     def counters(self) -> Counters: # The numbers to watch
         "What the broadcaster has done so far."
-        clients, log = len(self.streams.clients) + len(self.log.subscriptions), self.log
-        return Counters(clients, log.sent, log.dropped, log.replayed, log.high_water, self.streams.delivery.sender.aborted, self.refused)
+        log, server = self.log, self.server
+        clients, aborted = len(server.streams.clients) + len(log.subscriptions), server.streams.delivery.sender.aborted
+        return Counters(clients, log.sent, log.dropped, log.replayed, log.high_water, aborted, server.refused)
 
     @property
     def last_event_id(self) -> str: # For `?last_event_id=` in a page that shows the present state
@@ -303,34 +349,8 @@ class EventStreams:
         topics, last_event_id = asked_for(scope)
         found = await granted(self._authorize, scope, topics)
         if isinstance(found, Refusal): return await found.send(send)
-        loop = self.log.notifier.bind("the app")
-        if self._admitted >= self.settings.max_clients: return await self._refuse(send)
-        self._admitted += 1
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-            if scope["method"] == "HEAD": return await send({"type": "http.response.body", "body": b""})
-            cursor = Cursor(self.streams.reads, found, last_event_id, self.settings)
-            await self._serve(StreamClient(cursor, scope, receive, send), receive, loop)
-        finally: self._admitted -= 1
-
-    async def _refuse(self, send: Send) -> None:
-        self.refused += 1
-        if should_log(self.refused): _log.warning("%d streams are open: answered 503 (%d so far)", self._admitted, self.refused)
-        await Refusal(503, "too many streams are open", ((b"retry-after", b"10"),)).send(send)
-
-    async def _serve(self, client: StreamClient, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
-        if not self.streams.clients: self.server_stop.watch(loop)
-        self.streams.enter(client)
-        if self.closed or time.monotonic() - self.server_stop.ended < self.LINGER: self.streams.end()
-        try:
-            while (await receive())["type"] != "http.disconnect": pass
-        except asyncio.CancelledError:
-            if not client.aborted(): raise
-        finally:
-            self.streams.leave(client)
-            if not self.streams.clients: self.server_stop.unwatch()
-            if client.waits is not None: await asyncio.wait({client.waits})
-        if client.error is not None: raise client.error
+        self.log.notifier.bind("the app")
+        await self.server.answer(scope, receive, send, Cursor(self.server.streams.reads, found, last_event_id, self.settings))
 
     async def _stopping(self) -> None:
         if self._before_stop is not None: await self._before_stop()
@@ -343,11 +363,9 @@ class EventStreams:
         "End all streams and subscriptions, and those to come. You may call it from any thread."
         self.log.close()
         with suppress(RuntimeError):  # the loop is closed
-            if (loop := self.log.notifier.loop) is not None: loop.call_soon_threadsafe(self._end)
+            if (loop := self.log.notifier.loop) is not None: loop.call_soon_threadsafe(self.server.streams.end)
 
-    def _end(self) -> None: self.streams.end()
-
-# %% ../../../nbs/integrations/sse/app.ipynb #11e78ebc
+# %% ../../../nbs/integrations/sse/app.ipynb #531747c5
 class SSEBroadcaster(EventStreams):
     "Server-sent events for one process: an ASGI app, an `EventBroadcasterProtocol`, and an async iterator."
     _turn = (0, 0)  # the place in the log, and the bytes written, at which clients had their last turn
@@ -369,7 +387,7 @@ class SSEBroadcaster(EventStreams):
         if ring.head - head < min(256, max(1, self.history // 4)) and ring.written - written < min(1 << 20, self.history_bytes // 4): return
         self._turn = ring.head, ring.written
         await asyncio.sleep(0)
-        await self.streams.delivery.emptied()
+        await self.server.streams.delivery.emptied()
 
     def broadcast_from_thread(self,
         event_type: str, # What happened
