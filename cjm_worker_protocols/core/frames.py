@@ -47,7 +47,7 @@ class Kind(IntEnum):
     REPLY = 27  # from the worker: whether the command changed anything, its error, the loaded plugin's id and name, its config
     FINISHED = 28  # from the worker: the job has ended in time; its large result follows
 
-# %% ../../nbs/core/frames.ipynb #0d46c664
+# %% ../../nbs/core/frames.ipynb #d332f00b
 PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types whose values contain no other objects
 UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, ImportError, RecursionError)  # raised by pickle itself; others pass through
 
@@ -70,12 +70,6 @@ def _dump_by_value(value: Any, file: Any, leave_out: Callable[[pickle.PickleBuff
     made.dump(value)
     return bool(made.by_value)
 
-def _by_value(body: bytes) -> bool:
-    "Tell whether a pickle refers to a module that the other process cannot import."
-    loaded = sys.modules.get("cloudpickle")
-    names = loaded.list_registry_pickle_by_value() if loaded is not None else ()
-    return b"__main__" in body or any(name.encode() in body for name in names)
-
 def check_python(
     *version: int # Major and minor, of the Python that pickled something by value
 ) -> None:
@@ -84,6 +78,13 @@ def check_python(
 
 # opcodes that call it and drop what it returns; they leave no entry in the memo, which would shift those of the pickle behind them
 _CHECK = b"\x80\x05c%s\ncheck_python\nK%cK%c\x86R0" % (__name__.encode(), *sys.version_info[:2])
+
+# %% ../../nbs/core/frames.ipynb #e19d0239
+def _by_value(body: bytes) -> bool:
+    "Tell whether a pickle refers to a module that the other process cannot import."
+    loaded = sys.modules.get("cloudpickle")
+    names = loaded.list_registry_pickle_by_value() if loaded is not None else ()
+    return b"__main__" in body or any(name.encode() in body for name in names)
 
 def dumps(
     value: Any # Anything
@@ -98,7 +99,7 @@ def dumps(
     file = BytesIO()
     return (_CHECK if _dump_by_value(value, file) else b"") + file.getvalue()
 
-# %% ../../nbs/core/frames.ipynb #3b638b03
+# %% ../../nbs/core/frames.ipynb #e696e7df
 LARGE = 1 << 16  # bytes; from this size on a pickler does not copy
 _BYTES, _NESTS = frozenset({bytes, bytearray}), frozenset({dict, list, tuple})
 _LOOKED_INTO = _BYTES | _NESTS
@@ -115,6 +116,7 @@ class _Pieces(list[Any]):
         if memory.nbytes >= LARGE: self.buffers.append(memory)
         return memory.nbytes < LARGE
 
+# %% ../../nbs/core/frames.ipynb #fde2d0f8
 def _has_large(value: Any, depth: int = 3) -> bool:
     "Look for large `bytes` in a value, not deeper than its parts' parts, and not at more than 64 of each."
     kind = type(value) # subclasses may do anything when they are asked

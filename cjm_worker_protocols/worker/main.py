@@ -26,8 +26,8 @@ from .plugins import ENDS_WORKER, Plugin, PluginSlots, drive, renew_event_loop
 from .stdio import WorkerStdio
 
 # %% auto #0
-__all__ = ['sigterm_pending', 'StopOfService', 'Terminated', 'WorkerSignals', 'WorkerProcess', 'describe', 'JobExecution',
-           'edited_since', 'WorkerLoop', 'end_process', 'main']
+__all__ = ['sigterm_pending', 'StopOfService', 'ForkHooks', 'Terminated', 'WorkerSignals', 'WorkerProcess', 'describe',
+           'JobExecution', 'edited_since', 'WorkerLoop', 'end_process', 'main']
 
 # %% ../../nbs/worker/main.ipynb #b0dd3b0c
 def sigterm_pending(
@@ -58,10 +58,30 @@ class StopOfService:
             time.sleep(self.PAUSE)
         return False
 
-# %% ../../nbs/worker/main.ipynb #22d10e0b
+# %% ../../nbs/worker/main.ipynb #7bfc035d
+class ForkHooks:
+    "Blocks SIGTERM while this process forks, and gives a child the default handler."
+    def __init__(self) -> None:
+        self._before = threading.local()
+        os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._release)
+
+    def _block(self) -> None:
+        self._before.mask = None
+        self._before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def _unblock(self) -> None:
+        if self._before.mask is None: signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        else: signal.pthread_sigmask(signal.SIG_SETMASK, self._before.mask)
+
+    def _release(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._unblock()
+
+# %% ../../nbs/worker/main.ipynb #a9e130cc
 class Terminated(SystemExit):
     "SIGTERM has come."
 
+# %% ../../nbs/worker/main.ipynb #934f53b4
 class WorkerSignals:
     "Lets SIGTERM unwind a plugin, whatever the worker inherited and a plugin changes."
     AGAIN = 0.05  # seconds after which a lost exception is raised again
@@ -69,15 +89,14 @@ class WorkerSignals:
     def __init__(self,
         service: StopOfService | None = None # Knows which SIGTERM is not meant for this process
     ):
-        self._worker, self._main = os.getpid(), threading.get_ident()
+        self._worker, self._main, self._shown = os.getpid(), threading.get_ident(), sys.unraisablehook
         self._service = service or StopOfService()
         self._raised: weakref.ref[Terminated] | None = None
-        self._shown, self._before_fork = sys.unraisablehook, threading.local()
 
     def install(self) -> None:
         "Handle SIGTERM, and reset all other signals to Python's defaults."
         sys.unraisablehook = self._on_unraisable
-        os.register_at_fork(before=self._block, after_in_parent=self._unblock, after_in_child=self._release)
+        ForkHooks()
         for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}: # Python itself ignores these two
             if signal.getsignal(number) == signal.SIG_IGN: signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -110,18 +129,6 @@ class WorkerSignals:
     def _on_unraisable(self, unraisable: Any) -> None:
         if not isinstance(unraisable.exc_value, Terminated): self._shown(unraisable)
         elif os.getpid() != self._worker: os._exit(128 + signal.SIGTERM)
-
-    def _block(self) -> None:
-        self._before_fork.mask = None
-        self._before_fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-
-    def _unblock(self) -> None:
-        if self._before_fork.mask is None: signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-        else: signal.pthread_sigmask(signal.SIG_SETMASK, self._before_fork.mask)
-
-    def _release(self) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        self._unblock()
 
 # %% ../../nbs/worker/main.ipynb #dd0acdb4
 class WorkerProcess:
