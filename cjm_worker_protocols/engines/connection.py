@@ -80,7 +80,7 @@ class FrameInTransit:
         if not self.begun: self._pieces = [memoryview(piece) for piece in reversed(frame.without_segment())]
         self._frame = None
 
-# %% ../../nbs/engines/connection.ipynb #2f163f98
+# %% ../../nbs/engines/connection.ipynb #1005561b
 class FrameSender:
     "Sends frames to a worker, as fast as it takes them."
     def __init__(self,
@@ -90,6 +90,11 @@ class FrameSender:
     ):
         self._loop, self._sock, self._segments, self._closed = loop, sock, segments, False
         self._waiting = deque[FrameInTransit]()
+
+    @property
+    def waiting(self) -> int: # How many calls of `send`
+        "Count what the other process has no room for yet."
+        return len(self._waiting)
 
     def send(self,
         frame: OutgoingFrame | bytes, # The frame; or one or more encoded frames
