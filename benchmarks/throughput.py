@@ -39,7 +39,7 @@ async def measure(rounds: int, jobs: int) -> "list[Row]":
     each = {name: [jobs / t for t in took] for name, took in times.items()}
     what = "pipelined no-op jobs"
     return [
-        compare(what, each["ours"], "`ProcessPoolExecutor(1)`", each["pool"], Target("at least", 2), rates=True),
+        compare(what, each["ours"], "`ProcessPoolExecutor(1)`", each["pool"], Target("at least", 3), rates=True),
         *(compare(what, each["ours"], name, each[name], rates=True) for name in peers),
     ]
 
