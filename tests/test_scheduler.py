@@ -318,7 +318,7 @@ def test_the_queue_gives_each_job_once_in_order(pushed: "list[tuple[int, str | N
         assert queue.discard(ticket) and not queue.discard(ticket)
         tickets.remove(ticket)
     given = []
-    places = {ticket.tag: position_of(ticket, queue.turns.shares, queue.tickets) for ticket in tickets}
+    places = {ticket.tag: position_of(ticket.place, queue.turns.shares, queue.tickets) for ticket in tickets}
     while (turn := queue.next()) is not None:
         given.append(turn.ticket)
         queue.began(queue.take(turn.ticket), 0.0)

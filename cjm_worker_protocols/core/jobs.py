@@ -18,8 +18,8 @@ from .buffers import SizedBuffer
 from .errors import ConfigError, ManagerClosedError, NotANewJobError, StreamOverflowError, WrongLoopError
 
 # %% auto #0
-__all__ = ['ENDS', 'id_bytes', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks', 'skip_to',
-           'Job', 'LiveJob', 'attach', 'request_cancel', 'was_read', 'live_of', 'kept_chunks', 'JobStream']
+__all__ = ['ENDS', 'id_bytes', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks', 'Job',
+           'LiveJob', 'attach', 'request_cancel', 'was_read', 'live_of', 'attach_later', 'kept_chunks', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #f7159f83
 class JobError(RuntimeError):
@@ -198,25 +198,19 @@ class Chunks:
         on_room, self.on_room = self.on_room, None
         if on_room is not None: on_room()
 
-# %% ../../nbs/core/jobs.ipynb #5b81b9a3
-def skip_to(
-    chunks: Chunks, # Without any that are kept
-    index: int # Of the next chunk
-) -> None:
-    "Begin at a later chunk: a job store does not keep those before."
-    if chunks.stop == chunks.first < index: chunks.first = index
-
-# %% ../../nbs/core/jobs.ipynb #bdfd5268
+# %% ../../nbs/core/jobs.ipynb #e96a266a
 class _Attached:
     "Live state kept off the dataclass, so that `asdict` and FastAPI see only the public fields."
     _live: LiveJob | None = None
+    _attach: Callable[[Any], None] | None = None  # Called with the job when its live part is made: see `attach_later`
 
     @property
     def position(self) -> int | None: # 1 is next; `None` unless it waits
         "Say where the job stands in line, as things are. It is counted when you read it. May be read from any thread."
-        return None if self._live is None or self._live.position is None else self._live.position()
+        position = live_of(self).position # type: ignore[arg-type]
+        return None if position is None else position()
 
-# %% ../../nbs/core/jobs.ipynb #7b632b41
+# %% ../../nbs/core/jobs.ipynb #dbce0013
 @dataclass(eq=False)
 class Job(_Attached):
     """One piece of work.
@@ -290,7 +284,7 @@ class Job(_Attached):
 
     def __getstate__(self) -> dict[str, Any]:
         if not self.done: raise TypeError(f"job {self.id} is {self.status}: only a job that has ended can be pickled or copied")
-        return {name: value for name, value in vars(self).items() if name != "_live"}
+        return {name: value for name, value in vars(self).items() if name not in ("_live", "_attach")}
 
     def _repr_html_(self) -> str:
         return jobs_html([self], ids=True) + (self.error._repr_html_() if self.error else "")
@@ -347,7 +341,7 @@ class LiveJob:
         self.waiters.wake()
         if self.streamed is not None: self.streamed.waiters.wake()
 
-# %% ../../nbs/core/jobs.ipynb #b939b66e
+# %% ../../nbs/core/jobs.ipynb #36bac064
 def attach(
     job: Job, # A new job
     loop: asyncio.AbstractEventLoop | None = None, # The manager's loop
@@ -379,8 +373,17 @@ def live_of(
     job: Job # A job
 ) -> LiveJob: # Made on first use
     "Return a job's live part. May be called from any thread."
-    if job._live is None: job._live = LiveJob(job)
+    if job._live is None:
+        job._live = LiveJob(job)
+        if job._attach is not None: job._attach(job)
     return job._live
+
+def attach_later(
+    job: Job, # A new job, one of very many
+    make_live: Callable[[Job], None] # Calls `attach`, on any thread
+) -> None:
+    "Have a job made live when it is first awaited, streamed, cancelled or run."
+    job._attach = make_live
 
 def kept_chunks(
     job: Job # A job

@@ -18,13 +18,14 @@ from .store import StoreClient
 # %% auto #0
 __all__ = ['OpenJobs', 'shut_down', 'Closing']
 
-# %% ../../nbs/managers/closing.ipynb #e9ecd665
+# %% ../../nbs/managers/closing.ipynb #50a3762c
 class OpenJobs:
     "The jobs of a manager that have not ended, and which worker runs each."
     def __init__(self) -> None:
         self.tickets: dict[str, Ticket] = {}  # By id
         self.running: dict[str, WorkerProxy] = {}  # By job
         self.arriving = 0  # Jobs that are being written into a store
+        self.places: dict[str, int] = {}  # By job: the place in line of one that has no ticket yet
         self._taken: set[str] = set()  # Jobs that were taken over and have not been begun here
         self.moves = Waiters()  # Woken when one is written, is begun no longer, or has ended
 
@@ -33,6 +34,7 @@ class OpenJobs:
     ) -> None:
         "Add a job. One that was taken over has a place below 0, and does not count as pending."
         self.tickets[ticket.job.id] = ticket
+        self.places.pop(ticket.job.id, None)
         if ticket.place < 0: self._taken.add(ticket.job.id)
 
     def arrived(self) -> None:
@@ -51,7 +53,7 @@ class OpenJobs:
     @property
     def exempt(self) -> int: # How many
         "Jobs that wait, and were taken over: they do not count as pending."
-        return len(self._taken)
+        return len(self._taken) + len(self.places)
 
     def stopped(self,
         ticket: Ticket # A job that a worker had

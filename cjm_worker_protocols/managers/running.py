@@ -49,7 +49,7 @@ def apply_backpressure(
     chunks.on_room = go_on
     handle.pause()
 
-# %% ../../nbs/managers/running.ipynb #4b85d73f
+# %% ../../nbs/managers/running.ipynb #8600e64d
 class JobNews:
     "Notes what workers say of the jobs that they run, and emits events of jobs."
     def __init__(self,
@@ -57,21 +57,21 @@ class JobNews:
         limits: RunLimits, # Which learns how many jobs of a plugin may run at the same time
         stall_timeout: float # Seconds in which a stream's reader has to move on
     ):
-        self._events, self._store, self._limits, self._stall_timeout = integrations.events, integrations.store, limits, stall_timeout
+        self.events, self._store, self._limits, self._stall_timeout = integrations.events, integrations.store, limits, stall_timeout
 
     def queued(self,
         ticket: Ticket, # A job that waits
         **data: Any # What else the event says
     ) -> None:
         "Emit `job:queued`."
-        emit_of(ticket, self._events, "job:queued", {"metadata": ticket.job.metadata, **data})
+        emit_of(ticket, self.events, "job:queued", {"metadata": ticket.job.metadata, **data})
 
     def began(self, report: Began) -> None: # Which worker has it
         "Note that a job runs."
         ticket, job, pid = report.ticket, report.ticket.job, report.worker.pid
         job.worker_pid, job.started_at, job.status, job.waiting_for = pid, now(), "running", ""
         job.attempts += 1
-        emit_of(ticket, self._events, "job:started", {"pid": pid, "attempt": job.attempts})
+        emit_of(ticket, self.events, "job:started", {"pid": pid, "attempt": job.attempts})
 
     def loading(self, report: Loading) -> None: # Begins or has ended
         "Note when a plugin was loaded."
@@ -84,7 +84,7 @@ class JobNews:
         "Note the progress of a job."
         job = report.ticket.job
         job.progress, job.message = report.fraction, report.message
-        emit_of(report.ticket, self._events, "job:progress", {"progress": job.progress, "message": job.message})
+        emit_of(report.ticket, self.events, "job:progress", {"progress": job.progress, "message": job.message})
 
     def yielded(self, report: Yielded) -> None: # What the plugin yielded
         "Keep the chunks of a job."
@@ -93,6 +93,6 @@ class JobNews:
         if self._store is not None: self._store.keep(ticket.job, index, report.chunks)
         chunks.extend(report.chunks, report.size)
         if chunks.lost and not lost: log_safely(_log, logging.WARNING, "job %s: the oldest chunks of its stream are dropped", ticket.job.id)
-        if self._events.heard:
-            for n, chunk in enumerate(report.chunks, index): emit_of(ticket, self._events, "job:chunk", {"index": n, "chunk": chunk})
+        if self.events.heard:
+            for n, chunk in enumerate(report.chunks, index): emit_of(ticket, self.events, "job:chunk", {"index": n, "chunk": chunk})
         if chunks.full() and not report.worker.stopping: apply_backpressure(report.worker.handle, chunks, self._stall_timeout)

@@ -70,7 +70,11 @@ class BlockedLines:
         "Say whether a job comes before all that the resource manager refused."
         return all(ticket.rank < line.head().rank for line in self._queue.lines.values() if line.refused or line.asking)
 
+<<<<<<< HEAD
 # %% ../../nbs/managers/scheduler.ipynb #5e53140a
+=======
+# %% ../../nbs/managers/scheduler.ipynb #df6b0a35
+>>>>>>> 02f8084 (Jobs that are taken over get their tickets and live parts when they come up)
 class Scheduler:
     "Hands the jobs that wait to the workers of a pool."
     def __init__(self,
@@ -80,11 +84,11 @@ class Scheduler:
         on_refused: Callable[[Ticket, str], None] # Called with the reason when a job was refused for so long that it fails
     ):
         self._config, self._pool, self._on_refused = config, pool, on_refused
-        self._queue, self.limits = JobQueue(), RunLimits(config.max_running_per_owner, pool.workers)
+        self.queue, self.limits = JobQueue(), RunLimits(config.max_running_per_owner, pool.workers)
         self._recheck, self._closed = Alarm(self.dispatch), False
-        self._chooser = Chooser(config, pool, self._queue, self.limits, self._recheck)
-        self._prefetcher = Prefetcher(config, self._queue, self.limits, self._recheck, self._may_follow)
-        self._blocks = BlockedLines(self._queue, on_blocked, self.dispatch)
+        self._chooser = Chooser(config, pool, self.queue, self.limits, self._recheck)
+        self._prefetcher = Prefetcher(config, self.queue, self.limits, self._recheck, self._may_follow)
+        self._blocks = BlockedLines(self.queue, on_blocked, self.dispatch)
         self.gate: AdmissionGate | None = None
 
     def admit_with(self,
@@ -95,7 +99,7 @@ class Scheduler:
         "Ask the resource manager before a plugin is loaded."
         self.gate = AdmissionGate(resources, estimate, self._pool, tags, self._blocks.show, self._on_decision)
 
-    def __len__(self) -> int: return len(self._queue) + len(self._ahead())
+    def __len__(self) -> int: return len(self.queue) + len(self._ahead())
 
     def _ahead(self) -> list[Ticket]:
         "The jobs that were sent ahead."
@@ -105,28 +109,24 @@ class Scheduler:
         owner: str # An owner
     ) -> int: # With those that were sent ahead
         "Count the jobs of an owner that wait."
-        return self._queue.turns.waiting[owner] + sum(ticket.job.owner == owner for ticket in self._ahead())
+        return self.queue.turns.waiting[owner] + sum(ticket.job.owner == owner for ticket in self._ahead())
 
     def position(self,
-        ticket: Ticket # A job
+        place: int # Of a job
     ) -> int | None: # `None` when it does not wait
         "Say where a job stands in line. May be called from any thread."
         ahead = self._ahead()
-        if ticket in ahead: return 1
-        if not ticket.queued: return None
-        return position_of(ticket, self._queue.turns.shares, self._queue.tickets) + len(ahead)
-
-    def waiting(self) -> list[Ticket]: # In the order in which they came, without those that were sent ahead
-        "List the jobs that wait."
-        return list(self._queue.tickets.values())
+        if any(ticket.place == place for ticket in ahead): return 1
+        found = position_of(place, self.queue.turns.shares, self.queue.tickets)
+        return None if found is None else found + len(ahead)
 
     def add(self,
         ticket: Ticket # A job that waits, anew or again
     ) -> None:
         "Put a job in line; it may start at once."
-        if self.gate is None and not self._queue and not self._closed: # nothing can come before it
+        if self.gate is None and not self.queue and not self._closed: # nothing can come before it
             worker = self._at_once(ticket)
-            if worker is not None: return worker.run(self._queue.take(ticket))
+            if worker is not None: return worker.run(self.queue.take(ticket))
         self.put_back(ticket)
         if self._config.max_workers > 1 or not follows(self._queue, ticket): self.dispatch()
 
@@ -141,32 +141,32 @@ class Scheduler:
         ticket: Ticket # A job that waits again
     ) -> None:
         "Put a job in line, and leave it there until the next `dispatch`."
-        line = self._queue.push(ticket)
-        ticket.live.position = partial(self.position, ticket)
+        line = self.queue.push(ticket)
+        ticket.live.position = partial(self.position, ticket.place)
         if line.blocked: self._blocks.show(ticket, line.blocked)
 
     def began(self,
         ticket: Ticket # A job
     ) -> None:
         "Note that a worker has begun a job."
-        self._queue.began(ticket, self._recheck.now())
+        self.queue.began(ticket, self._recheck.now())
 
     def discard(self,
         ticket: Ticket # A job that has ended
     ) -> None:
         "Take a job out of line."
         if self.gate is not None: self.gate.forget(ticket.job.id)
-        if self._queue.discard(ticket): self._spare(ticket.placement)
+        if self.queue.discard(ticket): self._spare(ticket.placement)
 
     def _spare(self, placement: Hashable) -> None:
         "Want no worker any more that no job needs."
-        if not any(key[1] == placement for key in self._queue.lines): self._pool.workers.end_waiting(placement)
+        if not any(key[1] == placement for key in self.queue.lines): self._pool.workers.end_waiting(placement)
 
     def changed(self,
         worker: WorkerProxy | None = None # It has become idle; `None` when something else has changed
     ) -> None:
         "Look again at the jobs that wait for room, then dispatch."
-        if self._queue: self._blocks.clear(lambda line: worker is None or not line.refused or self._is_news(line.head(), worker))
+        if self.queue: self._blocks.clear(lambda line: worker is None or not line.refused or self._is_news(line.head(), worker))
         self.dispatch()
 
     def _is_news(self, ticket: Ticket, worker: WorkerProxy) -> bool:
@@ -175,6 +175,7 @@ class Scheduler:
 
     def dispatch(self) -> None:
         "Hand ready jobs to idle workers, and the next one also to those that are busy."
+<<<<<<< HEAD
         if self._closed or not self._queue and self._config.max_workers == 1: return
         workers, idle = self._pool.workers, self._pool.idle()
         for worker in workers if idle and self._config.max_workers > 1 else (): # an idle one can begin at once what was sent ahead
@@ -186,26 +187,39 @@ class Scheduler:
             may = choice is None or not choice.last
             if choice is not None and may: self._carry_out(choice, now)
         for worker in workers if self._queue else ():
+=======
+        if self._closed or not self.queue and self._config.max_workers == 1: return
+        if self._config.max_workers > 1 and self._pool.idle():
+            for worker in self._pool.workers: # an idle one can begin at once what was sent ahead
+                ahead = worker.prefetched
+                if ahead is not None and self.limits.may_move(worker, ahead) and worker.revoke() is not None: self.put_back(ahead)
+        now = Round(set(), {})
+        while (turn := self.queue.next(now.left, self.limits.now())) is not None:
+            choice = self._chooser.choose(turn, now)
+            if choice is not None and choice.last: break
+            if choice is not None: self._carry_out(choice, now)
+        for worker in self._pool.workers if self.queue else ():
+>>>>>>> 02f8084 (Jobs that are taken over get their tickets and live parts when they come up)
             if (ahead := self._prefetcher.outdated(worker)) is not None: self.put_back(ahead)
             self._prefetcher.send(worker)
 
     def _carry_out(self, choice: Assignment, now: Round) -> None:
         "Run a job, or ask whether it may be loaded. While another job is asked about, only what is loaded runs."
         gate, ticket, worker = self.gate, choice.turn.ticket, choice.worker
-        if worker is None: self._blocks.block(self._queue.lines[ticket.line], choice.blocked, refused=False)
+        if worker is None: self._blocks.block(self.queue.lines[ticket.line], choice.blocked, refused=False)
         elif gate is not None and gate.holds_for_better(ticket): gate.reserve(worker)
         elif gate is None or already_loaded(worker, ticket): self._run(worker, ticket, choice.over)
         elif gate.busy: now.left.add(ticket.line)
         else:
-            self._queue.lines[ticket.line].asking = True
+            self.queue.lines[ticket.line].asking = True
             gate.request(worker, ticket)
 
     def _run(self, worker: WorkerProxy, ticket: Ticket, over: Turn | None = None) -> None:
-        worker.run(self._queue.take(ticket, over))
+        worker.run(self.queue.take(ticket, over))
         self._spare(ticket.placement)
 
     def _on_decision(self, decision: Decision) -> None:
-        ticket, line = decision.ticket, self._queue.lines.get(decision.ticket.line)
+        ticket, line = decision.ticket, self.queue.lines.get(decision.ticket.line)
         if line is not None: line.asking = False
         if line is not None and ticket.queued:
             if decision.admitted and self.limits.may_start(ticket): self._run(decision.worker, ticket)

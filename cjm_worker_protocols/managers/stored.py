@@ -39,7 +39,7 @@ def digest(
     except (TypeError, ValueError): text = json.dumps([plugin_id, _canonical(dict(params))]) # keys that are not text, or a loop
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-# %% ../../nbs/managers/stored.ipynb #cb9c5a39
+# %% ../../nbs/managers/stored.ipynb #530107fd
 _OPTIONS = ("timeout", "retries", "retry_on", "retry_delay", "expires", "restartable", "keep_chunks")
 
 def record_of(
@@ -53,9 +53,10 @@ def record_of(
 
 @lru_cache(maxsize=100)
 def _options(text: str) -> list[tuple[str, Any]]:
-    "Most jobs have the same options."
+    "What differs from the defaults. Most jobs have the same options."
     found = json.loads(text)
-    return [(name, tuple(found[name]) if name == "retry_on" else found[name]) for name in _OPTIONS if name in found]
+    values = [(name, tuple(found[name]) if name == "retry_on" else found[name]) for name in _OPTIONS if name in found]
+    return [(name, value) for name, value in values if value != getattr(Job, name)]
 
 def _time(seconds: float | None) -> datetime | None: return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
 
@@ -63,10 +64,15 @@ def job_of(
     stored: StoredJob # As the store knows it
 ) -> Job: # Without its parameters and its result
     "Make a job again."
-    job = Job(stored.plugin_id, {}, stored.id, created_at=_time(stored.created) or datetime.now(timezone.utc), priority=stored.priority,
-              owner=stored.owner, key=stored.key)
+    job = Job.__new__(Job) # what is not set here is as the class has it, which takes a third of the time
+    job.plugin_id, job.id, job.params, job.metadata = stored.plugin_id, stored.id, {}, {}
+    job.created_at = datetime.fromtimestamp(stored.created, timezone.utc)
+    if stored.priority: job.priority = stored.priority
+    if stored.owner is not None: job.owner = stored.owner
+    if stored.key is not None: job.key = stored.key
+    if stored.attempts: job.attempts = stored.attempts
+    if stored.retried_from is not None: job.retried_from = stored.retried_from
     for name, value in _options(stored.options): setattr(job, name, value)
-    job.attempts, job.retried_from = stored.attempts, stored.retried_from
     return job
 
 # %% ../../nbs/managers/stored.ipynb #b06f13a7

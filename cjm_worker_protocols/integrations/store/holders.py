@@ -12,19 +12,11 @@ from ...extensions.store import StoredJob
 from .database import StoreDatabase
 
 # %% auto #0
-__all__ = ['COLUMNS', 'OF_HOLDER', 'retried', 'remove_idle', 'take_over', 'add_manager', 'Holders']
+__all__ = ['COLUMNS', 'OF_HOLDER', 'remove_idle', 'take_over', 'add_manager', 'Holders']
 
-# %% ../../../nbs/integrations/store/holders.ipynb #b6b85ccf
+# %% ../../../nbs/integrations/store/holders.ipynb #354dcda9
 COLUMNS = ", ".join(StoredJob._fields)  # Of the table, in the order of `StoredJob`
 OF_HOLDER = "manager IN (SELECT number FROM managers WHERE holder = ?)"  # Jobs that a manager holds
-
-def retried(
-    db: sqlite3.Connection, # The database
-    worker_type: str # Of a manager's workers
-) -> list[int]: # Their places
-    "List the jobs that no manager has accepted: copies of others that are to be run again."
-    rows = db.execute("SELECT place FROM jobs WHERE worker_type = ? AND ended IS NULL AND manager = 0", (worker_type,))
-    return [place for (place,) in rows]
 
 def remove_idle(
     db: sqlite3.Connection # The database
@@ -38,15 +30,14 @@ def take_over(
     worker_type: str, # Of the manager's workers
     holders: list[int] # Those that are not alive
 ) -> list[StoredJob]: # The jobs that were taken over, by `place`
-    "Take over the jobs of some holders, and those that are to be run again."
-    places = set(retried(db, worker_type))
-    db.executemany("UPDATE jobs SET manager = ? WHERE place = ?", [(number, place) for place in places])
-    for holder in holders:
-        of_holder = f"SELECT place FROM jobs WHERE worker_type = ? AND ended IS NULL AND {OF_HOLDER}"
-        places.update(place for (place,) in db.execute(of_holder, (worker_type, holder)))
-        db.execute("UPDATE managers SET holder = ? WHERE holder = ? AND worker_type = ?", (number, holder, worker_type))
-    rows = db.execute(f"SELECT {COLUMNS} FROM jobs WHERE worker_type = ? AND ended IS NULL ORDER BY place", (worker_type,))
-    return [job for job in map(StoredJob._make, rows) if job.place in places]
+    "Take over the jobs of some holders, and those that no manager has accepted: copies that are to be run again."
+    gone, given = ", ".join(map(str, holders)), {"type": worker_type, "number": number}
+    dead = f"SELECT number FROM managers WHERE worker_type = :type AND holder IN ({gone})"
+    free = f"worker_type = :type AND ended IS NULL AND (manager = 0 OR manager IN ({dead}))"
+    taken = list(map(StoredJob._make, db.execute(f"SELECT {COLUMNS} FROM jobs WHERE {free} ORDER BY place", given)))
+    db.execute("UPDATE jobs SET manager = :number WHERE worker_type = :type AND ended IS NULL AND manager = 0", given)
+    db.execute(f"UPDATE managers SET holder = :number WHERE worker_type = :type AND holder IN ({gone})", given)
+    return taken
 
 def add_manager(
     db: sqlite3.Connection, # The database
@@ -57,7 +48,7 @@ def add_manager(
     db.execute("UPDATE managers SET holder = number WHERE number = ?", (number,))
     return number
 
-# %% ../../../nbs/integrations/store/holders.ipynb #0c55fa5f
+# %% ../../../nbs/integrations/store/holders.ipynb #d1329c72
 class Holders:
     "The managers that use one database. Every method may block, and raises `JobStoreError`."
     def __init__(self,
@@ -108,7 +99,8 @@ class Holders:
         "Take over what no living manager holds."
         number, worker_type = self.find(manager)
         with self._database.use() as db:
-            if not self._free(db, number, worker_type) and not retried(db, worker_type): return []
+            again = "SELECT 1 FROM jobs WHERE worker_type = ? AND ended IS NULL AND manager = 0 LIMIT 1"
+            if not self._free(db, number, worker_type) and not db.execute(again, (worker_type,)).fetchone(): return []
         with self._database.change() as db:
             taken = take_over(db, number, worker_type, self._free(db, number, worker_type))
             remove_idle(db)
