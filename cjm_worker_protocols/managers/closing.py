@@ -18,7 +18,7 @@ from .store import StoreClient
 # %% auto #0
 __all__ = ['OpenJobs', 'shut_down', 'Closing']
 
-# %% ../../nbs/managers/closing.ipynb #50a3762c
+# %% ../../nbs/managers/closing.ipynb #a6a4be89
 class OpenJobs:
     "The jobs of a manager that have not ended, and which worker runs each."
     def __init__(self) -> None:
@@ -64,17 +64,18 @@ class OpenJobs:
 
     def forget(self,
         ticket: Ticket # It ends, or is left to the next app
-    ) -> None:
+    ) -> bool: # Whether it was here; else its end is being written already
         "Remove a job."
-        self.tickets.pop(ticket.job.id, None)
+        known = self.tickets.pop(ticket.job.id, None)
         self._taken.discard(ticket.job.id)
         self._let_go(ticket)
+        return known is not None
 
     def _let_go(self, ticket: Ticket) -> None:
         self.moves.wake()
         if ticket.live.streamed is not None: ticket.live.streamed.release()
 
-# %% ../../nbs/managers/closing.ipynb #14a2dc54
+# %% ../../nbs/managers/closing.ipynb #ce0bd2d5
 def shut_down() -> JobError: # A new one
     "Make the error of jobs that end with their manager."
     return JobCancelled("the manager was shut down")
@@ -130,7 +131,7 @@ class Closing:
         if self._store is None: self._fail_waiting(shut_down)
 
     def leave(self,
-        forget: Callable[[Ticket], None] # Removes a job
+        forget: Callable[[Ticket], object] # Removes a job
     ) -> None:
         "With a store: leave the jobs that have not ended to the next app."
         for ticket in list(self._jobs.tickets.values()):

@@ -106,7 +106,7 @@ def estimator(
 
     return estimate
 
-# %% ../../nbs/managers/lifecycle.ipynb #4df88f9a
+# %% ../../nbs/managers/lifecycle.ipynb #f403f9bc
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -183,13 +183,12 @@ class Lifecycle:
 
     def _fail(self, ticket: Ticket, error: JobError) -> None:
         if error is self.closing.interrupted and ticket.job.restartable: return self.attempts.again(ticket)
-        self._forget(ticket)
-        self._finisher.fail(ticket, error)
+        if self._forget(ticket): self._finisher.fail(ticket, error)
 
-    def _forget(self, ticket: Ticket) -> None:
+    def _forget(self, ticket: Ticket) -> bool:
         self.scheduler.discard(ticket)
-        self.jobs.forget(ticket)
         for timers in (self._expiring, self.attempts.delayed): timers.stop(ticket)
+        return self.jobs.forget(ticket)
 
     def _fail_waiting(self, error: Callable[[], JobError], interpreter: Hashable = None) -> None:
         for ticket in (*all_waiting(self.scheduler.queue), *self.attempts.delayed.tickets()):
