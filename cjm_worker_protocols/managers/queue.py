@@ -18,11 +18,7 @@ from .reports import Ticket
 
 # %% auto #0
 __all__ = ['BLOCK', 'ShareName', 'LineKey', 'Key', 'NO_LIMITS', 'Passes', 'is_new', 'Share', 'Turn', 'Stack', 'Stacks', 'Line',
-<<<<<<< HEAD
-           'Turns', 'position_of', 'Passing', 'StartLimits', 'JobQueue', 'follows', 'passer', 'wanted']
-=======
-           'Turns', 'position_of', 'Passing', 'StartLimits', 'JobQueue', 'all_waiting', 'passer', 'wanted']
->>>>>>> 02f8084 (Jobs that are taken over get their tickets and live parts when they come up)
+           'Turns', 'position_of', 'Passing', 'StartLimits', 'JobQueue', 'follows', 'all_waiting', 'passer', 'wanted']
 
 # %% ../../nbs/managers/queue.ipynb #638babbb
 class Passes:
@@ -343,11 +339,7 @@ def _unlimited(ticket: Ticket) -> float: return math.inf
 
 NO_LIMITS = StartLimits((), _unlimited)
 
-<<<<<<< HEAD
 # %% ../../nbs/managers/queue.ipynb #18bff56d
-=======
-# %% ../../nbs/managers/queue.ipynb #de859aaf
->>>>>>> 02f8084 (Jobs that are taken over get their tickets and live parts when they come up)
 class JobQueue:
     "All jobs that no worker has begun."
     def __init__(self) -> None:
@@ -415,7 +407,6 @@ class JobQueue:
             if turn is not None and (found is None or turn.key < found.key) and limits.room(turn.ticket) > 0: found = turn
         return found
 
-<<<<<<< HEAD
 # %% ../../nbs/managers/queue.ipynb #f06f2b3b
 def follows(
     queue: JobQueue, # All that wait
@@ -425,8 +416,6 @@ def follows(
     turn = queue.lines[ticket.line].first_of(queue.turns.shares[ticket.share])
     return turn is not None and turn.ticket is not ticket
 
-# %% ../../nbs/managers/queue.ipynb #59d5dbe7
-=======
 # %% ../../nbs/managers/queue.ipynb #85b80ce9
 def all_waiting(
     queue: JobQueue # All that wait
@@ -435,7 +424,6 @@ def all_waiting(
     found = [ticket_at(queue.tickets, place) for place in list(queue.tickets)]
     return [ticket for ticket in found if ticket is not None]
 
->>>>>>> 02f8084 (Jobs that are taken over get their tickets and live parts when they come up)
 def passer(
     queue: JobQueue, # All that wait
     turn: Turn, # The job that comes first, and needs a plugin unloaded

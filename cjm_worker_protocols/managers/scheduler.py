@@ -70,11 +70,7 @@ class BlockedLines:
         "Say whether a job comes before all that the resource manager refused."
         return all(ticket.rank < line.head().rank for line in self._queue.lines.values() if line.refused or line.asking)
 
-<<<<<<< HEAD
-# %% ../../nbs/managers/scheduler.ipynb #5e53140a
-=======
-# %% ../../nbs/managers/scheduler.ipynb #df6b0a35
->>>>>>> 02f8084 (Jobs that are taken over get their tickets and live parts when they come up)
+# %% ../../nbs/managers/scheduler.ipynb #e4d1e1e9
 class Scheduler:
     "Hands the jobs that wait to the workers of a pool."
     def __init__(self,
@@ -128,7 +124,7 @@ class Scheduler:
             worker = self._at_once(ticket)
             if worker is not None: return worker.run(self.queue.take(ticket))
         self.put_back(ticket)
-        if self._config.max_workers > 1 or not follows(self._queue, ticket): self.dispatch()
+        if self._config.max_workers > 1 or not follows(self.queue, ticket): self.dispatch()
 
     def _at_once(self, ticket: Ticket) -> WorkerProxy | None:
         "The worker for a job when no other waits."
@@ -175,31 +171,17 @@ class Scheduler:
 
     def dispatch(self) -> None:
         "Hand ready jobs to idle workers, and the next one also to those that are busy."
-<<<<<<< HEAD
-        if self._closed or not self._queue and self._config.max_workers == 1: return
+        if self._closed or not self.queue and self._config.max_workers == 1: return
         workers, idle = self._pool.workers, self._pool.idle()
         for worker in workers if idle and self._config.max_workers > 1 else (): # an idle one can begin at once what was sent ahead
             ahead = worker.prefetched
             if ahead is not None and self.limits.may_move(worker, ahead) and worker.revoke() is not None: self.put_back(ahead)
         now, may = Round(set(), {}), bool(idle) or not all_taken(workers, self._pool.capacity)
-        while may and (turn := self._queue.next(now.left, self.limits.now())) is not None:
+        while may and (turn := self.queue.next(now.left, self.limits.now())) is not None:
             choice = self._chooser.choose(turn, now)
             may = choice is None or not choice.last
             if choice is not None and may: self._carry_out(choice, now)
-        for worker in workers if self._queue else ():
-=======
-        if self._closed or not self.queue and self._config.max_workers == 1: return
-        if self._config.max_workers > 1 and self._pool.idle():
-            for worker in self._pool.workers: # an idle one can begin at once what was sent ahead
-                ahead = worker.prefetched
-                if ahead is not None and self.limits.may_move(worker, ahead) and worker.revoke() is not None: self.put_back(ahead)
-        now = Round(set(), {})
-        while (turn := self.queue.next(now.left, self.limits.now())) is not None:
-            choice = self._chooser.choose(turn, now)
-            if choice is not None and choice.last: break
-            if choice is not None: self._carry_out(choice, now)
-        for worker in self._pool.workers if self.queue else ():
->>>>>>> 02f8084 (Jobs that are taken over get their tickets and live parts when they come up)
+        for worker in workers if self.queue else ():
             if (ahead := self._prefetcher.outdated(worker)) is not None: self.put_back(ahead)
             self._prefetcher.send(worker)
 
