@@ -12,9 +12,9 @@ from ..core.jobs import Job
 from .reports import Ticket
 
 # %% auto #0
-__all__ = ['Waiting', 'LateTickets', 'ticket_at']
+__all__ = ['Waiting', 'LateTickets', 'ticket_at', 'all_waiting']
 
-# %% ../../nbs/managers/tickets.ipynb #c6a65727
+# %% ../../nbs/managers/tickets.ipynb #f48afcdf
 class LateTickets:
     "Jobs of one plugin and one share that wait. In the queue it stands for the oldest that has no ticket, as a ticket stands for its job."
     start, turn = -1, None  # It was never taken out of line
@@ -57,3 +57,10 @@ def ticket_at(
     found = tickets.get(place)
     if isinstance(found, LateTickets): found = found.ticket(place)
     return found if isinstance(found, Ticket) else None
+
+def all_waiting(
+    tickets: Mapping[int, Waiting] # All that wait, by place
+) -> list[Ticket]: # In the order in which they came
+    "List the jobs that wait. All get tickets."
+    found = [ticket_at(tickets, place) for place in list(tickets)]
+    return [ticket for ticket in found if ticket is not None]
