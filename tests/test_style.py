@@ -26,7 +26,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "WorkerPool": 137,
     "WorkerProxy": 150,
 }
-LONG_CELL, LONG_SHARE = 40, 0.33  # Lines of a long cell, and the share of all exported lines in such cells; the goal is 0.20
+LONG_CELL, LONG_SHARE = 40, 0.31  # Lines of a long cell, and the share of all exported lines in such cells; the goal is 0.20
 HIDDEN_SHARE = 0.15  # Of the lines that are not exported
 NOT_SHOWN = {"managers/base.ipynb": 2}  # Export cells with nothing shown below them
 COLUMNS = 140
