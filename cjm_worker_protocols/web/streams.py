@@ -157,7 +157,7 @@ class AppEnd:
         self.stopping.set()
         for call in self.closed: call()
 
-# %% ../../nbs/web/streams.ipynb #123fd3ad
+# %% ../../nbs/web/streams.ipynb #a25d05ef
 class OpenRequests:
     "Counts the open requests of each client, and hears the signal that stops the server while there are any."
     def __init__(self,
@@ -178,7 +178,7 @@ class OpenRequests:
     ) -> bool: # False when there are too many
         "Count a request from now on."
         if self._open[client] >= self.each or self.open >= self.together: return False
-        if not self.open: self._stop.watch(asyncio.get_running_loop())
+        if not self.open: self._stop.watch()
         self._open[client] += 1
         return True
 

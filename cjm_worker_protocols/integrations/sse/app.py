@@ -152,16 +152,18 @@ class SignalWatch:
 
 _signals = SignalWatch()
 
-# %% ../../../nbs/integrations/sse/app.ipynb #a38d8bf2
+# %% ../../../nbs/integrations/sse/app.ipynb #2b40f314
 class ServerStop:
     "Ends the streams of a broadcaster when the server is about to stop."
-    STOPPING = 5.0  # Seconds that `before` may take
+    STOPPING = 5.0  # Seconds that `before` may take by default
     LINGER = 5.0  # Seconds after which the server may be expected to have stopped
 
     def __init__(self,
         end: Callable[[], None], # Ends the streams
-        before: Callable[[], Awaitable[Any]] | None # Awaited first
+        before: Callable[[], Awaitable[Any]] | None, # Awaited first
+        timeout: float = STOPPING # Seconds that it may take
     ):
+        self._timeout = timeout
         self._end, self._before, self._ended = end, before, float("-inf")  # the last is when, on the clock of `time.monotonic`
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -190,8 +192,8 @@ class ServerStop:
         self._task = Context().run(asyncio.get_running_loop().create_task, self._run(self._before))
 
     async def _run(self, before: Callable[[], Awaitable[Any]]) -> None:
-        try: await asyncio.wait_for(before(), self.STOPPING)
-        except asyncio.TimeoutError: _log.warning("before_stop has taken more than %g s: ending the streams", self.STOPPING)
+        try: await asyncio.wait_for(before(), self._timeout)
+        except asyncio.TimeoutError: _log.warning("before_stop has taken more than %g s: ending the streams", self._timeout)
         except Exception: _log.exception("before_stop failed: ending the streams")
         finally: self._finish()
 
