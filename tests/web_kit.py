@@ -99,12 +99,16 @@ def make(): return JobManager("mine", "tests", plugins={"shout": shout})
 
 
 @asynccontextmanager
-async def served(tmp_path: Path, *arguments: str, source: str = MINE) -> "AsyncIterator[tuple[Any, str]]":
-    """`cjm-workers serve` with the manager that a module makes, and the address that it prints. In the end it is killed."""
+async def served(
+    tmp_path: Path, *arguments: str, source: str = MINE, target: str = "mine:make", **environment: str
+) -> "AsyncIterator[tuple[Any, str]]":
+    """`cjm-workers serve` with the manager that a module makes, and the address that it prints. In the end it is killed.
+
+    Without a target all installed plugins are served."""
     (tmp_path / "mine.py").write_text(source)
-    command = [sys.executable, "-m", "cjm_worker_protocols", "serve", "mine:make", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "cjm_worker_protocols", "serve", *filter(None, [target]), "--port", "0", *arguments]
     pipe = asyncio.subprocess.PIPE
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     process = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=env, stdout=pipe, stderr=pipe)
     try:
         assert process.stdout is not None
