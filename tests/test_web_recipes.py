@@ -1,5 +1,8 @@
-"""The apps of the how-to run as they stand there: a real plugin, started from a request, streamed to the client, cancelled."""
+"""The apps of the how-to run as they stand there: a real plugin, started from a request, streamed to the client, cancelled.
 
+Those of Gradio and Streamlit run where these are installed: `pip install gradio streamlit`."""
+
+import gc
 import json
 import re
 from typing import Any
@@ -8,18 +11,25 @@ import pytest
 from repo import NBS
 from web_kit import serving
 
+from cjm_worker_protocols import SyncJobManager
+
 pytest.importorskip("pocketsphinx")
 pytest.importorskip("soundfile")
 
 
-def recipe(title: str) -> "dict[str, Any]":
-    """The names of the program under a heading."""
+def program(title: str) -> str:
+    """The program under a heading."""
     cells = json.loads((NBS / "howto/web_apps.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(cell["source"]) for cell in cells)
     section = text.partition(f"\n## {title}")[2].partition("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return str(code)
+
+
+def recipe(title: str) -> "dict[str, Any]":
+    """The names of the program under a heading."""
     names: "dict[str, Any]" = {"__name__": "recipe"}
-    exec(compile(code, title, "exec"), names)
+    exec(compile(program(title), title, "exec"), names)
     return names
 
 
@@ -68,3 +78,44 @@ async def test_fasthtml_with_htmx() -> None:
         again = re.findall(r'hx-post="/(cancel/[^"]+)"', (await client.post("start")).text)[0]
         await client.post(again)
         assert names["manager"].get_job(again.partition("/")[2]).status == "cancelled"
+
+
+@pytest.mark.slow
+@pytest.mark.limit(120)
+def test_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own client uploads a recording, and gets the words as they come; a job is cancelled. Not part of the extra `dev`: it is large."""
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    pytest.importorskip("gradio")
+    from gradio_client import Client, handle_file
+
+    from cjm_worker_protocols.plugins.speech import sample_recording
+
+    names = recipe("Gradio")
+    with names["manager"]:
+        _, url, _ = names["demo"].launch(prevent_thread_lock=True, quiet=True)
+        try:
+            running = Client(url, verbose=False).submit(handle_file(str(sample_recording())), api_name="/start")
+            assert "worker" in running.result(timeout=60) and len(running.outputs()) > 2
+        finally:
+            names["demo"].close()
+        seen = names["start"](str(sample_recording()))
+        job_id, _ = next(seen)
+        names["cancel"](job_id)
+        assert list(seen)[-1][1].endswith("cancelled]")
+
+
+@pytest.mark.slow
+@pytest.mark.limit(120)
+def test_streamlit() -> None:
+    """Its own test bench clicks the buttons. Not part of the extra `dev`: it is large."""
+    testing = pytest.importorskip("streamlit.testing.v1")
+    app = testing.AppTest.from_string(program("Streamlit"), default_timeout=60).run()
+    try:
+        app.button[0].click().run()
+        assert not app.exception and "worker" in app.markdown[-1].value
+        app.button[1].click().run()
+        assert not app.exception and app.session_state.job.status == "completed"
+    finally:
+        for found in gc.get_objects():
+            if isinstance(found, SyncJobManager):
+                found.shutdown()
