@@ -1,7 +1,6 @@
 """`cjm-workers serve`: a store that outlives it, a port that is in use, a browser that it opens."""
 
 import asyncio
-import os
 import signal
 import socket
 from pathlib import Path

@@ -85,16 +85,15 @@ async def test_fasthtml_with_htmx() -> None:
 def test_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own client uploads a recording, and gets the words as they come; a job is cancelled. Not part of the extra `dev`: it is large."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    client = pytest.importorskip("gradio_client")
     pytest.importorskip("gradio")
-    from gradio_client import Client, handle_file
-
     from cjm_worker_protocols.plugins.speech import sample_recording
 
     names = recipe("Gradio")
     with names["manager"]:
         _, url, _ = names["demo"].launch(prevent_thread_lock=True, quiet=True)
         try:
-            running = Client(url, verbose=False).submit(handle_file(str(sample_recording())), api_name="/start")
+            running = client.Client(url, verbose=False).submit(client.handle_file(str(sample_recording())), api_name="/start")
             assert "worker" in running.result(timeout=60) and len(running.outputs()) > 2
         finally:
             names["demo"].close()
