@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import pickle
+import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -407,6 +409,101 @@ async def test_max_pending_does_not_count_what_was_taken_over(path: str) -> None
             for n in range(3):
                 await here.start_job("echo", value=n)
         assert await here.cancel_job(blocking.id) and [await job for job in jobs] == [0, 1]
+
+
+async def test_very_many_are_taken_over_without_tickets(path: str) -> None:
+    """Each can be found, awaited and cancelled, knows its place in line, and runs in the old order; the rest waits for the next app."""
+    async with manager(path, max_workers=1) as here:
+        first = await here.start_job("nap", seconds=60, restartable=True)
+        await until(lambda: first.status == "running")
+        for n in range(300):
+            await here.start_job("nap", seconds=0, priority=n % 2)
+    async with manager(path, max_workers=1) as here:
+        nap, *jobs = here.recovered
+        assert nap.id == first.id and [job.params for job in jobs] == [{}] * 300  # nothing was unpickled
+        assert here.get_job(jobs[250].id) is jobs[250] is await here.find_job(jobs[250].id)
+        await until(lambda: nap.status == "running" or jobs[1].status != "pending")
+        assert jobs[299].position is not None and jobs[298].position is not None and jobs[299].position < jobs[298].position
+        last, beside = asyncio.ensure_future(jobs[298].wait()), asyncio.ensure_future(jobs[297].wait())
+        assert await here.cancel_job(jobs[200].id) and jobs[200].position is None
+        newer = await here.start_job("nap", seconds=0)
+        while nap.status != "running":  # the jobs of priority 1 come before it
+            await asyncio.sleep(0.01)
+        assert (await beside).result == "rested" and not last.done() and newer.status == jobs[0].status == "pending"
+        ends = [job.completed_at for job in jobs[1::2]]
+        assert all(job.status == "completed" for job in jobs[1::2]) and ends == sorted(ends)  # type: ignore[type-var]
+    with pytest.raises(ManagerClosedError):
+        await last
+    with pytest.raises(ManagerClosedError):
+        await jobs[100]
+    assert list(stored(path).values()).count("pending") == 1 + 149 + 1 and stored(path)[jobs[200].id] == "cancelled"
+
+
+SERVED = """
+from contextlib import asynccontextmanager
+from durable_app import manager
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+import os
+
+jobs = manager(os.environ["JOBS"], max_workers=1)
+
+@asynccontextmanager
+async def lifespan(app):
+    async with jobs:
+        yield
+
+async def start(request):
+    plugin = request.path_params["plugin"]
+    job = await jobs.start_job(plugin, restartable=True, params={"seconds": 60} if plugin == "nap" else None)
+    return JSONResponse(job.id)
+
+async def show(request):
+    return JSONResponse((await jobs.find_job(request.path_params["id"])).status)
+
+app = Starlette(routes=[Route("/start/{plugin}", start, methods=["POST"]), Route("/show/{id}", show)], lifespan=lifespan)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.limit(90)
+async def test_sigterm_under_uvicorn(path: str, tmp_path: Path) -> None:
+    """uvicorn leaves the lifespan: what waits stays pending, and so does what runs and is restartable; the next server goes on."""
+    httpx = pytest.importorskip("httpx")
+    (tmp_path / "served.py").write_text(SERVED)
+    with closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "JOBS": path, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(durable_app.__file__).parent)])}
+    command = [sys.executable, "-m", "uvicorn", "served:app", "--port", str(port), "--log-level", "error"]
+
+    async def answer(client: Any, method: str, where: str) -> Any:
+        while True:
+            try:
+                return (await client.request(method, f"http://127.0.0.1:{port}/{where}")).json()
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+
+    async def reaches(client: Any, job_id: str, status: str) -> None:
+        while await answer(client, "GET", f"show/{job_id}") != status:
+            await asyncio.sleep(0.05)
+
+    ended: "list[int]" = []
+    async with httpx.AsyncClient() as client:
+        for _ in range(2):
+            with subprocess.Popen(command, env=env) as server:
+                try:
+                    if not ended:
+                        nap = await answer(client, "POST", "start/nap")
+                        waiting = await answer(client, "POST", "start/echo")
+                    await reaches(client, nap, "running")
+                    server.terminate()
+                    ended.append(await asyncio.get_running_loop().run_in_executor(None, server.wait))
+                finally:
+                    server.kill()
+            assert stored(path) == {nap: "pending", waiting: "pending"}
+    assert all(code in (0, -signal.SIGTERM) for code in ended)
 
 
 # Faults
