@@ -10,6 +10,9 @@ import pytest
 from test_web import api, by_user, count, look, shout, spin
 from web_kit import problem
 
+from cjm_worker_protocols.web import app as web_app
+from cjm_worker_protocols.web.streams import OpenRequests
+
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
 
@@ -183,6 +186,22 @@ async def test_streams_of_a_client_are_limited() -> None:
             await asyncio.sleep(0.01)
         for stream in opened:
             await stream.__aexit__(None, None, None)
+
+
+async def test_requests_of_a_client_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One more than the limit starts its job, and is answered with 202 at once; a request that ends makes room."""
+    monkeypatch.setattr(web_app, "OpenRequests", lambda stop, *limits: OpenRequests(stop, 1, 1))
+    async with api(spin) as (running, client):
+        waiting = asyncio.ensure_future(client.post("api/jobs?wait=true", json={"plugin_id": "spin"}))
+        while not running.jobs:
+            await asyncio.sleep(0.01)
+        while (answer := await client.post("api/jobs?wait=true&wait_timeout=1", json={"plugin_id": "spin"})).elapsed.total_seconds() > 1:
+            await asyncio.sleep(0)  # the first did not wait yet
+        assert answer.status_code == 202 and answer.json()["id"] in running.jobs
+        await running.cancel_job(next(iter(running.jobs)))
+        assert (await waiting).json()["status"] == "cancelled"
+        answer = await client.post("api/jobs?wait=true&wait_timeout=0.1", json={"plugin_id": "spin"})
+        assert answer.status_code == 202 and answer.elapsed.total_seconds() >= 0.1
 
 
 @pytest.mark.slow
