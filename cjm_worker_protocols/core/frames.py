@@ -47,7 +47,7 @@ class Kind(IntEnum):
     REPLY = 27  # from the worker: whether the command changed anything, its error, the loaded plugin's id and name, its config
     FINISHED = 28  # from the worker: the job has ended in time; its large result follows
 
-# %% ../../nbs/core/frames.ipynb #d332f00b
+# %% ../../nbs/core/frames.ipynb #63035f34
 PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types whose values contain no other objects
 UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, ImportError, RecursionError)  # raised by pickle itself; others pass through
 
@@ -58,8 +58,8 @@ def _value_pickler() -> Any:
     except ImportError: return None
     class ValuePickler(cloudpickle.Pickler): # type: ignore[misc]
         by_value = False
-        def reducer_override(self, thing: Any) -> Any:
-            found = super().reducer_override(thing)
+        def reducer_override(self, obj: Any) -> Any:
+            found = super().reducer_override(obj)
             self.by_value = self.by_value or found is not NotImplemented
             return found
     return ValuePickler

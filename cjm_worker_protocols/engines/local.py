@@ -57,7 +57,7 @@ def start_guarded(
     guardian.add(process.pid, process.mark)
     return process
 
-# %% ../../nbs/engines/local.ipynb #6b67adee
+# %% ../../nbs/engines/local.ipynb #93f50f36
 class LocalWorker:
     "A worker process on this machine. It counts as gone when its process has ended, and only after everything that it said."
     host = os.uname().nodename
@@ -79,9 +79,11 @@ class LocalWorker:
                        OutputPipe(self._loop, process.stderr, lambda line: events.on_output("stderr", line))]
         self._sender = FrameSender(self._loop, process.sock, process.segments)
         self._receiver = FrameReceiver(self._loop, process.sock, events.on_frame, self._on_hung_up, self._read_printed, process.segments)
-        self.pause, self.resume, self.drain = self._receiver.pause, self._receiver.resume, self._receiver.drain
 
     def send(self, data: bytes) -> None: self._sender.send(data)
+    def pause(self) -> None: self._receiver.pause()
+    def resume(self) -> None: self._receiver.resume()
+    def drain(self) -> None: self._receiver.drain()
 
     def give(self, tag: int, frame: OutgoingFrame) -> None:
         if self._gone: return
