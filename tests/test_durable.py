@@ -140,7 +140,8 @@ async def test_many_at_once_share_a_commit(path: str) -> None:
     async with manager(path) as here:
         await (await here.start_job("echo"))
         batches: "list[int]" = []
-        store = here._integrations.store.store  # type: ignore[union-attr]
+        store = here.job_store
+        assert store is not None
         write = store.write
 
         def counted(name: str, added: Any, *more: Any) -> Any:

@@ -140,7 +140,7 @@ async def test_code_of_another_minor_version_is_refused(part: str) -> None:
     plugins = {"foreign": "test_interpreters:foreign", "shout": Foreign()}
     async with manager(plugins=plugins, supports_streaming=True) as m:
         if part == "plugin":
-            m._plugins.sources["shout"] = dumps(Foreign())
+            m.get_plugin_loader().sources["shout"] = dumps(Foreign())
         job = await (m.start_job("shout", text="") if part == "plugin" else m.start_job("foreign", part=part, value=given))
         error = (await end(job)).error
         assert error is not None and error.category == ("load" if part == "plugin" else "serialization")

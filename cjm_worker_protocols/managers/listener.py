@@ -25,12 +25,9 @@ _log = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['JobListener', 'WorkerListener']
 
-# %% ../../nbs/managers/listener.ipynb #fd08d6f5
+# %% ../../nbs/managers/listener.ipynb #b4e19f22
 class JobListener:
     "Takes what a worker says of its present job."
-    ENDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})
-    KINDS = ENDS | {Kind.LOADING, Kind.LOADED, Kind.COOPERATIVE, Kind.CHUNK, Kind.PROGRESS, Kind.FINISHED}
-
     def __init__(self,
         worker: WorkerProxy, # The worker
         report: Callable[[Report], None] # Takes what is to be reported
@@ -39,13 +36,13 @@ class JobListener:
 
     def hear(self,
         present: PresentJob, # The job
-        frame: Frame # One of `KINDS`
+        frame: Frame # Of this job
     ) -> None:
         "Take a frame."
         present.hear(frame.kind)
         if frame.kind == Kind.CHUNK: self._yielded(present, frame)
         elif frame.kind == Kind.PROGRESS: self._report(Progressed(present.ticket, *frame.value()))
-        elif frame.kind in self.ENDS: self._worker.job_ended(present, frame)
+        elif frame.kind in (Kind.RESULT, Kind.FAILED, Kind.CANCELLED): self._worker.job_ended(present, frame)
         elif frame.kind in (Kind.LOADING, Kind.LOADED): self._loads(Loading(present.ticket, present.loading, frame.value()))
 
     def _yielded(self, present: PresentJob, frame: Frame) -> None:
@@ -63,7 +60,7 @@ class JobListener:
         self._worker.limit()
         self._report(report)
 
-# %% ../../nbs/managers/listener.ipynb #d893ce2b
+# %% ../../nbs/managers/listener.ipynb #97f23fc6
 class WorkerListener:
     "Takes what a worker says. What code of the app raises meanwhile is logged, so that the next frame is handled all the same."
     def __init__(self,
@@ -93,9 +90,7 @@ class WorkerListener:
         worker, kind, present = self._worker, frame.kind, self._worker.given.present
         if present is not None and present.ticket.tag != frame.tag: present = None
         ticket = present.ticket if present is not None else None
-        if kind in JobListener.KINDS:
-            if present is not None and not worker.steps.terminated: self._jobs.hear(present, frame)
-        elif kind == Kind.LOG: self._report(Logged(worker, ticket, frame.value()))
+        if kind == Kind.LOG: self._report(Logged(worker, ticket, frame.value()))
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
             for line in filter(None, text.split("\n")): self._printed(stream, line, ticket)
@@ -103,6 +98,7 @@ class WorkerListener:
         elif kind == Kind.READY and not worker.ready:
             worker.became_ready()
             self._report(Ready(worker, *frame.value()))
+        elif present is not None and not worker.steps.terminated: self._jobs.hear(present, frame)
 
     def _printed(self, stream: str, line: str, ticket: Ticket | None, mixed: bool = False) -> None:
         self._worker.stderr_tail.add(stream, line, mixed)

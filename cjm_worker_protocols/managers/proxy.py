@@ -23,19 +23,14 @@ PluginName = tuple[str, str]  # Its id, and its name in the registry
 # %% auto #0
 __all__ = ['PluginName', 'Commands', 'LoadedPlugin', 'LoadedPlugins', 'WorkerProxy']
 
-# %% ../../nbs/managers/proxy.ipynb #a1600635
-class Commands:
-    "The commands that a worker was given and has not replied to."
-    def __init__(self) -> None:
-        self._replies: dict[int, asyncio.Future[tuple[bool | None, str | None]]] = {}
-
-    def __len__(self) -> int: return len(self._replies)
-
+# %% ../../nbs/managers/proxy.ipynb #e7ced690
+class Commands(dict[int, "asyncio.Future[tuple[bool | None, str | None]]"]):
+    "The commands that a worker was given and has not replied to, by number."
     def add(self,
         tag: int # The command's number
     ) -> asyncio.Future[tuple[bool | None, str | None]]: # Whether it was done, and why not
         "Expect a reply."
-        reply = self._replies[tag] = asyncio.get_running_loop().create_future()
+        reply = self[tag] = asyncio.get_running_loop().create_future()
         return reply
 
     def reply(self,
@@ -44,12 +39,12 @@ class Commands:
         reason: str | None # Why not
     ) -> None:
         "Pass a reply on."
-        reply = self._replies.pop(tag, None)
+        reply = self.pop(tag, None)
         if reply is not None and not reply.done(): reply.set_result((done, reason))
 
     def end(self) -> None:
         "Answer all commands: the worker has ended."
-        for tag in list(self._replies): self.reply(tag, False, "the worker ended")
+        for tag in list(self): self.reply(tag, False, "the worker ended")
 
 # %% ../../nbs/managers/proxy.ipynb #f3d504b9
 class LoadedPlugin(NamedTuple):

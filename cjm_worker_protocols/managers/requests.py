@@ -22,8 +22,8 @@ from .lifecycle import Lifecycle
 from .store import StoreClient
 
 # %% auto #0
-__all__ = ['RETRIED', 'JobOptions', 'check_mapping', 'culprit', 'check_reload', 'make_job', 'signature_of', 'check_signature',
-           'python_of', 'make_frame', 'check_room', 'check_workers', 'check_capacity']
+__all__ = ['RETRIED', 'JobOptions', 'check_mapping', 'culprit', 'check_reload', 'make_job', 'check_signature', 'make_frame',
+           'check_room', 'check_workers', 'check_capacity']
 
 # %% ../../nbs/managers/requests.ipynb #071639b4
 RETRIED = ("crash", "exception", "timeout")  # The categories of failures that a job can be retried after
@@ -125,21 +125,7 @@ def make_job(
     if job.id in jobs: raise DuplicateJobError(job.id)
     return job, attach(job, lifecycle.loop, config.stream_buffer, lifecycle.cancel, config.stream_buffer_bytes)
 
-# %% ../../nbs/managers/requests.ipynb #2b056692
-def signature_of(
-    plugin: Any # A function, a class with `run`, or an instance of one
-) -> inspect.Signature | None: # `None` when it cannot be known here, as for an import string
-    "Return the signature of what runs a plugin. A decorator's wrapper counts, and not what it wraps."
-    run = plugin if isinstance(plugin, type) or not hasattr(plugin, "run") else plugin.run
-    try:
-        if not isinstance(run, type): return inspect.signature(run, follow_wrapped=False)
-        run = inspect.getattr_static(run, "run")
-        if isinstance(run, staticmethod): return inspect.signature(run.__func__, follow_wrapped=False)
-        if not inspect.isfunction(run): return None
-        _, *rest = inspect.signature(run, follow_wrapped=False).parameters.values()
-        return inspect.Signature(rest)
-    except (TypeError, ValueError): return None # it has none, as some written in C
-
+# %% ../../nbs/managers/requests.ipynb #712b1c57
 def check_signature(
     plugin_id: str, # A job's plugin
     signature: inspect.Signature | None, # Of what runs the plugin
@@ -151,13 +137,6 @@ def check_signature(
     except TypeError as e:
         shown = [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else ...) for p in signature.parameters.values()]
         raise WrongParametersError(plugin_id, str(e), str(inspect.Signature(shown)).replace("Ellipsis", "…")) from None
-
-# %% ../../nbs/managers/requests.ipynb #a5c9be59
-def python_of(
-    config: Mapping[str, Any] # A plugin's config, from the registry
-) -> dict[str, Any]: # Its `worker_python` alone, if it has one
-    "Return what a plugin keeps when it is reloaded with another config."
-    return {name: config[name] for name in ("worker_python",) if name in config}
 
 # %% ../../nbs/managers/requests.ipynb #e063d628
 def make_frame(

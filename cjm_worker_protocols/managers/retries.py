@@ -49,26 +49,16 @@ def may_retry(
     "Decide whether a failed job is tried again."
     return job.attempts <= job.retries and error.category in job.retry_on
 
-# %% ../../nbs/managers/retries.ipynb #fbbe1d7c
-class WaitTimers:
-    "One timer for each of some jobs that wait."
-    def __init__(self) -> None: self._timers: dict[str, tuple[Ticket, asyncio.TimerHandle]] = {}
-
-    def __len__(self) -> int: return len(self._timers)
-
-    def __contains__(self, ticket: Ticket) -> bool: return ticket.job.id in self._timers
-
-    def tickets(self) -> list[Ticket]: # In the order in which they came
-        "List the jobs."
-        return [ticket for ticket, _ in self._timers.values()]
-
+# %% ../../nbs/managers/retries.ipynb #4f34d657
+class WaitTimers(dict[Ticket, asyncio.TimerHandle]):
+    "The timers of some jobs that wait, in the order in which they came."
     def start(self,
         ticket: Ticket, # A job
         delay: float, # Seconds from now
         call: Callable[[Ticket], None] # Called then, unless `stop` is called before
     ) -> None:
         "Start a job's timer."
-        self._timers[ticket.job.id] = ticket, asyncio.get_running_loop().call_later(delay, self._over, ticket, call, context=Context())
+        self[ticket] = asyncio.get_running_loop().call_later(delay, self._over, ticket, call, context=Context())
 
     def _over(self, ticket: Ticket, call: Callable[[Ticket], None]) -> None:
         self.stop(ticket)
@@ -78,8 +68,7 @@ class WaitTimers:
         ticket: Ticket # A job, with or without a timer
     ) -> None:
         "Stop its timer."
-        _, timer = self._timers.pop(ticket.job.id, (None, None))
-        if timer is not None: timer.cancel()
+        if (timer := self.pop(ticket, None)) is not None: timer.cancel()
 
 # %% ../../nbs/managers/retries.ipynb #fae8505e
 class Attempts:
