@@ -52,7 +52,7 @@ class LoadedPlugin(NamedTuple):
     config: dict[str, Any]  # What it was loaded with
     used: float  # When it was last used, by the loop's clock
 
-# %% ../../nbs/managers/proxy.ipynb #410c3917
+# %% ../../nbs/managers/proxy.ipynb #c32e4572
 class LoadedPlugins(dict[PluginName, LoadedPlugin]):
     "What a worker has loaded, by id and name; the one used last comes last."
     def keep(self,
@@ -66,7 +66,7 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
         now: float # The loop's time
     ) -> None:
         "Note what a worker has loaded after a command."
-        self.keep(name for name, _ in loaded)
+        self.keep(dict(loaded))
         for name, config in loaded: self.use(name, config, now)
 
     def use(self,

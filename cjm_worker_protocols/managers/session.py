@@ -30,7 +30,7 @@ from ..worker.plugins import PluginTable, pack
 # %% auto #0
 __all__ = ['WorkerFrames', 'Session', 'close_all', 'close_later', 'accept']
 
-# %% ../../nbs/managers/session.ipynb #c61c34f3
+# %% ../../nbs/managers/session.ipynb #556164e7
 class WorkerFrames:
     "Makes the frames that workers are sent: the first one, and one for each job."
     def __init__(self,
@@ -62,8 +62,8 @@ class WorkerFrames:
     ) -> OutgoingFrame: # A RUN frame
         "Make the frame that runs a job. Raises what `make_frame` raises, and `ManagerClosedError`."
         if (manager := self._manager()) is None: raise ManagerClosedError("start_job")
-        job, signature = ticket.job, self._known.signature(ticket.job.plugin_id, ticket.name)
-        return make_frame(job, ticket.tag, ticket.name, ticket.config, self._known.streams, manager.prepare_execute_request(job), signature)
+        signature = self._known.signature(*ticket.plugin)
+        return make_frame(ticket, self._known.streams, manager.prepare_execute_request(ticket.job), signature)
 
 # %% ../../nbs/managers/session.ipynb #55c02464
 class Session:
