@@ -8,7 +8,8 @@ import engines
 import psutil
 import pytest
 
-MAY_LACK = ("needs_gpu", "needs_torch", "needs_cgroup")  # Markers of tests that need what CI does not have everywhere
+# Markers of tests that need what CI does not have everywhere
+MAY_LACK = ("needs_gpu", "needs_torch", "needs_cgroup", "needs_gradio", "needs_streamlit")
 
 
 def _no_skip(report: Any) -> None:

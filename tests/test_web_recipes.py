@@ -81,7 +81,7 @@ async def test_fasthtml_with_htmx() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.limit(120)
+@pytest.mark.needs_gradio
 def test_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own client uploads a recording, and gets the words as they come; a job is cancelled. Not part of the extra `dev`: it is large."""
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
@@ -104,7 +104,7 @@ def test_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.limit(120)
+@pytest.mark.needs_streamlit
 def test_streamlit() -> None:
     """Its own test bench clicks the buttons. Not part of the extra `dev`: it is large."""
     testing = pytest.importorskip("streamlit.testing.v1")
