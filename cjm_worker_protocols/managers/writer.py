@@ -133,7 +133,7 @@ class BatchAnswers:
             self._executor.failed("callback", e)
             ends_app(e)
 
-# %% ../../nbs/managers/writer.ipynb #b584c091
+# %% ../../nbs/managers/writer.ipynb #da75879c
 class StoreWriter:
     "Writes batches into a store, one after the other: what comes while one is written goes into the next. Belongs to the event loop."
     RETRY = 0.5  # Seconds after which a batch is written again that could not be written
@@ -165,8 +165,9 @@ class StoreWriter:
     def _settle(self, batch: WriteBatch, answer: Any, error: BaseException | None) -> None:
         if batch is not self._present: return # the shutdown did not wait for it
         if error is None:
-            self.batch.forgotten += self.answers.written(batch, answer)
-            return self._next()
+            try: self.batch.forgotten += self.answers.written(batch, answer)
+            finally: self._next()
+            return
         self.answers.failed(batch, failure_of(self._store, self._executor, error))
         self.batch.again(batch)
         self._pause = asyncio.get_running_loop().call_later(self.RETRY, self._next, context=Context())
