@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from .connection import FrameSender
+from .launch import Ends
 from .processes import TRACKER_LOOK, TRACKER_TIME, in_empty_context, on_process_end
 from ..worker import guardian
 
@@ -45,12 +46,11 @@ class GuardianProcess:
     ):
         "Start it. :raises OSError: when it cannot be started."
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        self._sock, theirs = socket.socketpair()
-        self._sock.setblocking(False)
-        self._sender = FrameSender(self._loop, self._sock)
-        with theirs:
+        with Ends() as ends:
+            self._sock, theirs = ends.socketpair()
             self._process = subprocess.Popen(guardian_command(python), stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
                                              start_new_session=True)
+        self._sender = FrameSender(self._loop, self._sock)
         on_process_end(self._process.pid, self._loop, lambda: self._has_ended(on_end))
 
     def tell(self,

@@ -139,10 +139,11 @@ class LaunchedWorker:
         guardian: int = 0 # The guardian's pid, if the worker may know it
     ):
         "Start it. :raises OSError: when that fails; then nothing stays open."
-        self.mark, self.claims = os.urandom(8).hex(), Claims()
+        self.mark = os.urandom(8).hex()
         with Ends() as ends:
-            ends.ours.callback(self.claims.close)
             self.sock, sock = ends.socketpair()
+            self.claims = Claims()
+            ends.ours.callback(self.claims.close)
             self.segments, carrier = ends.segments(segments)
             self.stdout, stdout = ends.pipe()
             self.stderr, stderr = ends.pipe()
