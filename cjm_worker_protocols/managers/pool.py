@@ -214,7 +214,7 @@ class WorkerPool:
             log_safely(_log, logging.ERROR, "cannot start a worker: %s", e)
             error = JobError("start", f"no worker could be started: {type(e).__name__}: {e}")
             if not self.workers.serving(placement) and (restarts.hopeless or hopeless): self._on_unavailable(error, restarts.interpreter)
-            elif not hopeless: self._must_wait(placement) # what can never start is not tried again by itself
+            elif not hopeless: self._retry.set(max(0.001, restarts.wait(self._loop.time()))) # what can never start is not tried again
             return False
         self.workers.append(worker)
         self._empty.clear()

@@ -309,6 +309,8 @@ class Book:
             self.check("workers and jobs agree", pids == {i: job.worker_pid for i, job in jobs.items()}, busy, self.running)
         if len(self.pending) > (most := manager.worker_config.max_pending):
             new = [fate for fate in self.pending.values() if not fate.begun and not fate.spared]
+            if self.store is not None:  # one whose end, or whose start, is being written waits no longer
+                new = [fate for fate in new if fate.job is not None and fate.job.position is not None]
             self.check("limit of pending jobs", len(new) <= most, *new)
         if not self.admission and self.store is None:
             self._nobody_rests({view.pid for view in manager.workers if view.status == "idle"}, workers)
