@@ -85,7 +85,7 @@ def test_the_gradio_function_of_the_how_to(plugins: None) -> None:
 
 
 async def test_the_app_of_the_how_to_on_stored_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that is running when the app is told to stop is given its time, and is found by the next app."""
+    """When the app stops, a running job has its time to finish, and the next app finds it."""
     pytest.importorskip("starlette")
     from cjm_worker_protocols import JobManager
     from cjm_worker_protocols.integrations.store import SQLiteJobStore

@@ -1110,7 +1110,7 @@ def test_memory_that_is_the_machines() -> None:
     listed = Nvml(Library(Card(fails={MEMORY: "NotSupported"}), Card(instances=[part])))
     shared, instance = listed.gpus() or ()
     assert shared.shared and shared.problem is None and (instance.label, instance.shared) == ("GPU 1 MIG 0", False)
-    assert instance.problem and "NotSupported" in instance.problem and listed.library.problem and "GPU 0" not in listed.library.problem
+    assert instance.problem and "NotSupported" in instance.problem and listed.nvml.problem and "GPU 0" not in listed.nvml.problem
 
 
 def test_instances_of_a_gpu_are_listed_by_themselves(all_pids: None) -> None:
@@ -1238,7 +1238,7 @@ def test_without_a_driver_gpu_memory_is_unknown(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
     if (problem := no_gpu()) is not None:
         real = Nvml()
-        assert real.used() is None and real.gpus() is None and real.library.problem == problem
+        assert real.used() is None and real.gpus() is None and real.nvml.problem == problem
 
 
 def test_a_closed_driver_is_not_asked() -> None:

@@ -22,7 +22,7 @@ def client_of(url: str) -> Client:
 @pytest.mark.slow
 @pytest.mark.limit(90)
 async def test_a_new_server_on_the_same_store_finds_the_jobs(tmp_path: Path) -> None:
-    """With all installed plugins: the job with its end, which is quick for what is no recording, and its upload."""
+    """With all installed plugins: the job ends quickly, since its upload is not a recording; both are found again."""
     pytest.importorskip("pocketsphinx")
     files: "list[Any]" = [("audio", ("talk.wav", b"this is no recording"))]
     store = ("--store", str(tmp_path / "jobs.db"))

@@ -93,7 +93,7 @@ def is_loopback(
 @lru_cache(maxsize=1024)
 def is_loopback_address(
     text: str # What a server says
-) -> bool: # False for what is no address
+) -> bool: # False too when it is not an IP address
     "Say whether an address is one of this machine for itself."
     try: address = ipaddress.ip_address(text)
     except ValueError: return False

@@ -156,7 +156,7 @@ async def send_usage(
     usage: Measurements, # Measures
     log: PageLog # Where events go
 ) -> None:
-    "Measure workers while somebody looks, until cancelled."
+    "Measure the workers while a client reads the page, until cancelled."
     while True:
         if log.broadcaster.counters.clients: log.put("usage", ALL, await usage.take(), "usage")
         await asyncio.sleep(SAMPLE)

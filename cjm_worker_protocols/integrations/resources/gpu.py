@@ -106,7 +106,7 @@ class Nvml:
     def __init__(self,
         library: Any = None # The module `pynvml`, or one like it; None to import it when it is first needed
     ):
-        self.library = NvmlLibrary(library)
+        self.nvml = NvmlLibrary(library)
 
     def used(self) -> HeldByGpu | None: # None when GPUs cannot be listed
         "Read how many bytes each process holds, by GPU."
@@ -120,25 +120,25 @@ class Nvml:
 
     def _handles(self) -> list[tuple[Gpu, Any]] | None:
         "Each GPU, or each instance of one that is split, with its handle or the exception that stands for it."
-        if not self.library.start(): return None
-        count, found = self.library.ask("", "nvmlDeviceGetCount"), list[tuple[Gpu, Any]]()
+        if not self.nvml.start(): return None
+        count, found = self.nvml.ask("", "nvmlDeviceGetCount"), list[tuple[Gpu, Any]]()
         if isinstance(count, Exception): return None
         for gpu in map(Gpu, range(count)):
-            handle = self.library.ask(gpu.label, "nvmlDeviceGetHandleByIndex", gpu.index)
+            handle = self.nvml.ask(gpu.label, "nvmlDeviceGetHandleByIndex", gpu.index)
             found += self._instances(gpu, handle) or [(gpu, handle)]
         return found
 
     def _instances(self, gpu: Gpu, handle: Any) -> list[tuple[Gpu, Any]]:
-        mode = self.library.ask(gpu.label, "nvmlDeviceGetMigMode", handle, instead=_NO_MIG)
-        slots = 0 if isinstance(mode, Exception) or not mode[0] else self.library.ask(gpu.label, "nvmlDeviceGetMaxMigDeviceCount", handle)
+        mode = self.nvml.ask(gpu.label, "nvmlDeviceGetMigMode", handle, instead=_NO_MIG)
+        slots = 0 if isinstance(mode, Exception) or not mode[0] else self.nvml.ask(gpu.label, "nvmlDeviceGetMaxMigDeviceCount", handle)
         parts = [replace(gpu, instance=number) for number in range(0 if isinstance(slots, Exception) else slots)]
-        asked = [(part, self.library.ask(part.label, _MIG_HANDLE, handle, part.instance, instead={"NotFound": None})) for part in parts]
+        asked = [(part, self.nvml.ask(part.label, _MIG_HANDLE, handle, part.instance, instead={"NotFound": None})) for part in parts]
         return [(part, answer) for part, answer in asked if answer is not None]  # None is an empty slot
 
     def _held(self, label: str, handle: Any) -> Held | None:
         held: dict[tuple[int, Any, Any], int | None] = {}
         for kind, instead in _LISTS.items():
-            listed = self.library.ask(label, f"nvmlDeviceGet{kind}RunningProcesses", handle, instead=instead)
+            listed = self.nvml.ask(label, f"nvmlDeviceGet{kind}RunningProcesses", handle, instead=instead)
             if isinstance(listed, Exception): return None
             for process in listed:
                 key = process.pid, getattr(process, "gpuInstanceId", None), getattr(process, "computeInstanceId", None)
@@ -147,8 +147,8 @@ class Nvml:
         return {pid: total(amount for key, amount in held.items() if key[0] == pid) for pid, *_ in held}
 
     def _described(self, gpu: Gpu, handle: Any) -> Gpu:
-        name, uuid = (_text(self.library.ask(gpu.label, question, handle)) for question in ("nvmlDeviceGetName", "nvmlDeviceGetUUID"))
-        memory = self.library.ask(gpu.label, "nvmlDeviceGetMemoryInfo", handle, instead=_NO_MEMORY if gpu.instance is None else {})
+        name, uuid = (_text(self.nvml.ask(gpu.label, question, handle)) for question in ("nvmlDeviceGetName", "nvmlDeviceGetUUID"))
+        memory = self.nvml.ask(gpu.label, "nvmlDeviceGetMemoryInfo", handle, instead=_NO_MEMORY if gpu.instance is None else {})
         if memory is None: return replace(gpu, name=name, uuid=uuid, shared=True)
         if isinstance(memory, Exception): return replace(gpu, name=name, uuid=uuid, problem=describe(memory))
         return replace(gpu, name=name, uuid=uuid, total=int(memory.total), used=int(memory.used))

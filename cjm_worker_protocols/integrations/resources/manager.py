@@ -266,7 +266,7 @@ class ProcessResourceManager:
     ) -> Snapshot: # All workers at one moment
         "Show all workers."
         if measure: self.sample()
-        gpus, library = self._meter.gpus.gpus(), self._meter.gpus.library
+        gpus, library = self._meter.gpus.gpus(), self._meter.gpus.nvml
         return Snapshot(time.time(), *self._table.shown(), memory_now(), gpus, None if library.absent else library.problem)
 
     @property
@@ -277,12 +277,12 @@ class ProcessResourceManager:
     @property
     def gpu_problem(self) -> str | None: # None when everything is known, or was not asked yet
         "Return why GPU memory is unknown."
-        return self._meter.gpus.library.problem
+        return self._meter.gpus.nvml.problem
 
     def close(self) -> None:
         "End the thread that measures, and release the GPU driver. Workers stay registered, and `sample` still works."
         self._ticker.close()
-        self._meter.gpus.library.close()
+        self._meter.gpus.nvml.close()
 
     def __enter__(self) -> ProcessResourceManager: return self
     def __exit__(self, *exc: object) -> None: self.close()
