@@ -82,9 +82,10 @@ _CHECK = b"\x80\x05c%s\ncheck_python\nK%cK%c\x86R0" % (__name__.encode(), *sys.v
 # %% ../../nbs/core/frames.ipynb #e19d0239
 def _by_value(body: bytes) -> bool:
     "Tell whether a pickle refers to a module that the other process cannot import."
+    if b"__main__" in body: return True
     loaded = sys.modules.get("cloudpickle")
     names = loaded.list_registry_pickle_by_value() if loaded is not None else ()
-    return b"__main__" in body or any(name.encode() in body for name in names)
+    return bool(names) and any(name.encode() in body for name in names)
 
 def dumps(
     value: Any # Anything
@@ -124,7 +125,7 @@ def _has_large(value: Any, depth: int = 3) -> bool:
     if kind not in _NESTS or not value or not depth: return False
     parts = value.values() if kind is dict else value
     for part in islice(parts, 64) if len(value) > 64 else parts:
-        if type(part) in _LOOKED_INTO and _has_large(part, depth - 1): return True
+        if part and type(part) in _LOOKED_INTO and _has_large(part, depth - 1): return True
     return False
 
 def _dump(value: Any) -> _Pieces:
@@ -143,8 +144,9 @@ def _pieces(value: Any) -> _Pieces:
     except UNPICKLABLE:
         if _value_pickler() is None: raise
     else:
-        by_value = any(_by_value(piece) for piece in found if len(found) == 1 or len(piece) < 2 * LARGE)
-        if not by_value or _value_pickler() is None: return found
+        for piece in found:
+            if (len(found) == 1 or len(piece) < 2 * LARGE) and _by_value(piece) and _value_pickler() is not None: break
+        else: return found
     found = _Pieces()
     if _dump_by_value(value, found, found.leave_out): found[0] = _CHECK + found[0]
     return found

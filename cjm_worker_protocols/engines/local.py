@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -77,6 +78,8 @@ class LocalWorker:
         on_process_end(self.pid, self._loop, self._ended)
         self._pipes = [OutputPipe(self._loop, process.stdout, lambda line: events.on_output("stdout", line)),
                        OutputPipe(self._loop, process.stderr, lambda line: events.on_output("stderr", line))]
+        self._printed = select.poll()
+        for output in (process.stdout, process.stderr): self._printed.register(output, select.POLLIN)
         self._sender = FrameSender(self._loop, process.sock, process.segments)
         self._receiver = FrameReceiver(self._loop, process.sock, events.on_frame, self._on_hung_up, self._read_printed, process.segments)
 
@@ -102,7 +105,7 @@ class LocalWorker:
         if not self._gone: self._process.kill()
 
     def _read_printed(self) -> None:
-        for pipe in self._pipes: pipe.read()
+        for pipe in self._pipes if self._printed.poll(0) else (): pipe.read()
 
     def _on_hung_up(self, error: Exception | None) -> None:
         if error is not None or still_runs(self.pid): self._reason = describe_hang_up(error)

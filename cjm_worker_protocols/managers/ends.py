@@ -137,11 +137,11 @@ class JobFinisher:
         frame: Frame # The RESULT of its worker
     ) -> bool: # Whether it was read
         "End a job with its result; if that cannot be read here, the job fails."
-        what, category, hooks = "the result cannot be read in this process", "serialization", self._hooks()
+        what, category, hooks, context = "the result cannot be read in this process", "serialization", self._hooks(), ticket.context.copy()
         try:
-            result = ticket.context.copy().run(frame.value)
+            result = context.run(frame.value)
             what, category = "extract_job_result failed", "exception"
-            if hooks is not None: result = require_sync(ticket.context.copy().run(hooks.extract_job_result, ticket.job, result))
+            if hooks is not None: result = require_sync(context.run(hooks.extract_job_result, ticket.job, result))
         except BaseException as e: # what unpickles may raise anything, and the job has to end
             self.fail(ticket, JobError(category, f"{what}: {type(e).__name__}: {e}"))
             if isinstance(e, KeyboardInterrupt): raise

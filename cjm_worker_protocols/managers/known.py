@@ -14,7 +14,7 @@ from ..core.errors import UnknownPluginError
 from ..engines.base import Engine
 from .integrations import RegistryClient
 from .recovery import Plan
-from .requests import check_reload
+from .requests import Signature, check_reload
 from ..worker.plugins import PluginTable
 
 # %% auto #0
@@ -46,17 +46,18 @@ class GivenPlugins:
     ):
         "Raises `PluginTypeError` or `PluginNotSendableError` for a plugin that cannot be one."
         self.table, self._manager = PluginTable(plugins), manager
-        self._signatures = {plugin_id: signature_of(plugin) for plugin_id, plugin in plugins.items() if not isinstance(plugin, str)}
+        found = {plugin_id: None if isinstance(plugin, str) else signature_of(plugin) for plugin_id, plugin in plugins.items()}
+        self._signatures = {plugin_id: None if signature is None else Signature(signature) for plugin_id, signature in found.items()}
         self.streaming = {plugin_id for plugin_id, plugin in plugins.items() if _streams(getattr(plugin, "run", plugin))}
 
     def signature(self,
         plugin_id: str, # A plugin
         name: str # Its name
-    ) -> inspect.Signature | None: # `None` when it is not known
+    ) -> Signature | None: # `None` when it is not known
         "Return what a plugin takes. Raises `UnknownPluginError`."
-        if plugin_id not in self.table and name not in self.table:
-            raise UnknownPluginError(plugin_id, f"the plugins of this {self._manager}", self.table.keys())
-        return self._signatures.get(plugin_id if plugin_id in self.table else name)
+        for key in (plugin_id, name):
+            if key in self._signatures: return self._signatures[key]
+        raise UnknownPluginError(plugin_id, f"the plugins of this {self._manager}", self.table.keys())
 
 # %% ../../nbs/managers/known.ipynb #55b00818
 def python_of(
@@ -87,7 +88,7 @@ class KnownPlugins:
     def signature(self,
         plugin_id: str, # A plugin
         name: str # Its name
-    ) -> inspect.Signature | None: # `None` when it is not known
+    ) -> Signature | None: # `None` when it is not known
         "Return what a plugin takes. Raises `UnknownPluginError`, if all plugins are known."
         return None if self.given is None else self.given.signature(plugin_id, name)
 

@@ -58,7 +58,7 @@ class RunLimits:
         ticket: Ticket # A job that waits
     ) -> bool: # Whether no limit is in its way
         "Say whether a job may start now."
-        return ticket.job.owner not in self.now().owners and self.room(ticket) > 0
+        return (self._most is None or ticket.job.owner not in self.now().owners) and self.room(ticket) > 0
 
     def may_move(self,
         worker: WorkerProxy, # A busy worker

@@ -82,7 +82,9 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
         plugin_id: str # A plugin
     ) -> bool: # With whatever config
         "Say whether a plugin is loaded."
-        return any(name[0] == plugin_id for name in self)
+        for name in self:
+            if name[0] == plugin_id: return True
+        return False
 
     @property
     def oldest_use(self) -> float: # By the loop's clock; 0 when nothing is loaded

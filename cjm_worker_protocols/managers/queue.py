@@ -388,7 +388,7 @@ class JobQueue:
 
     def began(self,
         ticket: Ticket, # A job that was taken
-        now: float # The time
+        now: float # The time, if it has passed another
     ) -> None:
         "Note that a worker has begun a job: its owner has had the turn, and what it passed was passed."
         self.turns.began(ticket)

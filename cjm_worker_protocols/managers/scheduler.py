@@ -120,7 +120,7 @@ class Scheduler:
         ticket: Ticket # A job that waits, anew or again
     ) -> None:
         "Put a job in line; it may start at once."
-        if self.gate is None and not self.queue and not self._closed: # nothing can come before it
+        if self.gate is None and not self.queue.tickets and not self._closed: # nothing can come before it
             worker = self._at_once(ticket)
             if worker is not None: return worker.run(self.queue.take(ticket))
         self.put_back(ticket)
@@ -129,9 +129,10 @@ class Scheduler:
     def _at_once(self, ticket: Ticket) -> WorkerProxy | None:
         "The worker for a job when no other waits."
         idle = self._pool.idle()
-        if not idle or self._ahead() or not self.limits.may_start(ticket): return None
+        alone = self._config.max_workers == 1
+        if not idle or not alone and self._ahead() or not self.limits.may_start(ticket): return None
         worker = choose(idle, ticket, self._config.loaded_plugins)
-        return least_used(idle, ticket.placement) if worker is None and self._config.max_workers == 1 else worker
+        return least_used(idle, ticket.placement) if worker is None and alone else worker
 
     def put_back(self,
         ticket: Ticket # A job that waits again
@@ -145,7 +146,7 @@ class Scheduler:
         ticket: Ticket # A job
     ) -> None:
         "Note that a worker has begun a job."
-        self.queue.began(ticket, self._recheck.now())
+        self.queue.began(ticket, 0.0 if ticket.on_begin is None else self._recheck.now())
 
     def discard(self,
         ticket: Ticket # A job that has ended
@@ -162,7 +163,7 @@ class Scheduler:
         worker: WorkerProxy | None = None # It has become idle; `None` when something else has changed
     ) -> None:
         "Look again at the jobs that wait for room, then dispatch."
-        if self.queue: self._blocks.clear(lambda line: worker is None or not line.refused or self._is_news(line.head(), worker))
+        if self.queue.tickets: self._blocks.clear(lambda line: worker is None or not line.refused or self._is_news(line.head(), worker))
         self.dispatch()
 
     def _is_news(self, ticket: Ticket, worker: WorkerProxy) -> bool:
@@ -171,7 +172,7 @@ class Scheduler:
 
     def dispatch(self) -> None:
         "Hand ready jobs to idle workers, and the next one also to those that are busy."
-        if self._closed or not self.queue and self._config.max_workers == 1: return
+        if self._closed or not self.queue.tickets and self._config.max_workers == 1: return
         workers, idle = self._pool.workers, self._pool.idle()
         for worker in workers if idle and self._config.max_workers > 1 else (): # an idle one can begin at once what was sent ahead
             ahead = worker.prefetched

@@ -167,13 +167,16 @@ async def accept(
     ticket: Ticket # A new job
 ) -> Job: # The same, or the job that has its key already
     "Write a job into the job store, if there is one, and accept it. If this raises, no job exists."
-    lifecycle = await session.open("start_job")
-    if session.durable is not None and (known := await session.durable.add(ticket)) is not None: return known
+    lifecycle = session.bind("start_job")
+    if session.durable is None or lifecycle.store is None:
+        lifecycle.accept(ticket)
+        return ticket.job
+    if (known := await session.durable.add(ticket)) is not None: return known
     try:
         session.check_accepts()
         check_workers(lifecycle, session.known.config)
         lifecycle.accept(ticket)
     except Exception:
-        if lifecycle.store is not None: lifecycle.store.forget(ticket.job)
+        lifecycle.store.forget(ticket.job)
         raise
     return ticket.job

@@ -94,12 +94,9 @@ class Descriptor:
         "Regard it as closed from now on."
         self._file = None
 
-    def set_blocking(self,
-        blocking: bool # Whether reading and writing wait
-    ) -> None:
-        "Set the blocking mode, which a child or a library may have changed. Raises `LostChannelError` if it is not intact."
+    def check(self) -> None:
+        "Raise `LostChannelError` if it is not intact."
         if not self.intact: raise LostChannelError(self.fd)
-        os.set_blocking(self.fd, blocking)
 
 # %% ../../nbs/worker/channel.ipynb #38d43eaa
 class BlockingSocket:
@@ -278,22 +275,19 @@ class ClaimReader:
     def __init__(self,
         fd: int = -1 # The end to read; without one every job may begin
     ):
-        self._fd, self._next = (Descriptor(fd) if fd >= 0 else None), 0
-        self._socket = socket.socket(fileno=fd) if fd >= 0 else None
+        self._socket, self._next = socket.socket(fileno=fd) if fd >= 0 else None, 0
 
-    def _read(self, flags: int = _TAKE) -> int:
+    def _read(self, sock: socket.socket, flags: int = _TAKE) -> int:
         "Read a claim that is there; 0 when there is none."
-        assert self._socket is not None
-        try: return int.from_bytes(self._socket.recv(8, flags), "big")
+        try: return int.from_bytes(sock.recv(8, flags), "big")
         except BlockingIOError: return 0
 
     def take(self,
         tag: int # A job's number
     ) -> bool: # Whether the job may begin
-        "Take the claim to a job, unless the manager has withdrawn it. Raises `LostChannelError`."
-        if self._fd is None: return True
-        self._fd.set_blocking(False)
-        if not self._next and self._read(_LOOK) == tag: self._next = self._read()
+        "Take the claim to a job, unless the manager has withdrawn it."
+        if (sock := self._socket) is None: return True
+        if not self._next and self._read(sock, _LOOK) == tag: self._next = self._read(sock)
         if self._next != tag: return False # the claim of this job was withdrawn; if one was put there meanwhile, it belongs to a later job
         self._next = 0
         return True
@@ -307,8 +301,8 @@ class Channel:
         segments: socket.socket | None = None # Carries very large bodies, which without it cross `sock`
     ):
         waiting, carrier = BlockingSocket(sock), SegmentSocket(segments) if segments is not None else None
-        self._pid, self._socket = os.getpid(), Descriptor(sock.fileno())
-        self._carrier = Descriptor(carrier.fd) if carrier is not None else None
+        self._pid, self._carries = os.getpid(), carrier is not None
+        self._descriptors = [Descriptor(fd) for fd in (sock.fileno(), carrier.fd if carrier is not None else -1, claims) if fd >= 0]
         self._writer, self._inbox, self._claims = FrameWriter(waiting, carrier), FrameInbox(waiting, carrier), ClaimReader(claims)
         self._chunks = ChunkBuffer(self._writer)
         self.lock, self.give_up = self._writer.lock, self._writer.give_up
@@ -324,7 +318,7 @@ class Channel:
         value: Any = None # The body
     ) -> None:
         "Send one frame, and `FINISHED` before a large result. Raises what pickling raises, or what `FrameWriter.write` does."
-        frame = outgoing(kind, tag, value, in_segment=self._carrier is not None)
+        frame = outgoing(kind, tag, value, in_segment=self._carries)
         if not self.ours: return
         with self.lock:
             self._chunks.flush()
@@ -349,9 +343,8 @@ class Channel:
     def claim(self,
         tag: int # A job's number
     ) -> bool: # Whether the job may begin
-        "Take the claim to a job, and make the socket as it was before the last job. Raises `LostChannelError`."
-        self._socket.set_blocking(True)
-        if self._carrier is not None and not self._carrier.intact: raise LostChannelError(self._carrier.fd)
+        "Take the claim to a job. Raises `LostChannelError` if the last job has closed or replaced a descriptor."
+        for descriptor in self._descriptors: descriptor.check()
         return self._claims.take(tag)
 
     def cancelled(self,

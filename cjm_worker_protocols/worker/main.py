@@ -5,6 +5,7 @@
 # %% ../../nbs/worker/main.ipynb #6d414542
 from __future__ import annotations
 
+import _signal # type: ignore # `signal` makes enums of what these return, which takes ten times as long
 import _thread
 import os
 import select
@@ -78,6 +79,8 @@ class ForkHooks:
         self._unblock()
 
 # %% ../../nbs/worker/main.ipynb #a9e130cc
+_SIGTERM = [signal.SIGTERM]
+
 class Terminated(SystemExit):
     "SIGTERM has come."
 
@@ -105,8 +108,8 @@ class WorkerSignals:
 
     def restore(self) -> None:
         "Handle SIGTERM again, if a plugin has changed that."
-        if signal.getsignal(signal.SIGTERM) != self._on_sigterm: signal.signal(signal.SIGTERM, self._on_sigterm)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+        if _signal.getsignal(signal.SIGTERM) != self._on_sigterm: signal.signal(signal.SIGTERM, self._on_sigterm)
+        _signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGTERM)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         if self._raised is None and self._service.explains_sigterm(): return
@@ -145,7 +148,8 @@ class WorkerProcess:
         self._signals.restore()
         renew_event_loop()
         for fd in (1, 2):
-            with suppress(OSError): os.set_blocking(fd, True) # a child may share them and change the mode
+            try: os.set_blocking(fd, True) # a child may share them and change the mode
+            except OSError: pass
 
     @staticmethod
     def disarm() -> None:
