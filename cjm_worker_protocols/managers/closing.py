@@ -60,7 +60,8 @@ class OpenJobs:
     ) -> None:
         "Note that no worker has a job any more, for the time being or for ever."
         del self.running[ticket.job.id]
-        self._let_go(ticket)
+        if ticket.live.streamed is not None: ticket.live.streamed.release()
+        self.moves.wake()
 
     def forget(self,
         ticket: Ticket # It ends, or is left to the next app
@@ -68,12 +69,8 @@ class OpenJobs:
         "Remove a job."
         known = self.tickets.pop(ticket.job.id, None)
         self._taken.discard(ticket.job.id)
-        self._let_go(ticket)
-        return known is not None
-
-    def _let_go(self, ticket: Ticket) -> None:
         self.moves.wake()
-        if ticket.live.streamed is not None: ticket.live.streamed.release()
+        return known is not None
 
 # %% ../../nbs/managers/closing.ipynb #ce0bd2d5
 def shut_down() -> JobError: # A new one

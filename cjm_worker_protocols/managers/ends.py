@@ -171,8 +171,9 @@ class JobFinisher:
         if status == "completed": job.progress = 1.0
         ticket.live.end(status, result, error)
         chunks = ticket.live.streamed
-        self._table.end(job, hooked or events.heard, size + (chunks.size() if chunks is not None else 0))
-        if events.heard: emit_of(ticket, events, f"job:{status}", payload_of(job))
+        heard = events.heard
+        self._table.end(job, hooked or heard, size + (chunks.size() if chunks is not None else 0))
+        if heard: emit_of(ticket, events, f"job:{status}", payload_of(job))
         if hooks is not None and hooked: self._integrations.hooks.call(hooks._on_job_completed, job.id, ticket.context.copy())
         if status != "failed" or error is None: return
         message = error.message.partition("\n")[0].encode("utf-8", "backslashreplace").decode() # no handler fails on a lone surrogate

@@ -184,7 +184,8 @@ class Lifecycle:
 
     def _forget(self, ticket: Ticket) -> bool:
         self.scheduler.discard(ticket)
-        for timers in (self._expiring, self.attempts.delayed): timers.stop(ticket)
+        for timers in (self._expiring, self.attempts.delayed):
+            if timers: timers.stop(ticket)
         return self.jobs.forget(ticket)
 
     def _fail_waiting(self, error: Callable[[], JobError], interpreter: Hashable = None) -> None:

@@ -141,7 +141,8 @@ class WorkerProxy(ManagedProcess):
     @property
     def free(self) -> bool: # Reserved or not
         "Whether it could begin a job at once."
-        return self.status == "idle" and not self.commands and not self.gone and self.marking is None
+        if self.standby or self.given.present is not None or not self.ready: return False
+        return not (self.stopping or self.gone or self.steps.terminated or self.commands or self.marking is not None)
 
     @property
     def idle(self) -> bool: # Free and not reserved

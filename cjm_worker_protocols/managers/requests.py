@@ -159,7 +159,7 @@ def make_frame(
     """Make the frame that runs a job.
 
     Raises `WrongParametersError`, `ParametersNotSendableError`, `ConfigError` and `RegistryUnavailableError`."""
-    if not isinstance(parameters, Mapping):
+    if type(parameters) is not dict and not isinstance(parameters, Mapping):
         if inspect.iscoroutine(parameters): parameters.close()
         raise ConfigError("prepare_execute_request()", "a mapping of names to values, from a plain `def`", parameters)
     plugin_id, config = ticket.job.plugin_id, ticket.config
