@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from typing import Any
 
 # %% auto #0
@@ -68,6 +67,7 @@ def json_size(
     value: Any # A JSON-safe value
 ) -> int: # Bytes
     "Estimate what a value takes: its characters, and 64 for each item of a collection."
-    if isinstance(value, str): return len(value)
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    kind = type(value)
+    if kind is str: return len(value)
+    items = value.values() if kind is dict else value if kind is list else ()
     return 64 * len(items) + sum([len(item) if type(item) is str else json_size(item) for item in items if type(item) not in _EMPTY])

@@ -79,8 +79,10 @@ def json_safe(
     depth: int = 8 # The deepest nesting that is shown
 ) -> Any: # What `json.dumps(..., allow_nan=False)` accepts
     "Picture a value in JSON's own types. What JSON cannot hold becomes text; what is left out is counted."
-    if value is None or type(value) is int and abs(value) < _HUGE: return value
-    if type(value) is str and len(value) <= length and value.isascii(): return value
+    kind = type(value)
+    if value is None or kind is bool or kind is int and abs(value) < _HUGE: return value
+    if kind is str and len(value) <= length and value.isascii(): return value
+    if kind is dict and not value: return {}
     return _Picture(length, items).of(value, depth)
 
 # %% ../../nbs/core/events.ipynb #458625a4

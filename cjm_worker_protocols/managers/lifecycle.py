@@ -72,15 +72,13 @@ class WorkerNews:
     ) -> None:
         "Describe a worker to the resource manager."
         if self._resources is None: return
-        ticket, hooks = worker.ticket, self._hooks()
-        state = WorkerState(worker.status, None, *worker.loaded.last)
-        if ticket is not None: state = WorkerState(worker.status, ticket.job.id, *ticket.plugin, ticket.config)
-        if hooks is None or not state.config: return self._resources.update(worker.pid, state)
-        try: state = state._replace(resource=require_sync(hooks._extract_plugin_resource_identifier(dict(state.config))))
+        ticket, hooks, resource = worker.ticket, self._hooks(), None
+        job, holds = (None, worker.loaded.last) if ticket is None else (ticket.job.id, (*ticket.plugin, ticket.config))
+        try: resource = require_sync(hooks._extract_plugin_resource_identifier(dict(holds[2]))) if hooks is not None and holds[2] else None
         except BaseException as e:
             self._caller.failed("_extract_plugin_resource_identifier", e)
             ends_app(e)
-        self._resources.update(worker.pid, state)
+        self._resources.update(worker.pid, WorkerState(worker.status, job, *holds, resource))
 
     def gone(self,
         report: Gone # A process has ended

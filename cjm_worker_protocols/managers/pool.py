@@ -180,8 +180,7 @@ class WorkerPool:
 
     def _restarts_of(self, placement: Hashable) -> Restarts:
         own = placement if isinstance(placement, OwnInterpreter) else None
-        if own not in self._restarts: self._restarts[own] = Restarts(self._config, own)
-        return self._restarts[own]
+        return self._restarts.get(own) or self._restarts.setdefault(own, Restarts(self._config, own))
 
     def _must_wait(self, placement: Hashable) -> bool:
         "Whether the restart policy allows no start yet."

@@ -82,9 +82,7 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
         plugin_id: str # A plugin
     ) -> bool: # With whatever config
         "Say whether a plugin is loaded."
-        for name in self:
-            if name[0] == plugin_id: return True
-        return False
+        return plugin_id in [name[0] for name in self]
 
     @property
     def oldest_use(self) -> float: # By the loop's clock; 0 when nothing is loaded
@@ -141,8 +139,7 @@ class WorkerProxy(ManagedProcess):
     @property
     def free(self) -> bool: # Reserved or not
         "Whether it could begin a job at once."
-        if self.standby or self.given.present is not None or not self.ready: return False
-        return not (self.stopping or self.gone or self.steps.terminated or self.commands or self.marking is not None)
+        return self.status == "idle" and not self.commands and not self.gone and self.marking is None
 
     @property
     def idle(self) -> bool: # Free and not reserved

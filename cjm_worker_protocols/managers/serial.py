@@ -83,7 +83,8 @@ class CallQueue(deque[Call]):
         call: Call # One whose result is not needed
     ) -> bool: # `False` when it was dropped, because too many wait
         "Add a call, and drop the oldest states with its key if there are too many."
-        states = [other for other in list(self) if other.key == call.key] if call.key is not None else []
+        fewer = call.key is None or len(self) < self.STATES
+        states = [] if fewer else [other for other in list(self) if other.key == call.key]
         for other in states[:max(0, len(states) - self.STATES + 1)]: self.take_back(other)
         kept = call.needed or not self.full
         if kept: self.append(call)
