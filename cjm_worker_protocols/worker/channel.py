@@ -94,9 +94,7 @@ class Descriptor:
         "Regard it as closed from now on."
         self._file = None
 
-    def check(self) -> None:
-        "Raise `LostChannelError` if it is not intact."
-        if not self.intact: raise LostChannelError(self.fd)
+
 
 # %% ../../nbs/worker/channel.ipynb #38d43eaa
 class BlockingSocket:
@@ -303,7 +301,7 @@ class Channel:
         waiting, carrier = BlockingSocket(sock), SegmentSocket(segments) if segments is not None else None
         self._pid, self._carries = os.getpid(), carrier is not None
         self._descriptors = [Descriptor(fd) for fd in (sock.fileno(), carrier.fd if carrier is not None else -1, claims) if fd >= 0]
-        self._writer, self._inbox, self._claims = FrameWriter(waiting, carrier), FrameInbox(waiting, carrier), ClaimReader(claims)
+        self._writer, self._inbox, self.claim = FrameWriter(waiting, carrier), FrameInbox(waiting, carrier), ClaimReader(claims).take
         self._chunks = ChunkBuffer(self._writer)
         self.lock, self.give_up = self._writer.lock, self._writer.give_up
 
@@ -340,12 +338,10 @@ class Channel:
         self._writer.check()
         return self._inbox.receive()
 
-    def claim(self,
-        tag: int # A job's number
-    ) -> bool: # Whether the job may begin
-        "Take the claim to a job. Raises `LostChannelError` if the last job has closed or replaced a descriptor."
-        for descriptor in self._descriptors: descriptor.check()
-        return self._claims.take(tag)
+    def check(self) -> None:
+        "Raise `LostChannelError` if a job has closed or replaced a descriptor."
+        for descriptor in self._descriptors:
+            if not descriptor.intact: raise LostChannelError(descriptor.fd)
 
     def cancelled(self,
         tag: int # A job's number

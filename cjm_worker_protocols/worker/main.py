@@ -263,8 +263,9 @@ class WorkerLoop:
 
     def serve(self) -> None:
         "Work until the manager sends `STOP` or closes its end. Then unload."
-        while self._act(self._channel.receive()):
-            if self._process is not None: self._process.restore() # now, while the manager reads what was said
+        while self._act(self._channel.receive()): # and now, while the manager reads what was said:
+            self._channel.check()
+            if self._process is not None: self._process.restore()
         self._slots.unload()
 
     def _act(self, frame: Frame | None) -> bool:
