@@ -24,8 +24,8 @@ __all__ = ['Report', 'Ticket', 'Started', 'RoomChanged', 'Ready', 'Logged', 'Beg
 # %% ../../nbs/managers/reports.ipynb #8ed347a5
 class Ticket:
     "A job on its way to a worker."
-    __slots__ = ("job", "live", "tag", "place", "name", "config", "frame", "placement", "context", "blocked", "unbegun", "unmarked",
-                 "queued", "turn", "start", "on_begin")
+    __slots__ = ("job", "live", "tag", "place", "name", "config", "frame", "placement", "context", "plugin", "share", "line", "blocked",
+                 "unbegun", "unmarked", "queued", "turn", "start", "on_begin")
     def __init__(self,
         job: Job, # The job
         live: LiveJob, # Its live part
@@ -39,6 +39,9 @@ class Ticket:
         self.job, self.live, self.tag, self.place = job, live, tag, tag
         self.name, self.config, self.frame, self.placement = name, config, frame, placement
         self.context = copy_context() if context is None else context  # Of `start_job`: the job's hooks, log records and events run in it
+        self.plugin = job.plugin_id, name  # What has to be loaded
+        self.share = job.priority, job.owner  # Among which jobs it waits for a turn
+        self.line = job.plugin_id, placement  # Among which jobs it waits for a worker
         self.blocked = ""  # Why it cannot run now; empty when it is ready
         self.unmarked = False  # Whether the job store does not have it as started, and has to, before its frame is sent
         self.unbegun = 0  # How often a worker died that had not begun it
@@ -48,24 +51,9 @@ class Ticket:
         self.on_begin: Callable[[float], None] | None = None  # Called with the time when a worker begins it
 
     @property
-    def plugin(self) -> tuple[str, str]: # Its id and its name
-        "The plugin that has to be loaded."
-        return self.job.plugin_id, self.name
-
-    @property
     def places(self) -> tuple[int, ...]: # One, where `LateTickets` have many
         "The places that it takes in line."
         return (self.place,)
-
-    @property
-    def share(self) -> tuple[int, str | None]: # Its priority and its owner
-        "Among which jobs it waits for a turn."
-        return self.job.priority, self.job.owner
-
-    @property
-    def line(self) -> tuple[str, Hashable]: # Its plugin's id and its placement
-        "Among which jobs it waits for a worker."
-        return self.job.plugin_id, self.placement
 
     @property
     def rank(self) -> tuple[int, int]: # Smaller is sooner
