@@ -1,6 +1,7 @@
 """Everything that can go wrong in a plugin, a process, an integration or the app itself, done for real; and what holds all the same."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -390,6 +391,8 @@ class Recorder:
             raise asyncio.CancelledError
         if self.how == "exit":
             sys.exit("the hub exits")
+        if self.how == "panic":
+            raise BaseException("the hub panics")
         if self.how == "hang":
             await asyncio.Event().wait()
         for _ in range(2 if self.how == "swallow" else 0):
@@ -437,7 +440,7 @@ class Ledger:
         return found
 
 
-@pytest.mark.parametrize("how", ["raise", "cancelled", "exit"])
+@pytest.mark.parametrize("how", ["raise", "cancelled", "exit", "panic"])
 async def test_a_broadcaster_that_raises(how: str) -> None:
     """Jobs and listeners do not notice; every failure is counted."""
     async with manager("echo", "crash", event_broadcaster=Recorder(how), backoff_base=0.01) as m:
@@ -479,6 +482,31 @@ async def test_a_broadcaster_that_hangs(how: str) -> None:
         assert time.monotonic() - began < 2.0
         began = time.monotonic()
     assert time.monotonic() - began < 3.0 and sum(m.integration_errors.values()) > 0
+
+
+async def test_a_broadcaster_that_swallowed_a_timeout_is_not_taken_for_cancelled() -> None:
+    """The next call begins without a cancellation, and what that raises is its own."""
+
+    class Swallows:
+        calls, cancelling = 0, list[int]()
+
+        async def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+            self.calls += 1
+            self.cancelling.append(getattr(asyncio.current_task(), "cancelling", int)())
+            if self.calls == 1:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+            if self.calls == 2:
+                raise asyncio.CancelledError
+
+    hub = Swallows()
+    async with manager("echo", event_broadcaster=hub, integration_timeout=0.1) as m:
+        seen = Seen(m)
+        await works(m)
+        while hub.calls < len(seen.events) or hub.calls < 3:
+            await asyncio.sleep(0.01)
+    assert hub.calls == len(await seen.rest()) == len(hub.cancelling) and not any(hub.cancelling)
+    assert m.integration_errors == {"event_broadcaster.broadcast": 1}
 
 
 async def test_a_broadcaster_that_is_slow() -> None:

@@ -1964,6 +1964,23 @@ def test_what_a_plugin_says_reaches_the_managers_log(caplog: pytest.LogCaptureFi
     assert logged.funcName == "says" and Path(logged.pathname).name == "sample_plugins.py"
 
 
+async def test_names_of_loggers_are_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """A plugin may use a new name for each file or request: records carry it, and no logger is registered for it in the app."""
+
+    def logs(names: "list[str]") -> None:
+        for name in names:
+            logging.getLogger(name).warning("hello")
+
+    names = [f"plugin.{how}{n}{end}" for n in range(50) for how, end in (("", ""), ("a.b.", ""), ("", ".c"), ("ü ", "..d."))]
+    with caplog.at_level(logging.INFO, WORKER_LOG):
+        async with manager(logs) as m:
+            await (await m.start_job("logs", names=names[:1]))
+            known = len(logging.Logger.manager.loggerDict)
+            await (await m.start_job("logs", names=names))
+    assert [r.name for r in caplog.records if r.message == "hello"] == [f"{WORKER_LOG}.{name}" for name in (names[0], *names)]
+    assert len(logging.Logger.manager.loggerDict) == known
+
+
 def test_a_log_level_holds_for_workers_too(caplog: pytest.LogCaptureFixture) -> None:
     """Records below the level of the manager's logger do not even cross; a changed level reaches the next job."""
 

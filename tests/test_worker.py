@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import faulthandler
 import fcntl
 import logging
 import os
@@ -265,7 +266,7 @@ def test_what_a_job_does_to_signals_does_not_reach_the_next(tmp_path: Path) -> N
     worker.close()
 
 
-@pytest.mark.parametrize("timer", ["ITIMER_REAL", "ITIMER_PROF", "ITIMER_VIRTUAL"])
+@pytest.mark.parametrize("timer", ["ITIMER_REAL", "ITIMER_PROF", "ITIMER_VIRTUAL", "faulthandler"])
 def test_an_alarm_of_a_job_does_not_hit_the_next(timer: str) -> None:
     """A job sets a timer and ends before it rings."""
 
@@ -275,7 +276,10 @@ def test_an_alarm_of_a_job_does_not_hit_the_next(timer: str) -> None:
 
         for number in (signal.SIGALRM, signal.SIGPROF, signal.SIGVTALRM):
             signal.signal(number, ring)
-        signal.setitimer(getattr(signal, timer), 0.05, 0.05)
+        if timer == "faulthandler":
+            faulthandler.dump_traceback_later(0.05, exit=True)
+        else:
+            signal.setitimer(getattr(signal, timer), 0.05, 0.05)
         if how == "fails":
             raise ValueError(how)
         return how
@@ -475,6 +479,52 @@ class NoModule(Exception):
 NoModule.__module__ = None  # type: ignore[assignment]
 
 
+class Caused(Exception):
+    """Its cause is none."""
+
+    __cause__ = 7  # type: ignore[assignment]
+    __suppress_context__ = True
+
+
+class Follows(Exception):
+    """What came before it raises."""
+
+    @property
+    def __context__(self) -> Any:  # type: ignore[override]
+        raise Panic("context")
+
+
+class Hides(Exception):
+    """It shows nothing of itself, not even its class."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise SystemExit(5)
+
+
+class Nameless(type):
+    """The metaclass of a type without a name."""
+
+    @property
+    def __name__(cls) -> str:  # type: ignore[override]
+        raise RuntimeError("no name")
+
+
+class Anonymous(Hides, metaclass=Nameless):
+    """Its type shows no name either."""
+
+
+def fails_in_a_module_without_source() -> None:
+    """Raise in a module whose loader ends the process when it is asked for the source, as `traceback` does."""
+
+    class Loader:
+        def get_source(self, name: str) -> str:
+            sys.exit(9)
+
+    module: "dict[str, Any]" = {"__name__": "sourceless", "__loader__": Loader()}
+    exec(compile("def fail(): raise ValueError('sourceless')", "sourceless.py", "exec"), module)
+    module["fail"]()
+
+
 def odd(how: str) -> None:
     """Raise something that is hard to describe."""
     simple: "dict[str, Any]" = {
@@ -485,9 +535,15 @@ def odd(how: str) -> None:
         "notes raise": NotesRaise,
         "no module": NoModule,
         "memory": MemoryError,
+        "cause": Caused,
+        "context raises": Follows,
+        "hides": Hides,
+        "anonymous": Anonymous,
     }
     if how in simple:
         raise simple[how]
+    if how == "sourceless":
+        fails_in_a_module_without_source()
     if how == "syntax":
         raise SyntaxError("m", ("f", "not a number", None, 7, 1, "x"))
     if how == "source":
@@ -511,7 +567,8 @@ def odd(how: str) -> None:
     if how == "limit":
         sys.setrecursionlimit(60)
         error = ValueError(how)
-    raise error
+    if how:
+        raise error
 
 
 ODD = [
@@ -529,7 +586,29 @@ ODD = [
     "chain",
     "context",
     "limit",
+    "cause",
+    "context raises",
+    "hides",
+    "anonymous",
+    "sourceless",
 ]
+
+
+class OddModel:
+    """Loads and unloads as it is told, which may be hard to describe."""
+
+    def load(self, config: "dict[str, Any]") -> None:
+        """Load, or raise."""
+        odd(config.get("load", ""))
+        self.how = config["unload"]
+
+    def run(self) -> str:
+        """Work."""
+        return "ran"
+
+    def unload(self) -> None:
+        """Raise."""
+        odd(self.how)
 
 
 def test_every_exception_can_be_described() -> None:
@@ -544,7 +623,8 @@ def test_every_exception_can_be_described() -> None:
         "memory": "MemoryError",
     }
     types |= {"syntax": "SyntaxError", "source": "SyntaxError"}
-    with driven(odd) as worker:
+    types |= {"cause": "Caused", "context raises": "Follows", "hides": "Hides", "anonymous": "Anonymous"}
+    with driven(odd, OddModel) as worker:
         for how in [*ODD, *(["deep group"] if sys.version_info >= (3, 11) else [])]:
             began = time.monotonic()
             category, message, trace = worker.job("odd", how=how).value
@@ -554,6 +634,9 @@ def test_every_exception_can_be_described() -> None:
                 message,
             )
             assert len(message) <= 1 << 17 and len(trace) <= 1 << 17, how
+        for how in ("notes raise", "cause", "context raises"):
+            assert worker.job("OddModel", {"load": how, "unload": ""}).value[0] == "load", how
+            assert worker.result("OddModel", {"unload": how}) == "ran", how
 
 
 # Asyncio

@@ -92,7 +92,7 @@ class TimeLimit:
         "Stop the timer."
         if self._timer is not None: self._timer.cancel()
 
-# %% ../../nbs/managers/broadcast.ipynb #41d95ec3
+# %% ../../nbs/managers/broadcast.ipynb #f58e85f1
 class BroadcastCaller:
     "Calls `broadcast`, and survives whatever it does."
     def __init__(self,
@@ -121,7 +121,8 @@ class BroadcastCaller:
         except asyncio.CancelledError:
             if not limit.late and (self.over or limit.cancelled_from_outside()): raise
             self.failed("broadcast", f"no end after {self.timeout:g} s" if limit.late else "it was cancelled")
-        except (Exception, SystemExit, GeneratorExit) as e: self.failed("broadcast", e)
+        except KeyboardInterrupt: raise
+        except BaseException as e: self.failed("broadcast", e)
         finally: limit.end()
 
 # %% ../../nbs/managers/broadcast.ipynb #16376d04
