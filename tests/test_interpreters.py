@@ -75,6 +75,30 @@ async def test_the_config_and_a_manifest_name_one(home: Path, tmp_path: Path) ->
         assert await m.reload_plugin("there", {"a": 1}) and await (await m.start_job("there")) == str(home)
 
 
+@pytest.mark.parametrize("how", ["config", "plugin"])
+async def test_a_relative_path_is_meant_from_where_it_is_given(how: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app may change its folder before a worker starts."""
+
+    class Registry:
+        def get_plugins_by_category(self, category: Any) -> "list[Any]":
+            return []
+
+        def get_plugin(self, plugin_id: str) -> "dict[str, str]":
+            return {"name": plugin_id}
+
+        def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+            return {"worker_python": "bin/python"}
+
+    monkeypatch.chdir(home)
+    given: "dict[str, Any]" = {"python": "bin/python"} if how == "config" else {"plugin_registry": Registry()}
+    async with manager(plugins={"there": "only_there:where"}, **given) as m:
+        if how == "config":
+            os.chdir("/")
+        first = await m.start_job("there")
+        os.chdir("/")
+        assert await first == str(home)
+
+
 @pytest.mark.parametrize("broken", ["missing", "not a python"])
 async def test_a_broken_interpreter_takes_no_other_along(broken: str, tmp_path: Path) -> None:
     """Its jobs fail with `start`, and those of other plugins run, before, meanwhile and after."""

@@ -1019,9 +1019,30 @@ class Number:
 
 def value(number): return number.n
 
+def double(number):
+    if number.n > 1: raise TooLarge(number.n)
+    return Number(2 * number.n)
+
+def put(queue, number): queue.put(double(number))
+
+class TooLarge(Exception): pass
+
 def pool(method):
     import multiprocessing
-    with multiprocessing.get_context(method).Pool(2) as pool: return pool.map(square, range(5)), pool.map(value, [Number(1)])
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        (two,) = pool.map(double, [Number(1)])
+        try: pool.apply(double, (two,))
+        except TooLarge as e: assert isinstance(two, Number) and e.args == (two.n,)
+        return pool.map(square, range(5)), pool.map(value, [Number(1)])
+
+def process(method):
+    import multiprocessing
+    context = multiprocessing.get_context(method)
+    child = context.Process(target=put, args=(queue := context.Queue(), Number(1)))
+    child.start()
+    number = queue.get(timeout=20)
+    child.join()
+    return number.n if isinstance(number, Number) else number
 
 def executor(method):
     import multiprocessing
@@ -1030,9 +1051,9 @@ def executor(method):
 
 async def main():
     from cjm_worker_protocols import JobManager, WorkerConfig
-    async with JobManager("t", "c", plugins={"pool": pool, "executor": executor}, worker_config=WorkerConfig(standby=False)) as manager:
-        for method in ("fork", "spawn"):
-            for name in ("pool", "executor"): print(await (await manager.start_job(name, method=method)))
+    async with JobManager("t", "c", plugins={"pool": pool, "executor": executor, "process": process}, worker_config=WorkerConfig(standby=False)) as manager:
+        for method in ("fork", "spawn", "forkserver"):
+            for name in ("pool", "executor", "process"): print(await (await manager.start_job(name, method=method)))
 
 if __name__ == "__main__": asyncio.run(main())
 """
@@ -1041,7 +1062,7 @@ if __name__ == "__main__": asyncio.run(main())
 def test_a_process_pool_over_a_helper_of_the_same_script(tmp_path: Path) -> None:
     """A plugin of a script uses multiprocessing over functions and classes of the script, as it may in the script itself."""
     with script(tmp_path / "app.py", POOLS) as process:
-        assert finish(process, within=60) == (0, "([0, 1, 4, 9, 16], [1])\n[0, 1, 4, 9, 16]\n" * 2, "")
+        assert finish(process, within=60) == (0, "([0, 1, 4, 9, 16], [1])\n[0, 1, 4, 9, 16]\n2\n" * 3, "")
 
 
 # Plugin managers

@@ -61,15 +61,20 @@ def unpack(
         except AttributeError: raise PluginLoadError(repr(source), f"{part!r} to be defined there", thing) from None
     return thing
 
-# %% ../../nbs/worker/plugins.ipynb #7a92cf88
+# %% ../../nbs/worker/plugins.ipynb #1f554ef7
 def pools_by_value() -> None:
     "Let multiprocessing pickle by value what was sent to this process by value."
     from multiprocessing.reduction import ForkingPickler
     def reducer_override(pickler: ForkingPickler, thing: Any) -> Any:
         if not isinstance(thing, (FunctionType, type)) or thing.__module__ != "__main__": return NotImplemented
         if getattr(sys.modules["__main__"], thing.__qualname__, None) is thing: return NotImplemented
-        return pickle.loads, (dumps(thing),)
+        return _from_worker, (dumps(thing),)
     setattr(ForkingPickler, "reducer_override", reducer_override)
+
+def _from_worker(data: bytes) -> Any:
+    "In a child: unpickle what came by value, and let it go back the same way."
+    pools_by_value()
+    return pickle.loads(data)
 
 # %% ../../nbs/worker/plugins.ipynb #afe4c7a8
 def check_plugin(
