@@ -223,6 +223,27 @@ async def test_a_standby_that_is_killed_is_replaced() -> None:
         assert await (await m.start_job("pid")) == mine
 
 
+async def test_a_standby_that_cannot_be_started_comes_later() -> None:
+    """A start that the system refuses for a moment is tried again; jobs run meanwhile."""
+
+    class Moody(LocalEngine):
+        starts = 0
+
+        def start_worker(self, config: WorkerConfig, events: Any, needs: Any = None) -> Any:
+            self.starts += 1
+            if 1 < self.starts < 4:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return super().start_worker(config, events, needs)
+
+    engine = Moody()
+    async with manager("echo", engine=engine, standby=True, backoff_base=0.01) as m:
+        await works(m)
+        while [w.status for w in m.workers] != ["idle", "standby"]:
+            await asyncio.sleep(0.01)
+        await works(m)
+        assert engine.starts == 4
+
+
 # What cannot be sent, said or read
 
 
@@ -1757,16 +1778,18 @@ async def test_two_managers_at_once() -> None:
 def test_a_manager_belongs_to_one_loop() -> None:
     """From another loop every call raises WrongLoopError, and on its own loop the manager goes on."""
     first = asyncio.new_event_loop()
-    m = manager("stuck", "echo")
+    m = manager("stuck", "echo", "count")
 
-    async def begin() -> Job:
+    async def begin() -> "tuple[Job, Job]":
+        await end(ended := await m.start_job("count", n=2))
         job = await m.start_job("stuck")
         await first_chunk(job)
-        return job
+        return job, ended
 
-    async def elsewhere(job: Job) -> None:
+    async def elsewhere(job: Job, ended: Job) -> None:
         calls: "list[Any]" = [m.start_job("echo"), m.cancel_job(job.id), m.unload_plugin("echo"), m.reload_plugin("echo", {}), m.shutdown()]
-        for call in (*calls, m.__aenter__(), job.wait(), first_chunk_from(job, 1)):
+        calls += [m.drain(1.0), m.find_job(job.id), m.broadcast_event("mine", {}), m.__aenter__()]
+        for call in (*calls, job.wait(), ended.wait(), *(first_chunk_from(j, start) for j in (job, ended) for start in (0, 1))):
             with pytest.raises(errors.WrongLoopError, match="another event loop"):
                 await call
 
@@ -1779,8 +1802,8 @@ def test_a_manager_belongs_to_one_loop() -> None:
         await m.shutdown()
 
     try:
-        job = first.run_until_complete(begin())
-        run(elsewhere(job))
+        job, ended = first.run_until_complete(begin())
+        run(elsewhere(job, ended))
         first.run_until_complete(finish(job))
     finally:
         first.close()

@@ -392,7 +392,7 @@ def kept_chunks(
     chunks = live_of(job).streamed
     return [] if chunks is None else [chunks.get(index) for index in range(chunks.first, chunks.stop)]
 
-# %% ../../nbs/core/jobs.ipynb #fe42e59f
+# %% ../../nbs/core/jobs.ipynb #bd9816b5
 class JobStream:
     "An async iterator over the chunks of one job."
     def __init__(self,
@@ -409,9 +409,8 @@ class JobStream:
     async def __anext__(self) -> Any:
         "Return the next chunk. Raises `StreamOverflowError` if it is no longer kept, and the job's error at its end."
         chunks = self._chunks
-        while self.cursor >= chunks.stop and not self.job.done and not self._closed and not self._live.left:
-            self._live.check_loop("job.stream()")
-            await chunks.waiters.wait()
+        self._live.check_loop("job.stream()")
+        while self.cursor >= chunks.stop and not self.job.done and not self._closed and not self._live.left: await chunks.waiters.wait()
         if self._closed: raise StopAsyncIteration
         if self.cursor < chunks.first:
             dropped, self.cursor, self.lagging = chunks.first - self.cursor, chunks.first, False
