@@ -406,7 +406,7 @@ def test_eggs_have_names_of_their_own(site: Path, tmp_path: Path) -> None:
 
 def test_metadata_that_are_there_twice(site: Path, tmp_path: Path) -> None:
     """The newest version counts, a wheel's before an egg's; what a removal left hides nothing, and counts only when it is alone."""
-    for version in ("1.0", "1.10", "1.9"):
+    for version in ("1.0", "1.10rc2", "1.10", "1.10.dev3", "1.9"):
         install(site, "many", f"[{TEXT}]\nmany = many:v{version.replace('.', '_')}\n", version=version)
     install(site, "both", f"[{TEXT}]\nboth = both:wheel\n")
     (site / "both-1.0-py3.11.egg-info").mkdir()
