@@ -681,6 +681,15 @@ class Plugin:
             assert not {secret for secret in ("sk-mine", "sk-other", "sk-old") if secret in environment}
 
 
+def test_another_interpreter_is_asked_without_settings_of_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its `sitecustomize` and `.pth` files are code of the plugins that are installed there."""
+    (tmp_path / "python").write_text(f"#!/bin/sh\nenv > {tmp_path}/seen\necho '[]'\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("CJM_WORKERS__OTHER__API_KEY", "sk-other")
+    assert EntryPointRegistry(pythons=[tmp_path / "python"]).plugins is not None
+    assert "PATH=" in (tmp_path / "seen").read_text() and "sk-other" not in (tmp_path / "seen").read_text()
+
+
 @pytest.mark.parametrize(
     "text",
     ["NaN", "Infinity", "-Infinity", "1e999", "7e12345", "[" * 3000, "[" * 101 + "]" * 101, "{'a': 1}", "", "1" * 5000, "[1,]"],
