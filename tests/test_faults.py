@@ -50,6 +50,7 @@ from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, Restar
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.engines.local import LocalEngine
 from cjm_worker_protocols.core.frames import Kind
+from cjm_worker_protocols.core.jobs import request_cancel
 
 pytestmark = pytest.mark.filterwarnings("error")
 WORKER_LOG = "cjm_worker_protocols.worker"
@@ -122,49 +123,85 @@ async def test_a_worker_killed_from_outside_is_noticed_at_once() -> None:
         await works(m)
 
 
-def dies_at_claim(peeks: bool, go: str) -> "Iterator[str]":
-    """Have the worker killed when it has next peeked at a claim, or taken it."""
+def at_claim(do: str = "", folder: str = "") -> "Iterator[str] | int":
+    """Count how often this ran; or have the worker killed when it has next `looked` at a claim or has `taken` one.
+
+    Or have it wait for the file `go` `between` the two, and killed then."""
+    if not do:
+        with open(folder + "/ran", "a") as file:
+            return file.write("x") and file.tell()
+    return spoil(do, folder)
+
+
+def spoil(do: str, folder: str) -> "Iterator[str]":
+    """Change what the worker does when it claims the next job."""
     receive = socket.socket.recv
 
     def recv(sock: socket.socket, size: int, flags: int = 0) -> bytes:
+        looks = flags == socket.MSG_DONTWAIT | socket.MSG_PEEK
         got = receive(sock, size, flags)
-        if got and flags == socket.MSG_DONTWAIT | (socket.MSG_PEEK if peeks else 0):
+        if got and flags & socket.MSG_DONTWAIT and (do == "looked" or not looks):
             os.kill(os.getpid(), signal.SIGKILL)
+        if got and looks and do == "between":
+            open(folder + "/looked", "w").close()
+            while not os.path.exists(folder + "/go"):
+                time.sleep(0.005)
         return got
 
     yield "begun"
-    while not os.path.exists(go):
+    while not os.path.exists(folder + "/end"):
         time.sleep(0.005)
     socket.socket.recv = recv  # type: ignore[assignment, method-assign]
 
 
-def counts(path: str) -> int:
-    """Say how often this ran."""
-    with open(path, "a") as file:
-        file.write("x")
-    return os.path.getsize(path)
-
-
 @pytest.mark.parametrize("ahead", [False, True], ids=["given later", "prefetched"])
-@pytest.mark.parametrize("peeks, claimed", [(True, False), (False, True)], ids=["peeked", "claimed"])
-async def test_a_worker_that_dies_while_it_claims_a_job(tmp_path: Path, peeks: bool, claimed: bool, ahead: bool) -> None:
+@pytest.mark.parametrize("do", ["looked", "taken"])
+async def test_a_worker_that_dies_while_it_claims_a_job(tmp_path: Path, do: str, ahead: bool) -> None:
     """Up to the claim the job was never begun, and runs once elsewhere; from then on it is the worker's, and crashes with it."""
-    go, ran = tmp_path / "go", tmp_path / "ran"
-    async with manager(dies_at_claim, counts, backoff_base=0.01) as m:
-        first = await m.start_job("dies_at_claim", peeks=peeks, go=str(go))
+    async with manager(at_claim, backoff_base=0.01) as m:
+        assert await (await m.start_job("at_claim", folder=str(tmp_path))) == 1
+        first = await m.start_job("at_claim", do=do, folder=str(tmp_path))
         await first_chunk(first)
         if not ahead:
-            go.touch()
+            (tmp_path / "end").touch()
             await first
-        second = await m.start_job("counts", path=str(ran))
-        go.touch()
+        second = await m.start_job("at_claim", folder=str(tmp_path))
+        await asyncio.sleep(0)
+        assert not ahead or second.position == 1
+        (tmp_path / "end").touch()
         await end(first)
         await end(second)
-        assert first.status == "completed"
-        if claimed:
-            assert second.error is not None and second.error.category == "crash" and not ran.exists()
+        assert first.status == "completed" and second.attempts == 1
+        if do == "taken":
+            assert second.error is not None and second.error.category == "crash" and (tmp_path / "ran").read_text() == "x"
         else:
-            assert await second == 1 and second.attempts == 1 and ran.read_text() == "x"
+            assert second.result == 2 and (tmp_path / "ran").read_text() == "xx"
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+async def test_a_claim_that_takes_the_place_of_another_is_the_workers_once_it_is_read(tmp_path: Path, retries: int) -> None:
+    """Between the worker's look and its read, its next job is cancelled and another one given. Whichever side reads a claim has the job."""
+    async with manager(at_claim, backoff_base=0.01) as m:
+        assert await (await m.start_job("at_claim", folder=str(tmp_path))) == 1
+        first = await m.start_job("at_claim", do="between", folder=str(tmp_path))
+        await first_chunk(first)
+        cancelled = await m.start_job("at_claim", folder=str(tmp_path))
+        await asyncio.sleep(0.1)
+        (tmp_path / "end").touch()
+        while not (tmp_path / "looked").exists():
+            time.sleep(0.005)  # the loop does not hear that the first job has ended
+        assert first.status == "running"
+        request_cancel(cancelled)
+        assert cancelled.status == "cancelled"
+        second = await m.start_job("at_claim", folder=str(tmp_path), retries=retries)
+        await first
+        (tmp_path / "go").touch()
+        await end(second)
+        assert second.attempts == 1 + retries
+        if retries:
+            assert second.result == 2 and (tmp_path / "ran").read_text() == "xx"
+        else:
+            assert second.error is not None and second.error.category == "crash" and (tmp_path / "ran").read_text() == "x"
 
 
 @pytest.mark.parametrize("how", ["KeyboardInterrupt", "SystemExit"])

@@ -1051,9 +1051,10 @@ def executor(method):
 
 async def main():
     from cjm_worker_protocols import JobManager, WorkerConfig
-    async with JobManager("t", "c", plugins={"pool": pool, "executor": executor, "process": process}, worker_config=WorkerConfig(standby=False)) as manager:
+    plugins = {"pool": pool, "executor": executor, "process": process}
+    async with JobManager("t", "c", plugins=plugins, worker_config=WorkerConfig(standby=False)) as manager:
         for method in ("fork", "spawn", "forkserver"):
-            for name in ("pool", "executor", "process"): print(await (await manager.start_job(name, method=method)))
+            for name in plugins: print(await (await manager.start_job(name, method=method)))
 
 if __name__ == "__main__": asyncio.run(main())
 """

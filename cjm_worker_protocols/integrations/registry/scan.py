@@ -202,7 +202,7 @@ def _unzipped(file: str, name: str) -> bytes:
     with suppress(Exception), ZipFile(file) as archive, archive.open(name) as member: return member.read(_POINTS)
     return b""
 
-# %% ../../../nbs/integrations/registry/scan.ipynb #addf3e1c
+# %% ../../../nbs/integrations/registry/scan.ipynb #64224ffb
 class _Package:
     "A package's metadata, as they lie in a folder or a zip file on the import path."
     def __init__(self, folder: str, child: str, zipped: bool = False):
@@ -224,7 +224,8 @@ class _Package:
     def rank(self) -> tuple[list[int], bool]:
         "Which of several in one folder count, the highest: the newest version, and a wheel's before an egg's."
         parts = re.findall(r"[0-9]+|[a-z]+", self.version.lower() + ".0")  # a pre-release comes before its release, see PEP 440
-        return [int(part) if part.isdigit() else -(part in ("dev", "a", "b", "rc")) for part in parts], self.child.lower().endswith(".dist-info")
+        numbers = [int(part) if part.isdigit() else -(part in ("dev", "a", "b", "rc")) for part in parts]
+        return numbers, self.child.lower().endswith(".dist-info")
 
     def whole(self) -> bool:
         "Whether this is more than a removal left: it has a `METADATA` or `PKG-INFO`, or is one."
