@@ -116,7 +116,7 @@ class WorkerList(list[WorkerProxy]):
         "Find a standby that may take jobs."
         return next((w for w in self if w.standby and w.placement == placement and w.status in ("starting", "standby")), None)
 
-# %% ../../nbs/managers/pool.ipynb #b888a75f
+# %% ../../nbs/managers/pool.ipynb #cf428b5d
 class WorkerPool:
     "Starts, counts and replaces workers."
     STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that its start does not slow down what made it necessary
@@ -214,8 +214,7 @@ class WorkerPool:
             log_safely(_log, logging.ERROR, "cannot start a worker: %s", e)
             error = JobError("start", f"no worker could be started: {type(e).__name__}: {e}")
             if not self.workers.serving(placement) and (restarts.hopeless or hopeless): self._on_unavailable(error, restarts.interpreter)
-            elif standby and not hopeless: self.keep_standby()
-            elif not hopeless: self._retry.set(max(0.001, restarts.wait(self._loop.time()))) # what can never start is not tried again
+            elif not hopeless: self.keep_standby() if standby else self._retry.set(max(0.001, restarts.wait(self._loop.time())))
             return False
         self.workers.append(worker)
         self._empty.clear()
