@@ -296,24 +296,29 @@ def test_check_used_wrongly(app: Path, args: "list[str]", message: str) -> None:
     assert last.startswith("cjm-workers check: error: ") and message in last, said(done)
 
 
-# The page of all checks
+# The pages of all checks
 
 
 def test_the_catalogue_has_every_check() -> None:
-    """With its level, its rule, why it is one, and an example of what the kit says."""
+    """With its level, its rule, why it is one, and an example of what the kit says; and the overview counts them."""
     made = runpy.run_path(str(ROOT / "tools/catalogue.py"))
-    sections = {text.partition("\n")[0]: text for text in made["written"]()}
+    entries = {text.partition('"')[0]: text for text in made["written"]().split('<details id="')[1:]}
     checks = made["checks"]()
-    assert [f"### {check.id}" for check in checks] == [title for title in sections if title.startswith("### ")]
+    assert sorted(entries) == sorted(check.id for check in checks)
     for check in checks:
-        text = sections[f"### {check.id}"]
-        assert text.startswith(made["head"](check)) and "\ngot " in text, f"{check.id}: run python tools/catalogue.py"
+        text = '<details id="' + entries[check.id]
+        assert text.startswith(f"{made['head'](check)}\n\n{check.why}\n") and "\ngot " in text, f"{check.id}: run python tools/catalogue.py"
+    overview = made["PAGES"].with_suffix(".ipynb").read_text(encoding="utf-8")
+    for name, (_, what) in made["TITLES"].items():
+        errors, warnings = (sum(c.id.startswith(name) and c.level == level for c in checks) for level in ("error", "warning"))
+        assert f"| {what} | {errors} | {warnings} |" in overview
 
 
 @pytest.mark.slow
 def test_the_catalogue_is_fresh() -> None:
     """Its examples are what the kit says of mutants now."""
     made = runpy.run_path(str(ROOT / "tools/catalogue.py"))
-    assert made["notebook"]() == made["PAGE"].read_text(encoding="utf-8"), "run python tools/catalogue.py"
-    text = "\n".join(made["written"]())
-    assert text.count("\ngot ") == len(CHECKS) + len(DEEP)
+    found = made["examples"]()
+    for name in made["TITLES"]:
+        assert made["notebook"](name, found) == made["page"](name).read_text(encoding="utf-8"), "run python tools/catalogue.py"
+    assert made["written"]().count("\ngot ") == len(CHECKS) + len(DEEP)

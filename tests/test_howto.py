@@ -73,17 +73,6 @@ def test_the_flask_app_of_the_how_to(plugins: None) -> None:
         assert client.get("/words/so it goes").text == "so\nit\ngoes\n"
 
 
-def test_the_gradio_function_of_the_how_to(plugins: None) -> None:
-    """It yields the text as it grows. (Gradio itself is not installed for the tests.)"""
-    from cjm_worker_protocols import SyncJobManager
-
-    (program,) = (text for text in blocks("howto/plain_scripts.ipynb", "python") if "gr." in text)
-    with SyncJobManager("speech", "demo", plugins={"whisper": "my_plugins:Whisper"}) as manager:
-        names: "dict[str, Any]" = {"manager": manager}
-        exec(program[: program.index("gr.")], names)
-        assert list(names["transcribe"]("so it goes")) == ["so ", "so it ", "so it goes "]
-
-
 async def test_the_app_of_the_how_to_on_stored_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the app stops, a running job has its time to finish, and the next app finds it."""
     pytest.importorskip("starlette")

@@ -8,6 +8,7 @@ import html
 import importlib
 import inspect
 import json
+import os
 import re
 import runpy
 import shutil
@@ -113,6 +114,16 @@ MADE = [name for name in notebooks() if "default_exp" in (NBS / name).read_text(
 each_module_page = pytest.mark.parametrize("name", MADE)
 
 
+def listed(section: "dict[str, Any]") -> "set[str]":
+    """The pages of a section of the sidebar."""
+    nested = [{entry} if isinstance(entry, str) else listed(entry) for entry in section["contents"]]
+    return set().union(*nested)
+
+
+SIDEBAR = yaml.safe_load((NBS / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+INTERNALS = listed(next(section for section in SIDEBAR if section["section"] == "Internals"))
+
+
 def module_of(name: str) -> Any:
     """The module that a notebook makes."""
     return importlib.import_module(f"{PACKAGE}.{name.removesuffix('.ipynb').replace('/', '.')}")
@@ -155,6 +166,15 @@ def members(cls: type) -> "dict[str, Any]":
     return {key: member for key, member in found.items() if function(member).__qualname__.startswith(cls.__qualname__)}
 
 
+def inherited(cls: type) -> "dict[str, tuple[type, Any]]":
+    """The methods and properties that a class inherits from classes of the package, each with the class that has it."""
+    found: "dict[str, tuple[type, Any]]" = {}
+    for base in cls.__mro__[1:]:
+        if base.__module__.split(".")[0] == PACKAGE:
+            found = {**{key: (base, member) for key, member in members(base).items()}, **found}
+    return {key: pair for key, pair in found.items() if key not in vars(cls)}
+
+
 def anchor_of(site: Site, name: str, key: str) -> str:
     """The anchor of a name: in small letters; a function or a value gives way to a class of the same letters."""
     clashes = [key.lower() + end for end in ("-function", "-value")]
@@ -178,7 +198,8 @@ def documented(site: Site, name: str) -> "Iterator[tuple[str, Any, Section]]":
     """Every function, method and property of a page's module, with the part of the page that is about it."""
     for key, thing in things(name).items():
         if inspect.isclass(thing):
-            for member_name, member in members(thing).items():
+            here = {k: m for k, (_, m) in inherited(thing).items() if f"{key}.{k}".lower() in site.pages[name].anchors}
+            for member_name, member in (here | members(thing)).items():
                 if foreign(thing, member_name):
                     continue
                 yield f"{key}.{member_name}", member, section(site, name, f"{key}.{member_name}")
@@ -205,6 +226,21 @@ def test_every_public_name_has_a_heading(name: str, site: Site) -> None:
     assert not missing
     ours = {key.lower() for key in things(name)}
     assert not [anchor for anchor in site.pages[name].doubled if "." in anchor or anchor in ours]
+
+
+@each_module_page
+def test_what_a_class_inherits_is_found_on_its_page(name: str, site: Site) -> None:
+    """Each method and property that a class inherits from one of the package has a heading on its page, or a link there.
+
+    A page for users has no such link to internals, and none to a class with a leading underscore."""
+    for key, cls, part in classes(site, name):
+        for member, (base, _) in inherited(cls).items():
+            if foreign(cls, member) or f"{key}.{member}".lower() in site.pages[name].anchors:
+                continue
+            found = re.search(rf"^From .*\[`{member}`\]\(([^)#]*)#[\w.]+\.{member.lower()}\)", part.text, re.MULTILINE)
+            assert found, f"{key}.{member}, of {base.__name__}"
+            page = os.path.normpath(os.path.join(os.path.dirname(name), found[1])) if found[1] else name
+            assert page not in INTERNALS or name in INTERNALS, f"{key}.{member}: {page}"
 
 
 @each_module_page
@@ -297,8 +333,7 @@ def test_settings_have_units(site: Site) -> None:
 @pytest.mark.parametrize(
     ("cls", "wanted"),
     [
-        ("managers/base.BaseJobManager", "start_job cancel_job reload_plugin shutdown"),
-        ("managers/lookup.ManagerView", "events workers"),
+        ("managers/base.BaseJobManager", "start_job cancel_job reload_plugin shutdown events workers get_job list_jobs ready"),
         ("managers/hooks.Hooks", "create_job prepare_execute_request extract_job_result estimate_resources _validate_resources"),
         ("core/jobs.Job", "stream wait __await__"),
         ("extensions/protocols.PluginRegistryProtocol", "get_plugins_by_category get_plugin load_plugin_config"),
@@ -384,7 +419,8 @@ def test_outputs_are_the_same_everywhere(name: str, site: Site) -> None:
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LOOKED_AT = [f"{name}.ipynb" for name in ("index", "managers/base", "core/config", "core/errors", "extensions/protocols")]
-LOOKED_AT += ["conformance/catalogue.ipynb", "explanations/security.ipynb", "explanations/limits.ipynb"]
+LOOKED_AT += [f"{name}.ipynb" for name in ("conformance/catalogue/store", "cli/usage", "explanations/security", "explanations/limits")]
+SCREEN = 800  # The height of a window, in pixels
 
 
 @pytest.fixture(scope="session")
@@ -428,6 +464,7 @@ def test_a_page_fits_its_window_and_can_be_read(width: int, theme: str, preview:
             assert not page.evaluate(CUT), name
             assert not page.evaluate(WIDE), name
             assert width < 768 or not page.evaluate(BROKEN), name
+            assert width < 768 or page.evaluate("document.documentElement.scrollHeight") <= 11 * SCREEN, f"split {name}"
             for what in ("main a code", "main pre.mermaid"):
                 if page.locator(what).count():
                     assert page.evaluate(CONTRAST, what) > 4.5, (name, what)  # WCAG 2.2, 1.4.3 Contrast (Minimum)
@@ -500,6 +537,7 @@ def test_the_top_quarto_yml_is_the_one_used(site: Site) -> None:
     assert (there / "_proc" / top["format"]["html"]["css"]).exists()
     assert (there / "_proc" / top["website"]["favicon"]).exists()
     assert all((there / "_proc" / theme[1]).exists() for theme in top["format"]["html"]["theme"].values())
+    assert top["website"]["sidebar"]["collapse-level"] == 1, "only the section of the page that is shown is open"
     assert top["website"]["page-navigation"] and top["website"]["navbar"]["search"] and top["format"]["html"]["toc"]
     assert top["website"]["page-footer"]["left"] == f"{SETTINGS['lib_name']} {SETTINGS['version']}"
     assert top["website"]["navbar"]["right"][0]["href"] == SETTINGS["git_url"]

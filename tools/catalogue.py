@@ -1,7 +1,8 @@
-"""Make nbs/conformance/catalogue.ipynb, the page of all checks: `python tools/catalogue.py`.
+"""Make the pages of all checks, one for each protocol, in nbs/conformance/catalogue/: `python tools/catalogue.py`.
 
 The examples are what the kit says of the mutants in tests/conformance_corpus.py, which this script checks for a minute."""
 
+import html
 import json
 import re
 import sys
@@ -13,17 +14,21 @@ from cjm_worker_protocols.conformance.checks import CHECKS, MEMBERS, NAMES, Chec
 from cjm_worker_protocols.conformance.deep import deep_checks
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "nbs/conformance/catalogue.ipynb"
-HEAD = """# All checks
+PAGES = ROOT / "nbs/conformance/catalogue"
+HEAD = """# {title}
 
-> Every check of the conformance kit: the rule, why it is one, and what breaking it looks like.
+> Every check of {what}: the rule, why it is one, and what breaking it looks like.
 
 <!-- Made from the kit by tools/catalogue.py: do not edit. -->
 
-A check of level *error* is about what the manager relies on; a *warning* will matter later. The ids never change, so you can waive them
-and search for them. Each example is what the kit says of an implementation that breaks just this rule. `PID_1` and `PID_2` stand for
-process ids."""
-TITLES = {"registry": "A plugin registry", "resources": "A resource manager", "events": "An event broadcaster", "store": "A job store"}
+The kit checks `{protocol}`. Open a rule to see why it is one, and what the kit says of an implementation that breaks just this rule.
+[All checks](../catalogue.ipynb) explains levels and ids."""
+TITLES = {
+    "registry": ("Checks of a plugin registry", "a plugin registry"),
+    "resources": ("Checks of a resource manager", "a resource manager"),
+    "events": ("Checks of an event broadcaster", "an event broadcaster"),
+    "store": ("Checks of a job store", "a job store"),
+}
 VARIES = {  # What differs from run to run, or from one Python to the next
     r"\d[\d,]* more references": "N more references",
     r"took about [\d.]+ s": "took about N s",
@@ -76,37 +81,49 @@ def checks() -> "list[Check]":
 
 
 def head(check: Check) -> str:
-    """What there is to say of one check."""
-    return f"### {check.id}\n\n*{check.level}*, `{check.member}`\n\n**{check.rule}** {check.why}"
+    """A check in one line: its id, its level unless that is *error*, and its rule."""
+    rule = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(check.rule, quote=False))
+    level = "" if check.level == "error" else f" <em>({check.level})</em>"
+    return f'<details id="{check.id}">\n<summary><code>{check.id}</code>{level} {rule}</summary>'
 
 
-def cells() -> "Iterator[str]":
-    """The page, piece by piece."""
-    found, protocol = examples(), None
-    yield HEAD
-    for check in checks():
-        if check.protocol is not protocol:
-            protocol, name = check.protocol, next(name for name, known in NAMES.items() if known is check.protocol)
-            yield f"## {TITLES[name]}\n\nIt is checked against `{protocol.__name__}`: {', '.join(f'`{m}`' for m in MEMBERS[protocol])}."
-        example = found[check.id]
-        rows = [("got", example.actual), ("after", example.witness), ("mend", example.fix)]
-        yield head(check) + "\n\n```text\n" + "".join(f"{name:6}{plain(text)}\n" for name, text in rows if text) + "```"
+def entry(check: Check, example: Finding) -> str:
+    """All that there is to say of a check."""
+    rows = [("got", example.actual), ("after", example.witness), ("mend", example.fix)]
+    said = "".join(f"{name:6}{plain(text)}\n" for name, text in rows if text)
+    return f"{head(check)}\n\n{check.why}\n\n```text\n{said}```\n\n</details>"
 
 
-def written() -> "list[str]":
-    """The pieces of the page as it is."""
-    return ["".join(cell["source"]) for cell in json.loads(PAGE.read_text(encoding="utf-8"))["cells"]]
+def cells(name: str, found: "dict[str, Finding]") -> "Iterator[str]":
+    """The page of a protocol, piece by piece: one for each of its methods."""
+    protocol, (title, what) = NAMES[name], TITLES[name]
+    yield HEAD.format(title=title, what=what, protocol=protocol.__name__)
+    for member in MEMBERS[protocol]:
+        mine = [check for check in checks() if check.protocol is protocol and check.member == member]
+        if mine: yield f"## {member}\n\n" + "\n\n".join(entry(check, found[check.id]) for check in mine)
 
 
-def notebook() -> str:
-    """The text of the file."""
+def page(name: str) -> Path:
+    """The file of the page of a protocol."""
+    return PAGES / f"{name}.ipynb"
+
+
+def written() -> str:
+    """The text of the pages as they are."""
+    loaded = [json.loads(page(name).read_text(encoding="utf-8")) for name in NAMES]
+    return "\n\n".join("".join(cell["source"]) for notebook in loaded for cell in notebook["cells"])
+
+
+def notebook(name: str, found: "dict[str, Finding]") -> str:
+    """The text of the file of a page."""
     made: "list[dict[str, Any]]" = []
-    for number, text in enumerate(cells()):
+    for number, text in enumerate(cells(name, found)):
         made.append({"cell_type": "markdown", "id": f"check-{number}", "metadata": {}, "source": text.splitlines(keepends=True)})
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-    page = {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-    return json.dumps(page, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    whole = {"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(whole, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(notebook(), encoding="utf-8")
+    known = examples()
+    for name in NAMES: page(name).write_text(notebook(name, known), encoding="utf-8")

@@ -31,7 +31,7 @@ PAGE = """<!doctype html>
 LOOK = """body { margin: 0; font: 17px/1.5 system-ui, sans-serif; color: #343a40; background: #fff; }
 nav { position: fixed; width: 15rem; top: 0; bottom: 0; overflow: auto; padding: 1rem; font-size: 0.85rem; box-sizing: border-box; }
 nav a { display: block; color: inherit; text-decoration: none; } nav a.active { color: #2761e3; font-weight: 600; }
-nav strong { display: block; margin-top: 0.6rem; }
+nav summary { margin-top: 0.6rem; font-weight: 600; cursor: pointer; } nav details details { margin-left: 0.8rem; }
 main { margin-left: 16rem; max-width: 47rem; padding: 1rem; } a { color: #2761e3; }
 pre { padding: 0.5rem 0.8rem; border-radius: 4px; } .sourceCode pre, pre.sourceCode { background: #f1f3f5; }
 code { font: 0.85em/1.4 ui-monospace, monospace; color: #5b3a9e; background: #f1f3f5; padding: 1px 3px; border-radius: 3px; }
@@ -92,7 +92,7 @@ def header(nb: dict[str, Any]) -> dict[str, Any]:
 
 
 def sidebar(entries: list[Any], page: str, titles: dict[str, str]) -> str:
-    """The links of nbs/sidebar.yml."""
+    """The links of nbs/sidebar.yml. As on the site, the section of the page is open."""
     parts = []
     for entry in entries:
         path = entry if isinstance(entry, str) else entry.get("href", "")
@@ -102,7 +102,9 @@ def sidebar(entries: list[Any], page: str, titles: dict[str, str]) -> str:
             label = entry.get("text") if isinstance(entry, dict) else None
             parts.append(f"<a{here} href='{where}'>{html.escape(label or titles.get(path, path))}</a>")
         if isinstance(entry, dict) and "section" in entry:
-            parts.append(f"<strong>{html.escape(entry['section'])}</strong>" + sidebar(entry["contents"], page, titles))
+            inside = sidebar(entry["contents"], page, titles)
+            is_open = " open" if "class='active'" in inside else ""
+            parts.append(f"<details{is_open}><summary>{html.escape(entry['section'])}</summary>{inside}</details>")
     return "".join(parts)
 
 

@@ -91,7 +91,7 @@ class Writer:
     def source(self, symbol: Symbol) -> str:
         """The address of the source."""
         file = f"{self.settings['lib_path']}/{symbol.module.replace('.', '/')}.py"
-        line = lines_of(self.symbols.root / file).get(symbol.name)
+        line = lines_of(self.symbols.root / file).get(symbol.defined or symbol.name)
         return f"{self.settings['git_url']}/blob/{self.settings['branch']}/{file}" + (f"#L{line}" if line else "")
 
     def of_constant(self, symbol: Symbol) -> Iterator[str]:
@@ -173,13 +173,14 @@ class Writer:
         if rows: yield table(kind or "Attribute", rows)
         yield errors
         if bases and not symbol.is_protocol and kind != "Member": yield f"Bases: {', '.join(map(code, bases))}."
-        own = {m.last for m in methods(symbol)}
-        for base in family[1:]:
-            rest = [m for m in methods(base) if m.last not in own]
+        mine = [*methods(symbol), *self.symbols.inherited(symbol)]
+        own = {m.last for m in mine}
+        for base in [base for base in family[1:] if not self.symbols.speaks_for(symbol, base)]:
+            rest = [m for m in (*methods(base), *self.symbols.inherited(base)) if m.last not in own]
             links = [f"[{code(m.last)}]({relative(m.page, self.page)}#{m.anchor})" for m in rest]
             if links: yield f"From `{base.name}`: {', '.join(links)}."
             own |= {m.last for m in rest}
-        for method in methods(symbol): yield from self.of_function(method, 4)
+        for method in mine: yield from self.of_function(method, 4)
 
     def rows(self, family: list[Symbol]) -> tuple[str, list[Row]]:
         """What the table of a class lists: its kind, and the fields, members or facts, the inherited ones first."""

@@ -14,6 +14,9 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPORT = re.compile(r"^#\|\s*exports?\b", re.MULTILINE)
@@ -32,6 +35,7 @@ class Symbol:
     node: ast.stmt
     comments: dict[int, str]  # The comments of its cell, by line
     suffix: str = ""  # Of the anchor, where a class of the page has the same name in other letters
+    defined: str = ""  # Of an inherited method: its name where it is defined, such as `ManagerView.events`
 
     @property
     def anchor(self) -> str:
@@ -78,6 +82,7 @@ class Page:
     path: str
     cells: dict[str, list[Symbol]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)  # Cells that export nothing to show
+    private: dict[str, Symbol] = field(default_factory=dict)  # Classes with a leading underscore, which public ones inherit from
 
 
 def public(name: str) -> bool:
@@ -135,8 +140,10 @@ def read_page(path: str, root: Path = ROOT) -> Page:
         if HIDE.search(source):
             page.hidden.add(cell["id"])
             continue
-        lines = comments(source)
-        pairs = [(name, node) for node in ast.parse(source).body for name in names(node)]
+        lines, body = comments(source), ast.parse(source).body
+        pairs = [(name, node) for node in body for name in names(node)]
+        hidden = [node for node in body if isinstance(node, ast.ClassDef) and not public(node.name)]
+        page.private |= {node.name: Symbol(node.name, path, module, node, lines) for node in hidden}
         page.cells[cell["id"]] = list({name: Symbol(name, path, module, node, lines) for name, node in pairs}.values())
     every = {s.name for symbols in page.cells.values() for s in symbols}
     for symbols in page.cells.values():
@@ -145,6 +152,17 @@ def read_page(path: str, root: Path = ROOT) -> Page:
             if symbol.anchor in others and not isinstance(symbol.node, ast.ClassDef):
                 symbols[number] = replace(symbol, suffix="-function" if isinstance(symbol.node, Function) else "-value")
     return page
+
+
+def internal_pages(root: Path) -> set[str]:
+    """The pages below Internals in the sidebar."""
+    def pages(entries: list[Any]) -> Iterator[str]:
+        for entry in entries:
+            if isinstance(entry, str): yield entry
+            else: yield from pages(entry["contents"])
+
+    sections = yaml.safe_load((root / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    return {page for section in sections if section["section"] == "Internals" for page in pages(section["contents"])}
 
 
 class Index:
@@ -158,9 +176,10 @@ class Index:
         self.faces = {*re.findall(r'"(\w+)": "[\w.]+"', offers), "Hooks"}
         self.by_name: dict[str, list[Symbol]] = {}
         self.taken: set[str] = set()  # Names of parameters and fields, which mean something else in a sentence
-        for page in self.pages.values():
-            for symbols in page.cells.values():
-                for symbol in symbols: self._add(symbol)
+        self.internal = internal_pages(root)
+        every = [symbol for page in self.pages.values() for symbols in page.cells.values() for symbol in symbols]
+        for symbol in every: self._add(symbol)
+        for symbol in every: self._adopt(symbol)
 
     def _add(self, symbol: Symbol) -> None:
         self.by_name.setdefault(symbol.name, []).append(symbol)
@@ -169,6 +188,13 @@ class Index:
         for method in methods(symbol):
             self.by_name.setdefault(method.name, []).append(method)
             self.by_name.setdefault("." + method.last, []).append(method)
+
+    def _adopt(self, symbol: Symbol) -> None:
+        """Let the names of inherited methods lead to the class that shows them as its own."""
+        for method in self.inherited(symbol):
+            self.by_name[method.name] = [method]
+            others = [m for m in self.by_name.get("." + method.last, []) if m.name != method.defined]
+            self.by_name["." + method.last] = [*others, method]
 
     def find(self, name: str, page: str = "") -> "Symbol | None":
         """Return what a name means on a page: the page's own, else the only one of the package, else `None`."""
@@ -185,14 +211,31 @@ class Index:
         fields = [f for f in symbol.body if isinstance(f, (ast.Assign, ast.AnnAssign))]
         return symbol if any(last in stored(f) for f in fields) else None
 
+    def parents(self, symbol: Symbol) -> list[Symbol]:
+        """The classes of the package that a class names as its bases."""
+        words = [base.partition("[")[0].rpartition(".")[2] for base in symbol.bases]
+        found = [self.pages[symbol.page].private.get(word) or self.find(word, symbol.page) for word in words]
+        return [parent for parent in found if parent is not None and isinstance(parent.node, ast.ClassDef)]
+
     def ancestors(self, symbol: Symbol) -> list[Symbol]:
         """The classes of the package that a class inherits from, the nearest first."""
-        found: list[Symbol] = []
-        for base in symbol.bases:
-            parent = self.find(base.partition("[")[0].rpartition(".")[2], symbol.page)
-            if parent is not None and isinstance(parent.node, ast.ClassDef):
-                found += [parent, *self.ancestors(parent)]
-        return found
+        return [found for parent in self.parents(symbol) for found in (parent, *self.ancestors(parent))]
+
+    def speaks_for(self, symbol: Symbol, base: Symbol) -> bool:
+        """Whether a class shows the methods of a base class as its own: readers are not sent to what is private, or internal."""
+        return not public(base.name) or base.page in self.internal and symbol.page not in self.internal
+
+    def inherited(self, symbol: Symbol) -> list[Symbol]:
+        """The methods that a class inherits and shows as its own."""
+        found: dict[str, Symbol] = {}
+        waiting = self.parents(symbol)
+        while waiting:
+            base = waiting.pop(0)
+            if not self.speaks_for(symbol, base): continue
+            for method in methods(base): found.setdefault(method.last, method)
+            waiting += self.parents(base)
+        own = {method.last for method in methods(symbol)}
+        return [replace(m, name=f"{symbol.name}.{m.last}", page=symbol.page, defined=m.name) for m in found.values() if m.last not in own]
 
     def protocols(self) -> list[Symbol]:
         """The public Protocols."""
