@@ -40,7 +40,7 @@ class CommandParser(argparse.ArgumentParser):
             from fastcore.docments import docments
             about = docments(self.command, returns=False)
             for name, action in self.options.items():
-                default = "" if action.default in (None, False, []) else f" (default: {action.default})"
+                default = "" if action.default in (None, False, [], "") else f" (default: {action.default})"
                 action.help = (about[name] + default).replace("%", "%%")
         return super().format_help()
 
