@@ -1,11 +1,14 @@
 """What the tests of the repository itself share: where things are, and copies to try things on."""
 
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from configparser import ConfigParser
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +47,16 @@ def copy_checkout(to: Path) -> Path:
     return shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(*_MADE))
 
 
+def environment() -> "dict[str, str]":
+    """The environment without what test runners leave in it."""
+    return {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
+
+
 def run(*command: str, cwd: Path, timeout: float = 600, **env: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command without what test runners leave in the environment; past its time, it and its children are killed."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")}
+    """Run a command in a clean environment; past its time, it and its children are killed."""
     pipe, null = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(
-        command, cwd=cwd, env=kept | env, stdin=null, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        command, cwd=cwd, env=environment() | env, stdin=null, stdout=pipe, stderr=pipe, text=True, start_new_session=True
     ) as process:
         try:
             out, err = process.communicate(timeout=timeout)
@@ -57,6 +64,47 @@ def run(*command: str, cwd: Path, timeout: float = 600, **env: str) -> "subproce
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+class Server:
+    """A program that imports once what many tests need: it takes a line for each, and answers with a line."""
+
+    def __init__(self, *command: str, cwd: Path, log: Path, **env: str) -> None:
+        self.command, self.cwd, self.log, self.env = command, cwd, log, environment() | env
+        self.process: "subprocess.Popen[str] | None" = None
+
+    def ask(self, line: str, timeout: float) -> "subprocess.CompletedProcess[str]":
+        """The answer, and what the program and its children wrote to stderr meanwhile; past its time they are killed."""
+        if self.process is None:
+            pipe = subprocess.PIPE
+            with open(self.log, "ab") as log:
+                self.process = subprocess.Popen(
+                    self.command, cwd=self.cwd, env=self.env, stdin=pipe, stdout=pipe, stderr=log, text=True, start_new_session=True
+                )
+        os.truncate(self.log, 0)
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin and stdout
+        print(line, file=stdin, flush=True)
+        answer = stdout.readline() if select.select([stdout], [], [], timeout)[0] else ""
+        if not answer:
+            self.end()
+        return subprocess.CompletedProcess(self.command, int(answer or -signal.SIGKILL), "", self.log.read_text(errors="replace"))
+
+    def end(self) -> None:
+        """Kill it and its children."""
+        process, self.process = self.process, None
+        if process:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@contextmanager
+def server(*command: str, cwd: Path, log: Path, **env: str) -> "Iterator[Server]":
+    """A server that is killed at the end."""
+    try:
+        yield (it := Server(*command, cwd=cwd, log=log, **env))
+    finally:
+        it.end()
 
 
 def python(code: str, *args: str, cwd: Path, **kwargs: Any) -> "subprocess.CompletedProcess[str]":

@@ -6,11 +6,12 @@ CJM_WORKERS_TUTORIALS_PYTHON; .ci/run makes one.
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import models
 import pytest
-from repo import NBS, PACKAGE, ROOT, notebooks, run, said
+from repo import NBS, PACKAGE, ROOT, Server, notebooks, run, said, server
 
 PYTHON = os.environ.get("CJM_WORKERS_TUTORIALS_PYTHON", "")
 pytestmark = [
@@ -33,6 +34,25 @@ def refuse(event, args):
 
 sys.addaudithook(refuse)
 '''
+
+
+EXECUTE = """
+import sys
+from pathlib import Path
+import nbformat
+from nbclient import NotebookClient
+
+for line in sys.stdin:
+    path = Path(line.strip()).resolve()
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(notebook, timeout=120, resources={"metadata": {"path": path.parent}}).execute()
+        status = 0
+    except Exception as error:
+        print(error, file=sys.stderr, flush=True)
+        status = 1
+    print(status, flush=True)
+"""  # What `jupyter execute` does, for one notebook after the other, each in a kernel of its own
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +80,16 @@ def test_the_package_is_the_installed_one(outside: Path) -> None:
     assert "offline: 192.0.2.1" in done.stderr, said(done)
 
 
+@pytest.fixture(scope="session")
+def jupyter(outside: Path) -> Iterator[Server]:
+    """What runs notebooks in kernels."""
+    with server(PYTHON, "-c", EXECUTE, cwd=outside, log=outside / "log", **environment(outside)) as it:
+        yield it
+
+
 @pytest.mark.parametrize("name", notebooks())
-def test_runs_in_a_kernel(name: str, outside: Path) -> None:
-    """`jupyter execute` runs the notebook top to bottom."""
+def test_runs_in_a_kernel(name: str, jupyter: Server) -> None:
+    """The notebook runs top to bottom, cell by cell, in a kernel that no other notebook has used."""
     models.need(*models.NOTEBOOKS.get(name, ()))
-    path = outside / "nbs" / name
-    command = (PYTHON, "-m", "jupyter", "execute", "--timeout=120", path.name)
-    done = run(*command, cwd=path.parent, timeout=240, **environment(outside))
+    done = jupyter.ask(f"nbs/{name}", timeout=240)
     assert done.returncode == 0, said(done)

@@ -12,7 +12,7 @@ from typing import Any, Iterator
 
 import models
 import pytest
-from repo import LIB, NBS, PACKAGE, ROOT, SETTINGS, SUGGESTION, copy_checkout, modules, notebooks, python, run, said
+from repo import LIB, NBS, PACKAGE, ROOT, SETTINGS, SUGGESTION, Server, copy_checkout, modules, notebooks, python, said, server
 
 nbdev = pytest.importorskip("nbdev", reason="nbdev is not installed: pip install -e '.[dev]'")
 yaml = pytest.importorskip("yaml")
@@ -68,25 +68,27 @@ def shown(outputs: "list[dict[str, Any]]") -> str:
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout that notebooks are executed in."""
-    return copy_checkout(tmp_path_factory.mktemp("execute") / "checkout")
+def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """tools/execute.py in a copy of the checkout."""
+    tmp = tmp_path_factory.mktemp("execute")
+    command = (sys.executable, "tools/execute.py", "-")
+    with server(*command, cwd=copy_checkout(tmp / "checkout"), log=tmp / "log", PYTHONPATH=str(ROOT)) as it:
+        yield it
 
 
 @each_notebook
-def test_runs_and_shows_what_is_stored(name: str, checkout: Path) -> None:
+def test_runs_and_shows_what_is_stored(name: str, executor: Server) -> None:
     """A notebook runs top to bottom, and its stored outputs are those of this run."""
     models.need(*models.NOTEBOOKS.get(name, ()))
-    command = (sys.executable, "tools/execute.py", f"nbs/{name}")
-    done = run(*command, cwd=checkout, timeout=180, PYTHONPATH=str(ROOT))
+    done = executor.ask(f"nbs/{name}", timeout=180)
     assert done.returncode == 0, said(done)
     stale = []
-    stored, now = (load(base / name)["cells"] for base in (NBS, checkout / "nbs"))
+    stored, now = (load(base / name)["cells"] for base in (NBS, executor.cwd / "nbs"))
     for number, (cell, again) in enumerate(zip(stored, now)):
         want, got = shown(cell.get("outputs", [])), shown(again.get("outputs", []))
         if want != got:
             stale.append(f"cell {number}: {source(cell)[:80]}\n{differences(want, got, ('stored', 'now'))}")
-    assert not stale, f"run {' '.join(command)}:\n" + "\n".join(stale)
+    assert not stale, f"run python tools/execute.py nbs/{name}:\n" + "\n".join(stale)
 
 
 @each_notebook

@@ -20,7 +20,9 @@ OFFLINE = re.compile(r"No matching distribution|Could not find a version|Failed 
 
 @pytest.fixture(scope="session")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, Path]":
-    """The sdist, and the wheel made from it, built in isolation from a copy of the checkout."""
+    """The sdist, and the wheel made from it, built in isolation from a copy of the checkout; or those that .ci/run has built."""
+    if given := os.environ.get("CJM_WORKERS_DIST"):
+        return built(Path(given))
     if importlib.util.find_spec("build") is None:
         pytest.skip("build is not installed: pip install -e '.[dev]'")
     tmp = tmp_path_factory.mktemp("dist")
@@ -29,7 +31,12 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> "dict[str, Path]":
     if done.returncode and OFFLINE.search(done.stdout + done.stderr):
         pytest.skip("an isolated build needs a package index, to install setuptools from")
     assert done.returncode == 0, said(done)
-    (wheel,), (sdist,) = (tmp / "out").glob("*.whl"), (tmp / "out").glob("*.tar.gz")
+    return built(tmp / "out")
+
+
+def built(folder: Path) -> "dict[str, Path]":
+    """The wheel and the sdist of a folder."""
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return {"wheel": wheel, "sdist": sdist}
 
 

@@ -1,8 +1,12 @@
-"""Execute notebooks, store their outputs and clean them: `python tools/execute.py [NOTEBOOK ...]` (default: all)."""
+"""Execute notebooks, store their outputs and clean them: `python tools/execute.py [NOTEBOOK ...]` (default: all).
+
+Each runs in a process of its own, a fork of this one, which has already imported what executes them.
+With `-` the names come from stdin, a line each, and the exit status of each goes to stdout when it has ended.
+"""
 
 import os
-import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +58,26 @@ def execute(path: Path) -> "str | None":
     return None
 
 
+def apart(path: Path) -> int:
+    """Execute a notebook in a process of its own; gives its exit status."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    sys.exit(execute(path))
+
+
+def results(names: "list[str]") -> Iterator[int]:
+    """The exit status of each notebook, when it has ended."""
+    if names == ["-"]:
+        for line in sys.stdin:
+            yield (status := apart(Path(line.strip()).resolve()))
+            print(status, flush=True)
+    else:
+        yield from (apart(path) for path in sorted(Path(name).resolve() for name in names or nbglob()))
+
+
 if __name__ == "__main__":
-    paths = [Path(arg).resolve() for arg in sys.argv[1:] or nbglob()]
-    if len(paths) == 1:
-        sys.exit(execute(paths[0]))
-    sys.exit(max(subprocess.run([sys.executable, __file__, str(path)]).returncode for path in sorted(paths)))
+    sys.exit(max(map(abs, results(sys.argv[1:])), default=0))
