@@ -1,5 +1,6 @@
 """In CI nothing may be skipped: whatever a test needs, .ci/run installs, save for what `MAY_LACK` names."""
 
+import gc
 import inspect
 import os
 from typing import Any, Generator, Iterator
@@ -63,11 +64,15 @@ def _runs_here(item: pytest.Item) -> bool:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def earlier() -> None:
-    """Processes that an earlier file has left are not counted in this one."""
+def earlier() -> "Iterator[None]":
+    """What an earlier file has left is not looked at in this one: neither processes nor objects. A Ray ends with its file."""
     import harness
 
     harness.already = {*psutil.Process().children(recursive=True)}
+    gc.collect()
+    gc.freeze()
+    yield
+    engines.stop_ray()
 
 
 @pytest.fixture(autouse=True)  # pytest drops a fixture that no test asks for, also when it is parametrized
@@ -82,9 +87,3 @@ def engine(request: pytest.FixtureRequest) -> "Iterator[None]":
         engines.make = RayEngine
     yield
     engines.make = None
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The one Ray of a session ends with it."""
-    engines.stop_ray()

@@ -1786,7 +1786,7 @@ async def test_shutdown_may_be_called_again_at_once_and_in_vain() -> None:
     assert job.status == "cancelled" and m.workers == [] and time.monotonic() - began < 3.0
     began = time.monotonic()
     await m.shutdown()
-    assert time.monotonic() - began < 0.1
+    assert time.monotonic() - began < 0.3  # not the time that a worker is given
 
 
 async def test_shutdown_of_a_manager_that_never_worked() -> None:

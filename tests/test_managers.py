@@ -200,12 +200,18 @@ async def test_a_deadline_reads_first() -> None:
     assert called == ["set anew"]
 
 
-async def test_shutdown_reads_first() -> None:
-    async with manager(naps) as m:
+async def test_shutdown_reads_first(tmp_path: Path) -> None:
+    def leaves(path: str) -> str:
+        open(path, "w").close()
+        return path
+
+    async with manager(naps, leaves) as m:
         await (await m.start_job("naps", seconds=0.0))
-        job = await m.start_job("naps", seconds=0.1)
-        time.sleep(0.6)  # the app blocks its loop
-    assert (job.status, job.result) == ("completed", 0.1)
+        job = await m.start_job("leaves", path=str(mark := tmp_path / "mark"))
+        while not mark.exists():  # the app blocks its loop
+            time.sleep(0.01)
+        time.sleep(0.3)
+    assert (job.status, job.result) == ("completed", str(mark))
 
 
 async def test_shutdown_while_a_job_is_being_cancelled() -> None:
