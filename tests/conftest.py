@@ -65,7 +65,10 @@ def _runs_here(item: pytest.Item) -> bool:
 
 @pytest.fixture(autouse=True, scope="module")
 def earlier() -> "Iterator[None]":
-    """What an earlier file has left is not looked at in this one: neither processes nor objects. A Ray ends with its file."""
+    """What an earlier file has left is not looked at in this one: neither processes nor objects. A Ray ends with its file.
+
+    All test files together hold so many objects that a full collection, as after each test of a manager, takes a third of a second.
+    """
     import harness
 
     harness.already = {*psutil.Process().children(recursive=True)}

@@ -1,6 +1,7 @@
 """How the notebooks and the package are written, as far as it can be counted. Tables of exceptions may only shrink."""
 
 import ast
+import functools
 import json
 import re
 import runpy
@@ -88,20 +89,32 @@ def read(notebook: str) -> "list[dict[str, Any]]":
     return cells
 
 
+@functools.cache
 def cells(notebook: str) -> "list[Cell]":
     """Its cells of code."""
     return [Cell(notebook, "".join(c["source"]), c["outputs"]) for c in read(notebook) if c["cell_type"] == "code"]
 
 
-CELLS = {name: cells(name) for name in notebooks()}
-EXPORTED = [cell for found in CELLS.values() for cell in found if cell.exports]
-TREES = {module: ast.parse((LIB / module).read_text(encoding="utf-8")) for module in modules()}
+def all_cells() -> "list[Cell]":
+    """Those of all notebooks."""
+    return [cell for name in notebooks() for cell in cells(name)]
+
+
+def exported() -> "list[Cell]":
+    """Those that are exported."""
+    return [cell for cell in all_cells() if cell.exports]
+
+
+@functools.cache
+def tree_of(module: str) -> ast.Module:
+    """The syntax of a module."""
+    return ast.parse((LIB / module).read_text(encoding="utf-8"))
 
 
 def test_an_export_cell_holds_one_small_thing() -> None:
     """No export cell is over 60 lines, except those of a few named classes, which may not grow."""
     too_large = []
-    for cell in EXPORTED:
+    for cell in exported():
         limits = [LARGE_CELLS.get(name, CELL) for name in re.findall(r"^class (\w+)", cell.text, re.M)]
         if (size := len(cell.lines)) > max(limits, default=CELL):
             too_large.append(f"{cell} has {size} lines")
@@ -110,13 +123,13 @@ def test_an_export_cell_holds_one_small_thing() -> None:
 
 def test_most_code_is_in_short_cells() -> None:
     """The share of exported lines in cells over 40 lines."""
-    sizes = [len(cell.lines) for cell in EXPORTED]
+    sizes = [len(cell.lines) for cell in exported()]
     assert sum(size for size in sizes if size > LONG_CELL) <= LONG_SHARE * sum(sizes)
 
 
 def test_little_is_hidden() -> None:
     """At most 15 % of the lines that show something are hidden from readers."""
-    shown = [cell for found in CELLS.values() for cell in found if not cell.exports and not setup(cell)]
+    shown = [cell for cell in all_cells() if not cell.exports and not setup(cell)]
     hidden = sum(len(cell.lines) for cell in shown if cell.hidden)
     assert hidden <= HIDDEN_SHARE * sum(len(cell.lines) for cell in shown)
 
@@ -130,7 +143,7 @@ def setup(cell: Cell) -> bool:
 def test_each_export_cell_is_shown(notebook: str) -> None:
     """Below each export cell that defines something, and before the next, is a shown value or an assertion."""
     missing, waits = [], None
-    for cell in CELLS[notebook]:
+    for cell in cells(notebook):
         if cell.exports:
             if waits:
                 missing.append(str(waits))
@@ -145,7 +158,7 @@ def test_each_export_cell_is_shown(notebook: str) -> None:
 @pytest.mark.parametrize("notebook", notebooks())
 def test_lines_fit(notebook: str) -> None:
     """No line of an export cell has over 140 columns, and no class is put together by `@patch`."""
-    lines = [line for cell in CELLS[notebook] if cell.exports for line in cell.text.splitlines()]
+    lines = [line for cell in cells(notebook) if cell.exports for line in cell.text.splitlines()]
     wide = [line for line in lines if len(line) > COLUMNS]
     assert len(wide) <= WIDE.get(notebook, 0), "\n".join(wide)
     assert not [line for line in lines if re.match(r"\s*@patch\b", line)]
@@ -175,7 +188,7 @@ def test_a_module_is_one_idea(module: str) -> None:
 def test_no_two_classes_share_a_name() -> None:
     """A class can be spoken of by its name alone."""
     where: "defaultdict[str, list[str]]" = defaultdict(list)
-    for module, tree in TREES.items():
+    for module, tree in ((module, tree_of(module)) for module in modules()):
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 where[node.name].append(module)
@@ -185,7 +198,7 @@ def test_no_two_classes_share_a_name() -> None:
 @pytest.mark.parametrize("module", modules())
 def test_private_names_stay_in_their_module(module: str) -> None:
     """No name with a leading underscore is imported, or reached for on another object, unless this module itself defines it."""
-    tree = TREES[module]
+    tree = tree_of(module)
     known = defined(tree) | PUBLIC | FOREIGN.get(module, set())
     strange = [f"line {line}: {name}" for line, name in reached(tree) if private(name) and name not in known]
     assert not strange, "\n".join(strange)

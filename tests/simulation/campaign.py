@@ -26,18 +26,15 @@ def campaign(first: int, jobs: int, keep_going: bool = False) -> Campaign:
     done = Campaign(first)
     gc.collect()
     gc.freeze()  # what is there already need not be looked at after each simulation
-    try:
-        while done.counts["jobs"] < jobs:
-            outcome = run(draw(first + done.seeds))
-            done.seeds += 1
-            done.seconds += outcome.seconds
-            done.counts.update(outcome.counts)
-            if outcome.violations:
-                done.failures.append(outcome)
-                if not keep_going:
-                    break
-    finally:
-        gc.unfreeze()
+    while done.counts["jobs"] < jobs:
+        outcome = run(draw(first + done.seeds))
+        done.seeds += 1
+        done.seconds += outcome.seconds
+        done.counts.update(outcome.counts)
+        if outcome.violations:
+            done.failures.append(outcome)
+            if not keep_going:
+                break
     return done
 
 
