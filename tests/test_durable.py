@@ -329,15 +329,41 @@ async def test_a_job_of_another_process(path: str) -> None:
             assert await said(other, "echo {'value': 5, 'key': 'shared'}", f"await {mine.id}") == [mine.id, "5"]
 
 
-async def test_a_retried_job_is_taken_by_a_living_manager(path: str) -> None:
-    """As the command line adds it."""
+async def test_a_retried_job_is_a_new_one(path: str) -> None:
+    """By one rule, whether the manager adds it or, as the command line, another process, which a living manager takes it from."""
     async with manager(path) as here:
-        job = await here.start_job("echo", value=7, owner="ada", key="k")
+        job = await here.start_job("echo", value=7, owner="ada", key="k", retries=2, restartable=True, metadata={"file": "a"})
         await job
-        assert retry_job(SQLiteJobStore(path), job.id, "again")
+        store = SQLiteJobStore(path)
+        assert store.living("test") == [here.name_in_store]
+        assert retry_job(store, *store.read("test", [job.id]), "again")
         await until(lambda: "again" in here.jobs)
-        again = here.jobs["again"]
-        assert await again == 7 and (again.retried_from, again.owner, again.key) == (job.id, "ada", None)
+        retried = await here.retry_job(job), here.jobs["again"]
+        for again in retried:
+            assert await again == 7 and again.key is None
+            assert (again.retried_from, again.owner, again.metadata, again.retries) == (job.id, "ada", {"file": "a"}, 2)
+        one, other = store.read("test", [again.id for again in retried])
+        assert one._replace(id="", place=0, created=0, started=0, ended=0) == other._replace(
+            id="", place=0, created=0, started=0, ended=0
+        )
+
+
+async def test_a_job_of_an_earlier_app_is_retried(path: str) -> None:
+    """Its parameters are read for that; what cannot be read is not run without them."""
+    async with manager(path, max_workers=1) as first:
+        busy, waits, odd = [await first.start_job("nap", seconds=60), *[await first.start_job("echo", value=n) for n in (1, 2)]]
+        await until(lambda: busy.status == "running")
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("UPDATE jobs SET params = x'00' WHERE id = ?", (odd.id,))
+    async with manager(path, max_workers=1) as here:
+        keeps = await here.start_job("nap", seconds=60, priority=1)
+        waiting = {job.id: job for job in here.recovered}
+        await here.cancel_job(waits.id)
+        with pytest.raises(JobStoreError):
+            await here.retry_job(waiting[odd.id])
+        again = await here.retry_job(waiting[waits.id])
+        await here.cancel_job(keeps.id)
+        assert await again == 1 and again.retried_from == waits.id
 
 
 async def test_streams_are_kept(path: str) -> None:

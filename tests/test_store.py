@@ -268,12 +268,13 @@ store.write(m, [new('a'), new('b')], [JobMove('a', 'running', 1, 1.0)], [], [])
 print(m, flush=True); sys.stdin.read()
 """
     with process(store, code) as other:
-        assert line(other) != mine
+        assert (theirs := line(other)) != mine
         assert store.claim(mine) == []
         os.kill(other.pid, signal.SIGSTOP)
-        assert store.claim(mine) == []
+        assert store.claim(mine) == [] and store.living(TYPE) == [mine, theirs]
         other.kill()
         other.wait()
+        assert store.living(TYPE) == [mine] and store.living("another type") == []
         assert [(job.id, job.status, job.attempts) for job in store.claim(mine)] == [
             ("a", "running", 1),
             ("b", "pending", 0),
@@ -692,7 +693,7 @@ def test_large_ones_lie_beside_the_database(store: SQLiteJobStore) -> None:
         and store.payload("b") == (large[1:], large)
     )
     assert os.path.getsize(store.path) < 4 * SideFiles.LIMIT
-    assert retry_job(store, "a", "c") and len(list(folder.iterdir())) == 3
+    assert retry_job(store, *store.read(TYPE, ["a"]), "c") and len(list(folder.iterdir())) == 3
     store.forget(["a", "b"])
     assert len(list(folder.iterdir())) == 1 and store.payload("c") == (large, None)
     for path in folder.iterdir():
@@ -706,7 +707,8 @@ def test_a_retried_job_goes_to_a_living_manager(store: SQLiteJobStore) -> None:
     mine = store.open(TYPE)
     store.write(mine, [new("a", key="k", owner="ada", priority=3, options='{"retries": 2}')], [], [], [])
     store.write(mine, [], [], [ended("a", "failed", None)], [])
-    assert retry_job(store, "a", "b") and not retry_job(store, "unknown", "c")
+    (old,) = store.read(TYPE, ["a"])
+    assert retry_job(store, old, "b") and not retry_job(store, old._replace(id="unknown"), "c")
     (job,) = store.claim(mine)
     assert (job.id, job.retried_from, job.owner, job.key, job.priority, job.options) == (
         "b",

@@ -45,7 +45,7 @@ def stored_line(
     words = (MARKS.get(job.status, "?"), job.id, job.status, job.plugin_id, job.owner or "", last, error)
     return "  ".join(str(word) for word in words if word)
 
-# %% ../../nbs/cli/jobs.ipynb #bfa43591
+# %% ../../nbs/cli/jobs.ipynb #a9fb56e4
 ACTIONS = ("list", "show", "cancel", "retry", "prune")
 DONE = {"cancel": "will be cancelled", "retry": "will run again as"}
 
@@ -62,7 +62,7 @@ def act(
     if not found: return False
     again = new_id()
     if action == "cancel": records.request_cancel(job_id)
-    if action == "retry": retry_job(records, job_id, again)
+    if action == "retry": retry_job(records, found[0], again)
     if action == "show":
         params, result = records.payload(job_id) or (b"", None)
         facts = {**facts_of_stored(found[0]), "params_bytes": len(params), "result_bytes": None if result is None else len(result)}

@@ -93,7 +93,7 @@ def expect(
 _FIELDS = "Keep each field of `NewJob` as it is, and return it in `StoredJob`."
 _KEPT = ("store.added_kept",)
 
-# %% ../../nbs/conformance/store.ipynb #e25910dd
+# %% ../../nbs/conformance/store.ipynb #7aeff33b
 @rule("store.open_names", "open", "A job belongs to one manager, also when two are of the same type.",
       "Return a name that no other manager has had: `uuid4().hex`.")
 def _(it: Subject) -> None:
@@ -106,7 +106,8 @@ def _(it: Subject) -> None:
 def _(it: Subject) -> None:
     "A job that was added is read as it was given, pending and never started."
     (plain, full), manager = new_jobs(it, 2), new_manager(it)
-    more = {"priority": 7, "owner": "naïve user", "key": "kit-key", "digest": "ab" * 32, "options": '{"retries": [1, null]}'}
+    more = {"priority": 7, "owner": "naïve user", "key": "kit-key", "digest": "ab" * 32, "options": '{"retries": [1, null]}',
+            "retried_from": "kit-job-0"}
     write(it, manager, [job(plain), job(full, **more)])
     for id, given in ((plain, job(plain)), (full, job(full, **more))):
         fields = {name: getattr(given, name) for name in ("plugin_id", "created", *more)}

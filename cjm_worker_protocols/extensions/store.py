@@ -8,7 +8,7 @@ __all__ = ['NewJob', 'JobMove', 'JobEnd', 'JobChunk', 'StoredJob', 'Written', 'J
 # %% ../../nbs/extensions/store.ipynb #4a406b48
 from typing import Dict, List, NamedTuple, Optional, Protocol, Tuple, runtime_checkable
 
-# %% ../../nbs/extensions/store.ipynb #450fc752
+# %% ../../nbs/extensions/store.ipynb #9a0ce7a9
 class NewJob(NamedTuple):
     "A job that the store is to keep."
     id: str  # Unique
@@ -20,6 +20,7 @@ class NewJob(NamedTuple):
     key: Optional[str] = None  # Unique by worker type and owner
     digest: str = ""  # A hash of the plugin and the parameters; it is compared for jobs that have a key
     options: str = "{}"  # What else the manager has to know to run it, as a JSON object
+    retried_from: Optional[str] = None  # The job that it repeats
 
 # %% ../../nbs/extensions/store.ipynb #efc7b5b1
 class JobMove(NamedTuple):

@@ -62,7 +62,7 @@ class ManagerView(Hooks):
         "Iterate over everything that happens from now on, on the manager's loop. Ends when the manager is shut down."
         return self._session.integrations.events.listen()
 
-# %% ../../nbs/managers/lookup.ipynb #b3cc56d9
+# %% ../../nbs/managers/lookup.ipynb #157ba22e
 class JobLookup(ManagerView):
     "Jobs, to look at."
     @property
@@ -121,6 +121,11 @@ class JobLookup(ManagerView):
         check_wanted(status, {"plugin_id": plugin_id, "owner": owner, "before": before}, limit)
         if (durable := self._session.durable) is None: return list_kept(self.jobs, status, plugin_id, owner, limit, before)
         return await durable.list(status=status, plugin_id=plugin_id, owner=owner, limit=limit, before=before)
+
+    @property
+    def name_in_store(self) -> str: # Empty without a job store, before the first use and after the end
+        "What the job store calls this manager, as in `SQLiteJobStore.living`. May be read from any thread."
+        return self._session.durable.name if self._session.durable is not None else ""
 
     @property
     def recovered(self) -> list[Job]: # The oldest first

@@ -23,10 +23,10 @@ from .reports import Ticket
 from .store import StoreClient
 
 # %% auto #0
-__all__ = ['RETRIED', 'JobOptions', 'check_mapping', 'culprit', 'check_reload', 'make_job', 'Signature', 'make_frame',
-           'check_room', 'check_workers', 'check_capacity']
+__all__ = ['RETRIED', 'JobOptions', 'options_of', 'check_mapping', 'culprit', 'check_reload', 'make_job', 'Signature',
+           'make_frame', 'check_room', 'check_workers', 'check_capacity']
 
-# %% ../../nbs/managers/requests.ipynb #071639b4
+# %% ../../nbs/managers/requests.ipynb #0b1d94a3
 RETRIED = ("crash", "exception", "timeout")  # The categories of failures that a job can be retried after
 
 class JobOptions(NamedTuple):
@@ -44,11 +44,10 @@ class JobOptions(NamedTuple):
     keep_chunks: int | None = None  # With a job store: how many chunks are kept
 
     def checked(self,
-        params: object = None, # The option of that name
         store: StoreClient | None = None # The manager's
     ) -> JobOptions: # These
         "Raise `ConfigError` for an option that cannot be."
-        if [*map(type, self)] == _TYPES and self == _DEFAULTS and params is None: return self # as most are
+        if [*map(type, self)] == _TYPES and self == _DEFAULTS: return self # as most are
         priority = self.priority
         if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
         check_number("timeout", self.timeout, 0, optional=True, positive=True)
@@ -65,7 +64,6 @@ class JobOptions(NamedTuple):
         if not fine: raise ConfigError("key", expected, self.key)
         if not isinstance(self.restartable, bool): raise ConfigError("restartable", "True or False", self.restartable)
         check_number("keep_chunks", self.keep_chunks, 0, optional=True, whole=True)
-        check_mapping("params", params)
         return self
 
     def write(self,
@@ -78,6 +76,12 @@ class JobOptions(NamedTuple):
         job.key, job.restartable, kept = self.key, self.restartable, 0 if store is None else store.keep_chunks
         job.keep_chunks = kept if self.keep_chunks is None else self.keep_chunks
         if self.metadata: job.metadata = {**job.metadata, **self.metadata}
+
+def options_of(
+    job: Job # A job
+) -> JobOptions: # For another one that repeats it
+    "Return the options of a job. Its key stays its own."
+    return JobOptions(*[getattr(job, name) for name in JobOptions._fields])._replace(key=None)
 
 _DEFAULTS = JobOptions()
 _TYPES = [*map(type, _DEFAULTS)]

@@ -39,7 +39,7 @@ def digest(
     except (TypeError, ValueError): text = json.dumps([plugin_id, _canonical(dict(params))]) # keys that are not text, or a loop
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-# %% ../../nbs/managers/stored.ipynb #530107fd
+# %% ../../nbs/managers/stored.ipynb #42c3dffe
 _OPTIONS = ("timeout", "retries", "retry_on", "retry_delay", "expires", "restartable", "keep_chunks")
 
 def record_of(
@@ -49,7 +49,8 @@ def record_of(
     "Write a new job down. Raises what pickling its parameters or its metadata raises."
     options = json.dumps({name: getattr(job, name) for name in _OPTIONS})
     params = dumps((job.params, job.metadata))
-    return NewJob(job.id, job.plugin_id, params, job.created_at.timestamp(), job.priority, job.owner, job.key, digest, options)
+    created = job.created_at.timestamp()
+    return NewJob(job.id, job.plugin_id, params, created, job.priority, job.owner, job.key, digest, options, job.retried_from)
 
 @lru_cache(maxsize=100)
 def _options(text: str) -> list[tuple[str, Any]]:

@@ -262,7 +262,7 @@ def map_jobs(
     finally:
         for job in started: post_quietly(calls, "map", calls.manager.cancel_job(job.id))
 
-# %% ../../nbs/managers/sync.ipynb #2cb1ae74
+# %% ../../nbs/managers/sync.ipynb #afc71bc3
 class SyncJobManager:
     """A job manager for plain Python. Any thread may call its methods.
 
@@ -295,6 +295,12 @@ class SyncJobManager:
     ) -> SyncJob: # Pending or running
         "Accept a job, and return at once."
         return SyncJob(self._calls.call("start_job", self._manager.start_job(plugin_id, **options)), self._calls)
+
+    def retry_job(self,
+        job: SyncJob # As of `get_job`
+    ) -> SyncJob: # Pending or running
+        "Run a job again, as a new one, see `BaseJobManager.retry_job`."
+        return self.call("retry_job", job.job)  # type: ignore[no-any-return]
 
     def map(self,
         plugin_id: str, # The plugin

@@ -70,7 +70,7 @@ def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
         with open(value, "rb") as file: return ResultView("file", name, os.fstat(file.fileno()).st_size, media_type(file.read(16)))
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 
-# %% ../../nbs/web/documents.ipynb #14e167e3
+# %% ../../nbs/web/documents.ipynb #f46dbe66
 FACTS = ("id", "plugin_id", "status", "progress", "message", "waiting_for", "worker_pid", "priority", "timeout", "retries", "attempts",
          "owner", "position", "retried_from", "expires", "key", "restartable")
 TIMES = ("created_at", "started_at", "loading_at", "loaded_at", "completed_at")
@@ -98,9 +98,7 @@ def job_document(
 ) -> dict[str, Any]: # JSON-safe
     "Describe a job, as in a list of jobs."
     metadata, times = json_safe(job.metadata, 1000, 50) if job.metadata else {}, {name: when(getattr(job, name)) for name in TIMES}
-    document = {**dict(zip(FACTS, _facts(job))), **times, "metadata": metadata, "error": error_of(job, details)}
-    document["retried_from"] = job.retried_from or job.metadata.get("retried_from")
-    return document
+    return {**dict(zip(FACTS, _facts(job))), **times, "metadata": metadata, "error": error_of(job, details)}
 
 # %% ../../nbs/web/documents.ipynb #51807ba0
 def job_details(

@@ -255,7 +255,7 @@ class RequestReader:
         try: return (await self._descriptions.of(await find_plugin(self._manager, plugin_id)))["parameters"]
         except FactError as e: raise problem_of(e) from e
 
-# %% ../../nbs/web/jobs.ipynb #634a9b84
+# %% ../../nbs/web/jobs.ipynb #28638ea9
 class JobActions:
     "The endpoints that start, cancel and retry jobs."
     def __init__(self,
@@ -314,7 +314,7 @@ class JobActions:
         "`POST /api/jobs/{id}/retry`"
         old = await self._visible.find(call.access, call.job_id)
         call.access.check("retry")
-        options = {name: getattr(old, name) for name in ("priority", "timeout", "retries", "owner", "params")}
-        job = await self._begin(call.access, old.plugin_id, metadata={**old.metadata, "retried_from": old.id}, **options)
+        try: job = await self._manager.retry_job(old)
+        except FactError as e: raise problem_of(e, call.access.sees == "all") from e
         self._uploads.keep(job, self._uploads.of(old))
         return self._accepted(call, job)

@@ -14,7 +14,7 @@ from .database import StoreDatabase
 # %% auto #0
 __all__ = ['COLUMNS', 'OF_HOLDER', 'remove_idle', 'take_over', 'add_manager', 'Holders']
 
-# %% ../../../nbs/integrations/store/holders.ipynb #354dcda9
+# %% ../../../nbs/integrations/store/holders.ipynb #f1770c5c
 COLUMNS = ", ".join(StoredJob._fields)  # Of the table, in the order of `StoredJob`
 OF_HOLDER = "manager IN (SELECT number FROM managers WHERE holder = ?)"  # Jobs that a manager holds
 
@@ -30,12 +30,11 @@ def take_over(
     worker_type: str, # Of the manager's workers
     holders: list[int] # Those that are not alive
 ) -> list[StoredJob]: # The jobs that were taken over, by `place`
-    "Take over the jobs of some holders, and those that no manager has accepted: copies that are to be run again."
+    "Take over the jobs of some holders."
     gone, given = ", ".join(map(str, holders)), {"type": worker_type, "number": number}
     dead = f"SELECT number FROM managers WHERE worker_type = :type AND holder IN ({gone})"
-    free = f"worker_type = :type AND ended IS NULL AND (manager = 0 OR manager IN ({dead}))"
+    free = f"worker_type = :type AND ended IS NULL AND manager IN ({dead})"
     taken = list(map(StoredJob._make, db.execute(f"SELECT {COLUMNS} FROM jobs WHERE {free} ORDER BY place", given)))
-    db.execute("UPDATE jobs SET manager = :number WHERE worker_type = :type AND ended IS NULL AND manager = 0", given)
     db.execute(f"UPDATE managers SET holder = :number WHERE worker_type = :type AND holder IN ({gone})", given)
     return taken
 
@@ -48,7 +47,7 @@ def add_manager(
     db.execute("UPDATE managers SET holder = number WHERE number = ?", (number,))
     return number
 
-# %% ../../../nbs/integrations/store/holders.ipynb #d1329c72
+# %% ../../../nbs/integrations/store/holders.ipynb #598b4f69
 class Holders:
     "The managers that use one database. Every method may block, and raises `JobStoreError`."
     def __init__(self,
@@ -80,6 +79,14 @@ class Holders:
         if number not in self._types: raise ConfigError("manager", "a name that open returned, before close", manager)
         return number, self._types[number]
 
+    def living(self,
+        worker_type: str # Of the managers' workers
+    ) -> list[str]: # Their names
+        "List the managers that are alive, in whichever process."
+        own = "SELECT number FROM managers WHERE worker_type = ? AND holder = number"
+        with self._database.use() as db: numbers = db.execute(own, (worker_type,)).fetchall()
+        return [str(number) for (number,) in numbers if self._database.locks.alive(number)]
+
     def close(self,
         manager: str # A name that `open` returned here
     ) -> None:
@@ -99,8 +106,7 @@ class Holders:
         "Take over what no living manager holds."
         number, worker_type = self.find(manager)
         with self._database.use() as db:
-            again = "SELECT 1 FROM jobs WHERE worker_type = ? AND ended IS NULL AND manager = 0 LIMIT 1"
-            if not self._free(db, number, worker_type) and not db.execute(again, (worker_type,)).fetchone(): return []
+            if not self._free(db, number, worker_type): return []
         with self._database.change() as db:
             taken = take_over(db, number, worker_type, self._free(db, number, worker_type))
             remove_idle(db)

@@ -18,7 +18,7 @@ from .schema import transaction
 # %% auto #0
 __all__ = ['Payload', 'job_with_key', 'add_jobs', 'set_open', 'move_jobs', 'end_jobs', 'add_chunks', 'is_alone', 'write_batch']
 
-# %% ../../../nbs/integrations/store/writing.ipynb #eb94822c
+# %% ../../../nbs/integrations/store/writing.ipynb #a4ac7863
 Payload = tuple[Optional[str], Optional[bytes]]  # The name of a file, or what is kept in the row
 
 def job_with_key(
@@ -39,8 +39,8 @@ def add_jobs(
     answer: Written # Says which were added
 ) -> None:
     "Add jobs that have neither a known id nor a known key."
-    columns = "id, worker_type, plugin_id, created, priority, owner, key, digest, options, manager, params_file, params"
-    insert = f"INSERT INTO jobs({columns}, status) VALUES ({'?, ' * 12}'pending') ON CONFLICT(id) DO NOTHING"
+    columns = "id, worker_type, plugin_id, created, priority, owner, key, digest, options, retried_from, manager, params_file, params"
+    insert = f"INSERT INTO jobs({columns}, status) VALUES ({'?, ' * 13}'pending') ON CONFLICT(id) DO NOTHING"
     number, worker_type = manager
     with closing(db.cursor()) as cursor: # also when a traceback keeps it
         for job, payload in zip(added, payloads):
@@ -49,7 +49,7 @@ def add_jobs(
                 answer.existing[job.id] = known
                 continue
             cursor.execute(insert, (job.id, worker_type, job.plugin_id, job.created, job.priority, job.owner, job.key, job.digest,
-                                    job.options, number, *payload))
+                                    job.options, job.retried_from, number, *payload))
             if cursor.rowcount: answer.places[job.id] = cursor.lastrowid or 0
             else: answer.refused.append(job.id)
 
