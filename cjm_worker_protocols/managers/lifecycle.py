@@ -100,7 +100,7 @@ class WorkerNews:
             ends_app(e)
         return None
 
-# %% ../../nbs/managers/lifecycle.ipynb #65a53b3f
+# %% ../../nbs/managers/lifecycle.ipynb #d4b27f14
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -145,7 +145,7 @@ class Lifecycle:
         self.jobs.add(ticket)
         self.news.queued(ticket)
         if error is not None: return self._fail(ticket, error)
-        if job.expires is not None: self._expiring.start(ticket, max(0.0, job.expires - waited), self._expire)
+        if job.expires is not None and not job.attempts: self._expiring.start(ticket, max(0.0, job.expires - waited), self._expire)
         self.scheduler.add(ticket) if ticket.place >= 0 else self.scheduler.put_back(ticket)
 
     def cancel(self,

@@ -89,7 +89,7 @@ class TakenJobs:
         self._left = True
         for live in list(self._live): live.leave()
 
-# %% ../../nbs/managers/recovery.ipynb #943be8af
+# %% ../../nbs/managers/recovery.ipynb #45c2f284
 class Recovery:
     "Takes over jobs, at the start and while the manager lives. Belongs to the event loop."
     TURN = 2000  # Jobs that are taken over in one turn of the loop
@@ -105,15 +105,18 @@ class Recovery:
     ):
         self._client, self._lifecycle, self._followed, self._jobs, self._plan = client, lifecycle, followed, jobs, plan
         self._waiting: list[StoredJob] = []  # Jobs that wait for the registry to answer
+        self._claimed: list[StoredJob] = []  # What the store has given, also when its answer came too late to be waited for
         self._taking, self.taken = asyncio.Lock(), taken
 
     async def claim(self) -> list[Job]: # The jobs that were taken over
-        "Take over what no living manager holds. Raises `JobStoreError`."
+        "Take over what no living manager holds, unless no worker is left that could run it. Raises `JobStoreError`."
         async with self._taking:
-            manager, store = self._client.writer.manager, self._client.store
-            stored = self._waiting + await self._client.reader.ask("claim", lambda: store.claim(manager))
+            manager, store, pool = self._client.writer.manager, self._client.store, self._lifecycle.pool
+            if pool.capacity > 0: await self._client.reader.ask("claim", lambda: self._claimed.extend(store.claim(manager)))
+            stored, self._claimed = self._waiting + self._claimed, []
             plans: dict[str, Plan | JobError | None] = {}
             for plugin_id in dict.fromkeys(job.plugin_id for job in stored): plans[plugin_id] = await self._find(plugin_id)
+            if pool.capacity <= 0: plans = dict.fromkeys(plans, JobError("start", pool.last_error))
             self._waiting, found = [job for job in stored if plans[job.plugin_id] is None], list[Job]()
             for start in range(0, len(stored), self.TURN):
                 found += self._take(stored[start:start + self.TURN], plans)

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 
+EPOCH = 1e9  # When simulations begin, in seconds since the epoch
+
+
 class Stuck(AssertionError):
     """The loop can never finish: nothing is left that could happen, or it turns without time passing."""
 
@@ -120,10 +123,11 @@ class Clock(selectors.BaseSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop that runs on a `Clock`."""
+    """An event loop that runs on a `Clock`: its own, or that of a loop that runs no more."""
 
-    def __init__(self) -> None:
-        self.clock = Clock(self)
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = Clock(self) if clock is None else clock
+        self.clock.loop = self
         super().__init__(self.clock)
 
     def time(self) -> float:
@@ -138,4 +142,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self.run_forever()  # what had just completed when the simulation was broken off stops the loop once
         except Stuck as e:
             return "" if str(e).startswith("everything waits") else str(e)
+        finally:
+            self.clock.over = False
         raise AssertionError("the loop was stopped")

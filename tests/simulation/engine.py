@@ -285,6 +285,14 @@ class SimulatedWorker:
         events.on_exit(exit)
         self._book.told_of_end = False
 
+    def vanish(self) -> None:
+        """Its app has died: nothing of it is heard any more."""
+        self.dead = self.gone = True
+        self._events = _NoEvents()
+        for event in (self._next_step, *self._coming.values()):
+            if event is not None:
+                event.cancel()
+
     def bury(self) -> None:
         """End one that ignores SIGKILL and that the manager has given up, if it has not ended."""
         self.undead = False
@@ -521,6 +529,13 @@ class SimulatedEngine:
         self.clock.catch_up()
         if alive := [w for w in self.workers if w.pid and not w.dead]:
             alive[which % len(alive)].die(None, signal)
+
+    def app_died(self) -> None:
+        """The workers die with their app."""
+        for worker in self.workers:
+            worker.vanish()
+        self.workers.clear()
+        self.closed = True
 
     async def close(self) -> None:
         """All workers are gone by now, but those that cannot be killed."""

@@ -11,6 +11,8 @@ from typing import Any
 from cjm_worker_protocols.core.events import Event
 from cjm_worker_protocols.core.jobs import ENDS, Job, JobCancelled, JobError
 
+from .clock import EPOCH
+
 CATEGORIES = frozenset({"exception", "crash", "timeout", "load", "serialization", "start", "expired", "interrupted"})
 MOVES = {  # From status to status
     "pending": {"running", "failed", "cancelled"},
@@ -42,6 +44,11 @@ class Fate:
         self.number, self.plan, self.plugin, self.place = number, plan, plugin, place
         self.priority, self.timeout, self.retries = priority, timeout, retries
         self.job: NotedJob | None = None
+        self.id: str | None = None  # The job's
+        self.over = False  # Whether the store had its end when an app was gone
+        self.taken = False  # Whether the present app has taken it over
+        self.restartable = False
+        self.caught = 0  # How often it was running when its app was gone
         self.accepted = False  # Whether the manager has taken it on
         self.asked_to_cancel = False
         self.owner: str | None = None
@@ -96,6 +103,9 @@ class Book:
         self.concurrency: dict[str, int] = {}  # How many jobs of a plugin may run at the same time
         self.admission = self.closing = self.never_replaced = False
         self.store: Any = None  # The job store, if there is one: it checks what is written when
+        self.lives = 1  # How many apps there were, one after the other
+        self.left: dict[str, Fate] = {}  # By id: jobs that an app has left in the store, and that the next one has not taken over
+        self.line: list[Fate] = []  # Jobs that were taken over and have not come up
         self.tail: deque[str] = deque(maxlen=200)
         self._hash = hashlib.blake2b(digest_size=12)
 
@@ -103,6 +113,11 @@ class Book:
     def digest(self) -> str:
         """The same for every run of the same seed."""
         return self._hash.hexdigest()
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds."""
+        return self._clock()
 
     def note(self, *facts: Any) -> None:
         """Add a line to the trace."""
@@ -123,7 +138,7 @@ class Book:
 
     def new_job(self, fate: Fate, job: NotedJob) -> None:
         """A job was made; it is not accepted yet."""
-        fate.job, job.fate, job.book = job, fate, self
+        fate.job, fate.id, job.fate, job.book = job, job.id, fate, self
 
     def accept(self, fate: Fate) -> None:
         """The manager has taken a job on."""
@@ -196,9 +211,11 @@ class Book:
         """A failure has its cause in what happened to this job, and to no other."""
         kind, said = error.category, fate.said and fate.said[0]
         if kind in ("exception", "load", "serialization"):
-            self.check("failed for a reason", said == kind or (kind == "load" and self.admission), fate, error, fate.said)
+            unknown = kind == "load" and (self.admission or fate.taken)
+            self.check("failed for a reason", said == kind or unknown, fate, error, fate.said)
         elif kind == "interrupted":
-            self.check("failed for a reason", self.closing and self.store is not None, fate, error)
+            caught = (self.closing or fate.caught) and not fate.restartable
+            self.check("failed for a reason", caught and self.store is not None, fate, error)
         elif kind == "crash":
             self.check("failed for a reason", fate.deaths or fate.spared > 1 or fate.garbled, fate, error)
         elif kind == "start":
@@ -209,6 +226,68 @@ class Book:
         elif kind == "timeout":
             limits = [limit for limit in (fate.timeout, *self.limits) if limit is not None]
             self.check("timeout has passed", limits and self._clock() - fate.started_at >= min(limits) - 1e-6, fate, limits)
+
+    # From one app to the next
+
+    def app_gone(self) -> None:
+        """An app has died or was shut down: of its jobs, only what the store has is left."""
+        self.lives += 1
+        self.counts["apps gone"] += 1
+        self.closing = False
+        self.left.clear()
+        for kept in (self.running, self.pending, self.ready, self.line):
+            kept.clear()
+        for fate in self.fates:
+            if fate.id is not None and not fate.over:
+                self._leave(fate, fate.id)
+
+    def _leave(self, fate: Fate, job_id: str) -> None:
+        """An accepted job is in the store, with the end that was shown, or without one."""
+        job, stored = fate.job, self.store.jobs.get(job_id)
+        fate.job = fate.given = fate.worker = fate.said = None
+        fate.taken = False
+        self.check("no accepted job is lost", stored is not None or not fate.accepted, fate)
+        if job is not None:
+            job.book = None
+            status = stored.status if stored is not None and stored.ended is not None else None
+            self.check("an end that was shown is kept", not job.done or job.unsaved or status == job.status, fate, job.status, status)
+        if stored is None or stored.ended is not None:
+            fate.over = True
+            return
+        self.left[job_id] = fate
+        fate.caught += stored.status == "running"
+        kept = self.store.kept.get(job_id)
+        del fate.chunks[max(kept) + 1 if kept else 0 :]
+
+    def take_over(self, job: Any) -> None:
+        """The present app has found a job in the store."""
+        fate = self.left.pop(job.id, None)
+        self.check("jobs are taken over once", fate is not None, job.id)
+        if fate is None:
+            return
+        job.__class__ = NotedJob
+        self.new_job(fate, job)
+        self.note("takes over", fate)
+        self.counts["taken over"] += 1
+        fate.taken = True
+        self.line.append(fate)
+        self._wait(fate) if fate.accepted else self.accept(fate)
+        fate.accepted_at = self.store.jobs[job.id].created - EPOCH
+
+    def comes_up(self, job_id: str) -> None:
+        """A job that was taken over is about to be sent: those of its plugin and owner that stood before it are not waiting."""
+        fate = next((fate for fate in self.line if fate.id == job_id), None)
+        if fate is None:
+            return
+        self.line.remove(fate)
+        self.note("comes up", fate)
+
+        def rank(fate: Fate) -> tuple[int, int]:
+            return -fate.priority, self.store.jobs[fate.id].place
+
+        mine = [other for other in self.line if (other.plugin, other.owner) == (fate.plugin, fate.owner)]
+        passed = [other for other in mine if other.job is not None and other.job.position is not None and rank(other) < rank(fate)]
+        self.check("the old order", not passed, fate, "before", *passed)
 
     # Workers
 
@@ -263,7 +342,8 @@ class Book:
         fate.begun += 1
         fate.worker, fate.said = worker, None
         name = "no run too many" + (" after garbage" if fate.garbled else "")
-        self.check(name, fate.begun <= 1 + fate.retries, fate, "is run for the", fate.begun, "time")
+        most = 1 + fate.retries + (self.lives - 1 if fate.restartable else 0)
+        self.check(name, fate.begun <= most, fate, "is run for the", fate.begun, "time")
 
     def says_end(self, fate: Fate, kind: str, value: Any = None) -> None:
         """A worker has said how a job ended."""
@@ -308,9 +388,10 @@ class Book:
         if self.store is None:
             self.check("workers and jobs agree", pids == {i: job.worker_pid for i, job in jobs.items()}, busy, self.running)
         if len(self.pending) > (most := manager.worker_config.max_pending):
-            new = [fate for fate in self.pending.values() if not fate.begun and not fate.spared]
+            new = [fate for fate in self.pending.values() if not fate.begun and not fate.spared and not fate.taken]
             if self.store is not None:  # one whose end, or whose start, is being written waits no longer
                 new = [fate for fate in new if fate.job is not None and fate.job.position is not None]
+            most += sum(fate.taken for fate in self.pending.values())  # these do not count, but are not all in line
             self.check("limit of pending jobs", len(new) <= most, *new)
         if not self.admission and self.store is None:
             self._nobody_rests({view.pid for view in manager.workers if view.status == "idle"}, workers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections import defaultdict, deque
 from random import Random
 from typing import Any
 
@@ -11,7 +12,7 @@ from cjm_worker_protocols import BaseJobManager, Job, JobError, RestartPolicy, W
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.core.jobs import ENDS
 
-from .clock import VirtualLoop
+from .clock import Happening, VirtualLoop
 from .engine import Faults, SimulatedEngine, Steps
 from .executor import Habits
 from .integrations import CONCURRENCY, PLACES, Admission, Broadcaster, Mind, Moods, Registry
@@ -22,6 +23,11 @@ from .store import MemoryStore
 NOWHERE = io.StringIO()  # Closed: nothing is shown there
 NOWHERE.close()
 PATIENCE = 50_000.0  # Simulated seconds after which a job that has not ended never will
+
+
+class AppDied(SystemExit):
+    """Raised in the middle of whatever the loop does: nothing of the app runs any more."""
+
 
 class Manager(BaseJobManager):
     """A manager whose jobs are noted."""
@@ -39,7 +45,7 @@ class Manager(BaseJobManager):
         fate = self.book.fates[parameters["n"]]
         self.book.new_job(fate, job)
         if parameters.get("taken"):
-            fate.job = None  # what happens to that id happens to the other one
+            fate.job = fate.id = None  # what happens to that id happens to the other one
             job.id = parameters["taken"]
         return job
 
@@ -63,38 +69,63 @@ REGISTRY = (errors.RegistryUnavailableError, errors.UnknownPluginError, errors.P
 
 
 class Play:
-    """One run of a scenario."""
+    """One run of a scenario: an app, or with a job store several, one after the other."""
+
+    manager: Manager
+    tasks: set[asyncio.Task[None]]
 
     def __init__(self, scenario: Scenario, loop: VirtualLoop, verbose: bool) -> None:
-        self.scenario, self.loop = scenario, loop
-        seed = scenario.seed
+        self.scenario = scenario
         config = WorkerConfig(**scenario.config)
         self.book = Book(lambda: loop.clock.moment, config.max_workers, verbose)
-        loop.clock.on_turn = self.book.turn
         self.book.limits = (config.job_timeout, config.load_timeout)
         self.book.most_per_owner = config.max_running_per_owner
         self.book.concurrency = CONCURRENCY if scenario.registry else {}
         self.book.never_replaced = config.restart is RestartPolicy.NEVER
         self.book.admission = scenario.resources is Admission
-        self.engine = SimulatedEngine(Random(seed + 1), scenario.faults, self.book, loop.clock)
-        moods, rng = scenario.moods, Random(seed + 2)
-        self.registry = Registry(rng, moods, self.book) if scenario.registry else None
-        self.resources: Any = scenario.resources(rng, moods, self.book) if scenario.resources else None
-        self.broadcaster = Broadcaster(rng, moods, self.book) if scenario.broadcaster else None
+        self.store = self.book.store = MemoryStore(Random(scenario.seed + 4), scenario.moods, self.book) if scenario.store else None
+        self.faults, self.moods = scenario.faults, scenario.moods
+        self.clients: dict[int, deque[Op]] = defaultdict(deque)  # What each still does
+        for op in scenario.ops:
+            self.clients[op.client].append(op)
+        self._begin(loop, config)
+
+    def _begin(self, loop: VirtualLoop, config: WorkerConfig) -> None:
+        """Begin an app."""
+        scenario, moods, book, self.loop = self.scenario, self.moods, self.book, loop
+        seed = scenario.seed + 10 * (book.lives - 1)
+        self.engine, rng = SimulatedEngine(Random(seed + 1), self.faults, book, loop.clock), Random(seed + 2)
+        self.registry = Registry(rng, moods, book) if scenario.registry else None
+        self.resources: Any = scenario.resources(rng, moods, book) if scenario.resources else None
+        self.broadcaster = Broadcaster(rng, moods, book) if scenario.broadcaster else None
         lent: Any = (self.registry, self.resources, self.broadcaster)
-        self.store = self.book.store = MemoryStore(Random(seed + 4), moods, self.book) if scenario.store else None
         self.manager = Manager("simulated", "simulated", False, config, *lent, engine=self.engine, job_store=self.store)
-        self.manager.book = self.book
+        self.manager.book = book
         self.listener = self.manager.events() if scenario.listens else None
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks = set()
         self.closed = False
+        self.before = book.counts.copy()
+        self.death: Happening | None = None
+
+    def next_app(self, died: bool) -> bool:
+        """Begin another app, if this one has died, or has left jobs in the store."""
+        if self.death is not None:
+            self.death.cancel()
+        if self.store is not None and died:
+            self.engine.app_died()
+            self.store.managers.clear()
+        if self.store is None or self.book.violations or not (died or self.store.has_open()):
+            return False
+        self.book.app_gone()
+        self.book.note("app", self.book.lives)
+        self._begin(VirtualLoop(self.loop.clock), self.manager.worker_config)
+        return True
 
     async def play(self) -> None:
         """Let all clients do what they do; then wait for the end of everything."""
-        clients: dict[int, list[Op]] = {}
-        for op in self.scenario.ops:
-            clients.setdefault(op.client, []).append(op)
-        await asyncio.gather(*(self._client(ops) for ops in clients.values()))
+        if self.book.lives > 1:
+            await self._enter()
+        await asyncio.gather(*(self._client(ops) for ops in self.clients.values()))
         self._calm()
         await self._quiet()
         await self._shutdown()
@@ -102,13 +133,25 @@ class Play:
             await asyncio.wait(self.tasks, timeout=PATIENCE)
         self.book.check("all calls return", not [task for task in self.tasks if not task.done()])
         await self._over()
+        if self.death is not None:
+            self.death.cancel()
 
-    async def _client(self, ops: list[Op]) -> None:
+    async def _enter(self) -> None:
+        """Begin as an app does that is started again until it succeeds."""
+        while True:
+            try:
+                await self.manager.__aenter__()
+                return
+            except errors.JobStoreError:
+                await asyncio.sleep(0.1)
+
+    async def _client(self, ops: deque[Op]) -> None:
         late = 0  # Calls after the shutdown: a few are enough
-        for op in ops:
+        while ops:
             late += self.closed
             if late > 5:
                 return
+            op = ops.popleft()
             if op.pause:
                 await asyncio.sleep(op.pause)
             if self.book.violations:
@@ -130,13 +173,19 @@ class Play:
     def _calm(self) -> None:
         """No more faults: what can end ends."""
         self.book.note("calm")
-        self.engine.faults = Faults()
+        self.engine.faults = self.faults = Faults()
+        self.moods = Moods()
         for mind in (self.registry, self.resources, self.broadcaster, self.store):
             if isinstance(mind, Mind):
                 mind.moods = Moods()
 
     async def _quiet(self) -> None:
         """Wait until every job has ended; those that never would are cancelled."""
+        hopeless = self.manager.worker_config.restart in (RestartPolicy.NEVER, RestartPolicy.ON_CANCELLATION)
+        for _ in range(60):
+            if self.book.left and not self.closed:
+                await asyncio.sleep(1)
+        self.book.check("all that was left is taken over", self.closed or hopeless or not self.book.left, *self.book.left.values())
         if self.book.violations:
             return
         for fate in self.book.fates:
@@ -183,6 +232,7 @@ class Play:
         fate = Fate(len(book.fates), plan, plugin, place, priority, timeout, retries)
         waits = waiting or {}
         fate.expires, fate.owner = waits.get("expires"), waits.get("owner")
+        fate.restartable = waits.get("restartable", False)
         book.fates.append(fate)
         try:
             given: dict[str, Any] = {"priority": priority, "timeout": timeout, "retries": retries, **waits}
@@ -306,7 +356,8 @@ class Play:
         for job in self.manager.get_all_jobs():
             result = self.manager.get_job_result(job.id)
             self.book.check("results of ended jobs", (result is not None) == job.done, job)
-        self.book.check("totals", all(self.manager.totals[end] == self.book.counts[end] for end in ENDS), self.manager.totals)
+        here = self.book.counts - self.before
+        self.book.check("totals", all(self.manager.totals[end] == here[end] for end in ENDS), self.manager.totals)
         ended = sum(job.done for job in self.manager.get_all_jobs())
         self.book.check("limit of finished jobs", ended <= self.manager.worker_config.keep_finished, ended)
 
@@ -343,6 +394,18 @@ class Play:
 
     async def _kill(self, which: int, signal: int) -> None:
         self.engine.kill_one(which, signal)
+
+    async def _die(self, delay: float | None) -> None:
+        """The app dies, here or between two callbacks of the loop."""
+        if self.store is None:
+            return
+        if delay is None:
+            raise AppDied
+        if self.death is None:
+            self.death = self.loop.clock.after(delay, self.loop.clock.arrive, self._died)
+
+    def _died(self) -> None:
+        raise AppDied
 
     async def _shutdown(self) -> None:
         self.closed = self.book.closing = True

@@ -162,5 +162,18 @@ def draw(seed: int) -> Scenario:
         if faults:
             scenario = replace(scenario, habits=_some(rng, Habits, 0.02), moods=_some(rng, Moods, 0.1))
     if rng.random() < 0.25:
-        scenario = replace(scenario, store=True, habits=replace(scenario.habits, hangs=0.0))
+        ops, slow = _deadly(rng, ops, clients), rng.choice((0.0, 0.0, 0.1))
+        habits = replace(scenario.habits, hangs=0.0, slow=max(scenario.habits.slow, slow))
+        scenario = replace(scenario, store=True, habits=habits, ops=tuple(ops))
     return scenario
+
+
+def _deadly(rng: Random, ops: list[Op], clients: int) -> list[Op]:
+    """The same, but the app dies now and then, and some jobs may run again."""
+    for n, op in enumerate(ops):
+        if op.do == "start" and rng.random() < 0.3:
+            ops[n] = op._replace(arguments=(*op.arguments[:5], {**op.arguments[5], "restartable": True}))
+    for _ in range(rng.choice((0, 1, 1, 2, 4))):
+        delay = rng.choice((None, None, 0.0, 0.0003, 0.001, 0.01, 0.5, 3.0))
+        ops.insert(rng.randrange(len(ops)), Op(rng.randrange(clients), 0.0, "die", (delay,)))
+    return ops

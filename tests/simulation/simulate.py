@@ -6,21 +6,29 @@ import asyncio
 import gc
 import logging
 import time
+import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from random import Random
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from cjm_worker_protocols.core import jobs
+from cjm_worker_protocols.extensions.store import StoredJob
+from cjm_worker_protocols.managers import recovery
+from cjm_worker_protocols.managers.marks import Marker
+from cjm_worker_protocols.managers.reports import Unmarked
+from cjm_worker_protocols.managers.stored import job_of
 
-from .clock import Stuck, VirtualLoop
+from .clock import EPOCH, Stuck, VirtualLoop
 from .engine import Faults
 from .executor import Habits, simulated_executors
 from .integrations import Moods
 from .invariants import Book, Violation
-from .play import Play
+from .play import AppDied, Play
 from .scenario import Scenario
 
 
@@ -49,8 +57,8 @@ class _Complaints(logging.Handler):
 
 
 @contextmanager
-def _listening(book: Book, loop: VirtualLoop) -> Iterator[None]:
-    """Hear of unexpected exceptions, and keep everything else off the log."""
+def _listening(book: Book) -> Iterator[Any]:
+    """Hear of unexpected exceptions, and keep everything else off the log; gives the handler for loops."""
     logger, complaints = logging.getLogger("cjm_worker_protocols"), _Complaints(book)
     level, propagate = logger.level, logger.propagate
     logger.addHandler(complaints)
@@ -62,9 +70,8 @@ def _listening(book: Book, loop: VirtualLoop) -> Iterator[None]:
         name = "broadcasts go on" if "empty deque" in error else "no unexpected exception"
         book.check(name, False, facts.get("message"), error)
 
-    loop.set_exception_handler(unhandled)
     try:
-        yield
+        yield unhandled
     finally:
         logger.removeHandler(complaints)
         logger.setLevel(level)
@@ -84,43 +91,92 @@ def _seeded_ids(seed: int) -> Iterator[None]:
             setattr(jobs, "id_bytes", real)
 
 
+@contextmanager
+def _noted_jobs(book: Book) -> Iterator[None]:
+    """Have the book see the jobs that are taken over, and these wait in simulated time."""
+    real_mark = Marker.mark
+
+    def noted_job_of(stored: StoredJob) -> jobs.Job:
+        job = job_of(stored)
+        book.take_over(job)
+        return job
+
+    def mark(marker: Marker, report: Unmarked) -> None:
+        book.comes_up(report.ticket.job.id)
+        real_mark(marker, report)
+
+    clock = SimpleNamespace(time=lambda: EPOCH + book.now)
+    with patch.object(recovery, "job_of", noted_job_of), patch.object(recovery, "time", clock), patch.object(Marker, "mark", mark):
+        yield
+
+
 def run(scenario: Scenario, verbose: bool = False) -> Outcome:
     """Simulate a scenario."""
-    loop = VirtualLoop()
+    loops = [VirtualLoop()]  # One for each app
     gc.disable()  # it would call finalizers at moments of its own
     try:
         with simulated_executors(Random(scenario.seed + 3), scenario.habits), _seeded_ids(scenario.seed):
-            return _run(scenario, loop, verbose)
+            return _run(scenario, loops, verbose)
     finally:
         gc.enable()
-        loop.close()
+        for loop in loops:
+            loop.close()
         asyncio.set_event_loop(None)
 
 
-def _run(scenario: Scenario, loop: VirtualLoop, verbose: bool) -> Outcome:
-    asyncio.set_event_loop(loop)
-    play = Play(scenario, loop, verbose)
-    book, engine, manager = play.book, play.engine, weakref.ref(play.manager)
-    with _listening(book, loop):
-        try:
-            loop.run_until_complete(play.play())
-        except Violation:
-            pass
-        except Stuck as e:
-            waiting = [fate for fate in book.fates if fate.job is not None and not fate.job.done]
-            book.check("shutdown returns" if book.closing else "nothing waits for ever", False, e, *waiting)
-            book.given_up = True
-        loop.clock.on_turn = lambda: None
-        if not book.given_up and not book.violations:
-            book.nothing_left(loop, engine.workers, loop.rest())
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.rest()
+def _run(scenario: Scenario, loops: list[VirtualLoop], verbose: bool) -> Outcome:
+    asyncio.set_event_loop(loops[0])
+    play, clock = Play(scenario, loops[0], verbose), loops[0].clock
+    book = play.book
+    with _listening(book) as on_exception, _noted_jobs(book):
+        while _live(play, on_exception):
+            loops.append(play.loop)
+        digest, seconds, manager, given_up = book.digest, clock.now, weakref.ref(play.manager), book.given_up
+        clock.on_turn, book.given_up = (lambda: None), True
+        for loop in loops:  # nothing counts of what apps have left that have died
+            _bury(loop)
         del play
         book.forget()
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            for _ in loops[:2]:  # what is left of apps that have died is freed first
+                gc.collect()
+        book.given_up = given_up
         book.check("the manager is freed", manager() is None)
-    return Outcome(scenario, book.violations, dict(book.counts), book.digest, list(book.tail), loop.time())
+    return Outcome(scenario, book.violations, dict(book.counts), digest, list(book.tail), seconds)
+
+
+def _live(play: Play, on_exception: Any) -> bool:
+    """Let an app live; says whether another one comes after it."""
+    book, loop = play.book, play.loop
+    asyncio.set_event_loop(loop)
+    loop.set_exception_handler(on_exception)
+    loop.clock.on_turn = book.turn
+    try:
+        loop.run_until_complete(play.play())
+    except Violation:
+        return False
+    except AppDied:
+        return play.next_app(died=True)
+    except Stuck as e:
+        waiting = [fate for fate in book.fates if fate.job is not None and not fate.job.done]
+        book.check("shutdown returns" if book.closing else "nothing waits for ever", False, e, *waiting)
+        book.given_up = True
+        return False
+    loop.clock.on_turn = lambda: None
+    book.nothing_left(loop, play.engine.workers, loop.rest())
+    return play.next_app(died=False)
+
+
+def _bury(loop: VirtualLoop) -> None:
+    """Let what is left in a loop end, with the tasks that this begins."""
+    loop.set_exception_handler(lambda loop, facts: None)
+    for _ in range(9):
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        with suppress(AppDied):  # which all hear that waited for the client in which it was raised
+            loop.rest()
+    loop.close()
 
 
 # Shrinking

@@ -1,4 +1,4 @@
-"""A job store in memory that fails and checks, as a seed says: what a manager wrote before it did something."""
+"""A job store in memory that fails and checks, as a seed says: what a manager wrote before it did something, and what is left of an app."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any
 
 from cjm_worker_protocols.extensions.store import JobChunk, JobEnd, JobMove, NewJob, StoredJob, Written
 
+from .clock import EPOCH
 from .integrations import Mind
 
 
 class MemoryStore(Mind):
-    """Keeps jobs for one manager. A call that raises has changed nothing, or everything."""
+    """Keeps jobs for one app after the other. A call that raises has changed nothing, or everything."""
 
     keep_chunks = 2
 
@@ -19,7 +20,9 @@ class MemoryStore(Mind):
         self.jobs: dict[str, StoredJob] = {}
         self.payloads: dict[str, tuple[bytes, bytes | None]] = {}
         self.kept: dict[str, dict[int, bytes]] = {}
-        self.managers: set[str] = set()
+        self.managers: set[str] = set()  # Those that are alive
+        self.holders: dict[str, str] = {}  # By job
+        self._names = self._places = 0
 
     def _may_fail(self) -> None:
         if self.likely("raises"):
@@ -28,7 +31,8 @@ class MemoryStore(Mind):
     def open(self, worker_type: str) -> str:
         """A manager begins."""
         self._may_fail()
-        self.managers.add(name := f"manager-{len(self.managers) + 1}")
+        self._names += 1
+        self.managers.add(name := f"manager-{self._names}")
         return name
 
     def close(self, manager: str) -> None:
@@ -47,13 +51,14 @@ class MemoryStore(Mind):
             if job.id in self.jobs:
                 answer.refused.append(job.id)
                 continue
-            place = answer.places[job.id] = len(self.jobs) + 1
-            self.jobs[job.id] = StoredJob(job.id, "simulated", job.plugin_id, "pending", place, *job[3:])
-            self.payloads[job.id] = job.params, None
+            self._places += 1
+            place = answer.places[job.id] = self._places
+            self.jobs[job.id] = StoredJob(job.id, "simulated", job.plugin_id, "pending", place, EPOCH + self.book.now, *job[4:9])
+            self.payloads[job.id], self.holders[job.id] = (job.params, None), manager
         changes: list[JobMove | JobEnd] = [*moved, *ended]
         for change in changes:
             known = self.jobs.get(change.id)
-            if known is None or known.ended is not None:
+            if known is None or known.ended is not None or self.holders[change.id] != manager:
                 answer.refused.append(change.id)
             else:
                 self.jobs[change.id] = known._replace(**{k: v for k, v in change._asdict().items() if k != "result"})
@@ -61,14 +66,19 @@ class MemoryStore(Mind):
             if end.id not in answer.refused:
                 self.payloads[end.id] = self.payloads[end.id][0], end.result
         for chunk in chunks:
-            self.kept.setdefault(chunk.id, {})[chunk.number] = chunk.data
+            kept = self.kept.setdefault(chunk.id, {})
+            kept[chunk.number] = chunk.data
+            for number in [number for number in kept if number <= chunk.number - chunk.keep]:
+                del kept[number]
         self._may_fail()
         return answer
 
     def claim(self, manager: str) -> list[StoredJob]:
-        """There is nothing to take over."""
+        """Take over what no living manager holds."""
         self._may_fail()
-        return []
+        free = [job for job in self.jobs.values() if job.ended is None and self.holders[job.id] not in self.managers]
+        self.holders.update((job.id, manager) for job in free)
+        return free
 
     def read(self, worker_type: str, job_ids: list[str]) -> list[StoredJob]:
         """Look jobs up."""
@@ -108,6 +118,10 @@ class MemoryStore(Mind):
         """Remove jobs."""
         for job_id in job_ids:
             self.jobs.pop(job_id, None)
+
+    def has_open(self) -> bool:
+        """Whether a job has no end."""
+        return any(job.ended is None for job in self.jobs.values())
 
     # What must hold
 
