@@ -35,7 +35,7 @@ from ..worker.plugins import Source
 # %% auto #0
 __all__ = ['Manager', 'BaseJobManager', 'JobManager']
 
-# %% ../../nbs/managers/base.ipynb #41730520
+# %% ../../nbs/managers/base.ipynb #680936fc
 Manager = TypeVar("Manager", bound="BaseJobManager")
 
 class BaseJobManager(JobLookup):
@@ -134,9 +134,9 @@ class BaseJobManager(JobLookup):
         """Run a job again, as a new one: the same plugin, parameters, options and owner, no key, and the old job's id as `retried_from`.
 
         Raises what `start_job` raises, and `JobStoreError` when the parameters of a job of an earlier app cannot be read any more."""
-        await self._session.open("retry_job")
+        lifecycle = await self._session.open("retry_job")
         if not isinstance(job, Job): raise ConfigError("job", "a job, as find_job returns it", job)
-        if self._session.durable is not None: await self._session.durable.load(job)
+        if lifecycle.store is not None: await lifecycle.store.values.fill(job)
         return await start(self._session, self, job.plugin_id, options_of(job), job.params, job.id)
 
     async def cancel_job(self,

@@ -62,7 +62,7 @@ class ManagerView(Hooks):
         "Iterate over everything that happens from now on, on the manager's loop. Ends when the manager is shut down."
         return self._session.integrations.events.listen()
 
-# %% ../../nbs/managers/lookup.ipynb #157ba22e
+# %% ../../nbs/managers/lookup.ipynb #863b2e03
 class JobLookup(ManagerView):
     "Jobs, to look at."
     @property
@@ -125,7 +125,7 @@ class JobLookup(ManagerView):
     @property
     def name_in_store(self) -> str: # Empty without a job store, before the first use and after the end
         "What the job store calls this manager, as in `SQLiteJobStore.living`. May be read from any thread."
-        return self._session.durable.name if self._session.durable is not None else ""
+        return "" if (store := self._session.integrations.store) is None else store.name
 
     @property
     def recovered(self) -> list[Job]: # The oldest first

@@ -60,7 +60,7 @@ class StoreReader:
         found: list[StoredJob] = await self.ask("select", lambda: self._store.select(self._worker_type, **wanted))
         return found
 
-# %% ../../nbs/managers/store.ipynb #958514d0
+# %% ../../nbs/managers/store.ipynb #b4ccb043
 class StoredValues:
     "What jobs were given, and what they returned and yielded. It is unpickled on the store's thread."
     def __init__(self,
@@ -83,6 +83,13 @@ class StoredValues:
 
         loaded: tuple[bytes | None, JobError | None] = await self._reader.ask("payload", call)
         return loaded
+
+    async def fill(self,
+        job: Job # One that may have come from the store
+    ) -> None:
+        "Give a job its parameters, if it has none here. Raises `JobStoreError`."
+        _, error = (None, None) if job.params else await self.load(job)
+        if error is not None: raise JobStoreError(type(self._store).__name__, error.message)
 
     async def result(self,
         job_id: str # A job
@@ -227,7 +234,7 @@ class StoreChanges:
         self.writer.batch.chunks.extend(chunks_of(job, first, chunks, self.executor))
         self.writer.wake()
 
-# %% ../../nbs/managers/store.ipynb #3120b0e1
+# %% ../../nbs/managers/store.ipynb #812d1104
 class StoreClient(StoreChanges):
     "The app's job store."
     def __init__(self,
@@ -248,20 +255,20 @@ class StoreClient(StoreChanges):
         self._worker_type, self._timeout, self._opening = worker_type, timeout, asyncio.Lock()
 
     @property
-    def opened(self) -> bool: # Whether the store knows the manager
-        "Say whether the store is in use."
-        return bool(self.writer.manager)
+    def name(self) -> str: # Empty while the store is not open
+        "What the store calls the manager."
+        return self.writer.manager
 
     async def open(self) -> bool: # Whether it was not open before
         "Register the manager. Raises `JobStoreError`; the next call tries again."
         async with self._opening:
-            if self.opened: return False
+            if self.name: return False
             self.writer.manager = await self.reader.ask("open", lambda: self.store.open(self._worker_type))
             return True
 
     async def release(self) -> None:
         "Write what waits, for a limited time, and let others take over what the manager holds. It never raises."
-        if not self.opened: return
+        if not self.name: return
         await self.writer.flush(self._timeout)
         manager, self.writer.manager = self.writer.manager, ""
         try: await self.reader.ask("close", lambda: self.store.close(manager))

@@ -262,12 +262,11 @@ def map_jobs(
     finally:
         for job in started: post_quietly(calls, "map", calls.manager.cancel_job(job.id))
 
-# %% ../../nbs/managers/sync.ipynb #afc71bc3
+# %% ../../nbs/managers/sync.ipynb #2b28f0cc
 class SyncJobManager:
-    """A job manager for plain Python. Any thread may call its methods.
+    """A job manager for plain Python. Any thread may call its methods. Use it in a `with` block, or call `shutdown` at the end.
 
-    Use it in a `with` block, or call `shutdown` at the end. A method raises what that of `JobManager` raises, `ManagerClosedError` after
-    `shutdown`, `ForkedManagerError` in a child that was forked after the first call, and `LoopThreadError` in a hook."""
+    Methods raise what `JobManager`'s do, `ManagerClosedError` after the end, `ForkedManagerError` in a child, `LoopThreadError` in a hook."""
     def __init__(self,
         *arguments: Any, # Those of `JobManager`
         manager_class: Callable[..., BaseJobManager] = JobManager, # Makes the manager; name a `BaseJobManager` of your own here
@@ -281,8 +280,7 @@ class SyncJobManager:
 
     def shutdown(self) -> None:
         "Cancel all jobs, end all workers and the thread. Does nothing in a forked child, or when it is done already."
-        ending = self._calls.stop()
-        if ending is not None: ending.join()
+        if (ending := self._calls.stop()) is not None: ending.join()
 
     def __del__(self) -> None:
         calls = getattr(self, "_calls", None)
@@ -327,8 +325,7 @@ class SyncJobManager:
         job_id: str # A job's id
     ) -> SyncJob | None: # `None` when it is unknown, or no longer kept
         "Return a job."
-        job = self._manager.get_job(job_id)
-        return None if job is None else SyncJob(job, self._calls)
+        return None if (job := self._manager.get_job(job_id)) is None else SyncJob(job, self._calls)
 
     @property
     def workers(self) -> list[WorkerView]: # One for each process
