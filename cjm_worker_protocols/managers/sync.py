@@ -262,11 +262,11 @@ def map_jobs(
     finally:
         for job in started: post_quietly(calls, "map", calls.manager.cancel_job(job.id))
 
-# %% ../../nbs/managers/sync.ipynb #2b28f0cc
+# %% ../../nbs/managers/sync.ipynb #6502ecac
 class SyncJobManager:
     """A job manager for plain Python. Any thread may call its methods. Use it in a `with` block, or call `shutdown` at the end.
 
-    Methods raise what `JobManager`'s do, `ManagerClosedError` after the end, `ForkedManagerError` in a child, `LoopThreadError` in a hook."""
+    Methods raise what `JobManager`'s do, `ManagerClosedError` once closed, `ForkedManagerError` in a child, `LoopThreadError` in a hook."""
     def __init__(self,
         *arguments: Any, # Those of `JobManager`
         manager_class: Callable[..., BaseJobManager] = JobManager, # Makes the manager; name a `BaseJobManager` of your own here
