@@ -12,6 +12,9 @@ import pytest
 # Markers of tests that need what CI does not have everywhere
 MAY_LACK = ("needs_gpu", "needs_torch", "needs_cgroup", "needs_gradio", "needs_streamlit")
 
+# Files that take longest: they begin first, so that where each file goes to a process no process is left alone with one at the end
+LONG = ("test_jupyter", "test_ray", "test_more", "test_notebooks", "test_faults", "test_registry", "test_jobs")
+
 
 def _no_skip(report: Any) -> None:
     if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("CJM_WORKERS_NO_SKIPS"):
@@ -52,15 +55,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(items: "list[pytest.Item]") -> None:
-    """Of a test with more parameters only those that are listed run on Ray."""
-    items[:] = [item for item in items if _runs_here(item)]
+    """Of a test with more parameters only those that are listed run on Ray; these come last in their file, and long files first."""
+    items[:] = sorted(filter(_runs_here, items), key=_turn)
+
+
+def _on_ray(item: pytest.Item) -> bool:
+    case = getattr(item, "callspec", None)
+    return case is not None and case.params.get("engine") == "ray"
 
 
 def _runs_here(item: pytest.Item) -> bool:
-    case = getattr(item, "callspec", None)
-    if case is None or case.params.get("engine") != "ray":
-        return True
-    return engines.listed(item.function.__name__, case.id)
+    return not _on_ray(item) or engines.listed(item.function.__name__, item.callspec.id)
+
+
+def _turn(item: pytest.Item) -> "tuple[int, str, bool]":
+    long = LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG)
+    return long, str(item.path), _on_ray(item)
 
 
 @pytest.fixture(autouse=True, scope="module")
