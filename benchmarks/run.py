@@ -19,7 +19,7 @@ from busy import STATES
 TRIP = "no-op round trip, "
 HERE = Path(__file__).resolve().parent
 SCRIPTS: "tuple[str, ...]" = ("round_trip", "asking", "throughput", "cold_start", "cancel", "streaming", "large_result", "arrays", "queued")
-SCRIPTS += ("durable", "conformance", "registry", "resources", "sse", "over_http", "on_ray")
+SCRIPTS += ("durable", "conformance", "registry", "resources", "sse", "over_http", "page", "on_ray")
 BEGIN, END = "<!-- made by run.py: begin -->\n", "<!-- made by run.py: end -->\n"
 SIDE_BEGIN, SIDE_END = "<!-- made by run.py: begin of the round trip -->\n", "<!-- made by run.py: end of the round trip -->\n"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from web_kit import Client, served
 
@@ -81,6 +82,16 @@ async def test_the_browser_gets_the_token_from_a_file_of_this_user(tmp_path: Pat
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 20) == 128 + signal.SIGINT
     assert not path.exists()
+
+
+async def test_the_token_is_no_argument_of_any_process(tmp_path: Path) -> None:
+    """Neither of the server nor of what it starts, whose environment does not have it either: other users read these."""
+    async with served(tmp_path) as (process, url), client_of(url) as client:
+        await client.start("shout", "?wait=true", text="hi")
+        token = url.partition("#token=")[2]
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        assert len(token) > 16 and len(family) > 1
+        assert not [found for found in family if token in str(found.cmdline()) or token in str(found.environ())]
 
 
 async def test_another_host_with_a_token_of_ones_own(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from cjm_worker_protocols.integrations.store import (
 from cjm_worker_protocols.integrations.store.errors import store_error
 from cjm_worker_protocols.integrations.store.files import SideFiles
 from cjm_worker_protocols.integrations.store.retention import Retention
-from cjm_worker_protocols.integrations.store.schema import APPLICATION, make_database, migrate
+from cjm_worker_protocols.integrations.store.schema import APPLICATION, VERSION, make_database, migrate
 
 TYPE = "test"
 
@@ -496,27 +496,57 @@ def test_a_newer_schema_is_refused(store: SQLiteJobStore) -> None:
 
 def test_an_older_schema_is_migrated_with_a_copy(tmp_path: Path) -> None:
     """In one transaction: a migration that fails changes nothing."""
-    path = str(tmp_path / "jobs.db")
+    path, now = str(tmp_path / "jobs.db"), VERSION
     make_database(path)
     db = sqlite3.connect(path, isolation_level=None)
+    colour, size = "ALTER TABLE jobs ADD COLUMN colour TEXT", "ALTER TABLE jobs ADD COLUMN size TEXT"
     with pytest.raises(sqlite3.Error):
-        migrate(db, path, {1: ["ALTER TABLE jobs ADD COLUMN colour TEXT", "nonsense"]}, 2)
-    assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        migrate(db, path, {now: [colour, "nonsense"]}, now + 1)
+    assert db.execute("PRAGMA user_version").fetchone() == (now,)
     assert "colour" not in str(db.execute("SELECT sql FROM sqlite_master").fetchall())
-    assert (
-        migrate(
-            db, path, {1: ["ALTER TABLE jobs ADD COLUMN colour TEXT"], 2: ["ALTER TABLE jobs ADD COLUMN size TEXT"]}, 3
-        )
-        == 1
-    )
+    assert migrate(db, path, {now: [colour], now + 1: [size]}, now + 2) == now
     assert "colour" in str(db.execute("SELECT sql FROM sqlite_master").fetchall())
     db.close()
-    copy = sqlite3.connect(f"{path}.version-1")
-    assert copy.execute("PRAGMA user_version").fetchone() == (1,) and copy.execute(
-        "PRAGMA application_id"
-    ).fetchone() == (APPLICATION,)
-    assert os.stat(f"{path}.version-1").st_mode & 0o777 == 0o600
+    copy = sqlite3.connect(f"{path}.version-{now}")
+    assert copy.execute("PRAGMA user_version").fetchone() == (now,)
+    assert copy.execute("PRAGMA application_id").fetchone() == (APPLICATION,)
+    assert os.stat(f"{path}.version-{now}").st_mode & 0o777 == 0o600
     copy.close()
+
+
+def test_a_store_of_version_1_is_opened(store: SQLiteJobStore) -> None:
+    """Its jobs are there, and its managers show their workers from now on."""
+    mine = store.open(TYPE)
+    store.write(mine, [new("a")], [], [], [])
+    with store.database.use() as db:
+        db.executescript("ALTER TABLE managers DROP COLUMN workers; PRAGMA user_version = 1")
+    store.database.disconnect()
+    later = SQLiteJobStore(store.path)
+    later.show_workers(other := later.open(TYPE), "[]")
+    assert [job.id for job in later.select(TYPE)] == ["a"] and later.shown_workers() == {other: "[]"}
+
+
+def test_only_managers_that_are_alive_show_workers(store: SQLiteJobStore) -> None:
+    """Not those that were closed, nor those whose process was killed, also when a child that it forked lives on."""
+    code = (
+        "import os, sys, time; from cjm_worker_protocols.integrations.store import SQLiteJobStore; store = SQLiteJobStore(sys.argv[1]); "
+        "store.show_workers(store.open('theirs'), '[1]'); child = os.fork(); print(child, flush=True) if child else None; time.sleep(60)"
+    )
+    mine, closed = store.open(TYPE), store.open(TYPE)
+    for manager in (mine, closed):
+        store.show_workers(manager, "[]")
+    store.close(closed)
+    other = subprocess.Popen([sys.executable, "-c", code, store.path], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    child = int(other.stdout.readline())
+    try:
+        assert list(store.shown_workers().values()) == ["[]", "[1]"]
+        other.kill()
+        other.wait()
+        assert os.path.exists(f"/proc/{child}") and store.shown_workers() == {mine: "[]"}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        other.stdout.close()
 
 
 def test_what_others_may_read_is_refused(store: SQLiteJobStore) -> None:

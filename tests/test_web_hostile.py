@@ -3,15 +3,17 @@
 import asyncio
 import json
 import os
+import signal
 import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import manager
+from harness import manager, script
+from sse_kit import free_port, wait_until_served
 from test_web import api, by_user, count, look, shout, spin
-from web_kit import TOKEN, problem, serving
+from web_kit import TOKEN, Client, problem, serving
 
 from cjm_worker_protocols.web import Access, WorkersApp
 
@@ -182,6 +184,58 @@ async def test_cookies_that_are_guessed() -> None:
     assert (await ask(app, host=False, headers=[(b"host", b"localhost:99999"), (b"cookie", name + b"=" + value)]))[0] == 401
 
 
+LOGGED = """
+import logging, os, sys, uvicorn
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.web import WorkersApp
+
+def shout(text: str) -> str:
+    logging.getLogger("plugin").warning("shouting")
+    return text.upper()
+
+class Broken(JobManager):
+    async def start_job(self, plugin_id, /, **options):
+        if plugin_id == "broken": raise RuntimeError("it fails")
+        return await super().start_job(plugin_id, **options)
+
+logging.basicConfig(level=logging.DEBUG)
+app = WorkersApp(Broken("test", "tests", plugins={"shout": shout}), token=os.environ["TOKEN"])
+uvicorn.run(app, port=int(sys.argv[1]), log_level="trace", log_config=None, access_log=True)
+"""
+
+
+@pytest.mark.limit(60)
+async def test_the_token_is_in_no_log_and_in_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is done with it, right or wrong: uvicorn's access log, every log at the lowest level, answers and problem documents.
+
+    What stands for it, the cookie, is in none either, but for the header that sets it."""
+    monkeypatch.setenv("TOKEN", TOKEN)
+    port = free_port()
+    with script(tmp_path / "logged.py", LOGGED, str(port)) as process:
+        await asyncio.to_thread(wait_until_served, port, 20)
+        async with Client(base_url=f"http://127.0.0.1:{port}/", timeout=15) as client:
+            job, broken = {"plugin_id": "shout", "params": {"text": "hi"}}, {"plugin_id": "broken"}
+            bearer, basic = {"authorization": f"Bearer {TOKEN}"}, {"authorization": f"Basic {TOKEN}", "content-type": "application/json"}
+            near = {"authorization": f"Bearer {TOKEN}x"}
+            answers = [await client.get("static/index.html"), await client.get("api"), await client.get("api", headers=near)]
+            for body in (json.dumps({"token": TOKEN + "x"}), f'{{"token": "{TOKEN}', json.dumps([TOKEN]), json.dumps({"token": [TOKEN]})):
+                answers.append(await client.post("api/login", content=body, headers=basic))
+            answers.append(await client.post("api/jobs?wait=true", json={**job, "nonsense": 1}, headers=bearer))
+            answers.append(await client.post("api/jobs", json=broken, headers=bearer))
+            login = await client.post("api/login", json={"token": TOKEN})
+            secret = login.headers["set-cookie"].partition(";")[0].partition("=")[2]
+            answers.append(await client.post("api/jobs?wait=true", json=job))  # by the cookie
+            for path in ("", "api", "api/jobs", "api/plugins", "api/workers", "metrics", "api/openapi.json"):
+                answers.append(await client.get(path))
+            codes = [401, 401, 401, 400, 400, 401, 422, 500, 200]
+            assert [answer.status_code for answer in answers[1:10]] == codes and answers[9].json()["result"] == "HI"
+        process.send_signal(signal.SIGTERM)
+        log = "".join(await asyncio.to_thread(process.communicate))
+    assert "POST /api/login" in log and "it fails" in log and "shouting" in log and "TRACE" in log
+    said = [log, *(answer.text for answer in answers), *(str(answer.headers) for answer in answers), login.text]
+    assert not [text for text in said if TOKEN in text or secret in text]
+
+
 async def test_an_authorize_that_fails_opens_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Its error is in the log, and not in the answer."""
 
@@ -312,10 +366,10 @@ async def test_forms_with_too_many_parts() -> None:
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """It holds neither memory nor the plugin for longer than its time."""
-    from cjm_worker_protocols.web.streams import JobStreamResponse
+    from cjm_worker_protocols.web.streams import SteadySend
 
-    monkeypatch.setattr(JobStreamResponse, "TIMEOUT", 0.3)
-    monkeypatch.setattr(JobStreamResponse, "HEARTBEAT", 0.3)
+    monkeypatch.setattr(SteadySend, "TIMEOUT", 0.3)
+    monkeypatch.setattr(SteadySend, "HEARTBEAT", 0.3)
 
     def flood() -> Any:
         while True:

@@ -68,6 +68,7 @@ async def test_a_new_app_finds_jobs_and_their_files(tmp_path: Path) -> None:
         assert (await client.get(f"api/jobs/{job['id']}")).json()["result"] == "content"
         again = (await client.post(f"api/jobs/{job['id']}/retry", json={})).json()
         assert (await client.ended(again["id"]))["result"] == "content" and again["retried_from"] == job["id"]
+        two.job_store.forget([job["id"]])  # the job that it repeats
         assert await sweep(tmp_path / "jobs.db.uploads", two) == 0 and kept.exists()
     async with manager(look, job_store=SQLiteJobStore(tmp_path / "other.db")) as other:
         assert await sweep(tmp_path / "jobs.db.uploads", other) == 1 and not kept.exists()
@@ -146,7 +147,6 @@ async def test_two_servers_show_the_workers_and_the_counts_of_both(tmp_path: Pat
     """Also what they use, and in events; those of a server that was killed are gone, and a new one finds its jobs."""
     async with server(tmp_path) as (_, one):
         async with server(tmp_path) as (process, two):
-            assert (await one.get("api/workers")).status_code == 200
             mine = await two.start("spin")
             async with one.events("api/events") as events:
                 seen = [event.data async for event in first(events, lambda event: event.data.get("job_id") == mine["id"])]
@@ -160,11 +160,42 @@ async def test_two_servers_show_the_workers_and_the_counts_of_both(tmp_path: Pat
             await asyncio.to_thread(process.wait)
         while any(worker["job_id"] for worker in (await one.get("api/workers")).json()["workers"]):
             await asyncio.sleep(0.05)
-        assert len(list((tmp_path / "jobs.db.workers").iterdir())) == 1
     async with server(tmp_path) as (_, again):
         assert (await again.ended(mine["id"]))["error"]["category"] == "interrupted"
         assert [job["id"] for job in (await again.get("api/jobs")).json()["jobs"]] == [mine["id"]]
         assert (await again.get("api/jobs")).json()["counts"]["failed"] == 1
+
+
+WORKER = """
+import asyncio, sys, time
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.integrations.store import SQLiteJobStore
+
+def nap(): time.sleep(60)
+
+async def main():
+    async with JobManager("test", "store", plugins={"nap": nap}, job_store=SQLiteJobStore(sys.argv[1])) as manager:
+        await (await manager.start_job("nap"))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.limit(60)
+async def test_workers_are_shown_of_a_process_that_has_served_no_request(tmp_path: Path) -> None:
+    """It has no HTTP API at all: the worker of its own job is in the list, and gone when the process is killed."""
+    async with durable(tmp_path, spin) as one, serving(WorkersApp(one)) as client:
+
+        async def theirs() -> "list[str]":
+            listed = (await client.get("api/workers")).json()["workers"]
+            return [worker["plugin_id"] for worker in listed if worker["job_id"]]
+
+        with script(tmp_path / "other.py", WORKER, str(tmp_path / "jobs.db")) as process:
+            while await theirs() != ["nap"]:
+                await asyncio.sleep(0.05)
+            process.kill()
+            while await theirs():
+                await asyncio.sleep(0.05)
 
 
 async def first(events: Any, wanted: Any) -> Any:

@@ -21,7 +21,7 @@ from .views import WorkerView, list_kept, result_data, view
 # %% auto #0
 __all__ = ['ManagerView', 'JobLookup']
 
-# %% ../../nbs/managers/lookup.ipynb #b8af8b95
+# %% ../../nbs/managers/lookup.ipynb #b0714cfa
 class ManagerView(Hooks):
     "A manager, to look at: whether it accepts jobs, its workers, its plugins, its events, and what went wrong."
     def __init__(self,
@@ -44,6 +44,11 @@ class ManagerView(Hooks):
     def workers(self) -> list[WorkerView]: # One for each process
         "The worker processes, as they are now. May be read from any thread."
         return [view(worker) for worker in list(self._session.lifecycle.pool.workers)] if self._session.lifecycle else []
+
+    async def other_workers(self) -> list[WorkerView]: # None without a job store that shows them
+        "List the workers of the other managers that share the job store, at most half a second late. Raises what `find_job` raises."
+        await self._session.open("other_workers")
+        return await self._session.durable.shared.others() if self._session.durable is not None else []
 
     def get_plugin_name(self,
         plugin_id: str # A plugin's id

@@ -29,7 +29,7 @@ from .views import WorkerView
 
 # %% auto #0
 __all__ = ['WaitTimeout', 'ForkedManagerError', 'LoopThreadError', 'LoopThread', 'closed_on_error', 'Calls', 'answer_of',
-           'post_quietly', 'SyncJob', 'map_jobs', 'SyncJobManager']
+           'post_quietly', 'step_of', 'iterate', 'SyncJob', 'map_jobs', 'SyncJobManager']
 
 # %% ../../nbs/managers/sync.ipynb #3ed2f5ba
 class WaitTimeout(FactError, TimeoutError):
@@ -166,9 +166,34 @@ def post_quietly(
     try: calls.post(name, coroutine)
     except (ManagerClosedError, ForkedManagerError): pass
 
-# %% ../../nbs/managers/sync.ipynb #6d796a02
+# %% ../../nbs/managers/sync.ipynb #77e4d2f1
 _END = object()
 
+def step_of(
+    job: Job, # A job
+    calls: Calls, # Its manager's
+    coroutine: Coroutine[Any, Any, Any] # Opens its stream, or reads it
+) -> Any: # What it returns
+    "Run a step on the loop while the job runs. For one that has ended, nothing waits, and the loop may have ended too."
+    if not job.done: return calls.call("job.stream", coroutine)
+    try: coroutine.send(None)
+    except StopIteration as end: return end.value
+
+def iterate(
+    job: Job, # A job
+    calls: Calls, # Its manager's
+    start: int # Index of the first chunk
+) -> Iterator[Any]: # The chunks, as they come
+    "Iterate over a stream from any thread."
+    async def open_stream() -> JobStream: return job.stream(start)
+    async def step() -> Any: return await anext(chunks, _END)
+
+    chunks: JobStream = step_of(job, calls, open_stream())
+    try:
+        while (chunk := step_of(job, calls, step())) is not _END: yield chunk
+    finally: post_quietly(calls, "job.stream", chunks.aclose())
+
+# %% ../../nbs/managers/sync.ipynb #678f7813
 class SyncJob:
     "A job that any thread may wait for. It has the attributes of its `Job`, such as `status`, `progress` and `metadata`."
     def __init__(self,
@@ -208,19 +233,7 @@ class SyncJob:
         :raises JobError: at the end, if the job failed or was cancelled.
         :raises StreamOverflowError: when chunks that were not read are no longer kept.
         :raises ConfigError: when `start` is no index."""
-        async def open_stream() -> JobStream: return self.job.stream(start)
-        async def step() -> Any: return await anext(chunks, _END)
-
-        chunks: JobStream = self._run("job.stream", open_stream())
-        try:
-            while (chunk := self._run("job.stream", step())) is not _END: yield chunk
-        finally: post_quietly(self._calls, "job.stream", chunks.aclose())
-
-    def _run(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        "On the loop while the job runs; for one that has ended, nothing waits, and the loop may have ended too."
-        if not self.job.done: return self._calls.call(name, coroutine)
-        try: coroutine.send(None)
-        except StopIteration as end: return end.value
+        return iterate(self.job, self._calls, start)
 
     def cancel(self) -> bool: # Whether it ended as cancelled
         "End the job, and wait until it has ended."

@@ -23,8 +23,8 @@ Scope = MutableMapping[str, Any]  # A request, as ASGI has it
 MAY = ("start", "cancel", "retry")  # What a client may do, besides reading
 
 # %% auto #0
-__all__ = ['Scope', 'MAY', 'LOCAL', 'Authorize', 'READS', 'Access', 'AccessTypeError', 'ask_app', 'header', 'is_loopback',
-           'is_loopback_address', 'check_host', 'check_origin', 'TokenAccess', 'bearer_token']
+__all__ = ['Scope', 'MAY', 'LOCAL', 'Authorize', 'READS', 'Access', 'AccessTypeError', 'ask_app', 'header', 'bearer_token',
+           'is_loopback', 'is_loopback_address', 'check_host', 'check_origin', 'TokenAccess']
 
 # %% ../../nbs/web/access.ipynb #68614f9c
 class Access(NamedTuple):
@@ -73,7 +73,7 @@ async def ask_app(
         raise AccessTypeError(found)
     return found
 
-# %% ../../nbs/web/access.ipynb #1058b2f5
+# %% ../../nbs/web/access.ipynb #8902672f
 def header(
     scope: Scope, # A request
     name: bytes # A header's name in lower case
@@ -81,6 +81,13 @@ def header(
     "Read a header."
     found = [value for key, value in scope["headers"] if key.lower() == name]
     return found[-1].decode("latin-1") if found else None
+
+def bearer_token(
+    scope: Scope # A request
+) -> str: # Empty when there is none
+    "Read the bearer token of a request."
+    scheme, _, token = (header(scope, b"authorization") or "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 def is_loopback(
     scope: Scope # A request
@@ -132,7 +139,7 @@ def check_origin(
     raise Problem(403, "cross-origin", "Expected JSON, as Content-Type: application/json, or a bearer token from a client that sends "
                   "neither Sec-Fetch-Site nor Origin.", "Content-Type")
 
-# %% ../../nbs/web/access.ipynb #17139e73
+# %% ../../nbs/web/access.ipynb #c3ee91e1
 class TokenAccess:
     "Asks for a token: as a bearer token, or as the cookie that the page got for it."
     def __init__(self,
@@ -173,10 +180,3 @@ class TokenAccess:
         try: cookie = SimpleCookie(header(scope, b"cookie") or "").get(self.cookie_name(scope))
         except (CookieError, ValueError): return False
         return cookie is not None and hmac.compare_digest(cookie.value.encode("utf-8", "replace"), self._cookie.encode())
-
-def bearer_token(
-    scope: Scope # A request
-) -> str: # Empty when there is none
-    "Read the bearer token of a request."
-    scheme, _, token = (header(scope, b"authorization") or "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""

@@ -21,8 +21,8 @@ IMAGES = {  # By first bytes
     b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF87a": "image/gif", b"GIF89a": "image/gif"}
 
 # %% auto #0
-__all__ = ['INLINE', 'IMAGES', 'FACTS', 'TIMES', 'media_type', 'ResultView', 'view_result', 'when', 'error_of', 'job_document',
-           'job_details', 'counts_document', 'worker_document']
+__all__ = ['INLINE', 'IMAGES', 'encode_json', 'FACTS', 'TIMES', 'media_type', 'ResultView', 'view_result', 'when', 'error_of',
+           'job_document', 'job_details', 'counts_document', 'worker_document']
 
 # %% ../../nbs/web/documents.ipynb #7f6d0f6d
 def media_type(
@@ -32,7 +32,7 @@ def media_type(
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP": return "image/webp"
     return next((kind for start, kind in IMAGES.items() if head.startswith(start)), "application/octet-stream")
 
-# %% ../../nbs/web/documents.ipynb #95749e0c
+# %% ../../nbs/web/documents.ipynb #9ec70fcb
 class ResultView(NamedTuple):
     "What a result is, and its JSON."
     kind: str  # `json`, `bytes`, `file` or `object`
@@ -45,7 +45,7 @@ class ResultView(NamedTuple):
         "Give the document, without the JSON itself."
         return {"kind": self.kind, "type": self.type, "size": self.size, "media_type": self.media_type or None}
 
-_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+encode_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode # json.dumps would make an encoder for each call
 
 def _repr_size(value: Any) -> int:
     try: return len(repr(value))
@@ -60,7 +60,7 @@ def view_result(
         view = memoryview(value).cast("B") if not isinstance(value, memoryview) or value.c_contiguous else memoryview(bytes(value))
         return ResultView("bytes", name, view.nbytes, media_type(bytes(view[:16])))
     if isinstance(value, os.PathLike): return _view_file(value, name)
-    try: text = _encode(value)
+    try: text = encode_json(value)
     except Exception: return ResultView("object", name, _repr_size(value)) # a subclass of dict may raise anything
     return ResultView("json", name, len(text), text=text)
 

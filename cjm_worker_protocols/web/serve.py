@@ -120,7 +120,7 @@ class StopSignal:
         "Hear signals from now on."
         for number in self.SIGNALS: asyncio.get_running_loop().add_signal_handler(number, self.hear, number)
 
-# %% ../../nbs/web/serve.ipynb #95b1392d
+# %% ../../nbs/web/serve.ipynb #7b401cc9
 @asynccontextmanager
 async def opened(
     url: str, # Of the page
@@ -158,7 +158,6 @@ async def serve(
         server = QuietServer(uvicorn.Config(app, lifespan="off", proxy_headers=False, **quiet))
         stop = StopSignal(server, app)
         stop.listen()
-        app.live.board.begin()
         url = address.url(listener.getsockname()[1])
         say(url)
         async with opened(url, show): await server.serve(sockets=[listener])

@@ -31,7 +31,7 @@ MAX_FILES, MAX_FIELDS, MAX_FIELD = 100, 100, 1 << 20  # Of one form; the last in
 
 # %% auto #0
 __all__ = ['OWNERS', 'SWEEP', 'MAX_FILES', 'MAX_FIELDS', 'MAX_FIELD', 'safe_name', 'body_parts', 'UploadFolder', 'paths_in',
-           'Form', 'form_fields', 'folder_beside', 'sweep', 'Sweeper', 'Uploads']
+           'Form', 'form_fields', 'read_form', 'folder_beside', 'add_owner', 'sweep', 'Sweeper', 'Uploads']
 
 # %% ../../nbs/web/uploads.ipynb #1185805b
 def safe_name(
@@ -107,14 +107,47 @@ def form_fields(
         except (ValueError, RecursionError): raise Problem(422, "invalid", f"{name}: expected JSON.", name) from None
     return found
 
-# %% ../../nbs/web/uploads.ipynb #ca51d001
+# %% ../../nbs/web/uploads.ipynb #7574f1a3
+async def read_form(
+    request: Request, # With a form
+    limit: int, # Bytes
+    root: Path # Where its files go
+) -> Form: # Its fields and files
+    "Read a form, and keep its files. Raises a `Problem`."
+    limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD}
+    parser = MultiPartParser(request.headers, body_parts(request, limit), **limits)
+    try: parsed = await parser.parse()
+    except MultiPartException as e: raise Problem(400, "malformed", f"Expected a form: {e.message}") from None
+    found = Form({}, {}, {}, await asyncio.to_thread(UploadFolder, root))
+    fields, uploads = dict[str, str](), list[tuple[str, UploadFile]]()
+    for name, value in parsed.multi_items():
+        if isinstance(value, UploadFile): uploads.append((name, value))
+        else: fields[name] = value
+    try:
+        for number, (name, upload) in enumerate(uploads):
+            found.files.setdefault(name, []).append(await asyncio.to_thread(found.folder.save, upload, number))
+            found.names.setdefault(name, []).append(safe_name(upload.filename))
+    finally: await parsed.close()
+    found.fields.update(form_fields(fields))
+    return found
+
+# %% ../../nbs/web/uploads.ipynb #232772e3
 def folder_beside(
-    store: Any, # The manager's job store; `None` without one
-    name: str = "uploads" # What it is for
+    store: Any # The manager's job store; `None` without one
 ) -> Path | None: # `None` when the store is no file
-    "Name a folder beside the store, which every process that has the store has too."
+    "Name the folder beside the store, which every process that has the store has too."
     path = getattr(store, "path", None)
-    return Path(f"{path}.{name}") if isinstance(path, str) else None
+    return Path(f"{path}.uploads") if isinstance(path, str) else None
+
+def add_owner(
+    root: Path, # Where the folders are
+    job_id: str, # A job that may have files there
+    another: str # The id of a job that has the same files
+) -> None:
+    "Keep the files of a job for another one, too. It takes a while: call it on a thread."
+    for mark in root.glob(f"*/{OWNERS}"):
+        if job_id in mark.read_text(encoding="utf-8").split("\n"):
+            with open(mark, "a", encoding="utf-8") as file: file.write(f"{another}\n")
 
 async def sweep(
     root: Path, # Where the folders are
@@ -150,7 +183,7 @@ class Sweeper:
         "Sweep no more."
         if self._task is not None: self._task.cancel()
 
-# %% ../../nbs/web/uploads.ipynb #2d1379ab
+# %% ../../nbs/web/uploads.ipynb #a4cef4f4
 class Uploads:
     "Keeps the files that come with jobs, as long as their jobs."
     def __init__(self,
@@ -175,22 +208,7 @@ class Uploads:
         request: Request # With a form
     ) -> Form: # Its fields and files
         "Read a form, and keep its files. Raises a `Problem`."
-        limits = {"max_files": MAX_FILES, "max_fields": MAX_FIELDS, "max_part_size": MAX_FIELD}
-        parser = MultiPartParser(request.headers, body_parts(request, self._limit), **limits)
-        try: parsed = await parser.parse()
-        except MultiPartException as e: raise Problem(400, "malformed", f"Expected a form: {e.message}") from None
-        found = Form({}, {}, {}, await asyncio.to_thread(UploadFolder, self.root))
-        fields, uploads = dict[str, str](), list[tuple[str, UploadFile]]()
-        for name, value in parsed.multi_items():
-            if isinstance(value, UploadFile): uploads.append((name, value))
-            else: fields[name] = value
-        try:
-            for number, (name, upload) in enumerate(uploads):
-                found.files.setdefault(name, []).append(await asyncio.to_thread(found.folder.save, upload, number))
-                found.names.setdefault(name, []).append(safe_name(upload.filename))
-        finally: await parsed.close()
-        found.fields.update(form_fields(fields))
-        return found
+        return await read_form(request, self._limit, self.root)
 
     def keep(self,
         job: Job, # A job
@@ -200,6 +218,14 @@ class Uploads:
         if folder is None or job in self._of or not any(folder.path in path.parents for path in paths_in(job.params)): return
         self._of[job] = folder
         if self._beside is not None: folder.outlive(job.id)
+
+    async def keep_again(self,
+        job: Job, # A new job
+        old: Job # The job that it repeats, maybe of another process
+    ) -> None:
+        "Keep the files of a job as long as the one that repeats it."
+        if (folder := self._of.get(old)) is not None: self._of[job] = folder
+        if self._beside is not None: await asyncio.to_thread(add_owner, self.root, old.id, job.id)
 
     def sweep_soon(self,
         manager: BaseJobManager # Whose store knows the jobs

@@ -22,6 +22,7 @@ class MemoryStore(Mind):
         self.kept: dict[str, dict[int, bytes]] = {}
         self.managers: set[str] = set()  # Those that are alive
         self.holders: dict[str, str] = {}  # By job
+        self.shown_last: dict[str, str] = {}  # By manager
         self._names = self._places = 0
 
     def _may_fail(self) -> None:
@@ -113,6 +114,16 @@ class MemoryStore(Mind):
         """Return nothing: no other process asks for a cancel."""
         self._may_fail()
         return []
+
+    def show_workers(self, manager: str, workers: str) -> None:
+        """Keep what a manager shows."""
+        self._may_fail()
+        self.book.check("shown by a manager that is open", manager in self.managers, manager)
+        self.shown_last[manager] = workers
+
+    def shown_workers(self) -> dict[str, str]:
+        """What managers show that are open."""
+        return {manager: workers for manager, workers in self.shown_last.items() if manager in self.managers}
 
     def forget(self, job_ids: list[str]) -> None:
         """Remove jobs."""

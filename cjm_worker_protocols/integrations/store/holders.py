@@ -13,7 +13,8 @@ from .database import StoreDatabase
 from .locks import LockFile
 
 # %% auto #0
-__all__ = ['COLUMNS', 'OF_HOLDER', 'remove_idle', 'take_over', 'add_manager', 'split_holders', 'Holders']
+__all__ = ['COLUMNS', 'OF_HOLDER', 'remove_idle', 'take_over', 'add_manager', 'split_holders', 'Holders', 'show_workers',
+           'shown_workers']
 
 # %% ../../../nbs/integrations/store/holders.ipynb #e604f93f
 COLUMNS = ", ".join(StoredJob._fields)  # Of the table, in the order of `StoredJob`
@@ -121,3 +122,19 @@ class Holders:
             taken = take_over(db, number, worker_type, split_holders(db, worker_type, locks)[1])
             remove_idle(db)
         return taken
+
+# %% ../../../nbs/integrations/store/holders.ipynb #b1f8b0d1
+def show_workers(
+    database: StoreDatabase, # The database
+    number: int, # A manager
+    workers: str # Its workers, as a JSON array
+) -> None:
+    "Keep what a manager shows. Raises `JobStoreError`."
+    with database.change() as db: db.execute("UPDATE managers SET workers = ? WHERE number = ?", (workers, number))
+
+def shown_workers(
+    database: StoreDatabase # The database
+) -> dict[str, str]: # By manager
+    "Return what the managers show that are alive. Raises `JobStoreError`."
+    with database.use() as db: rows = db.execute("SELECT number, workers FROM managers WHERE workers IS NOT NULL").fetchall()
+    return {str(number): workers for number, workers in rows if database.locks.alive(number)}

@@ -19,11 +19,12 @@ from cjm_worker_protocols.integrations.store.errors import (StoreDamagedError, S
 __all__ = ['APPLICATION', 'VERSION', 'SCHEMA', 'MIGRATIONS', 'make_database', 'check_file', 'check_folder', 'migrate',
            'transaction', 'open_database']
 
-# %% ../../../nbs/integrations/store/schema.ipynb #2fa00986
+# %% ../../../nbs/integrations/store/schema.ipynb #f86bcb73
 APPLICATION = 0x636A6D77  # Marks the file as ours, see https://www.sqlite.org/pragma.html#pragma_application_id
-VERSION = 1  # Of the schema
+VERSION = 2  # Of the schema
 SCHEMA = (
-    """CREATE TABLE managers(number INTEGER PRIMARY KEY AUTOINCREMENT, worker_type TEXT NOT NULL, holder INTEGER NOT NULL)""",
+    """CREATE TABLE managers(
+        number INTEGER PRIMARY KEY AUTOINCREMENT, worker_type TEXT NOT NULL, holder INTEGER NOT NULL, workers TEXT)""",
     """CREATE TABLE jobs(
         place INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, worker_type TEXT NOT NULL, plugin_id TEXT NOT NULL,
         status TEXT NOT NULL, created REAL NOT NULL, priority INTEGER NOT NULL, owner TEXT, key TEXT, digest TEXT NOT NULL,
@@ -34,7 +35,9 @@ SCHEMA = (
     """CREATE INDEX cancelled_jobs ON jobs(place) WHERE cancel = 1 AND ended IS NULL""",
     """CREATE TABLE chunks(job INTEGER NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY(job, number))""",
 )
-MIGRATIONS: dict[int, Sequence[str]] = {}  # By version: the statements that lead to the next one
+MIGRATIONS: dict[int, Sequence[str]] = {  # By version: the statements that lead to the next one
+    1: ["ALTER TABLE managers ADD COLUMN workers TEXT"],
+}
 
 # %% ../../../nbs/integrations/store/schema.ipynb #b8938762
 def make_database(
