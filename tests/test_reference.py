@@ -88,6 +88,7 @@ class Page:
                 self.doubled.append(anchor)
             self.sections[anchor] = Section(len(this[1]), self.text[this.end() : following.start() if following else None])
             self.anchors.add(anchor)
+        self.anchors.update(re.findall(r'<summary id="([\w.-]+)">', self.text))  # Of sections that open
 
 
 class Site:
@@ -284,7 +285,9 @@ def test_parameters_and_results_are_explained(name: str, site: Site) -> None:
         written = inspect.isfunction(init) and init.__code__.co_filename == inspect.getsourcefile(cls)
         if inspect.isfunction(init) and written:
             wanted = [p.name for p in list(inspect.signature(init).parameters.values())[1:] if not p.name.startswith("_")]
-            unsaid += [f"{key}: {p}" for p in wanted if not part.rows.get(p, {}).get("Meaning")]
+            found = re.search(r"^The other parameters are those of \[`(\w+)`\]\(#", part.text, re.MULTILINE)
+            rows = section(site, name, found[1]).rows | part.rows if found else part.rows
+            unsaid += [f"{key}: {p}" for p in wanted if not rows.get(p, {}).get("Meaning")]
     assert not unsaid, "\n" + "\n".join(unsaid)
 
 
@@ -395,8 +398,8 @@ def test_the_whole_text_is_there(name: str, site: Site) -> None:
     assert [header["title"], header["description"]] == [title.removeprefix("# "), rest.partition("\n")[0]]
     shown = re.sub(r"\]\([^)]*\)|[\[\]]", "", site.pages[name].text)
     for text in (rest.partition("\n")[2], *others):
-        for line in re.sub(r"\]\([^)]*\)|[\[\]]", "", text).splitlines():
-            assert line.strip() in shown or re.search(r"^#+ (.* -|`\w+`)$", line), line
+        for line in re.sub(r"\]\([^)]*\)|[\[\]]", "", text.replace("<!-- folded -->", "")).splitlines():
+            assert line.strip() in shown or f">{line.strip('# ')}</summary>" in shown or re.search(r"^#+ (.* -|`\w+`)$", line), line
 
 
 @each_page

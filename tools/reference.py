@@ -2,6 +2,8 @@
 
 A class shows its signature, its docstring, a table of its parameters, fields, members or facts, and then each method
 and property under a heading of its own. Everything is read from the source of the cell: see symbols.py.
+
+A section whose heading is followed by `<!-- folded -->` is a line that opens: on a page for users, what only those need who read the code.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from configparser import ConfigParser
 from dataclasses import dataclass, replace
@@ -21,6 +24,10 @@ from .links import page_of, relative
 from .symbols import Function, Index, Symbol, index, lines_of, methods, public
 
 WIDTH = 88  # Of a signature on one line
+HEADING = re.compile(r"^(?=#{1,6} )", re.MULTILINE)
+FOLDED = re.compile(r"\A(#+) (.+)\n+<!-- folded -->\s*")
+OPEN = '```{{=html}}\n<details class="folded"><summary id="{anchor}">{title}</summary>\n```\n\n::: {{.folded}}'
+CLOSE = ":::\n\n```{=html}\n</details>\n```"
 RAISES = re.compile(r"^:raises? +([\w.]+) *: *(.*)$")
 SHOWN = ("classmethod", "staticmethod", "contextmanager", "asynccontextmanager")  # Decorators that change how one calls
 SPECIAL = {"dataclass": "Field", "Enum": "Member", "FactError": "Fact", "NamedTuple": "Field", "TypedDict": "Key"}
@@ -160,7 +167,7 @@ class Writer:
         if kind == "Fact" and owner is not symbol and owner.name == "FactError": made = None  # the facts say it better
         if made is not None: taken = list(parameters(made, owner.comments, True))
         elif kind in ("Field", "Fact", "Key"): taken = arranged([row for row in rows if row.in_call], node)
-        if kind == "Member" or symbol.is_protocol: yield fence(f"class {node.name}({', '.join(bases)})")
+        if kind in ("Member", "Fact") or symbol.is_protocol: yield fence(f"class {node.name}({', '.join(bases)})")
         else: yield fence(call(f"class {node.name}", taken, ""))
         description, errors = parted(symbol.doc)
         yield description
@@ -169,10 +176,10 @@ class Writer:
             yield more
             errors = "\n\n".join(part for part in (errors, raised) if part)
         with_meaning = [row for row in taken if row.name not in ("/", "*") and row.meaning]
-        if made is not None and with_meaning and not same(with_meaning, rows): yield table("Parameter", with_meaning)
+        if made is not None and with_meaning and not same(with_meaning, rows): yield from self.of_parameters(with_meaning, every)
         if rows: yield table(kind or "Attribute", rows)
         yield errors
-        if bases and not symbol.is_protocol and kind != "Member": yield f"Bases: {', '.join(map(code, bases))}."
+        if bases and not symbol.is_protocol and kind not in ("Member", "Fact"): yield f"Bases: {', '.join(map(code, bases))}."
         mine = [*methods(symbol), *self.symbols.inherited(symbol)]
         own = {m.last for m in mine}
         for base in [base for base in family[1:] if not self.symbols.speaks_for(symbol, base)]:
@@ -181,6 +188,17 @@ class Writer:
             if links: yield f"From `{base.name}`: {', '.join(links)}."
             own |= {m.last for m in rest}
         for method in mine: yield from self.of_function(method, 4)
+
+    def of_parameters(self, listed: list[Row], every: "list[tuple[Symbol, Any]]") -> Iterator[str]:
+        """The table of a constructor's parameters; those that are a base class's too are listed there."""
+        for base, node in every[1:]:
+            known = list(parameters(node, base.comments, True))
+            more = [row for row in listed if row not in known]
+            if more == listed or not more: continue
+            yield table("Parameter", more)
+            yield f"The other parameters are those of [`{base.name}`]({relative(base.page, self.page)}#{base.anchor})."
+            return
+        yield table("Parameter", listed)
 
     def rows(self, family: list[Symbol]) -> tuple[str, list[Row]]:
         """What the table of a class lists: its kind, and the fields, members or facts, the inherited ones first."""
@@ -267,16 +285,17 @@ def returned(node: "ast.FunctionDef | ast.AsyncFunctionDef", lines: dict[int, st
 
 
 def call(name: str, rows: list[Row], result: str) -> str:
-    """A signature, on one line if it fits."""
+    """A signature: on one line if it fits, else without the types, which the table has."""
 
     def shown(row: Row) -> str:
         if not row.default: return f"{row.name}: {row.type}" if row.type else row.name
         return f"{row.name}: {row.type} = {row.default}" if row.type else f"{row.name}={row.default}"
 
-    every, end = [shown(row) for row in rows], f" -> {result}" if result else ""
-    line = f"{name}({', '.join(every)}){end}"
+    end = f" -> {result}" if result else ""
+    line = f"{name}({', '.join(map(shown, rows))}){end}"
     if len(line) <= WIDTH: return line
-    return f"{name}(\n" + "".join(f"    {one},\n" for one in every) + f"){end}"
+    every = [f"{row.name}={row.default}" if row.default else row.name for row in rows]
+    return f"{name}(\n" + textwrap.fill(", ".join(every), WIDTH, initial_indent="    ", subsequent_indent="    ") + f"\n){end}"
 
 
 def fence(source: str) -> str:
@@ -309,6 +328,36 @@ def apart(source: str, anchors: set[str]) -> str:
     return re.sub(r"^#+ (`?\w+`?)$", marked, source, flags=re.MULTILINE)
 
 
+def slug(title: str) -> str:
+    """The identifier that Pandoc gives to a heading."""
+    return re.sub(r"^[^a-z]+", "", re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", title.lower())))
+
+
+def pieces(source: str) -> list[str]:
+    """A text, cut before each of its headings."""
+    without_code = re.sub(r"^ *(`{3,}).*?^ *\1", lambda m: re.sub(r"[^\n]", "x", m[0]), source, flags=re.MULTILINE | re.DOTALL)
+    cuts = [0, *(m.start() for m in HEADING.finditer(without_code) if m.start()), len(source)]
+    return [source[start:end] for start, end in zip(cuts, cuts[1:])]
+
+
+def folded(cells: Iterable[Any]) -> Iterator[Any]:
+    """The cells, with each section that is marked as folded between two that make it a line that opens."""
+    depth = 0  # The level of the heading of the section that is open
+    for cell in cells:
+        for piece in pieces(cell.source) if cell.cell_type == "markdown" else [""]:
+            level = len(re.match(r"#*", piece)[0])  # type: ignore[index]
+            if depth and 0 < level <= depth:
+                yield mk_cell(CLOSE, "markdown")
+                depth = 0
+            if found := FOLDED.match(piece):
+                depth, title = len(found[1]), re.sub(r"`([^`]+)`", r"<code>\1</code>", found[2])
+                yield mk_cell(OPEN.format(anchor=slug(found[2]), title=title), "markdown")
+                piece = piece[found.end() :]
+            if piece.strip(): yield mk_cell(piece, "markdown")
+        if cell.cell_type != "markdown": yield cell
+    if depth: yield mk_cell(CLOSE, "markdown")
+
+
 class Reference(Processor):  # type: ignore[misc]
     """Replace the cells that export by the reference of what they define."""
 
@@ -334,7 +383,7 @@ class Reference(Processor):  # type: ignore[misc]
             elif not getattr(cell, "directives_", {}).keys() & {"export", "exporti", "exports", "hide", "default_exp"}:
                 if cell.cell_type == "markdown": cell.source = apart(cell.source, anchors)
                 if cell.source or cell.cell_type == "code": cells.append(cell)
-        self.nb.cells = cells
+        self.nb.cells = list(folded(cells))
 
     def cell(self, cell: Any) -> None:
         """Leave the rest as it is."""
