@@ -25,7 +25,7 @@ from .symbols import Function, Index, Symbol, index, lines_of, methods, public
 
 WIDTH = 88  # Of a signature on one line
 HEADING = re.compile(r"^(?=#{1,6} )", re.MULTILINE)
-FOLDED = re.compile(r"\A(#+) (.+)\n+<!-- folded -->\s*")
+FOLDED = re.compile(r"\A(#+) (.+?)(?: \{#([\w.-]+)\})?\n+<!-- folded -->\s*")
 OPEN = '```{{=html}}\n<details class="folded"><summary id="{anchor}">{title}</summary>\n```\n\n::: {{.folded}}'
 CLOSE = ":::\n\n```{=html}\n</details>\n```"
 RAISES = re.compile(r"^:raises? +([\w.]+) *: *(.*)$")
@@ -57,7 +57,9 @@ def code(source: str) -> str:
 
 
 def table(head: str, rows: Iterable[Row]) -> str:
-    """A table of rows, without columns that are empty."""
+    """A table of rows, without columns that are empty; of one or two parameters, a list."""
+    rows = list(rows)
+    if head == "Parameter" and len(rows) < 3: return "\n".join(map(item, rows))
     cells = [[code(r.name), code(r.type), code(r.default), escaped(r.meaning)] for r in rows]
     keep = [i for i in range(4) if any(row[i] for row in cells)]
     widths = [max(len(row[i]) for row in cells) + 2 for i in range(4)]
@@ -65,6 +67,12 @@ def table(head: str, rows: Iterable[Row]) -> str:
     lines = [heads, ["-" * max(3, min(width, 60)) for width in widths], *cells]
     listed = "\n".join("| " + " | ".join(line[i] for i in keep) + " |" for line in lines)
     return f"::: {{.reference}}\n{listed}\n:::"
+
+
+def item(row: Row) -> str:
+    """A parameter in a line."""
+    about = ", ".join([*filter(None, [code(row.type)]), *([f"default {code(row.default)}"] if row.default else [])])
+    return f"- {code(row.name)}{f' ({about})' if about else ''}: {escaped(row.meaning)}"
 
 
 def escaped(words: str) -> str:
@@ -194,9 +202,9 @@ class Writer:
         for base, node in every[1:]:
             known = list(parameters(node, base.comments, True))
             more = [row for row in listed if row not in known]
-            if more == listed or not more: continue
+            if base.page != self.page or not public(base.name) or more == listed or not more: continue
             yield table("Parameter", more)
-            yield f"The other parameters are those of [`{base.name}`]({relative(base.page, self.page)}#{base.anchor})."
+            yield f"The other parameters are those of [`{base.name}`](#{base.anchor})."
             return
         yield table("Parameter", listed)
 
@@ -295,7 +303,7 @@ def call(name: str, rows: list[Row], result: str) -> str:
     line = f"{name}({', '.join(map(shown, rows))}){end}"
     if len(line) <= WIDTH: return line
     every = [f"{row.name}={row.default}" if row.default else row.name for row in rows]
-    return f"{name}(\n" + textwrap.fill(", ".join(every), WIDTH, initial_indent="    ", subsequent_indent="    ") + f"\n){end}"
+    return f"{name}(\n" + textwrap.fill(", ".join(every), WIDTH - 12, initial_indent="    ", subsequent_indent="    ") + f"\n){end}"
 
 
 def fence(source: str) -> str:
@@ -351,7 +359,7 @@ def folded(cells: Iterable[Any]) -> Iterator[Any]:
                 depth = 0
             if found := FOLDED.match(piece):
                 depth, title = len(found[1]), re.sub(r"`([^`]+)`", r"<code>\1</code>", found[2])
-                yield mk_cell(OPEN.format(anchor=slug(found[2]), title=title), "markdown")
+                yield mk_cell(OPEN.format(anchor=found[3] or slug(found[2]), title=title), "markdown")
                 piece = piece[found.end() :]
             if piece.strip(): yield mk_cell(piece, "markdown")
         if cell.cell_type != "markdown": yield cell
