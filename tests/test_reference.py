@@ -425,7 +425,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LOOKED_AT = [f"{name}.ipynb" for name in ("index", "managers/base", "core/config", "core/errors", "extensions/protocols")]
 LOOKED_AT += [f"{name}.ipynb" for name in ("conformance/catalogue/store", "cli/usage", "explanations/security", "explanations/limits")]
 SCREEN = 800  # The height of a window, in pixels
-SCREENS = {"managers/base.ipynb": 18, "core/errors.ipynb": 16}  # Pages with a heading for each of some 30 methods or errors; of others, 11
+SCREENS = {"managers/base.ipynb": 18, "core/errors.ipynb": 16}  # Pages with a heading for each of some 30 methods or errors; of others, 12
 
 
 @pytest.fixture(scope="session")
@@ -469,7 +469,7 @@ def test_a_page_fits_its_window_and_can_be_read(width: int, theme: str, preview:
             assert not page.evaluate(CUT), name
             assert not page.evaluate(WIDE), name
             assert width < 768 or not page.evaluate(BROKEN), name
-            assert width < 768 or page.evaluate("document.documentElement.scrollHeight") <= SCREENS.get(name, 11) * SCREEN, name
+            assert width < 768 or page.evaluate("document.documentElement.scrollHeight") <= SCREENS.get(name, 12) * SCREEN, name
             for what in ("main a code", "main pre.mermaid"):
                 if page.locator(what).count():
                     assert page.evaluate(CONTRAST, what) > 4.5, (name, what)  # WCAG 2.2, 1.4.3 Contrast (Minimum)
