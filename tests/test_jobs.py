@@ -1895,6 +1895,40 @@ async def test_a_listener_that_is_gone_costs_nothing() -> None:
         assert [ghost() for ghost in ghosts] == [None] * 5
 
 
+async def test_who_waits_is_held(gate: Gate) -> None:
+    """A task that nothing else refers to is not collected while it waits for a result, a chunk or an event."""
+    got: "list[str]" = []
+
+    async def awaits(job: Job) -> None:
+        await job
+        got.append("result")
+
+    async def reads(job: Job) -> None:
+        async for _ in job.stream():
+            pass
+        got.append("stream")
+
+    async def hears(m: Any) -> None:
+        async for event in m.events():
+            if event.type == "job:completed":
+                got.append("event")
+
+    async with manager("wait_at") as m:
+        job = await m.start_job("wait_at", gate=gate.path)
+        for waits in (awaits(job), reads(job), hears(m)):
+            asyncio.get_running_loop().create_task(waits)
+        del waits
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            gc.collect()
+        gate.open()
+        await job
+        while len(got) < 3:
+            await asyncio.sleep(0.01)
+            gc.collect()
+    assert sorted(got) == ["event", "result", "stream"]
+
+
 def test_listening_after_the_shutdown_ends_at_once() -> None:
     """A loop over the events of a manager that was shut down has nothing to wait for."""
 

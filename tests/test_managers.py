@@ -399,6 +399,40 @@ async def test_the_import_path_is_that_of_the_folder_where_the_manager_was_made(
         assert await (await m.start_job("hello")) == "hello"
 
 
+APP = """
+from cjm_worker_protocols import BaseJobManager, JobManager
+def shout(text): return text.upper()
+def load(): return {"shout": shout}
+class Own(BaseJobManager):
+    def get_plugin_loader(self): return load
+function = JobManager("t", "c", plugins={"shout": shout})
+name = JobManager("t", "c", plugins={"shout": "app:shout", "len": len})
+loader = Own("t", "c")
+elsewhere = JobManager("t", "c", plugins={"words": "string:capwords"})
+"""
+SERVER = """
+import asyncio, logging, sys
+logging.basicConfig(level=logging.WARNING, format="%(args)s", stream=sys.stdout)
+import app
+def here(): pass
+main = app.JobManager("t", "c", plugins={"here": here})
+async def serve():
+    inside = app.JobManager("t", "c", plugins={"shout": app.shout})
+    for name, manager in (*vars(app).items(), ("main", main), ("inside", inside)):
+        if not isinstance(manager, app.BaseJobManager): continue
+        print(name)
+        async with manager: pass
+asyncio.run(serve())
+"""
+
+
+def test_plugins_beside_their_manager_are_warned_of(tmp_path: Path) -> None:
+    """Under `uvicorn module:app`, each worker would import the whole app with them. What is in `__main__` is sent without its module."""
+    (tmp_path / "app.py").write_text(APP)
+    with script(tmp_path / "main.py", SERVER) as process:
+        assert finish(process) == (0, "function\n('app',)\nname\n('app',)\nloader\n('app',)\nelsewhere\nmain\ninside\n", "")
+
+
 def test_an_app_may_change_its_folder_before_it_makes_a_manager(tmp_path: Path) -> None:
     """What it found when it was started is found; what lies in the folder where it is now comes first, as in the app itself."""
     (tmp_path / "now").mkdir()

@@ -21,7 +21,7 @@ from .durable import DurableJobs
 from .ends import JobTable
 from .hooks import Hooks
 from .integrations import Integrations
-from .known import KnownPlugins
+from .known import KnownPlugins, module_of, warn_of_app
 from .lifecycle import Lifecycle
 from .process import IMPORTED_IN, absolute_path, working_folder
 from .reports import Ticket
@@ -31,7 +31,7 @@ from ..worker.plugins import PluginTable, pack
 # %% auto #0
 __all__ = ['WorkerFrames', 'Session', 'close_all', 'close_later', 'start']
 
-# %% ../../nbs/managers/session.ipynb #556164e7
+# %% ../../nbs/managers/session.ipynb #e14c1902
 class WorkerFrames:
     "Makes the frames that workers are sent: the first one, and one for each job."
     def __init__(self,
@@ -45,6 +45,7 @@ class WorkerFrames:
             raise ConfigError(hook, "a function that returns a dict of plugins, or its import string", loader)
         if getattr(loader, "__self__", None) is manager:
             raise ConfigError(hook, "a function, and not a method, which would send the manager itself to the worker", loader)
+        warn_of_app(manager, {module_of(loader)} if known.given is None else known.given.modules)
         self._manager, self._known = weakref.ref(manager), known
         self._source = pack(f"the loader of {type(manager).__name__}", loader)
         self._path = None if known.config.python else absolute_path(sys.path, folder, IMPORTED_IN)
