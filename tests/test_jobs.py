@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from html.parser import HTMLParser
@@ -1401,6 +1402,40 @@ def test_nothing_global_is_changed(tmp_path: Path) -> None:
         before, after = said_json(process)
         out, err = process.communicate(timeout=20)
     assert before == after and before[0] is None and (out, err) == ("", "")
+
+
+async def test_it_can_be_looked_at_from_threads() -> None:
+    """Whatever is said to be readable from any thread, while jobs come and go."""
+    over, wrong, turns = threading.Event(), list[Exception](), Counter[str]()
+
+    def looks(m: Any, job: Job) -> None:
+        while not over.is_set():
+            reads: "list[Callable[[], Any]]" = [lambda: repr(m), m._repr_html_, m.get_all_jobs, lambda: m.workers, lambda: dict(m.totals)]
+            reads += [lambda: m.get_job(job.id), lambda: m.get_job_result(job.id), lambda: job.position, job._repr_html_, lambda: repr(job)]
+            reads += [lambda: m.check_streaming_support("echo"), lambda: m.get_plugin_name("echo"), lambda: dict(m.integration_errors)]
+            for read in reads:
+                try:
+                    read()
+                except Exception as e:
+                    wrong.append(e)
+            turns[threading.current_thread().name] += 1
+
+    interval = sys.getswitchinterval()
+    async with manager("echo", max_workers=2, keep_finished=10, plugin_registry=Registry(echo="echo")) as m:
+        threads = [threading.Thread(target=looks, args=(m, await m.start_job("echo"))) for _ in range(2)]
+        sys.setswitchinterval(1e-5)
+        try:
+            for thread in threads:
+                thread.start()
+            while len(turns) < 2 or min(turns.values()) < 10:
+                await asyncio.gather(*[await m.start_job("echo", x=n) for n in range(10)])
+                m.clear_completed_jobs()
+        finally:
+            over.set()
+            sys.setswitchinterval(interval)
+            for thread in threads:
+                await asyncio.to_thread(thread.join)
+    assert not wrong, wrong[0]
 
 
 def test_a_manager_may_live_on_a_loop_of_another_thread() -> None:
