@@ -930,7 +930,14 @@ def test_a_completion_hook_that_hangs() -> None:
         release.set()
 
 
-@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, GeneratorExit, SystemExit], ids=lambda e: e.__name__)
+class Mute(Exception):
+    """Its text raises."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("error", [ValueError, Mute, asyncio.CancelledError, GeneratorExit, SystemExit], ids=lambda e: e.__name__)
 async def test_extract_job_result_that_raises(error: "type[BaseException]") -> None:
     """The job fails with what it raised, whatever that is, and the worker goes on."""
 

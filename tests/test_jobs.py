@@ -41,7 +41,7 @@ ORIGIN = {"worker_type", "manager_id", "manager_host", "manager_pid"}  # What ev
 def test_managers_have_the_engine_of_the_run(request: pytest.FixtureRequest) -> None:
     """A test that is named after an engine runs on it."""
     kind = request.node.callspec.params["engine"]
-    assert type(manager("pid")._session.known.engine).__name__ == {"local": "LocalEngine", "ray": "RayEngine"}[kind]
+    assert type(manager("pid").engine).__name__ == {"local": "LocalEngine", "ray": "RayEngine"}[kind]
 
 
 async def test_a_job_runs_in_another_process() -> None:

@@ -278,10 +278,10 @@ async def test_a_question_waits_for_a_thread_that_can_be_had_later(monkeypatch: 
 
     monkeypatch.setattr(threading.Thread, "start", start)
     monkeypatch.setattr(CallThread, "AGAIN", 0.02)
-    executor = SerialExecutor("test", 10, errors := Counter())
-    assert await executor.ask("add", lambda: 1 + 1, 5.0) == 2
+    executor = SerialExecutor("test", 10, errors := Counter(), 5.0)
+    assert await executor.ask("add", lambda: 1 + 1) == 2
     assert errors == {"test.thread": 2}
-    await executor.close(1.0)
+    await executor.close()
 
 
 def test_two_threads_that_ask_first_share_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +294,8 @@ def test_two_threads_that_ask_first_share_one_thread(monkeypatch: pytest.MonkeyP
         real(thread)
 
     monkeypatch.setattr(threading.Thread, "start", start)
-    executor = SerialExecutor("test", 10, Counter())
-    callers = [threading.Thread(target=executor.ask_blocking, args=("add", lambda: 2, 5.0)) for _ in range(3)]
+    executor = SerialExecutor("test", 10, Counter(), 5.0)
+    callers = [threading.Thread(target=executor.ask_blocking, args=("add", lambda: 2)) for _ in range(3)]
     for caller in callers:
         caller.start()
     for caller in callers:
@@ -354,7 +354,7 @@ async def test_hooks_that_wait_end_with_their_task() -> None:
             called.append(n)
             await asyncio.sleep(60)
 
-    caller = HookCaller(10, Counter())
+    caller = HookCaller(10, Counter(), 1.0)
     hook = Hooked().hook
     before = asyncio.all_tasks()
     for n in range(3):

@@ -337,7 +337,7 @@ def test_settings_have_units(site: Site) -> None:
 @pytest.mark.parametrize(
     ("cls", "wanted"),
     [
-        ("managers/base.BaseJobManager", "start_job cancel_job reload_plugin shutdown events workers get_job list_jobs ready"),
+        ("managers/base.BaseJobManager", "start_job cancel_job reload_plugin shutdown events workers find_job list_jobs ready"),
         ("managers/hooks.Hooks", "create_job prepare_execute_request extract_job_result estimate_resources _validate_resources"),
         ("core/jobs.Job", "stream wait __await__"),
         ("extensions/protocols.PluginRegistryProtocol", "get_plugins_by_category get_plugin load_plugin_config"),

@@ -336,7 +336,7 @@ def a_ticket(place: int, plugin: str, priority: int = 0, owner: "str | None" = N
     from cjm_worker_protocols.core.jobs import Job, attach
 
     job = Job(plugin, priority=priority, owner=owner)
-    return Ticket(job, attach(job), place, plugin, {}, b"")
+    return Ticket(job, attach(job), place, plugin, {})
 
 
 @given(st.lists(st.integers(1, 40), max_size=40, unique=True))

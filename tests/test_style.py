@@ -16,18 +16,18 @@ from repo import LIB, NBS, ROOT, modules, notebooks
 
 CELL = 60  # Lines of an export cell, blank ones and directives apart
 LARGE_CELLS = {  # Classes whose cell may be larger, and how large
-    "AdmissionGate": 110,
-    "BaseJobManager": 144,
+    "BaseJobManager": 143,
     "EntryPointRegistry": 129,
     "EventStreams": 82,
     "Job": 68,
     "Lifecycle": 148,
+    "ManagerView": 91,
     "RedisBroadcaster": 133,
-    "Scheduler": 131,
+    "Scheduler": 129,
     "WorkerPool": 137,
     "WorkerProxy": 150,
 }
-LONG_CELL, LONG_SHARE = 40, 0.31  # Lines of a long cell, and the share of all exported lines in such cells; the goal is 0.20
+LONG_CELL, LONG_SHARE = 40, 0.28  # Lines of a long cell, and the share of all exported lines in such cells; the goal is 0.20
 HIDDEN_SHARE = 0.15  # Of the lines that are not exported
 NOT_SHOWN = {"managers/base.ipynb": 2}  # Export cells with nothing shown below them
 COLUMNS = 140

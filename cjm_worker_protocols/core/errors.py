@@ -16,8 +16,8 @@ __all__ = ['FactError', 'ConfigError', 'UnknownSettingError', 'UnknownPluginErro
            'RegistryUnavailableError', 'ResourceValidationError', 'QueueFullError', 'PendingBytesError',
            'OwnerQueueFullError', 'NotANewJobError', 'DuplicateJobError', 'WorkersUnavailableError',
            'ManagerClosedError', 'ManagerDrainingError', 'WrongLoopError', 'StreamOverflowError', 'JobStoreError',
-           'KeyConflictError', 'PluginLoadError', 'ForeignBytecodeError', 'should_log', 'ends_app', 'log_safely',
-           'count_failure']
+           'KeyConflictError', 'PluginLoadError', 'ForeignBytecodeError', 'should_log', 'text_of', 'ends_app',
+           'log_safely', 'count_failure']
 
 # %% ../../nbs/core/errors.ipynb #0d4e33da
 if TYPE_CHECKING: from typing_extensions import dataclass_transform as _dataclass_transform
@@ -270,6 +270,14 @@ def should_log(
 ) -> bool: # Whether to log it this time
     "Decide whether a failure that repeats is logged once more."
     return count in (1, 10, 100) or not count % 1000
+
+# %% ../../nbs/core/errors.ipynb #er000001
+def text_of(
+    error: BaseException # Any exception
+) -> str: # Its class and its text
+    "Write an exception as `ValueError: no`, whatever its own code raises."
+    try: return f"{type(error).__name__}: {error}"
+    except BaseException: return f"{type(error).__name__} (it has no text)"
 
 # %% ../../nbs/core/errors.ipynb #5be0a897
 def ends_app(

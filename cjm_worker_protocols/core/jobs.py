@@ -19,7 +19,7 @@ from .errors import ConfigError, ManagerClosedError, NotANewJobError, StreamOver
 
 # %% auto #0
 __all__ = ['ENDS', 'id_bytes', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks', 'Job',
-           'LiveJob', 'attach', 'request_cancel', 'was_read', 'live_of', 'attach_later', 'kept_chunks', 'JobStream']
+           'LiveJob', 'live_of', 'attach_later', 'was_read', 'kept_chunks', 'attach', 'request_cancel', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #f7159f83
 class JobError(RuntimeError):
@@ -327,7 +327,7 @@ class LiveJob:
         "End the job, once: first its result or error, then its status, then all that wait."
         job, self._job = self._job, None
         if job is None: return
-        job.result, job.error = result, error
+        job.result, job.error, job.progress = result, error, 1.0 if status == "completed" else job.progress
         job.completed_at = now() if ended is None else datetime.fromtimestamp(ended, timezone.utc)
         job.status, self.cancel, self.position = status, None, None
         self._wake()
@@ -340,6 +340,36 @@ class LiveJob:
     def _wake(self) -> None:
         self.waiters.wake()
         if self.streamed is not None: self.streamed.waiters.wake()
+
+# %% ../../nbs/core/jobs.ipynb #jo000002
+def live_of(
+    job: Job # A job
+) -> LiveJob: # Made on first use
+    "Return a job's live part. May be called from any thread."
+    if job._live is None:
+        job._live = LiveJob(job)
+        if job._attach is not None: job._attach(job)
+    return job._live
+
+def attach_later(
+    job: Job, # A new job, one of very many
+    make_live: Callable[[Job], None] # Calls `attach`, on any thread
+) -> None:
+    "Have a job made live when it is first awaited, streamed, cancelled or run."
+    job._attach = make_live
+
+def was_read(
+    job: Job # A job that has ended
+) -> bool: # Whether it was awaited, or streamed to its end, or is about to be
+    "Say whether a job's end has reached the app."
+    live = live_of(job)
+    return live.read or len(live.waiters) > 0 or live.streamed is not None and len(live.streamed.waiters) > 0
+
+def kept_chunks(
+    job: Job # A job
+) -> list[Any]: # The oldest first, whose index is `job.dropped_chunks`
+    "Copy the chunks that are kept."
+    return [] if (chunks := live_of(job).streamed) is None else [chunks.get(index) for index in range(chunks.first, chunks.stop)]
 
 # %% ../../nbs/core/jobs.ipynb #36bac064
 def attach(
@@ -362,35 +392,6 @@ def request_cancel(
     live = live_of(job)
     live.check_loop("request_cancel")
     if live.cancel is not None: live.cancel(job)
-def was_read(
-    job: Job # A job that has ended
-) -> bool: # Whether it was awaited, or streamed to its end, or is about to be
-    "Say whether a job's end has reached the app."
-    live = live_of(job)
-    return live.read or len(live.waiters) > 0 or live.streamed is not None and len(live.streamed.waiters) > 0
-
-def live_of(
-    job: Job # A job
-) -> LiveJob: # Made on first use
-    "Return a job's live part. May be called from any thread."
-    if job._live is None:
-        job._live = LiveJob(job)
-        if job._attach is not None: job._attach(job)
-    return job._live
-
-def attach_later(
-    job: Job, # A new job, one of very many
-    make_live: Callable[[Job], None] # Calls `attach`, on any thread
-) -> None:
-    "Have a job made live when it is first awaited, streamed, cancelled or run."
-    job._attach = make_live
-
-def kept_chunks(
-    job: Job # A job
-) -> list[Any]: # The oldest first, whose index is `job.dropped_chunks`
-    "Copy the chunks that are kept."
-    chunks = live_of(job).streamed
-    return [] if chunks is None else [chunks.get(index) for index in range(chunks.first, chunks.stop)]
 
 # %% ../../nbs/core/jobs.ipynb #bd9816b5
 class JobStream:

@@ -13,6 +13,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from ..core.config import WorkerConfig
+from ..core.errors import text_of
 from ..core.frames import OutgoingFrame
 from .base import WorkerEvents, with_interpreter, without_interpreter
 from .connection import FrameReceiver, FrameSender
@@ -44,7 +45,7 @@ def describe_hang_up(
 ) -> str: # For `Exit.reason`
     "Say why a connection ended before its worker did."
     if error is None: return "its connection was closed while it ran, as by a plugin that closes file descriptors"
-    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    what = text_of(error).removesuffix(": ")
     if isinstance(error, MemoryError): return f"this process has too little memory to receive what the worker sent ({what})"
     return f"it sent bytes that are no frame ({what})"
 

@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 Estimate = Callable[[str, "dict[str, Any]"], "dict[str, int] | None"]  # Bytes by kind that a plugin takes; `None` when unknown
 
 # %% auto #0
-__all__ = ['Estimate', 'PendingAdmission', 'Decision', 'already_loaded', 'Silence', 'RoomQuestions', 'AdmissionGate']
+__all__ = ['Estimate', 'SOON', 'PendingAdmission', 'Decision', 'already_loaded', 'Silence', 'RoomQuestions', 'PendingAdmissions',
+           'ReservedWorkers', 'RoomMaker', 'decide', 'AdmissionGate']
 
 # %% ../../nbs/managers/admission.ipynb #5b2ca1c7
 class PendingAdmission:
@@ -35,6 +36,7 @@ class PendingAdmission:
         self.never_since: float | None = None  # Since when the resource manager says that it can never fit, by the loop's clock
         self.replaced = False  # Whether emptied workers were replaced for it
         self.offered: set[WorkerProxy] | None = None  # The workers that were offered as victims, if it was refused
+        self.waits = True  # Whether it still does: it may have been cancelled
 
 class Decision(NamedTuple):
     "What became of a request."
@@ -115,99 +117,70 @@ class RoomQuestions:
         if pending.never_since is None or now - pending.never_since < self.NEVER: return ""
         return f"the plugin can never be loaded here: {reason}"
 
-# %% ../../nbs/managers/admission.ipynb #150545e5
-class AdmissionGate:
-    "Asks about one job at a time. At most one request is open."
-    SOON = 0.02  # Seconds after which to ask again, while the memory of an unloaded plugin comes back
-    SETTLE = 1.0  # Seconds that such memory may take to come back, before another plugin is unloaded
+# %% ../../nbs/managers/admission.ipynb #ad0001a1
+class PendingAdmissions(dict[str, PendingAdmission]):
+    "The jobs that were asked about and do not run yet, by id."
+    def tried_without(self,
+        ticket: Ticket, # A job that was refused
+        worker: WorkerProxy # An idle worker
+    ) -> bool: # Whether it is worth asking again
+        "Say whether a job was refused while this worker could not be offered as a victim."
+        pending = self.get(ticket.job.id)
+        return pending is None or pending.offered is None or worker not in pending.offered
+
+    def forget(self,
+        job_id: str # A job that has ended, or begun
+    ) -> None:
+        "Ask no more about a job."
+        if (pending := self.pop(job_id, None)) is not None: pending.waits = False
+
+# %% ../../nbs/managers/admission.ipynb #ad0001a4
+class ReservedWorkers(list[WorkerProxy]):
+    "The workers that are kept for the job that is asked about."
+    def add(self,
+        worker: WorkerProxy # An idle worker
+    ) -> None:
+        "Keep a worker from other jobs."
+        worker.reserve()
+        self.append(worker)
+
+    def release(self) -> None:
+        "Keep none any more."
+        while self: self.pop().reserve(False)
+
+# %% ../../nbs/managers/admission.ipynb #ad0001a6
+class RoomMaker:
+    "Makes room for a plugin: has one unloaded that no job uses, or else the emptied workers replaced."
+    SETTLE = 1.0  # Seconds that the memory of an unloaded plugin may take to come back, before another one is unloaded
 
     def __init__(self,
         resources: AdmissionClient, # The resource manager
-        estimate: Estimate, # What a plugin takes
         pool: WorkerPool, # The workers that may have to make room
-        tags: Iterator[int], # Tags of frames
-        on_blocked: Callable[[Ticket, str], None], # Called with the reason, as soon as it is known
-        on_decision: Callable[[Decision], None] # Called at the end of each request
+        reserved: ReservedWorkers, # Those that are kept for the job
+        tags: Iterator[int] # Tags of frames
     ):
-        self.questions, self._resources, self._pool, self._tags = RoomQuestions(resources, estimate), resources, pool, tags
-        self._on_blocked, self._on_decision = on_blocked, on_decision
+        self._resources, self._pool, self._reserved, self._tags = resources, pool, reserved, tags
         self._loop = asyncio.get_running_loop()
-        self._pending: dict[str, PendingAdmission] = {}  # By job
-        self._task: asyncio.Task[None] | None = None
-        self._asking: PendingAdmission | None = None  # The job that the request is about
-        self._reserved: list[WorkerProxy] = []  # Kept for that job
-        self._unloaded = float("-inf")  # When something was last unloaded to make room, by the loop's clock
+        self._unloaded = float("-inf")  # When something was last unloaded, by the loop's clock
 
-    @property
-    def busy(self) -> bool: # Whether it asks about a job now
-        "Whether a request is open."
-        return self._asking is not None
+    def found(self) -> None:
+        "Note that there is room: what is unloaded next need not wait."
+        self._unloaded = float("-inf")
 
-    def holds_for_better(self,
-        ticket: Ticket # A job that could run now
-    ) -> bool: # Whether a worker that is idle now is kept from it
-        "Say whether room is being made for a job that comes before this one."
-        return self._asking is not None and self._asking.offered is not None and self._asking.ticket.rank < ticket.rank
-
-    def reserve(self,
-        worker: WorkerProxy # An idle worker
-    ) -> None:
-        "Keep a worker for the job that is asked about."
-        worker.reserve()
-        self._reserved.append(worker)
-
-    def request(self,
-        worker: WorkerProxy, # Idle
-        ticket: Ticket # The job that needs its plugin loaded there
-    ) -> None:
-        "Find out whether a job's plugin may be loaded, and try to make room for it."
-        self._asking = pending = self._pending.setdefault(ticket.job.id, PendingAdmission(ticket))
-        self.reserve(worker)
-        for other in self._pool.idle() if pending.offered is not None else ():
-            if other.loaded: self.reserve(other)
-        self._task = Context().run(self._loop.create_task, self._decide_and_report(worker, pending))
-
-    async def _decide_and_report(self, worker: WorkerProxy, pending: PendingAdmission) -> None:
-        await asyncio.sleep(0) # also where the app has an eager task factory
-        decision = Decision(pending.ticket, worker, False, "the resource manager could not be asked")
-        try: decision = await self._decide(worker, pending)
-        except Exception as e:
-            log_safely(_log, logging.ERROR, "cannot find out whether there is room for plugin %r", pending.ticket.job.plugin_id, error=e)
-        finally: # also if the app cancels this task, as one that cancels all tasks does
-            self._asking, reserved, self._reserved = None, self._reserved, []
-            for other in reserved: other.reserve(False)
-            if decision.admitted: self.forget(pending.ticket.job.id)
-            self._on_decision(decision)
-
-    def _open(self, pending: PendingAdmission) -> bool:
-        "Whether the job still waits: it may have been cancelled."
-        return self._pending.get(pending.ticket.job.id) is pending
-
-    async def _decide(self, worker: WorkerProxy, pending: PendingAdmission) -> Decision:
-        ticket = pending.ticket
-        while True:
-            reason, failure = await self.questions.now(ticket)
-            if not self._open(pending) or not worker.free: return Decision(ticket, worker, False)
-            if not reason:
-                self._unloaded = float("-inf")
-                return Decision(ticket, worker, True)
-            self._on_blocked(ticket, reason)
-            if failure is not None: return Decision(ticket, worker, False, reason, failure)
-            if not await self._make_room(pending): return Decision(ticket, worker, False, reason, await self.questions.never(pending))
-            await asyncio.sleep(self.SOON)
-
-    async def _make_room(self, pending: PendingAdmission) -> bool:
-        "Have one plugin unloaded, or else emptied workers replaced, unless that was just done. Returns whether to ask again soon."
+    async def make(self,
+        pending: PendingAdmission # A job that was refused
+    ) -> bool: # Whether to ask again soon
+        "Make room for a job, unless that was just done."
         if self._loop.time() - self._unloaded < self.SETTLE: return True
         free = [w for w in self._pool.workers if w.loaded and (w.idle or w in self._reserved and w.free)]
         idle = {w.pid: w for w in sorted(free, key=lambda w: w.loaded.oldest_use)}
         ticket, pending.offered = pending.ticket, set(idle.values())
         pid = await self._resources.victim(ticket.job.plugin_id, ticket.config, list(idle))
-        if not self._open(pending): return False
+        if not pending.waits: return False
         if pid is None: return self._replace_emptied(pending)
         victim = idle[pid]
         if not victim.free or not victim.loaded: return False
-        if victim not in self._reserved: self.reserve(victim)
+        if victim not in self._reserved: self._reserved.add(victim)
         await victim.command(Kind.UNLOAD, next(self._tags), next(iter(victim.loaded))[:1]) # the one used longest ago
         self._unloaded = self._loop.time()
         return True
@@ -221,21 +194,76 @@ class AdmissionGate:
         pending.replaced, self._unloaded = True, self._loop.time()
         return True
 
-    def tried_without(self,
-        ticket: Ticket, # A job that was refused
-        worker: WorkerProxy # An idle worker
-    ) -> bool: # Whether it is worth asking again
-        "Say whether a job was refused while this worker could not be offered as a victim."
-        pending = self._pending.get(ticket.job.id)
-        return pending is None or pending.offered is None or worker not in pending.offered
+# %% ../../nbs/managers/admission.ipynb #ad0001a9
+SOON = 0.02  # Seconds after which to ask again, while the memory of an unloaded plugin comes back
 
-    def forget(self,
-        job_id: str # A job that has ended, or begun
+async def decide(
+    worker: WorkerProxy, # Where the job would run
+    pending: PendingAdmission, # The job
+    questions: RoomQuestions, # Asks the resource manager
+    maker: RoomMaker, # Makes room
+    on_blocked: Callable[[Ticket, str], None] # Called with the reason, as soon as it is known
+) -> Decision: # Also when the job, or the worker, is no longer there
+    "Find out whether a job's plugin may be loaded, and make room for it as long as that helps."
+    ticket = pending.ticket
+    while True:
+        reason, failure = await questions.now(ticket)
+        if not pending.waits or not worker.free: return Decision(ticket, worker, False)
+        if not reason:
+            maker.found()
+            return Decision(ticket, worker, True)
+        on_blocked(ticket, reason)
+        if failure is not None: return Decision(ticket, worker, False, reason, failure)
+        if not await maker.make(pending): return Decision(ticket, worker, False, reason, await questions.never(pending))
+        await asyncio.sleep(SOON)
+
+# %% ../../nbs/managers/admission.ipynb #150545e5
+class AdmissionGate:
+    "Asks about one job at a time. At most one request is open."
+    def __init__(self,
+        resources: AdmissionClient, # The resource manager
+        estimate: Estimate, # What a plugin takes
+        pool: WorkerPool, # The workers that may have to make room
+        tags: Iterator[int], # Tags of frames
+        on_blocked: Callable[[Ticket, str], None], # Called with the reason, as soon as it is known
+        on_decision: Callable[[Decision], None] # Called at the end of each request
+    ):
+        self.questions, self.reserved, self.pending = RoomQuestions(resources, estimate), ReservedWorkers(), PendingAdmissions()
+        self._maker, self._pool = RoomMaker(resources, pool, self.reserved, tags), pool
+        self._on_blocked, self._on_decision = on_blocked, on_decision
+        self._task: asyncio.Task[None] | None = None
+        self.asking: PendingAdmission | None = None  # The job that the open request is about
+
+    def holds_for_better(self,
+        ticket: Ticket # A job that could run now
+    ) -> bool: # Whether a worker that is idle now is kept from it
+        "Say whether room is being made for a job that comes before this one."
+        return self.asking is not None and self.asking.offered is not None and self.asking.ticket.rank < ticket.rank
+
+    def request(self,
+        worker: WorkerProxy, # Idle
+        ticket: Ticket # The job that needs its plugin loaded there
     ) -> None:
-        "Ask no more about a job."
-        self._pending.pop(job_id, None)
+        "Find out whether a job's plugin may be loaded, and try to make room for it."
+        self.asking = pending = self.pending.setdefault(ticket.job.id, PendingAdmission(ticket))
+        self.reserved.add(worker)
+        for other in self._pool.idle() if pending.offered is not None else ():
+            if other.loaded: self.reserved.add(other)
+        self._task = Context().run(asyncio.get_running_loop().create_task, self._decide_and_report(worker, pending))
+
+    async def _decide_and_report(self, worker: WorkerProxy, pending: PendingAdmission) -> None:
+        await asyncio.sleep(0) # also where the app has an eager task factory
+        decision = Decision(pending.ticket, worker, False, "the resource manager could not be asked")
+        try: decision = await decide(worker, pending, self.questions, self._maker, self._on_blocked)
+        except Exception as e:
+            log_safely(_log, logging.ERROR, "cannot find out whether there is room for plugin %r", pending.ticket.job.plugin_id, error=e)
+        finally: # also if the app cancels this task, as one that cancels all tasks does
+            self.asking = None
+            self.reserved.release()
+            if decision.admitted: self.pending.forget(pending.ticket.job.id)
+            self._on_decision(decision)
 
     def close(self) -> None:
         "Ask nothing more."
-        self._pending.clear()
+        for job_id in list(self.pending): self.pending.forget(job_id)
         if self._task is not None: self._task.cancel()

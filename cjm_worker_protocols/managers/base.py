@@ -23,12 +23,12 @@ from ..engines.local import LocalEngine
 from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProtocol, ResourceManagerProtocol
 from ..extensions.store import JobStoreProtocol
 from .commands import command_all, reload_all
-from .hooks import check_hooks
+from .hooks import Hooks, check_hooks
 from .integrations import Integrations
 from .known import GivenPlugins, KnownPlugins
-from .lookup import JobLookup
+from .lookup import ManagerView
 from .requests import JobOptions, check_mapping, options_of
-from .session import close_later, start
+from .session import Session, close_later, start
 from .views import count_jobs, manager_html
 from ..worker.plugins import Source
 
@@ -38,7 +38,7 @@ __all__ = ['Manager', 'BaseJobManager', 'JobManager']
 # %% ../../nbs/managers/base.ipynb #680936fc
 Manager = TypeVar("Manager", bound="BaseJobManager")
 
-class BaseJobManager(JobLookup):
+class BaseJobManager(ManagerView, Hooks):
     """Runs jobs in worker processes.
 
     A manager belongs to the event loop of its first use. Use it as `async with`, or call `shutdown` at the end. Unless a method
@@ -57,17 +57,19 @@ class BaseJobManager(JobLookup):
     ):
         "Raises `ConfigError` for a `worker_config` or a `job_store` of another type, and `RenamedHookError`."
         check_hooks(type(self))
+        self.id = new_id()  # In every event, as `manager_id`
         self.worker_type, self.category, self.supports_streaming = worker_type, category, supports_streaming
         self.worker_config = WorkerConfig() if worker_config is None else worker_config
         if not isinstance(self.worker_config, WorkerConfig):
             raise ConfigError("worker_config", "a WorkerConfig, as WorkerConfig(max_workers=2), or None", worker_config)
         self.plugin_registry, self.resource_manager, self.event_broadcaster = plugin_registry, resource_manager, event_broadcaster
-        self.id = new_id()  # In every event, as `manager_id`
-        self.job_store = job_store
+        self.engine, self.job_store = LocalEngine() if engine is None else engine, job_store
         integrations = Integrations(worker_type, category, self.worker_config, plugin_registry, resource_manager,
                                     event_broadcaster, self.id, job_store)
-        engine = LocalEngine() if engine is None else engine
-        super().__init__(KnownPlugins(integrations.registry, engine, self.worker_config, supports_streaming), integrations)
+        known = KnownPlugins(integrations.registry, self.engine, self.worker_config, supports_streaming, self._all_plugins())
+        super().__init__(Session(self, known, integrations))
+
+    def _all_plugins(self) -> GivenPlugins | None: return None # only the loader knows them
 
     async def __aenter__(self: Manager) -> Manager:
         await self._session.open("async with")
@@ -220,11 +222,11 @@ class JobManager(BaseJobManager):
         job_store: JobStoreProtocol | None = None # Keeps jobs, so that they outlive the app
     ):
         "Raises `PluginTypeError` or `PluginNotSendableError` for a plugin that cannot be one, and `ConfigError`."
+        self._given = GivenPlugins(plugins, type(self).__name__)
         super().__init__(worker_type, category, supports_streaming, worker_config, plugin_registry, resource_manager,
                          event_broadcaster, engine=engine, job_store=job_store)
-        self._given = GivenPlugins(plugins, type(self).__name__)
-        self._session.known.give(self._given)
 
+    def _all_plugins(self) -> GivenPlugins: return self._given
     def get_plugin_loader(self) -> Callable[[], Any]: return self._given.table
 
     @property

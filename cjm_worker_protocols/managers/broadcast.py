@@ -10,7 +10,7 @@ import inspect
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 from contextvars import Context
 from functools import partial
 from types import coroutine
@@ -25,7 +25,7 @@ from ..extensions.protocols import EventBroadcasterProtocol
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['in_context', 'awaited_in', 'TimeLimit', 'BroadcastCaller', 'BroadcastQueue', 'EventHub']
+__all__ = ['in_context', 'awaited_in', 'TimeLimit', 'BroadcastCaller', 'BroadcastQueue', 'Listeners', 'EventHub']
 
 # %% ../../nbs/managers/broadcast.ipynb #433073aa
 @coroutine
@@ -168,11 +168,9 @@ class BroadcastQueue:
                 await asyncio.sleep(0)
         finally: limit.stop()
 
-    async def close(self,
-        timeout: float # Seconds for the events that still wait
-    ) -> None:
-        "Send what waits, then stop."
-        loop = asyncio.get_running_loop()
+    async def close(self) -> None:
+        "Send what waits, for as long as one call may take, then stop."
+        loop, timeout = asyncio.get_running_loop(), self._caller.timeout
         end = loop.time() + timeout
         while (self._events or self._task is not None and not self._task.done()) and loop.time() < end:
             self._send()
@@ -184,6 +182,38 @@ class BroadcastQueue:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait({self._task}, timeout=timeout)
+
+# %% ../../nbs/managers/broadcast.ipynb #br000001
+class Listeners:
+    "The streams of a manager's events that are open. One that was dropped is forgotten."
+    def __init__(self,
+        limits: tuple[int, int] # Events that may wait for each of them, and their bytes
+    ):
+        self._limits, self._waiters, self._closed = limits, Waiters(), False
+        self.refs: set[weakref.ref[EventStream]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None  # The manager's, once it is known
+
+    def __iter__(self) -> Iterator[EventStream]:
+        return iter([listener for ref in list(self.refs) if (listener := ref()) is not None])
+
+    def bind(self,
+        loop: asyncio.AbstractEventLoop # The manager's
+    ) -> None:
+        "Belong to a loop, with all streams: on another one they would hear nothing."
+        self._loop = loop
+        for listener in self: listener.loop = loop
+
+    def listen(self) -> EventStream: # An async iterator
+        "Open a stream of the events from now on."
+        listener = EventStream(*self._limits, self._waiters, self._loop)
+        self.refs.add(weakref.ref(listener, self.refs.discard))
+        if self._closed: listener.close()
+        return listener
+
+    def close(self) -> None:
+        "End the streams."
+        self._closed = True
+        for listener in self: listener.close()
 
 # %% ../../nbs/managers/broadcast.ipynb #03234088
 def _pictured(data: Mapping[str, Any]) -> dict[str, Any]: return {name: json_safe(value) for name, value in data.items()}
@@ -197,21 +227,14 @@ class EventHub:
         errors: Counter[str], # Counts what goes wrong
         broadcaster: EventBroadcasterProtocol | None = None # The app's, if there is one
     ):
-        self._origin, self._limits, self._timeout, self._errors = origin, limits, timeout, errors
+        self._origin, self._errors, self.listeners = origin, errors, Listeners(limits)
         self._queue: BroadcastQueue | None = None
         if broadcaster is not None: self._queue = BroadcastQueue(BroadcastCaller(broadcaster, timeout, errors), SizedBuffer(*limits))
-        self._refs: set[weakref.ref[EventStream]] = set()  # To listeners; one that was dropped is forgotten
-        self._waiters = Waiters()
-        self._closed = False
-        self.loop: asyncio.AbstractEventLoop | None = None  # The manager's, once it is known
 
     @property
     def heard(self) -> bool: # Whether an event reaches anyone
         "Say whether there is a broadcaster or a listener."
-        return self._queue is not None or bool(self._refs)
-
-    def _listeners(self) -> list[EventStream]:
-        return [listener for ref in list(self._refs) if (listener := ref()) is not None]
+        return self._queue is not None or bool(self.listeners.refs)
 
     def emit(self,
         event_type: str, # One of `Event.type`
@@ -232,24 +255,9 @@ class EventHub:
         "Add what every event has, and hand the event to the broadcaster and to the listeners."
         event = Event(event_type, {**self._origin, "time": now().isoformat(), **data})
         if self._queue is not None: self._queue.put(event, context)
-        for listener in self._listeners() if self._refs else (): listener.put(event)
-
-    def bind(self,
-        loop: asyncio.AbstractEventLoop # The manager's
-    ) -> None:
-        "Belong to a loop, as do all listeners: on another one they would hear nothing."
-        self.loop = loop
-        for listener in self._listeners(): listener.loop = loop
-
-    def listen(self) -> EventStream: # An async iterator
-        "Open a stream of the events from now on."
-        listener = EventStream(*self._limits, self._waiters, self.loop)
-        self._refs.add(weakref.ref(listener, self._refs.discard))
-        if self._closed: listener.close()
-        return listener
+        for listener in self.listeners if self.listeners.refs else (): listener.put(event)
 
     async def close(self) -> None:
         "Hand on what waits, for a limited time, then end the streams."
-        if self._queue is not None: await self._queue.close(self._timeout)
-        self._closed = True
-        for listener in self._listeners(): listener.close()
+        if self._queue is not None: await self._queue.close()
+        self.listeners.close()

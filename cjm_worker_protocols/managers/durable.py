@@ -55,7 +55,9 @@ class DurableJobs:
         "At the first call: open the store, and take over what no living manager holds. Raises `JobStoreError`."
         if self._client.name or self._closed: return
         async with self._opening:
-            if not await self._client.open() or self._closed: return
+            if self._client.name or self._closed: return
+            await self._client.open()
+            if self._closed: return
             self._watch.start()
             self.recovered = await self._recovery.claim()
 
@@ -67,14 +69,12 @@ class DurableJobs:
         try: known = await self._client.add(ticket.job)
         finally: self._lifecycle.jobs.arrived()
         ticket.unmarked = True
-        if known is None: return None
-        return self._jobs.get(known.id) or await self._followed.show(known)
+        return None if known is None else self._jobs.get(known.id) or await self._followed.show(known)
 
     async def find(self,
-        job_id: str # A job
+        job_id: str # A job that is not among the manager's
     ) -> Job | None: # `None` when it is unknown
         "Find a job. Raises `JobStoreError`."
-        if (job := self._jobs.get(job_id)) is not None: return job
         stored = (await self._client.reader.read([job_id])).get(job_id)
         return None if stored is None else self._jobs.get(job_id) or await self._followed.show(stored)
 
@@ -90,7 +90,7 @@ class DurableJobs:
         "Have another manager cancel a job, and wait for its end. Raises `JobStoreError`; `ManagerClosedError` after the shutdown."
         job = await self.find(job_id)
         if job is None or job.done: return False
-        await self._followed.request_cancel(job_id)
+        await self._client.reader.request_cancel(job_id)
         if not self._closed: await self._recovery.claim()
         return (await job.wait()).status == "cancelled"
 

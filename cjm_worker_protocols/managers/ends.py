@@ -11,20 +11,58 @@ from collections.abc import Callable
 from typing import Any
 
 from ..core.config import WorkerConfig
-from ..core.errors import PendingBytesError, log_safely
+from ..core.errors import PendingBytesError, log_safely, text_of
 from ..core.frames import Frame, Kind
-from ..core.jobs import Job, JobCancelled, JobError, was_read
+from ..core.jobs import Job, JobCancelled, JobError, live_of, was_read
 from .broadcast import EventHub
 from .hooks import Hooks
 from .integrations import Integrations
 from .reports import Ticket
 from .serial import require_sync
+from .store import StoreClient
 from .writer import Ending
 
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['JobTable', 'error_in', 'emit_of', 'payload_of', 'JobFinisher']
+__all__ = ['EndedJobs', 'JobTable', 'error_in', 'emit_of', 'payload_of', 'EndNews', 'JobFinisher']
+
+# %% ../../nbs/managers/ends.ipynb #en000003
+class EndedJobs:
+    "The newest jobs that have ended: as many as are kept, and as many bytes."
+    def __init__(self,
+        config: WorkerConfig, # How many, and how many bytes
+        jobs: dict[str, Job] # All that are kept, by id; what is forgotten is removed
+    ):
+        self._jobs, self._keep, self._most = jobs, config.keep_finished, config.keep_finished_bytes
+        self._sizes: OrderedDict[str, int] = OrderedDict()  # Bytes, by id
+        self._size, self._lost = 0, False  # Bytes together; whether one was forgotten whose end was not read
+
+    def add(self,
+        job: Job, # It has ended
+        size: int # Bytes of its result and its chunks
+    ) -> None:
+        "Keep a job; forget the oldest if there are too many, or they take too many bytes."
+        self._sizes[job.id], self._size = size, self._size + size
+        while len(self._sizes) > self._keep or self._size > self._most and len(self._sizes) > 1: self._warn_of(self._forget())
+
+    def _forget(self) -> Job | None:
+        job_id, size = self._sizes.popitem(last=False)
+        self._size -= size
+        return self._jobs.pop(job_id, None)
+
+    def _warn_of(self, job: Job | None) -> None:
+        if job is None or self._lost or not self._keep or was_read(job): return
+        self._lost = True
+        log_safely(_log, logging.WARNING, "job %s (%s, %s) is no longer kept, and its end was not read: at most %d jobs are kept, "
+                   "and %d bytes. Raise WorkerConfig.keep_finished or keep_finished_bytes, or await each job; manager.totals counts all. "
+                   "Logged once.", job.id, job.plugin_id, job.status, self._keep, self._most)
+
+    def clear(self) -> int: # How many
+        "Forget all."
+        count = len(self._sizes)
+        while self._sizes: self._forget()
+        return count
 
 # %% ../../nbs/managers/ends.ipynb #3d5e169b
 class JobTable:
@@ -34,60 +72,35 @@ class JobTable:
     ):
         self.jobs: dict[str, Job] = {}  # By id
         self.totals: Counter[str] = Counter()  # How many jobs have ended, by status
-        self._sizes: dict[str, int] = {}  # Bytes of parameters, and of what is kept of those that have ended, by id
-        self._pending_bytes = self._ended_bytes = 0
-        self._ended: OrderedDict[str, bool] = OrderedDict()  # Whether its end was read, by id
-        self._config, self._keep, self._lost = config, config.keep_finished, False
+        self._sizes: dict[str, int] = {}  # Bytes of parameters of those that have not ended, by id
+        self._bytes, self._most, self._ended = 0, config.max_pending_bytes, EndedJobs(config, self.jobs)
+        self.clear = self._ended.clear  # Forgets all that have ended; returns how many
 
     def add(self,
         job: Job, # A new job
         size: int = 0 # Bytes of its parameters
     ) -> None:
         "Keep a job. Raises `PendingBytesError`; a single job may have any size."
-        if self._pending_bytes and self._pending_bytes + size > self._config.max_pending_bytes:
-            raise PendingBytesError(self._config.max_pending_bytes)
+        if self._bytes and self._bytes + size > self._most: raise PendingBytesError(self._most)
         self.jobs[job.id], self._sizes[job.id] = job, size
-        self._pending_bytes += size
+        self._bytes += size
 
     def end(self,
         job: Job, # It has ended
-        read: bool = False, # Whether its end reaches the app also without the job
         size: int = 0 # Bytes of its result and its chunks
     ) -> None:
-        "Count a job that has ended and keep it; forget the oldest if there are too many, or they take too many bytes."
+        "Count a job that has ended, and keep it for some time."
         self.totals[job.status] += 1
-        self._pending_bytes -= self._sizes.get(job.id, 0)
-        self._ended[job.id], self._sizes[job.id] = read, size
-        self._ended_bytes += size
-        most = self._config.keep_finished_bytes
-        while len(self._ended) > self._keep or self._ended_bytes > most and len(self._ended) > 1:
-            self._drop(*self._ended.popitem(last=False))
-
-    def _drop(self, job_id: str, read: bool) -> None:
-        job = self.jobs.pop(job_id, None)
-        self._ended_bytes -= self._sizes.pop(job_id, 0)
-        if job is None or read or self._lost or not self._keep or was_read(job): return
-        self._lost = True
-        log_safely(_log, logging.WARNING, "job %s (%s, %s) is no longer kept, and its end was not read: at most %d jobs are kept, "
-                   "and %d bytes. Raise WorkerConfig.keep_finished or keep_finished_bytes, or await each job; manager.totals counts all. "
-                   "Logged once.", job_id, job.plugin_id, job.status, self._keep, self._config.keep_finished_bytes)
+        self._bytes -= self._sizes.pop(job.id, 0)
+        self._ended.add(job, size)
 
     def get(self,
         job_id: str # A job's id
     ) -> Job | None: # `None` when it is unknown, or no longer kept
         "Return a job, and note that its end was read if it has ended."
-        if job_id in self._ended: self._ended[job_id] = True
-        return self.jobs.get(job_id)
-
-    def clear(self) -> int: # How many
-        "Forget all that have ended."
-        count = len(self._ended)
-        for job_id in self._ended:
-            self.jobs.pop(job_id, None)
-            self._sizes.pop(job_id, None)
-        self._ended.clear()
-        self._ended_bytes = 0
-        return count
+        job = self.jobs.get(job_id)
+        if job is not None and job.done: live_of(job).read = True
+        return job
 
 # %% ../../nbs/managers/ends.ipynb #87a85efb
 def error_in(
@@ -98,7 +111,7 @@ def error_in(
     if frame.kind == Kind.CANCELLED: return JobCancelled("the plugin stopped by itself")
     try: return JobError(*frame.value())
     except Exception as e:
-        return JobError("serialization", f"the job failed, and its error cannot be read in this process: {type(e).__name__}: {e}")
+        return JobError("serialization", f"the job failed, and its error cannot be read in this process: {text_of(e)}")
 
 # %% ../../nbs/managers/ends.ipynb #e11a643b
 def emit_of(
@@ -122,15 +135,48 @@ def payload_of(
     if job.status == "failed": payload["error"] = {name: getattr(job.error, name) for name in shown}
     return payload
 
-# %% ../../nbs/managers/ends.ipynb #4bbead37
-class JobFinisher:
-    "Ends jobs: writes the result or the error, then the status, then emits the event."
+# %% ../../nbs/managers/ends.ipynb #en000001
+class EndNews:
+    "Shows an end: in the job, in the table, as an event, to the hook, and of a failure in the log."
     def __init__(self,
         table: JobTable, # Where jobs are kept
         integrations: Integrations, # Where the event goes
         hooks: Callable[[], Hooks | None] # Returns the manager; `None` when it was dropped
     ):
-        self._table, self._integrations, self._hooks = table, integrations, hooks
+        self._table, self._events, self._caller, self._hooks = table, integrations.events, integrations.hooks, hooks
+
+    def ended(self,
+        ticket: Ticket, # A job
+        status: str, # Of its end
+        result: Any, # Of a completed job
+        error: JobError | None, # Of the others
+        size: int # Bytes of the result
+    ) -> None:
+        "End a job: first its result or its error, then its status, then the rest."
+        job, events, hooks = ticket.job, self._events, self._hooks() if status == "completed" else None
+        hooked = hooks is not None and type(hooks)._on_job_completed is not Hooks._on_job_completed
+        job.waiting_for = ""
+        ticket.live.end(status, result, error)
+        chunks = ticket.live.streamed
+        heard = events.heard
+        if hooked or heard: ticket.live.read = True # its end reaches the app also without the job
+        self._table.end(job, size + (chunks.size() if chunks is not None else 0))
+        if heard: emit_of(ticket, events, f"job:{status}", payload_of(job))
+        if hooks is not None and hooked: self._caller.call(hooks._on_job_completed, job.id, ticket.context.copy())
+        if status != "failed" or error is None: return
+        message = error.message.partition("\n")[0].encode("utf-8", "backslashreplace").decode() # no handler fails on a lone surrogate
+        facts = job.id, job.plugin_id, error.category, message
+        ticket.context.copy().run(log_safely, _log, logging.WARNING, "job %s (%s) failed: %s: %.500s", *facts)
+
+# %% ../../nbs/managers/ends.ipynb #4bbead37
+class JobFinisher:
+    "Ends jobs, each once; with a job store, an end is shown when it is written there."
+    def __init__(self,
+        news: EndNews, # Shows ends
+        store: StoreClient | None, # The job store
+        hooks: Callable[[], Hooks | None] # Returns the manager; `None` when it was dropped
+    ):
+        self._news, self._store, self._hooks = news, store, hooks
 
     def complete(self,
         ticket: Ticket, # A job
@@ -143,7 +189,7 @@ class JobFinisher:
             what, category = "extract_job_result failed", "exception"
             if hooks is not None: result = require_sync(context.run(hooks.extract_job_result, ticket.job, result))
         except BaseException as e: # what unpickles may raise anything, and the job has to end
-            self.fail(ticket, JobError(category, f"{what}: {type(e).__name__}: {e}"))
+            self.fail(ticket, JobError(category, f"{what}: {text_of(e)}"))
             if isinstance(e, KeyboardInterrupt): raise
             return False
         self._end(ticket, "completed", result, size=len(frame.body))
@@ -154,28 +200,12 @@ class JobFinisher:
         error: JobError # Why; a `JobCancelled` cancels it
     ) -> None:
         "End a job without a result."
-        if not ticket.job.done: self._end(ticket, "cancelled" if isinstance(error, JobCancelled) else "failed", error=error)
+        self._end(ticket, "cancelled" if isinstance(error, JobCancelled) else "failed", error=error)
 
     def _end(self, ticket: Ticket, status: str, result: Any = None, error: JobError | None = None, size: int = 0) -> None:
         "Show the end, with a job store when it is written."
-        if self._integrations.store is None: return self._show(ticket, status, result, error, size)
+        if self._store is None: return self._news.ended(ticket, status, result, error, size)
         def show(ending: Ending) -> None:
-            self._show(ticket, ending.status, ending.result, ending.error, size)
+            self._news.ended(ticket, ending.status, ending.result, ending.error, size)
 
-        self._integrations.store.end(Ending(ticket.job, status, result, error, show))
-
-    def _show(self, ticket: Ticket, status: str, result: Any, error: JobError | None, size: int) -> None:
-        job, events, hooks = ticket.job, self._integrations.events, self._hooks() if status == "completed" else None
-        hooked = hooks is not None and type(hooks)._on_job_completed is not Hooks._on_job_completed
-        job.waiting_for = ""
-        if status == "completed": job.progress = 1.0
-        ticket.live.end(status, result, error)
-        chunks = ticket.live.streamed
-        heard = events.heard
-        self._table.end(job, hooked or heard, size + (chunks.size() if chunks is not None else 0))
-        if heard: emit_of(ticket, events, f"job:{status}", payload_of(job))
-        if hooks is not None and hooked: self._integrations.hooks.call(hooks._on_job_completed, job.id, ticket.context.copy())
-        if status != "failed" or error is None: return
-        message = error.message.partition("\n")[0].encode("utf-8", "backslashreplace").decode() # no handler fails on a lone surrogate
-        facts = job.id, job.plugin_id, error.category, message
-        ticket.context.copy().run(log_safely, _log, logging.WARNING, "job %s (%s) failed: %s: %.500s", *facts)
+        self._store.end(Ending(ticket.job, status, result, error, show))

@@ -14,7 +14,7 @@ from .store import StoreClient
 from .stored import job_of, show_state
 
 # %% auto #0
-__all__ = ['read_chunks', 'FollowedJobs']
+__all__ = ['read_chunks', 'show_end', 'bring_up_to_date', 'FollowedJobs']
 
 # %% ../../nbs/managers/following.ipynb #499ed3ed
 async def read_chunks(
@@ -31,6 +31,29 @@ async def read_chunks(
             chunks.extend([chunk])
             found = True
 
+# %% ../../nbs/managers/following.ipynb #fo000001
+async def show_end(
+    job: Job, # A job of another process
+    stored: StoredJob, # As the store knows it: it has ended
+    result: bytes | None, # The pickle of its result
+    client: StoreClient # The job store
+) -> None:
+    "End a job as it has ended there, when its chunks are read. Raises `JobStoreError`."
+    await read_chunks(job, client)
+    if job.done or live_of(job).left: return
+    value, error = show_state(job, stored, result)
+    live_of(job).end(stored.status, value, error, stored.ended)
+
+async def bring_up_to_date(
+    job: Job, # A job of another process that has not ended here
+    stored: StoredJob, # As the store knows it now
+    client: StoreClient # The job store
+) -> None:
+    "Show how far a job is. Raises `JobStoreError`."
+    if live_of(job).streamed is not None: await read_chunks(job, client)
+    if stored.ended is None: show_state(job, stored)
+    else: await show_end(job, stored, await client.values.result(job.id), client)
+
 # %% ../../nbs/managers/following.ipynb #ec070376
 class FollowedJobs:
     "The jobs that are here, and that this manager does not run."
@@ -42,24 +65,11 @@ class FollowedJobs:
         self._wishes: set[str] = set()  # Jobs to cancel at the next look
         self._jobs: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
 
-    def __len__(self) -> int: return len(self._jobs)
-
     def take(self,
         stored: StoredJob # A job that the manager has taken over
     ) -> Job | None: # `None` when it was not followed
         "Follow a job no longer, and return it."
         return self._jobs.pop(stored.id, None)
-
-    def _make(self, stored: StoredJob) -> Job:
-        job = job_of(stored)
-        attach(job, self._loop, self._stream_buffer, lambda job: self._wishes.add(job.id))
-        return job
-
-    async def request_cancel(self,
-        job_id: str # A job that another process has
-    ) -> None:
-        "Ask whichever manager holds a job to cancel it. Raises `JobStoreError`."
-        await self._client.reader.ask("request_cancel", lambda: self._client.store.request_cancel(job_id))
 
     async def show(self,
         stored: StoredJob # A job of another process, or one that has ended
@@ -67,35 +77,23 @@ class FollowedJobs:
         "Make a job, or bring the one that is here up to date. Raises `JobStoreError`."
         job = self._jobs.get(stored.id)
         if job is None:
-            job = self._make(stored)
+            job = job_of(stored)
+            attach(job, self._loop, self._stream_buffer, lambda job: self._wishes.add(job.id))
             result, error = await self._client.values.load(job)
             job = self._jobs.setdefault(stored.id, job) # another call may have been faster
             if error is not None: job.message = error.message
-            if stored.ended is not None: await self._end(job, stored, result)
-        if not job.done: await self._update(job, stored)
+            if stored.ended is not None: await show_end(job, stored, result, self._client)
+        if not job.done: await bring_up_to_date(job, stored, self._client)
         return job
-
-    async def _update(self, job: Job, stored: StoredJob) -> None:
-        live = live_of(job)
-        if live.streamed is not None: await read_chunks(job, self._client)
-        if stored.ended is None: show_state(job, stored)
-        else: await self._end(job, stored, await self._client.values.result(job.id))
-
-    async def _end(self, job: Job, stored: StoredJob, result: bytes | None) -> None:
-        await read_chunks(job, self._client)
-        if job.done or live_of(job).left: return
-        value, error = show_state(job, stored, result)
-        if stored.status == "completed": job.progress = 1.0
-        live_of(job).end(stored.status, value, error, stored.ended)
 
     async def look(self) -> None:
         "Bring all that have not ended up to date. Raises `JobStoreError`."
-        while self._wishes: await self.request_cancel(self._wishes.pop())
+        while self._wishes: await self._client.reader.request_cancel(self._wishes.pop())
         followed = [job for job in list(self._jobs.values()) if not job.done]
         if not followed: return
         stored = await self._client.reader.read([job.id for job in followed])
         for job in followed:
-            if job.id in stored and self._jobs.get(job.id) is job: await self._update(job, stored[job.id])
+            if job.id in stored and self._jobs.get(job.id) is job: await bring_up_to_date(job, stored[job.id], self._client)
 
     def leave(self) -> None:
         "End all waits: the manager is shut down."

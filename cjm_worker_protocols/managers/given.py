@@ -74,6 +74,7 @@ class GivenJobs:
         if (level := worker_log.getEffectiveLevel()) != self._level:
             self._level = level
             worker.send(encode(Kind.LEVEL, 0, level))
+        assert ticket.frame is not None # it is made before the job is accepted, or when it is marked
         worker.give(ticket.tag, ticket.frame)
 
     def prefetch(self,
@@ -95,7 +96,7 @@ class GivenJobs:
         ticket: Ticket # A job that waits
     ) -> bool: # Whether the pipe to the worker will not be full
         "Say whether a job may be sent ahead."
-        return self.ahead is None and self._unread + len(ticket.frame) <= self.ROOM
+        return self.ahead is None and self._unread + ticket.size <= self.ROOM
 
     def revoke(self,
         worker: WorkerHandle # Where they were sent
@@ -103,9 +104,9 @@ class GivenJobs:
         "Take back the job that was sent ahead."
         tags, left = worker.withdraw() if self.ahead is not None else (), self.ahead
         if self.present is not None and self.present.ticket.tag in tags: # that one is still to be begun
-            worker.give(self.present.ticket.tag, self.present.ticket.frame)
-            self._unread += len(self.present.ticket.frame)
+            self.send(self.present.ticket, worker)
+            self._unread += self.present.ticket.size
         if left is None or left.tag not in tags: return None
         self.ahead = None
-        self._unread += len(left.frame)
+        self._unread += left.size
         return left

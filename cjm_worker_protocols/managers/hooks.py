@@ -13,13 +13,13 @@ from contextvars import Context
 from types import GenericAlias
 from typing import Any, ClassVar
 
-from ..core.errors import RenamedHookError
+from ..core.errors import RenamedHookError, ends_app
 from ..core.jobs import Job
-from .broadcast import in_context
-from .serial import SerialExecutor
+from .broadcast import awaited_in
+from .serial import SerialExecutor, require_sync
 
 # %% auto #0
-__all__ = ['Hooks', 'resource_of', 'check_hooks', 'HookCaller']
+__all__ = ['Hooks', 'resource_of', 'check_hooks', 'HookCaller', 'HookAnswers']
 
 # %% ../../nbs/managers/hooks.ipynb #e4f7173b
 class Hooks:
@@ -104,10 +104,11 @@ class HookCaller:
     "Calls hooks that may be slow and may raise: on a thread, or in a task if they are coroutine functions."
     def __init__(self,
         limit: int, # Calls that may wait
-        errors: Counter[str] # Counts what goes wrong, as `hooks.NAME`
+        errors: Counter[str], # Counts what goes wrong, as `hooks.NAME`
+        timeout: float # Seconds that those calls have in the end
     ):
-        self._limit = limit
-        self.executor = SerialExecutor("hooks", limit, errors)
+        self._limit, self.executor = limit, SerialExecutor("hooks", limit, errors, timeout)
+        self.failed = self.executor.failed  # Counts and logs the failure of a hook
         self._awaited: deque[tuple[Callable[..., Any], Any, Context]] = deque()
         self._task: asyncio.Task[None] | None = None
 
@@ -123,27 +124,49 @@ class HookCaller:
         self._awaited.append((hook, argument, context))
         if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._await_all())
 
-    def failed(self,
-        name: str, # The hook
-        error: object # What went wrong
-    ) -> None:
-        "Count and log the failure of a hook."
-        self.executor.failed(name, error)
-
     async def _await_all(self) -> None:
         while self._awaited:
             hook, argument, context = self._awaited.popleft()
-            try: await in_context(context, context.run(hook, argument))
+            try: await awaited_in(context, hook, argument)
             except BaseException as e: # a hook that raises CancelledError or SystemExit does not stop the next
                 self.failed(hook.__name__, e)
                 if isinstance(e, KeyboardInterrupt) or getattr(asyncio.current_task(), "cancelling", int)(): raise
 
-    async def close(self,
-        timeout: float # Seconds for the calls that wait
-    ) -> None:
+    async def close(self) -> None:
         "Finish what waits."
         if self._task is not None and not self._task.done():
-            await asyncio.wait({self._task}, timeout=timeout)
+            await asyncio.wait({self._task}, timeout=self.executor.timeout)
             self._awaited.clear()
             self._task.cancel()
-        await self.executor.close(timeout)
+        await self.executor.close()
+
+# %% ../../nbs/managers/hooks.ipynb #ho000001
+class HookAnswers:
+    "Asks the hooks that answer at once. A failure is counted and logged, and is no answer."
+    def __init__(self,
+        hooks: Callable[[], Hooks | None], # Returns the manager; `None` when it was dropped
+        caller: HookCaller # Counts what goes wrong
+    ):
+        self._hooks, self._caller = hooks, caller
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
+        hooks = self._hooks()
+        try: return None if hooks is None else require_sync(getattr(hooks, name)(*arguments))
+        except BaseException as e:
+            self._caller.failed(name, e)
+            ends_app(e)
+
+    def estimate(self,
+        plugin_id: str, # A plugin
+        config: dict[str, Any] # Its config
+    ) -> dict[str, int] | None: # Bytes by kind; `None` when unknown
+        "Ask how much a plugin takes."
+        found: dict[str, int] | None = self._ask("estimate_resources", plugin_id, config)
+        return found
+
+    def resource(self,
+        config: Mapping[str, Any] # A plugin's config
+    ) -> str | None: # Such as a model's name
+        "Ask what a plugin with this config has loaded."
+        found: str | None = self._ask("_extract_plugin_resource_identifier", dict(config))
+        return found

@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ..core.config import WorkerConfig
-from ..core.errors import FactError, PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError
+from ..core.errors import (
+    FactError, PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError, text_of)
 from ..core.masking import masked
 from ..extensions.admission import AdmissionProtocol, EvictionProtocol
 from ..extensions.hosts import HostAwareProtocol
@@ -63,7 +64,7 @@ class RegistryReader:
         "Call the registry."
         self._executor.at(method)
         try: return require_sync(getattr(self._registry, method)(argument))
-        except BaseException as e: raise self._failed(method, method, f"{type(e).__name__}: {e}", e) from e
+        except BaseException as e: raise self._failed(method, method, text_of(e), e) from e
 
     def read(self,
         metadata: Any, # What the registry returned for a plugin
@@ -72,7 +73,7 @@ class RegistryReader:
         "Read metadata, whose attributes may raise."
         try: return read(metadata)
         except BaseException as e:
-            raise self._failed("metadata", "get_plugin", f"its metadata cannot be read: {type(e).__name__}: {e}", e) from e
+            raise self._failed("metadata", "get_plugin", f"its metadata cannot be read: {text_of(e)}", e) from e
 
     def listed(self) -> list[Any]: # Metadata
         "List the plugins of the manager's category."
@@ -81,7 +82,7 @@ class RegistryReader:
         try: return list(plugins)
         except BaseException as e:
             wrong = f"expected a list of plugins (got {plugins!r} that is a {type(plugins).__name__})"
-            raise self._failed(method, method, f"{type(e).__name__}: {e}" if isinstance(plugins, Iterable) else wrong, None) from e
+            raise self._failed(method, method, text_of(e) if isinstance(plugins, Iterable) else wrong, None) from e
 
     def config(self,
         plugin_id: str # A plugin's id
@@ -97,8 +98,8 @@ def _name_in(metadata: Any) -> Any: return _read(metadata, "name")
 
 def _facts_in(metadata: Any) -> tuple[Any, Any, str | None]:
     "The name, the interpreter, and what is missing if the plugin is not configured."
-    read = metadata.get if isinstance(metadata, Mapping) else partial(getattr, metadata)
-    return read("name", None), read("python", None), None if read("is_configured", True) else str(read("problem", None) or "")
+    problem = None if _read(metadata, "is_configured", True) else str(_read(metadata, "problem") or "")
+    return _read(metadata, "name"), _read(metadata, "python"), problem
 
 class PluginLookup:
     "On the registry's thread: answers the manager's questions, each by one or more calls of the registry."
@@ -149,11 +150,11 @@ class RegistryClient:
         limit: int, # Questions that may wait
         errors: Counter[str] # Counts what goes wrong
     ):
-        self._timeout, self.executor = timeout, SerialExecutor("plugin_registry", limit, errors)
+        self.executor = SerialExecutor("plugin_registry", limit, errors, timeout)
         self._lookup = PluginLookup(RegistryReader(registry, category, self.executor))
 
     async def _ask(self, label: str, call: Callable[[], Any]) -> Any:
-        try: return await self.executor.ask(label, call, self._timeout, patience=self.PATIENCE)
+        try: return await self.executor.ask(label, call, patience=self.PATIENCE)
         except (ExecutorTimeout, ExecutorFullError) as e: raise self._unanswered(label, e) from e
 
     def _unanswered(self, label: str, error: Exception) -> RegistryUnavailableError:
@@ -177,7 +178,7 @@ class RegistryClient:
         plugin_id: str # A plugin's id
     ) -> str | None: # `None` when it is unknown
         "Look up a plugin's name; the calling thread waits. Raises `RegistryUnavailableError`."
-        try: name: str | None = self.executor.ask_blocking("get_plugin", lambda: self._lookup.name(plugin_id), self._timeout)
+        try: name: str | None = self.executor.ask_blocking("get_plugin", lambda: self._lookup.name(plugin_id))
         except ExecutorTimeout as e: raise self._unanswered("get_plugin", e) from e
         return name
 
@@ -215,8 +216,8 @@ class ResourceClient:
         errors: Counter[str] # Counts what goes wrong
     ):
         self._manager, self._worker_type = manager, worker_type
-        self.executor = SerialExecutor("resource_manager", limit, errors)
-        self.admission = AdmissionClient(manager, self.executor, timeout) if isinstance(manager, AdmissionProtocol) else None
+        self.executor = SerialExecutor("resource_manager", limit, errors, timeout)
+        self.admission = AdmissionClient(manager, self.executor) if isinstance(manager, AdmissionProtocol) else None
 
     def register(self,
         pid: int, # A worker that is ready
@@ -260,19 +261,18 @@ class AdmissionClient:
     "Asks a resource manager that implements `AdmissionProtocol`, on its thread, each time for a limited time."
     def __init__(self,
         manager: AdmissionProtocol, # The app's
-        executor: SerialExecutor, # Its thread
-        timeout: float # Seconds for one answer
+        executor: SerialExecutor # Its thread
     ):
-        self._manager, self._executor, self._timeout = manager, executor, timeout
+        self._manager, self._executor = manager, executor
         self.evicts = isinstance(manager, EvictionProtocol)
 
     def _failed(self, method: str, error: Exception) -> NoAnswerError:
         self._executor.failed(method, error)
         late = isinstance(error, (ExecutorTimeout, ExecutorFullError))
-        return NoAnswerError(method, f"did not return within {self._timeout:g} s" if late else f"raised {type(error).__name__}")
+        return NoAnswerError(method, f"did not return within {self._executor.timeout:g} s" if late else f"raised {type(error).__name__}")
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
-        try: return await self._executor.ask(method, lambda: getattr(self._manager, method)(*arguments), self._timeout, self._timeout)
+        try: return await self._executor.ask(method, lambda: getattr(self._manager, method)(*arguments), self._executor.timeout)
         except Exception as e: raise self._failed(method, e) from e
 
     async def refusal(self,
@@ -312,14 +312,13 @@ class Integrations:
     ):
         self.errors: Counter[str] = Counter()  # What went wrong, by method
         limit, timeout = config.event_buffer, config.integration_timeout
-        self._timeout = timeout
         self.registry: RegistryClient | None = None
         self.resources: ResourceClient | None = None
         if plugin_registry is not None: self.registry = RegistryClient(plugin_registry, category, timeout, config.max_pending, self.errors)
         if resource_manager is not None: self.resources = ResourceClient(resource_manager, worker_type, limit, timeout, self.errors)
         origin = {"worker_type": worker_type, "manager_id": manager_id, "manager_host": os.uname().nodename, "manager_pid": os.getpid()}
         self.events = EventHub(origin, (limit, config.event_buffer_bytes), timeout, self.errors, event_broadcaster)
-        self.hooks = HookCaller(limit, self.errors)
+        self.hooks = HookCaller(limit, self.errors, timeout)
         self.store = StoreClient(job_store, worker_type, config, self.errors) if job_store is not None else None
 
     def _executors(self) -> list[SerialExecutor]:
@@ -327,8 +326,7 @@ class Integrations:
 
     async def close(self) -> None:
         "Finish what waits, for a limited time."
-        closing = [executor.close(self._timeout) for executor in self._executors()]
-        await asyncio.gather(self.hooks.close(self._timeout), self.events.close(), *closing)
+        await asyncio.gather(self.hooks.close(), self.events.close(), *[executor.close() for executor in self._executors()])
 
     def abandon(self) -> None:
         "End the threads of a manager whose loop was closed first. May be called from any thread."

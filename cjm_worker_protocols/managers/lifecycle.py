@@ -14,13 +14,13 @@ from itertools import count
 from typing import Any
 
 from ..core.config import WorkerConfig
-from ..core.errors import ends_app, log_safely
+from ..core.errors import log_safely
 from ..core.frames import OutgoingFrame
 from ..core.jobs import Job, JobCancelled, JobError, JobExpired
 from ..engines.base import Engine, Exit
 from .closing import Closing, OpenJobs
-from .ends import JobFinisher, JobTable, error_in
-from .hooks import Hooks
+from .ends import EndNews, JobFinisher, JobTable, error_in
+from .hooks import HookAnswers
 from .integrations import Integrations, WorkerState
 from .given import PresentJob
 from .marks import Marker
@@ -32,7 +32,6 @@ from .reports import (Began, Ended, Freed, Gone, Loading, Logged, Progressed, Re
 from .retries import Attempts, WaitTimers, error_of_loss, may_retry, waits_for_free
 from .running import JobNews
 from .scheduler import Scheduler
-from .serial import require_sync
 from .tickets import all_waiting, ticket_at
 
 _log = logging.getLogger(__name__)
@@ -45,9 +44,9 @@ class WorkerNews:
     "Says to the resource manager and to those who hear events what becomes of workers."
     def __init__(self,
         integrations: Integrations, # The app's
-        hooks: Callable[[], Hooks | None] # Returns the manager; `None` when it was dropped
+        hooks: HookAnswers # The manager's
     ):
-        self._resources, self._events, self._hooks, self._caller = integrations.resources, integrations.events, hooks, integrations.hooks
+        self._resources, self._events, self._hooks = integrations.resources, integrations.events, hooks
 
     def _emit(self, event_type: str, **data: Any) -> None:
         if self._events.heard: self._events.emit(event_type, data, Context())
@@ -72,12 +71,9 @@ class WorkerNews:
     ) -> None:
         "Describe a worker to the resource manager."
         if self._resources is None: return
-        ticket, hooks, resource = worker.ticket, self._hooks(), None
+        ticket = worker.ticket
         job, holds = (None, worker.loaded.last) if ticket is None else (ticket.job.id, (*ticket.plugin, ticket.config))
-        try: resource = require_sync(hooks._extract_plugin_resource_identifier(dict(holds[2]))) if hooks is not None and holds[2] else None
-        except BaseException as e:
-            self._caller.failed("_extract_plugin_resource_identifier", e)
-            ends_app(e)
+        resource = self._hooks.resource(holds[2]) if holds[2] else None
         self._resources.update(worker.pid, WorkerState(worker.status, job, *holds, resource))
 
     def gone(self,
@@ -87,18 +83,6 @@ class WorkerNews:
         worker, exit = report.worker, report.exit
         if worker.ready and self._resources is not None: self._resources.unregister(worker.pid)
         if worker.pid: self._emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
-
-    def estimate(self,
-        plugin_id: str, # A plugin
-        config: dict[str, Any] # Its config
-    ) -> dict[str, int] | None: # `None` when the hook fails, or does not know
-        "Ask the manager's hook how much a plugin takes."
-        hooks = self._hooks()
-        try: return None if hooks is None else hooks.estimate_resources(plugin_id, config)
-        except BaseException as e:
-            self._caller.failed("estimate_resources", e)
-            ends_app(e)
-        return None
 
 # %% ../../nbs/managers/lifecycle.ipynb #d4b27f14
 class Lifecycle:
@@ -110,18 +94,19 @@ class Lifecycle:
         integrations: Integrations, # The app's
         hooks: weakref.ref[Any], # To the manager, which may be dropped
         table: JobTable, # Where jobs are kept
-        make_frame: Callable[[Ticket], OutgoingFrame] | None = None # With a job store: makes the frame of a job that was taken over
+        make_frame: Callable[[Ticket], OutgoingFrame] # With a job store: makes the frame of a job that was taken over
     ):
         self.loop, self.tags = asyncio.get_running_loop(), count(1)
-        self._table, self._worker_news = table, WorkerNews(integrations, hooks)
-        self._finisher = JobFinisher(table, integrations, hooks)
+        self._table, answers = table, HookAnswers(hooks, integrations.hooks)
+        self._worker_news = WorkerNews(integrations, answers)
+        self._finisher = JobFinisher(EndNews(table, integrations, hooks), integrations.store, hooks)
         self.store, self.jobs = integrations.store, OpenJobs()
         self._expiring = WaitTimers()
         self.pool = WorkerPool(config, engine, lambda placement: hello(worker_log.getEffectiveLevel(), placement), self._report,
                                lambda: self.scheduler.changed(), lambda e, own: self._fail_waiting(lambda: JobError(*e.args), own))
         self.scheduler = Scheduler(config, self.pool, self._blocked, self._refused)
         admission = integrations.resources and integrations.resources.admission
-        if admission: self.scheduler.admit_with(admission, self._worker_news.estimate, self.tags)
+        if admission: self.scheduler.admit_with(admission, answers.estimate, self.tags)
         self.news = JobNews(integrations, self.scheduler.limits, config.stall_timeout)
         self.attempts = Attempts(self.scheduler, self.news, self.store, self.tags)
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -129,8 +114,7 @@ class Lifecycle:
             Loading: self.news.loading, Progressed: self.news.progressed, Yielded: self.news.yielded, Ended: self._ended,
             Returned: self._returned, Freed: self._freed, Gone: self._gone, Withdrawn: self._withdrawn}
         self.closing = Closing(self.jobs, self.pool, self.scheduler, self.store, self.cancel, self._fail_waiting)
-        if self.store is None or make_frame is None: return
-        self._handlers.update({Unmarked: Marker(self.store, make_frame, self._drop).mark})
+        if self.store is not None: self._handlers[Unmarked] = Marker(self.store, make_frame, self._drop).mark
 
     def _report(self, report: Report) -> None: self._handlers[type(report)](report)
 
@@ -141,7 +125,7 @@ class Lifecycle:
     ) -> None:
         "Accept a job; one that was taken over waits for a `dispatch`. Raises `PendingBytesError`, and nothing has happened then."
         job = ticket.job
-        self._table.add(job, len(ticket.frame))
+        self._table.add(job, ticket.size)
         self.jobs.add(ticket)
         self.news.queued(ticket)
         if error is not None: return self._fail(ticket, error)

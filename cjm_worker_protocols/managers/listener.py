@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from ..core.errors import ends_app, log_safely
+from ..core.errors import ends_app, log_safely, text_of
 from ..core.frames import Frame, Kind
 from ..core.jobs import JobError
 from ..engines.base import Exit
@@ -49,7 +49,7 @@ class JobListener:
         ticket = present.ticket
         try: chunks = ticket.context.copy().run(frame.value)
         except BaseException as e: # what unpickles may raise anything
-            error = JobError("serialization", f"a chunk cannot be read in this process: {type(e).__name__}: {e}")
+            error = JobError("serialization", f"a chunk cannot be read in this process: {text_of(e)}")
             present.fail(error)
             asyncio.get_running_loop().call_soon(self._worker.cancel, ticket, error, context=Context())
             if isinstance(e, KeyboardInterrupt): raise

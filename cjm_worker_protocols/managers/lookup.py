@@ -12,23 +12,19 @@ from ..core.errors import ConfigError, ManagerClosedError
 from ..core.events import EventStream
 from ..core.jobs import Job
 from .durable import check_wanted
-from .hooks import Hooks
-from .integrations import Integrations
-from .known import KnownPlugins
 from .session import Session
 from .views import WorkerView, list_kept, result_data, view
 
 # %% auto #0
-__all__ = ['ManagerView', 'JobLookup']
+__all__ = ['ManagerView']
 
 # %% ../../nbs/managers/lookup.ipynb #b0714cfa
-class ManagerView(Hooks):
-    "A manager, to look at: whether it accepts jobs, its workers, its plugins, its events, and what went wrong."
+class ManagerView:
+    "A manager, to look at: whether it accepts jobs, its jobs, workers, plugins and events, and what went wrong."
     def __init__(self,
-        known: KnownPlugins, # Its plugins
-        integrations: Integrations # The app's
+        session: Session # The manager's
     ):
-        self._session = Session(self, known, integrations)
+        self._session = session
 
     @property
     def integration_errors(self) -> Counter[str]: # By method, such as `resource_manager.register_worker`
@@ -65,11 +61,8 @@ class ManagerView(Hooks):
 
     def events(self) -> EventStream: # An async iterator of `Event`
         "Iterate over everything that happens from now on, on the manager's loop. Ends when the manager is shut down."
-        return self._session.integrations.events.listen()
+        return self._session.integrations.events.listeners.listen()
 
-# %% ../../nbs/managers/lookup.ipynb #863b2e03
-class JobLookup(ManagerView):
-    "Jobs, to look at."
     @property
     def jobs(self) -> dict[str, Job]: # By id
         "The jobs that are kept. May be read from any thread."

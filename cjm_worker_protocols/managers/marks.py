@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from ..core.errors import JobStoreError
+from ..core.errors import JobStoreError, text_of
 from ..core.frames import OutgoingFrame
 from ..core.jobs import JobError
 from .following import read_chunks
@@ -18,13 +18,31 @@ from .reports import Ticket, Unmarked
 from .store import StoreClient
 
 # %% auto #0
-__all__ = ['Marker']
+__all__ = ['RETRY', 'load_again', 'Marker']
+
+# %% ../../nbs/managers/marks.ipynb #ma000001
+RETRY = 0.5  # Seconds after which the store is asked again for parameters that it could not read
+
+async def load_again(
+    ticket: Ticket, # Of a job that was taken over
+    client: StoreClient, # The job store
+    wanted: Callable[[], bool] # Whether the job is still to be sent
+) -> JobError | None: # Why it cannot be
+    "Give a job its parameters and its chunks, as soon as the store can read them."
+    job = ticket.job
+    while wanted():
+        try:
+            _, error = await client.values.load(job)
+            if job.keep_chunks and not ticket.live.chunks.stop: await read_chunks(job, client)
+            job.waiting_for = ""
+            return error
+        except JobStoreError as e: job.waiting_for = str(e)
+        await asyncio.sleep(RETRY)
+    return None
 
 # %% ../../nbs/managers/marks.ipynb #a76b0ddc
 class Marker:
     "Has jobs marked in the store, and workers given the jobs then."
-    RETRY = 0.5  # Seconds after which the store is asked again for parameters that it could not read
-
     def __init__(self,
         client: StoreClient, # The job store
         make_frame: Callable[[Ticket], OutgoingFrame], # Makes the frame of a job that was taken over
@@ -38,7 +56,7 @@ class Marker:
     ) -> None:
         "Mark a job, then have its frame sent."
         worker, ticket = report.worker, report.ticket
-        if ticket.frame: return self._client.mark(ticket, partial(self._marked, worker, ticket))
+        if ticket.frame is not None: return self._client.mark(ticket, partial(self._marked, worker, ticket))
         task = asyncio.get_running_loop().create_task(self._prepare(worker, ticket))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -55,22 +73,10 @@ class Marker:
 
     async def _prepare(self, worker: WorkerProxy, ticket: Ticket) -> None:
         "Load a job's parameters and make its frame, then mark it."
-        error = await self._load(worker, ticket)
+        error = await load_again(ticket, self._client, lambda: worker.marking is ticket)
         if worker.marking is not ticket: return
         try:
             if error is None: ticket.frame = self._make_frame(ticket)
-        except Exception as e: error = JobError("serialization", f"the job cannot be sent to a worker: {type(e).__name__}: {e}")
+        except Exception as e: error = JobError("serialization", f"the job cannot be sent to a worker: {text_of(e)}")
         if error is not None: self._give_up(worker, ticket, error)
         else: self._client.mark(ticket, partial(self._marked, worker, ticket))
-
-    async def _load(self, worker: WorkerProxy, ticket: Ticket) -> JobError | None:
-        job = ticket.job
-        while worker.marking is ticket:
-            try:
-                _, error = await self._client.values.load(job)
-                if job.keep_chunks and not ticket.live.chunks.stop: await read_chunks(job, self._client)
-                job.waiting_for = ""
-                return error
-            except JobStoreError as e: job.waiting_for = str(e)
-            await asyncio.sleep(self.RETRY)
-        return None

@@ -11,7 +11,7 @@ import signal as signals
 from collections.abc import Callable, Hashable
 
 from ..core.config import RestartPolicy, WorkerConfig
-from ..core.errors import log_safely
+from ..core.errors import log_safely, text_of
 from ..core.jobs import JobError
 from ..engines.base import Engine, Exit, OwnInterpreter
 from .listener import WorkerListener
@@ -212,7 +212,7 @@ class WorkerPool:
             hopeless, restarts = isinstance(e, self.HOPELESS) or getattr(e, "permanent", False), self._restarts_of(placement)
             if not hopeless: restarts.crashed(self._loop.time(), started=False)
             log_safely(_log, logging.ERROR, "cannot start a worker: %s", e)
-            error = JobError("start", f"no worker could be started: {type(e).__name__}: {e}")
+            error = JobError("start", f"no worker could be started: {text_of(e)}")
             if not self.workers.serving(placement) and (restarts.hopeless or hopeless): self._on_unavailable(error, restarts.interpreter)
             elif not hopeless: self.keep_standby() if standby else self._retry.set(max(0.001, restarts.wait(self._loop.time())))
             return False

@@ -14,8 +14,8 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..core.errors import JobStoreError, PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError, ends_app
-from ..core.frames import OutgoingFrame
+from ..core.errors import (
+    JobStoreError, PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError, ends_app, text_of)
 from ..core.jobs import Job, JobError, LiveJob, attach, attach_later, live_of
 from ..extensions.store import StoredJob
 from .following import FollowedJobs
@@ -80,7 +80,7 @@ class TakenJobs:
     ) -> Ticket: # A new one
         "Make the ticket of a job."
         live, jobs, scheduler = live_of(job), self._lifecycle.jobs, self._lifecycle.scheduler
-        ticket = Ticket(job, live, next(self._lifecycle.tags), plan.name, plan.config, OutgoingFrame([]), plan.placement, self._context)
+        ticket = Ticket(job, live, next(self._lifecycle.tags), plan.name, plan.config, plan.placement, self._context)
         ticket.place, ticket.unmarked, live.position = place, True, partial(scheduler.position, place)
         jobs.add(ticket)
         return ticket
@@ -127,11 +127,11 @@ class Recovery:
 
     def _take(self, stored: Sequence[StoredJob], plans: Mapping[str, Plan | JobError | None]) -> list[Job]:
         "Take over those whose plan is known."
-        shares, found, followed = defaultdict[tuple[str, int, Any], "dict[int, Job]"](dict), [], len(self._followed) > 0
+        shares, found = defaultdict[tuple[str, int, Any], "dict[int, Job]"](dict), []
         for row in stored:
             plan = plans[row.plugin_id]
             if plan is None: continue
-            known = self._followed.take(row) if followed else None
+            known = self._followed.take(row)
             found.append(job := known or job_of(row))
             if known or row.status == "running" or job.expires is not None or isinstance(plan, JobError): self._take_one(row, job, plan)
             else: shares[row.plugin_id, row.priority, row.owner][row.place - self.OLD] = self._jobs[job.id] = job
@@ -143,7 +143,7 @@ class Recovery:
         try: return await self._plan(plugin_id)
         except (UnknownPluginError, PluginNotConfiguredError) as e: return JobError("load", str(e))
         except RegistryUnavailableError: return None
-        except Exception as e: return JobError("load", f"{type(e).__name__}: {e}")
+        except Exception as e: return JobError("load", text_of(e))
 
     def _take_one(self, stored: StoredJob, job: Job, plan: Plan | JobError) -> None:
         ticket = self.taken.ticket(plan if isinstance(plan, Plan) else Plan(job.plugin_id, {}, None), job, stored.place - self.OLD)

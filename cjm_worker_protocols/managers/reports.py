@@ -32,12 +32,12 @@ class Ticket:
         tag: int, # What its frames are tagged with
         name: str, # The plugin's name
         config: dict[str, Any], # The plugin's config for this job
-        frame: OutgoingFrame, # What is sent to the worker
         placement: Hashable = None, # What its worker takes of where it lives, as the engine says
         context: Context | None = None # `None` is the present one
     ):
         self.job, self.live, self.tag, self.place = job, live, tag, tag
-        self.name, self.config, self.frame, self.placement = name, config, frame, placement
+        self.name, self.config, self.placement = name, config, placement
+        self.frame: OutgoingFrame | None = None  # What is sent to the worker; of a job that was taken over it is made when that comes up
         self.context = copy_context() if context is None else context  # Of `start_job`: the job's hooks, log records and events run in it
         self.plugin = job.plugin_id, name  # What has to be loaded
         self.share = job.priority, job.owner  # Among which jobs it waits for a turn
@@ -49,6 +49,11 @@ class Ticket:
         self.turn: int | None = None  # Its owner's turn before it was taken out of line, until a worker begins it
         self.start = 0  # Its owner's turn since
         self.on_begin: Callable[[float], None] | None = None  # Called with the time when a worker begins it
+
+    @property
+    def size(self) -> int: # Bytes; 0 as long as there is no frame
+        "What its frame takes."
+        return 0 if self.frame is None else len(self.frame)
 
     @property
     def places(self) -> tuple[int, ...]: # One, where `LateTickets` have many
@@ -113,6 +118,7 @@ class Ended(NamedTuple):
     frame: Frame  # RESULT, FAILED or CANCELLED
     error: JobError | None  # The job's error, if the manager ended it
 
+# %% ../../nbs/managers/reports.ipynb #re000002
 class Returned(NamedTuple):
     "A prefetched job was taken back, and waits again."
     ticket: Ticket  # The job

@@ -23,8 +23,8 @@ from .reports import Ticket
 from .store import StoreClient
 
 # %% auto #0
-__all__ = ['RETRIED', 'JobOptions', 'options_of', 'check_mapping', 'culprit', 'check_reload', 'make_job', 'Signature',
-           'make_frame', 'check_room', 'check_workers', 'check_capacity']
+__all__ = ['RETRIED', 'JobOptions', 'options_of', 'check_mapping', 'check_options', 'culprit', 'check_reload', 'make_job',
+           'Signature', 'make_frame', 'check_room', 'check_workers', 'check_capacity']
 
 # %% ../../nbs/managers/requests.ipynb #0b1d94a3
 RETRIED = ("crash", "exception", "timeout")  # The categories of failures that a job can be retried after
@@ -43,29 +43,6 @@ class JobOptions(NamedTuple):
     restartable: bool = False  # With a job store: whether it runs again when the app died meanwhile
     keep_chunks: int | None = None  # With a job store: how many chunks are kept
 
-    def checked(self,
-        store: StoreClient | None = None # The manager's
-    ) -> JobOptions: # These
-        "Raise `ConfigError` for an option that cannot be."
-        if [*map(type, self)] == _TYPES and self == _DEFAULTS: return self # as most are
-        priority = self.priority
-        if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
-        check_number("timeout", self.timeout, 0, optional=True, positive=True)
-        check_number("retries", self.retries, 0, whole=True)
-        if self.owner is not None and not (isinstance(self.owner, str) and self.owner):
-            raise ConfigError("owner", "text that is not empty, or None", self.owner)
-        check_number("retry_delay", self.retry_delay, 0)
-        check_number("expires", self.expires, 0, optional=True, positive=True)
-        names = self.retry_on if isinstance(self.retry_on, (tuple, list, set, frozenset)) else ("",)
-        if not all(name in RETRIED for name in names): raise ConfigError("retry_on", f"some of {RETRIED}, as a tuple", self.retry_on)
-        check_mapping("metadata", self.metadata)
-        expected = "text that is not empty, or None" if store is not None else "None, for a manager without a job_store"
-        fine = self.key is None or store is not None and isinstance(self.key, str) and self.key
-        if not fine: raise ConfigError("key", expected, self.key)
-        if not isinstance(self.restartable, bool): raise ConfigError("restartable", "True or False", self.restartable)
-        check_number("keep_chunks", self.keep_chunks, 0, optional=True, whole=True)
-        return self
-
     def write(self,
         job: Job, # A new job
         store: StoreClient | None = None # The manager's
@@ -83,15 +60,38 @@ def options_of(
     "Return the options of a job. Its key stays its own."
     return JobOptions(*[getattr(job, name) for name in JobOptions._fields])._replace(key=None)
 
-_DEFAULTS = JobOptions()
-_TYPES = [*map(type, _DEFAULTS)]
-
+# %% ../../nbs/managers/requests.ipynb #rq000002
 def check_mapping(
     name: str, # The option
     value: object # Its value
 ) -> None:
     "Raise `ConfigError` unless an option is a mapping or `None`."
     if value is not None and not isinstance(value, Mapping): raise ConfigError(name, "a mapping of names to values, or None", value)
+
+_DEFAULTS = JobOptions()
+_TYPES = [*map(type, _DEFAULTS)]
+
+def check_options(
+    options: JobOptions, # Those of a call
+    store: StoreClient | None = None # The manager's
+) -> None:
+    "Raise `ConfigError` for an option that cannot be."
+    if [*map(type, options)] == _TYPES and options == _DEFAULTS: return # as most are
+    priority, key = options.priority, options.key
+    if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
+    check_number("timeout", options.timeout, 0, optional=True, positive=True)
+    check_number("retries", options.retries, 0, whole=True)
+    if options.owner is not None and not (isinstance(options.owner, str) and options.owner):
+        raise ConfigError("owner", "text that is not empty, or None", options.owner)
+    check_number("retry_delay", options.retry_delay, 0)
+    check_number("expires", options.expires, 0, optional=True, positive=True)
+    names = options.retry_on if isinstance(options.retry_on, (tuple, list, set, frozenset)) else ("",)
+    if not all(name in RETRIED for name in names): raise ConfigError("retry_on", f"some of {RETRIED}, as a tuple", options.retry_on)
+    check_mapping("metadata", options.metadata)
+    expected = "text that is not empty, or None" if store is not None else "None, for a manager without a job_store"
+    if key is not None and not (store is not None and isinstance(key, str) and key): raise ConfigError("key", expected, key)
+    if not isinstance(options.restartable, bool): raise ConfigError("restartable", "True or False", options.restartable)
+    check_number("keep_chunks", options.keep_chunks, 0, optional=True, whole=True)
 
 # %% ../../nbs/managers/requests.ipynb #9824e833
 def culprit(

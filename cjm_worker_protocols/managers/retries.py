@@ -98,7 +98,7 @@ class Attempts:
         job = ticket.job
         if counts:
             ticket.tag = ticket.place = next(self._tags)
-            ticket.frame = ticket.frame.with_tag(ticket.tag)
+            if ticket.frame is not None: ticket.frame = ticket.frame.with_tag(ticket.tag)
         else: job.attempts -= 1
         job.status, job.progress, job.message, job.worker_pid, job.started_at = "pending", 0.0, "", None, None
         job.loading_at = job.loaded_at = None

@@ -76,9 +76,11 @@ class JobNews:
     def loading(self, report: Loading) -> None: # Begins or has ended
         "Note when a plugin was loaded."
         job = report.ticket.job
-        if report.begins: job.loading_at, job.loaded_at = now(), None
-        else: job.loaded_at = now()
-        if not report.begins and report.value is not None: self._limits.concurrency[job.plugin_id] = report.value
+        if report.begins:
+            job.loading_at, job.loaded_at = now(), None
+            return
+        job.loaded_at = now()
+        if report.value is not None: self._limits.concurrency[job.plugin_id] = report.value
 
     def progressed(self, report: Progressed) -> None: # How far it is
         "Note the progress of a job."

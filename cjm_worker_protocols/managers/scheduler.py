@@ -152,7 +152,7 @@ class Scheduler:
         ticket: Ticket # A job that has ended
     ) -> None:
         "Take a job out of line."
-        if self.gate is not None: self.gate.forget(ticket.job.id)
+        if self.gate is not None: self.gate.pending.forget(ticket.job.id)
         if self.queue.discard(ticket): self._spare(ticket.placement)
 
     def _spare(self, placement: Hashable) -> None:
@@ -168,7 +168,7 @@ class Scheduler:
 
     def _is_news(self, ticket: Ticket, worker: WorkerProxy) -> bool:
         "Whether an idle worker may help a job that was refused: it has the job's plugin, or could not be offered as a victim then."
-        return ticket.plugin in worker.loaded or self.gate is None or self.gate.tried_without(ticket, worker)
+        return ticket.plugin in worker.loaded or self.gate is None or self.gate.pending.tried_without(ticket, worker)
 
     def dispatch(self) -> None:
         "Hand ready jobs to idle workers, and the next one also to those that are busy."
@@ -190,9 +190,9 @@ class Scheduler:
         "Run a job, or ask whether it may be loaded. While another job is asked about, only what is loaded runs."
         gate, ticket, worker = self.gate, choice.turn.ticket, choice.worker
         if worker is None: self._blocks.block(self.queue.lines[ticket.line], choice.blocked, refused=False)
-        elif gate is not None and gate.holds_for_better(ticket): gate.reserve(worker)
+        elif gate is not None and gate.holds_for_better(ticket): gate.reserved.add(worker)
         elif gate is None or already_loaded(worker, ticket): self._run(worker, ticket, choice.over)
-        elif gate.busy: now.left.add(ticket.line)
+        elif gate.asking is not None: now.left.add(ticket.line)
         else:
             self.queue.lines[ticket.line].asking = True
             gate.request(worker, ticket)

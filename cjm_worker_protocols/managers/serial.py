@@ -318,16 +318,16 @@ class SerialExecutor:
     def __init__(self,
         name: str, # The integration, as it appears in logs and in the count of errors
         limit: int, # Calls that may wait
-        errors: Counter[str] # Counts what goes wrong, by `name.label`
+        errors: Counter[str], # Counts what goes wrong, by `name.label`
+        timeout: float # Seconds that a call may take, once it has begun; and in the end, those that wait
     ):
-        self._thread = CallThread(name, limit, errors)
+        self._thread, self.timeout = CallThread(name, limit, errors), timeout
         self.at, self.failed, self._posts = self._thread.at, self._thread.failed, PostedCalls(self._thread)
         self.post = self._posts.post
 
     def call(self,
         label: str, # The call's name
         function: Callable[[], Any], # The call
-        timeout: float, # Seconds that it may take, once it has begun
         then: Outcome, # Takes the outcome on the loop: what the call returns or raises, or an `ExecutorTimeout`
         limit: float = math.inf, # Seconds to wait in all, whatever is in front
         patience: float = 0.0 # Seconds for which the loop itself may wait for a quick answer; then `then` may be called at once
@@ -336,31 +336,29 @@ class SerialExecutor:
         thread = self._thread
         if thread.closed: raise ManagerClosedError(label)
         if thread.calls.full: raise ExecutorFullError(label, thread.calls.limit, thread.busy)
-        question = Question(self._thread, label, function, timeout, limit, then)
+        question = Question(thread, label, function, self.timeout, limit, then)
         question.ask(patience)
         return question
 
     async def ask(self,
         label: str, # The call's name
         function: Callable[[], Any], # The call
-        timeout: float, # Seconds that it may take, once it has begun
         limit: float = math.inf, # Seconds to wait in all, whatever is in front
         patience: float = 0.0 # Seconds for which the loop itself may wait for a quick answer
     ) -> Any: # Its result
         "Make a call and wait for its result. Raises what the call raises, and what `call` says."
         answer = asyncio.get_running_loop().create_future()
-        question = self.call(label, function, timeout, outcome_for(answer), limit, patience)
+        question = self.call(label, function, outcome_for(answer), limit, patience)
         try: return await answer
         finally: question.drop()
 
     def ask_blocking(self,
         label: str, # The call's name
-        function: Callable[[], Any], # The call
-        timeout: float # Seconds to wait for it, whatever is in front
+        function: Callable[[], Any] # The call, which has `timeout` in all, whatever is in front
     ) -> Any: # Its result
         "Make a call from a synchronous caller, whose thread waits. Raises what `ask` raises."
         if self._thread.closed: raise ManagerClosedError(label)
-        return ask_from_thread(self._thread, label, function, timeout)
+        return ask_from_thread(self._thread, label, function, self.timeout)
 
     def abandon(self) -> None:
         "Make only the needed calls that wait, and end the thread, without waiting for it. May be called from any thread."
@@ -368,9 +366,7 @@ class SerialExecutor:
         self._thread.calls.drop_optional()
         if self._thread.started: self._thread.wake()
 
-    async def close(self,
-        timeout: float # Seconds for the calls that still wait
-    ) -> None:
+    async def close(self) -> None:
         "Make the calls that wait, then end the thread. If it hangs, only needed calls are still made when it comes back."
         self._posts.stop()
-        if not self._thread.closed and (self._thread.calls or self._thread.started): await end_thread(self._thread, timeout)
+        if not self._thread.closed and (self._thread.calls or self._thread.started): await end_thread(self._thread, self.timeout)

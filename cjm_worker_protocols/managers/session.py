@@ -25,7 +25,8 @@ from .known import KnownPlugins, module_of, warn_of_app
 from .lifecycle import Lifecycle
 from .process import IMPORTED_IN, absolute_path, working_folder
 from .reports import Ticket
-from .requests import JobOptions, check_capacity, check_room, check_workers, make_frame, make_job
+from .requests import (
+    JobOptions, check_capacity, check_options, check_room, check_workers, make_frame, make_job)
 from ..worker.plugins import PluginTable, pack
 
 # %% auto #0
@@ -96,7 +97,7 @@ class Session:
         self.frames = frames = WorkerFrames(manager, known, self._folder)
         self.lifecycle = Lifecycle(known.config, known.engine, frames.hello, integrations, self._manager, self.table, frames.run)
         self.lifecycle.scheduler.limits.concurrency.update(frames.concurrency)
-        integrations.events.bind(self.lifecycle.loop)
+        integrations.events.listeners.bind(self.lifecycle.loop)
         if integrations.store is None: return
         self.durable = DurableJobs(integrations.store, self.lifecycle, self.table.jobs, known.config.stream_buffer, known.look_up)
 
@@ -175,7 +176,7 @@ async def start(
     "Check a job, make it, write it into the job store if there is one, and accept it. If this raises, no job exists."
     lifecycle, config = await session.open("start_job"), session.known.config
     if not isinstance(plugin_id, str): raise ConfigError("plugin_id", "the id of a plugin", plugin_id)
-    options.checked(lifecycle.store)
+    check_options(options, lifecycle.store)
     plan = await session.known.look_up(plugin_id)
     await check_room(hooks, lifecycle, plugin_id, plan.config)
     session.check_accepts()
@@ -183,7 +184,7 @@ async def start(
     job, live = make_job(hooks, session.table.jobs, lifecycle, config, plugin_id, params)
     options.write(job, lifecycle.store)
     job.retried_from = retried_from
-    ticket = Ticket(job, live, next(lifecycle.tags), plan.name, plan.config, OutgoingFrame([]), plan.placement)
+    ticket = Ticket(job, live, next(lifecycle.tags), plan.name, plan.config, plan.placement)
     ticket.frame = session.frames.run(ticket)
     if session.durable is None or lifecycle.store is None:
         lifecycle.accept(ticket)

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from ..core.config import WorkerConfig
-from ..core.errors import ConfigError, JobStoreError, KeyConflictError, ParametersNotSendableError
+from ..core.errors import (
+    ConfigError, JobStoreError, KeyConflictError, ParametersNotSendableError, text_of)
 from ..core.frames import dumps
 from ..core.jobs import Job, JobError
 from ..extensions.store import JobChunk, JobMove, JobStoreProtocol, NewJob, StoredJob
@@ -33,17 +34,16 @@ class StoreReader:
         store: JobStoreProtocol, # The app's
         worker_type: str, # The manager's
         executor: SerialExecutor, # The store's thread
-        timeout: float, # Seconds for one call
         named: Callable[[BaseException], JobStoreError] # Names and counts what goes wrong
     ):
-        self._store, self._worker_type, self._executor, self._timeout, self._named = store, worker_type, executor, timeout, named
+        self._store, self._worker_type, self._executor, self._named = store, worker_type, executor, named
 
     async def ask(self,
         label: str, # The method
         call: Callable[[], Any] # The call
     ) -> Any: # Its result
         "Call the store. Raises `JobStoreError`."
-        try: return await self._executor.ask(label, call, self._timeout)
+        try: return await self._executor.ask(label, call)
         except Exception as e: raise self._named(e) from e
 
     async def read(self,
@@ -52,6 +52,12 @@ class StoreReader:
         "Look jobs up. Raises `JobStoreError`."
         found: list[StoredJob] = await self.ask("read", lambda: self._store.read(self._worker_type, list(job_ids)))
         return {job.id: job for job in found}
+
+    async def request_cancel(self,
+        job_id: str # A job that another process has
+    ) -> None:
+        "Ask whichever manager holds a job to cancel it. Raises `JobStoreError`."
+        await self.ask("request_cancel", lambda: self._store.request_cancel(job_id))
 
     async def select(self,
         **wanted: Any # As `JobRecordsProtocol.select` takes it
@@ -78,7 +84,7 @@ class StoredValues:
             if found is None: return None, JobError("interrupted", "the job was removed from the job store")
             try: load_params(job, found[0])
             except BaseException as e: # what unpickles may raise anything
-                return found[1], JobError("serialization", f"the stored parameters cannot be read: {type(e).__name__}: {e}")
+                return found[1], JobError("serialization", f"the stored parameters cannot be read: {text_of(e)}")
             return found[1], None
 
         loaded: tuple[bytes | None, JobError | None] = await self._reader.ask("payload", call)
@@ -245,31 +251,27 @@ class StoreClient(StoreChanges):
     ):
         "Raises `ConfigError` when it is no job store."
         if not isinstance(store, JobStoreProtocol): raise ConfigError("job_store", "an object with the methods of JobStoreProtocol", store)
-        self.store, timeout, executor = store, config.integration_timeout, SerialExecutor("job_store", config.max_pending, errors)
-        reader = StoreReader(store, worker_type, executor, timeout, partial(failure_of, store, executor))
-        super().__init__(StoreWriter(store, executor, timeout), reader, executor)
-        self.values = StoredValues(store, reader)
-        self.writer.answers.on_refused = SecondEnds(reader, self.values).look
+        executor = SerialExecutor("job_store", config.max_pending, errors, config.integration_timeout)
+        reader = StoreReader(store, worker_type, executor, partial(failure_of, store, executor))
+        self.store, self.values = store, StoredValues(store, reader)
+        super().__init__(StoreWriter(store, executor, SecondEnds(reader, self.values).look), reader, executor)
         kept = getattr(store, "keep_chunks", 0)
         self.keep_chunks = kept if isinstance(kept, int) else 0
-        self._worker_type, self._timeout, self._opening = worker_type, timeout, asyncio.Lock()
+        self._worker_type = worker_type
 
     @property
     def name(self) -> str: # Empty while the store is not open
         "What the store calls the manager."
         return self.writer.manager
 
-    async def open(self) -> bool: # Whether it was not open before
-        "Register the manager. Raises `JobStoreError`; the next call tries again."
-        async with self._opening:
-            if self.name: return False
-            self.writer.manager = await self.reader.ask("open", lambda: self.store.open(self._worker_type))
-            return True
+    async def open(self) -> None:
+        "Register the manager. Raises `JobStoreError`."
+        self.writer.manager = await self.reader.ask("open", lambda: self.store.open(self._worker_type))
 
     async def release(self) -> None:
         "Write what waits, for a limited time, and let others take over what the manager holds. It never raises."
         if not self.name: return
-        await self.writer.flush(self._timeout)
+        await self.writer.flush()
         manager, self.writer.manager = self.writer.manager, ""
         try: await self.reader.ask("close", lambda: self.store.close(manager))
         except JobStoreError: pass # it is counted, and the death of the process has the same effect

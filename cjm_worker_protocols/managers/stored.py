@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from functools import lru_cache
 from typing import Any
 
+from ..core.errors import text_of
 from ..core.frames import dumps
 from ..core.jobs import Job, JobCancelled, JobError
 from ..extensions.store import NewJob, StoredJob
@@ -95,9 +96,7 @@ def error_from(
 ) -> JobError: # The error
     "Make an error again."
     facts = json.loads(text)
-    if facts.get("category") == "cancelled": return JobCancelled(str(facts.get("message")))
-    names = ("category", "message", "traceback", "exit_code", "signal", "stderr_tail")
-    return JobError(**{name: facts[name] for name in names if name in facts})
+    return JobCancelled(facts["message"]) if facts["category"] == "cancelled" else JobError(**facts)
 
 def show_state(
     job: Job, # A job that another process has
@@ -110,4 +109,4 @@ def show_state(
     if stored.error is not None: return None, error_from(stored.error)
     if result is None: return None, None
     try: return pickle.loads(result), None
-    except Exception as e: return None, JobError("serialization", f"the stored result cannot be read: {type(e).__name__}: {e}")
+    except Exception as e: return None, JobError("serialization", f"the stored result cannot be read: {text_of(e)}")

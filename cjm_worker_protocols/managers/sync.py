@@ -59,7 +59,7 @@ class LoopThread:
         "Raises `RuntimeError` or `OSError` when no thread or no loop can be had."
         self._manager = manager
         started: Future[asyncio.AbstractEventLoop] = Future()
-        self._stop: asyncio.Event | None = None
+        self._stop: asyncio.Event  # Made on the thread
         self.thread = threading.Thread(target=self._run, args=(started,), name="sync-manager", daemon=True)
         self.thread.start()
         self.loop = started.result()
@@ -78,7 +78,6 @@ class LoopThread:
 
     def stop(self) -> None:
         "Have the manager shut down and the thread end, and do not wait for it."
-        if self._stop is None: return
         try: self.loop.call_soon_threadsafe(self._stop.set)
         except RuntimeError: pass # the loop has ended already
 

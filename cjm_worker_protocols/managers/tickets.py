@@ -49,6 +49,7 @@ class LateTickets:
 
 Waiting = Union[Ticket, LateTickets]  # What stands in line
 
+# %% ../../nbs/managers/tickets.ipynb #ti000001
 def ticket_at(
     tickets: Mapping[int, Waiting], # All that wait, by place
     place: int # Of a job

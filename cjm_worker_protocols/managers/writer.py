@@ -12,7 +12,7 @@ from contextvars import Context
 from functools import partial
 from typing import Any
 
-from ..core.errors import DuplicateJobError, JobStoreError, ends_app
+from ..core.errors import DuplicateJobError, JobStoreError, ends_app, text_of
 from ..core.frames import dumps
 from ..core.jobs import Job, JobError, Waiters
 from ..extensions.store import JobChunk, JobEnd, JobMove, JobStoreProtocol, NewJob, StoredJob, Written
@@ -41,7 +41,7 @@ class Ending:
         try: result = dumps(self.result) if self.status == "completed" else None
         except Exception as e:
             self.status, self.result, result = "failed", None, None
-            self.error = JobError("serialization", f"the result cannot be stored: {type(e).__name__}: {e}")
+            self.error = JobError("serialization", f"the result cannot be stored: {text_of(e)}")
         return JobEnd(self.job.id, self.status, self.ended, result, error_text(self.error))
 
     def show(self,
@@ -90,16 +90,16 @@ def failure_of(
 ) -> JobStoreError: # The same by a name
     "Name what went wrong, and count it."
     executor.failed("write", error)
-    return error if isinstance(error, JobStoreError) else JobStoreError(type(store).__name__, f"{type(error).__name__}: {error}")
+    return error if isinstance(error, JobStoreError) else JobStoreError(type(store).__name__, text_of(error))
 
 # %% ../../nbs/managers/writer.ipynb #afe5af4b
 class BatchAnswers:
     "Answers all that wait for what is written."
     def __init__(self,
-        executor: SerialExecutor # Counts what goes wrong
+        executor: SerialExecutor, # Counts what goes wrong
+        on_refused: Callable[[Ending], None] # Takes an end that is not the first one
     ):
-        self._executor = executor
-        self.on_refused: Callable[[Ending], None] = Ending.show  # Takes an end that is not the first one
+        self._executor, self._on_refused = executor, on_refused
 
     def failed(self,
         batch: WriteBatch, # It could not be written
@@ -123,7 +123,7 @@ class BatchAnswers:
         for job_id, (_, then) in batch.moved.items():
             if then is not None: self._call(then, job_id not in refused)
         for job_id, ending in batch.ended.items():
-            if job_id in refused and not ending.shown: self._call(self.on_refused, ending)
+            if job_id in refused and not ending.shown: self._call(self._on_refused, ending)
             else: self._call(ending.show)
         return left
 
@@ -141,9 +141,9 @@ class StoreWriter:
     def __init__(self,
         store: JobStoreProtocol, # The app's
         executor: SerialExecutor, # Its thread
-        timeout: float # Seconds for one batch
+        on_refused: Callable[[Ending], None] # Takes an end that is not the first one
     ):
-        self._store, self._executor, self._timeout, self.answers = store, executor, timeout, BatchAnswers(executor)
+        self._store, self._executor, self._answers = store, executor, BatchAnswers(executor, on_refused)
         self.manager = ""  # Its name in the store
         self.batch, self._present = WriteBatch(), WriteBatch()  # What is written next, and what is being written
         self._busy, self._idle = False, Waiters()  # Whether a batch is being written, or has failed; those that wait for the opposite
@@ -155,7 +155,7 @@ class StoreWriter:
         batch, self.batch, self._busy = self.batch, WriteBatch(), True
         self._present = batch
         write = partial(batch.write, self._store, self.manager)
-        try: self._executor.call("write", write, self._timeout, partial(self._settle, batch))
+        try: self._executor.call("write", write, partial(self._settle, batch))
         except Exception as e: self._settle(batch, None, e)
 
     def wake_soon(self) -> None:
@@ -165,10 +165,10 @@ class StoreWriter:
     def _settle(self, batch: WriteBatch, answer: Any, error: BaseException | None) -> None:
         if batch is not self._present: return # the shutdown did not wait for it
         if error is None:
-            try: self.batch.forgotten += self.answers.written(batch, answer)
+            try: self.batch.forgotten += self._answers.written(batch, answer)
             finally: self._next()
             return
-        self.answers.failed(batch, failure_of(self._store, self._executor, error))
+        self._answers.failed(batch, failure_of(self._store, self._executor, error))
         self.batch.again(batch)
         self._pause = asyncio.get_running_loop().call_later(self.RETRY, self._next, context=Context())
 
@@ -177,9 +177,7 @@ class StoreWriter:
         self.wake()
         if not self._busy: self._idle.wake()
 
-    async def flush(self,
-        timeout: float # Seconds
-    ) -> bool: # Whether all is written
+    async def flush(self) -> bool: # Whether all is written
         "Write what waits, for a limited time. Ends that could not be written are shown then."
         if self._pause is not None:
             self._pause.cancel()
@@ -187,11 +185,11 @@ class StoreWriter:
         self.wake()
         if not self._busy: return True
         idle = asyncio.ensure_future(self._idle.wait())
-        await asyncio.wait({idle}, timeout=timeout)
+        await asyncio.wait({idle}, timeout=self._executor.timeout)
         if idle.done(): return True
         idle.cancel()
         left, self._present = self._present, WriteBatch()
         if self._pause is not None: self._pause.cancel() # what could not be written is not tried again
         error = JobStoreError(type(self._store).__name__, "the store did not answer before the shutdown")
-        for batch in (left, self.batch): self.answers.failed(batch, error)
+        for batch in (left, self.batch): self._answers.failed(batch, error)
         return False

@@ -91,10 +91,9 @@ class WorkerSignals:
     AGAIN = 0.05  # seconds after which a lost exception is raised again
 
     def __init__(self,
-        service: StopOfService | None = None # Knows which SIGTERM is not meant for this process
+        service: StopOfService # Knows which SIGTERM is not meant for this process
     ):
-        self._worker, self._main, self._shown = os.getpid(), threading.get_ident(), sys.unraisablehook
-        self._service = service or StopOfService()
+        self._worker, self._main, self._shown, self._service = os.getpid(), threading.get_ident(), sys.unraisablehook, service
         self._raised: weakref.ref[Terminated] | None = None
 
     def install(self) -> None:
@@ -138,7 +137,7 @@ class WorkerSignals:
 class WorkerProcess:
     "The state of the process that jobs rely on."
     def __init__(self,
-        service: StopOfService | None = None # Knows which SIGTERM is not meant for this process
+        service: StopOfService # Knows which SIGTERM is not meant for this process
     ):
         self._signals = WorkerSignals(service)
         self._signals.install()
@@ -263,15 +262,15 @@ class WorkerLoop:
     def __init__(self,
         channel: Channel, # To the manager
         stdio: WorkerStdio, # Sends what plugins print and log
-        process: WorkerProcess | None = None # The process; None in a thread, for tests
+        restore: Callable[[], None] # Restores the state of the process between two jobs
     ):
-        self._channel, self._stdio, self._process, self._slots, self._began = channel, stdio, process, PluginSlots(), time.time()
+        self._channel, self._stdio, self._restore, self._slots, self._began = channel, stdio, restore, PluginSlots(), time.time()
 
     def serve(self) -> None:
         "Work until the manager sends `STOP` or closes its end. Then unload."
         while self._act(self._channel.receive()): # and now, while the manager reads what was said:
             self._channel.check()
-            if self._process is not None: self._process.restore()
+            self._restore()
         self._slots.unload()
 
     def _act(self, frame: Frame | None) -> bool:
@@ -346,7 +345,7 @@ def main(
     stdio.install()
     context.follow_threads()
     code = 0
-    try: WorkerLoop(channel, stdio, process).serve()
+    try: WorkerLoop(channel, stdio, process.restore).serve()
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
         if isinstance(e.code, str): _say(e.code, stdio)

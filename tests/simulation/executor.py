@@ -67,8 +67,8 @@ class SimulatedQuestion:
 class SimulatedExecutor:
     """Makes one call after the other, as the real one does on its thread."""
 
-    def __init__(self, rng: Random, habits: Habits, name: str, limit: int, errors: Counter[str]) -> None:
-        self.name, self._rng, self._habits, self._errors = name, rng, habits, errors
+    def __init__(self, rng: Random, habits: Habits, name: str, limit: int, errors: Counter[str], timeout: float) -> None:
+        self.name, self._rng, self._habits, self._errors, self.timeout = name, rng, habits, errors, timeout
         self._calls = serial.CallQueue(limit)
         self._busy, self._since, self._working, self._closed = "", 0.0, False, False
         self._idle: asyncio.Future[None] | None = None
@@ -143,15 +143,13 @@ class SimulatedExecutor:
         else:
             self.failed(f"{label}.dropped", f"{self._calls.limit} calls are waiting")
 
-    def call(
-        self, label: str, function: Callable[[], Any], timeout: float, then: serial.Outcome, limit: float = math.inf
-    ) -> SimulatedQuestion:
+    def call(self, label: str, function: Callable[[], Any], then: serial.Outcome, limit: float = math.inf) -> SimulatedQuestion:
         """Make a call, with the errors of the real one."""
         if self._closed:
             raise ManagerClosedError(label)
         if self._calls.full:
             raise serial.ExecutorFullError(label, self._calls.limit, self._busy)
-        question = SimulatedQuestion(self, label, timeout, limit, then)
+        question = SimulatedQuestion(self, label, self.timeout, limit, then)
         question.call = serial.Call(label, function, question.settle)
         self._calls.append(question.call)
         self._start()
@@ -166,37 +164,35 @@ class SimulatedExecutor:
         """Do not make a call that still waits."""
         self._calls.take_back(call)
 
-    async def ask(
-        self, label: str, function: Callable[[], Any], timeout: float, limit: float = math.inf, patience: float = 0.0
-    ) -> Any:
+    async def ask(self, label: str, function: Callable[[], Any], limit: float = math.inf, patience: float = 0.0) -> Any:
         """Make a call and wait for its answer, with the errors of the real one."""
         answer = self._loop.create_future()
-        question = self.call(label, function, timeout, serial.outcome_for(answer), limit)
+        question = self.call(label, function, serial.outcome_for(answer), limit)
         try:
             return await answer
         finally:
             question.drop()
 
-    def ask_blocking(self, label: str, function: Callable[[], Any], timeout: float) -> Any:
+    def ask_blocking(self, label: str, function: Callable[[], Any]) -> Any:
         """The same for a synchronous caller: the loop is blocked meanwhile."""
         if self._closed:
             raise ManagerClosedError(label)
         takes = sum(self._takes()) + (math.inf if self._busy else 0.0)
-        self._loop.clock.block(min(takes, timeout))
-        if takes > timeout:
-            raise serial.ExecutorTimeout(label, timeout, self._busy)
+        self._loop.clock.block(min(takes, self.timeout))
+        if takes > self.timeout:
+            raise serial.ExecutorTimeout(label, self.timeout, self._busy)
         return function()
 
     def abandon(self) -> None:
         """Make no further call, and wait for nothing."""
         self._closed = True
 
-    async def close(self, timeout: float) -> None:
+    async def close(self) -> None:
         """Finish what waits, for a limited time; needed calls also after that, if the one that hangs comes back."""
         self._closed = True
         if self._working:
             self._idle = self._loop.create_future()
-            await asyncio.wait({self._idle}, timeout=timeout)
+            await asyncio.wait({self._idle}, timeout=self.timeout)
             if not self._idle.done():
                 self._calls.drop_optional()
                 self.failed("close", "it hangs")
