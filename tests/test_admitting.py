@@ -22,7 +22,7 @@ from cjm_worker_protocols.extensions.admission import AdmissionProtocol, Evictio
 from cjm_worker_protocols.extensions.protocols import ResourceManagerProtocol
 from cjm_worker_protocols.integrations import admission
 from cjm_worker_protocols.integrations.admission import AdmittingResourceManager, rooms
-from cjm_worker_protocols.integrations.resources import Nvml, SettingError, memory_now, meter
+from cjm_worker_protocols.integrations.resources import Nvml, memory_now, meter
 from cjm_worker_protocols.managers.admission import RoomQuestions
 
 MB = 1_000_000
@@ -97,14 +97,14 @@ def _probe(resources: AdmittingResourceManager, pid: int) -> "dict[str, Any] | N
 )
 def test_wrong_settings_are_refused(wrong: "dict[str, Any]") -> None:
     """With a named error."""
-    with pytest.raises(SettingError, match=next(iter(wrong))):
+    with pytest.raises(errors.ConfigError, match=next(iter(wrong))):
         AdmittingResourceManager(**wrong)
 
 
 @pytest.mark.parametrize("size", ["5GB", "5", None, True, -5, float("nan"), float("inf"), [1]], ids=str)
 async def test_an_estimate_that_is_no_size_is_named(size: Any) -> None:
     """The job is refused, with the plugin, the kind of memory and what was given."""
-    with pytest.raises(SettingError, match="memory.*'it'") as raised:
+    with pytest.raises(errors.ConfigError, match="memory.*'it'") as raised:
         AdmittingResourceManager().estimate("it", {}, {"memory": size})
     assert raised.value.got is size
 

@@ -185,7 +185,7 @@ def test_late_is_not_never(monkeypatch: pytest.MonkeyPatch) -> None:
         except Broken as e:
             return f"{e.actual} {e.also}"
         finally:
-            await it.clean()
+            await it.afterwards.run()
         return "passed"
 
     async def all_at_once() -> "dict[str, str]":
@@ -1074,14 +1074,14 @@ def test_two_checks_at_once_leave_nothing_behind() -> None:
     started, ended = threading.Event(), threading.Event()
 
     def first() -> None:
-        with switching():
+        with switching.set(1e-6):
             started.set()
             ended.wait()
 
     thread = threading.Thread(target=first)
     thread.start()
     started.wait()
-    with switching(), opening() as mine:
+    with switching.set(1e-6), opening() as mine:
         ended.set()
         thread.join()
         with opening() as other:

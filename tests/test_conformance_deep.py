@@ -328,13 +328,13 @@ def alone(target: Callable[[], Any], *excused: str) -> "tuple[str, str] | None":
             try:
                 any_workers(it, target)
             except Broken as e:
-                return it.witness, e.actual
+                return it.trail.witness, e.actual
             return None
         it = Subject(target(), connect, excused=frozenset(excused))
         try:
             asyncio.run(any_clients(it, target))
         except Broken as e:
-            return it.witness, e.actual
+            return it.trail.witness, e.actual
         return None
 
 

@@ -45,7 +45,7 @@ from cjm_worker_protocols.integrations.redis import (  # noqa: E402
     shown_url,
 )
 from cjm_worker_protocols.integrations.redis.connection import RedisLink  # noqa: E402
-from cjm_worker_protocols.integrations.redis.reader import PageSize, RedisLog, RedisReader  # noqa: E402
+from cjm_worker_protocols.integrations.redis.reader import PageSize, RedisLog, RedisReader, StreamFollower  # noqa: E402
 from cjm_worker_protocols.integrations.redis.writer import RedisWriter  # noqa: E402
 from cjm_worker_protocols.integrations.sse import BroadcastLoopError, EventDataError, EventMarkError, EventTypeError, ServerSentEvent  # noqa: E402
 
@@ -80,7 +80,7 @@ async def broadcasting(*given: Any, **settings: Any) -> "AsyncIterator[RedisBroa
 
 def ended(broadcaster: RedisBroadcaster) -> bool:
     """Whether its tasks have."""
-    return all(task is None or task.done() for task in (broadcaster.writer.task, broadcaster.reader.task))
+    return all(task is None or task.done() for task in (broadcaster.exchange.writer.task, broadcaster.exchange.reader.task))
 
 
 async def until(condition: "Callable[[], Any]", limit: float = 20) -> None:
@@ -658,7 +658,7 @@ def test_an_id_that_no_process_has_read_gets_a_reset_soon(shared: RedisServer, s
             await broadcaster.ready()
             start = time.monotonic()
             assert [e.type for e in await take(broadcaster.subscribe(last_event_id="9999999999999-0"), 1)] == ["reset"]
-            assert time.monotonic() - start < broadcaster.BLOCK - 1
+            assert time.monotonic() - start < broadcaster.exchange.BLOCK - 1
 
     run(scenario())
 
@@ -788,7 +788,8 @@ def test_a_reader_hands_over_each_entry_once_and_says_what_does_not_follow(share
 
     async def scenario() -> None:
         log = Kept()
-        reader = RedisReader(log, RedisLink(Secret(shared.url), "reading", 5, 5, 0.1), stream, "me", (100, 1 << 20), 0.2)
+        link = RedisLink(Secret(shared.url), "reading", 5, 5, 0.1)
+        reader = RedisReader(StreamFollower(log, link, stream, "me", (100, 1 << 20), 0.2))
         with shared.client() as redis:
             added = [redis.xadd(stream, {"n": n}) for n in range(40)]
             await asyncio.wait_for(reader.begin(), 20)
@@ -890,7 +891,7 @@ def test_small_events_are_read_in_long_pages(shared: RedisServer, stream: str) -
                 redis.xadd(stream, {"type": "tick", "data": json.dumps({"n": n})})
         async with broadcasting(shared.url, stream) as broadcaster:
             await broadcaster.ready()
-            assert broadcaster.reader.pages.count == 1024 and broadcaster.redis.read == 3000
+            assert broadcaster.exchange.reader.follower.pages.count == 1024 and broadcaster.redis.read == 3000
 
     run(scenario())
 
@@ -1223,10 +1224,11 @@ def test_the_password_is_shown_nowhere(tmp_path: Path, caplog: pytest.LogCapture
                     assert "AuthenticationError" in str(e) or "Connect" in str(e)
                     shown.extend((str(e), repr(e), repr(e.__dict__), repr(e.__cause__), repr(e.__context__)))
                 await broadcaster.broadcast("t", {})
-                client = broadcaster.writer.link.client()
+                client = broadcaster.exchange.writer.link.client()
                 shown.extend((repr(broadcaster), str(broadcaster), repr(vars(broadcaster)), repr(client), repr(client.connection_pool)))
                 shown.append(repr(client.connection_pool.connection_kwargs))
-                parts = (broadcaster.writer, broadcaster.writer.link, broadcaster.reader, broadcaster.reader.link)
+                exchange = broadcaster.exchange
+                parts = (exchange.writer, exchange.writer.link, exchange.reader, exchange.reader.link)
                 shown.extend(repr(vars(part)) for part in parts)
                 broadcaster.CLOSING = 0.1
                 await broadcaster.aclose()

@@ -43,8 +43,8 @@ from cjm_worker_protocols.integrations.sse import (  # noqa: E402
     UnsupportedScopeError,
     encode_event,
 )
-from cjm_worker_protocols.integrations.sse.client import JoinedReads  # noqa: E402
-from cjm_worker_protocols.integrations.sse.delivery import Delivery, Sender  # noqa: E402
+from cjm_worker_protocols.integrations.sse.client import JoinedReads, StreamClient  # noqa: E402
+from cjm_worker_protocols.integrations.sse.delivery import Delivery, SlowClients  # noqa: E402
 
 each_app = pytest.mark.parametrize("name", sorted(APPS))
 TYPE = st.text(min_size=1).filter(lambda t: not set(t) & set("\r\n\0"))
@@ -602,7 +602,7 @@ def test_only_so_many_streams_are_open_at_once(caplog: pytest.LogCaptureFixture)
 
 def test_clients_that_do_not_read_hold_a_limited_number_of_bytes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Also in the buffers of connections. Those that have waited longest are aborted, and one that reads has everything."""
-    monkeypatch.setattr(Sender, "WAITING", 1 << 20)
+    monkeypatch.setattr(SlowClients, "WAITING", 1 << 20)
     broadcaster = SSEBroadcaster(history_bytes=1 << 20)
     with serve(broadcaster) as served, contextlib.ExitStack() as stack:
         for _ in range(100):
@@ -624,7 +624,7 @@ def test_clients_that_do_not_read_hold_a_limited_number_of_bytes(monkeypatch: py
 
 async def test_one_large_event_is_not_too_much_for_a_single_slow_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would come back for the same event, again and again."""
-    monkeypatch.setattr(Sender, "WAITING", 1000)
+    monkeypatch.setattr(SlowClients, "WAITING", 1000)
     broadcaster = SSEBroadcaster()
     client = await OverAsgi.connect(broadcaster)
     for _ in range(3):
@@ -962,7 +962,7 @@ def two_events_to(broadcaster: SSEBroadcaster, clients: "list[type[OverAsgi]]") 
         with pytest.raises(KeyboardInterrupt):
             loop.run_until_complete(broadcast())
         loop.run_until_complete(broadcast())
-        loop.run_until_complete(asyncio.sleep(2 * Sender.GRACE))
+        loop.run_until_complete(asyncio.sleep(2 * StreamClient.GRACE))
         found = [(client.task.done(), len(client.received())) for client in connected]
         loop.run_until_complete(leave())
     finally:
@@ -1262,11 +1262,11 @@ def test_a_thread_that_is_faster_than_the_first_wait_is_heard(monkeypatch: pytes
         broadcaster = SSEBroadcaster()
         wait = broadcaster.log.notifier.wait
 
-        def late(call: str) -> Any:
+        def late() -> Any:
             thread = threading.Thread(target=between, args=(broadcaster,))
             thread.start()
             thread.join()
-            return wait(call)
+            return wait()
 
         monkeypatch.setattr(broadcaster.log.notifier, "wait", late)
         return [e.type async for e in broadcaster.subscribe()]

@@ -23,8 +23,9 @@ from ..core.display import MARKS, brief, clean, progress_line
 from ..core.events import json_safe
 
 # %% auto #0
-__all__ = ['Label', 'TAIL', 'REPORTS', 'to_json', 'Output', 'output_of', 'read_all', 'Writer', 'Screen', 'JsonLines', 'text_of',
-           'RunningJobs', 'amounts', 'summary', 'description', 'Terminal', 'LogToScreen']
+__all__ = ['TAIL', 'Label', 'NEW', 'REPORTS', 'to_json', 'Output', 'output_of', 'read_all', 'Writer', 'Screen', 'JsonLines',
+           'text_of', 'continued', 'RunningJobs', 'amounts', 'summary', 'description', 'paint', 'JobEnds', 'Terminal',
+           'LogToScreen']
 
 # %% ../../nbs/cli/screen.ipynb #6022e7ed
 def to_json(
@@ -186,9 +187,19 @@ def text_of(
     if isinstance(value, Mapping) and isinstance(value.get("text"), str): value = value["text"]
     return value if isinstance(value, str) else to_json(value, indent=2)
 
-# %% ../../nbs/cli/screen.ipynb #5ff16cbf
-Label = Callable[[dict[str, Any]], str]  # Names a job by its parameters
+# %% ../../nbs/cli/screen.ipynb #ebdac8af
 TAIL = 10_000  # The most characters that are kept of a streamed text
+
+def continued(
+    text: str, # What was streamed so far
+    chunk: Any # The next chunk
+) -> str: # What to show now
+    "Add a chunk that is a string to a streamed text; any other chunk takes its place."
+    return (text + chunk)[-TAIL:] if isinstance(chunk, str) else text_of(chunk)
+
+# %% ../../nbs/cli/screen.ipynb #ec2897c5
+Label = Callable[[dict[str, Any]], str]  # Names a job by its parameters
+NEW: dict[str, Any] = {"progress": 0.0, "message": "", "text": "", "since": None}  # What is known of a job at first
 
 class RunningJobs:
     "What the events said of each job that has not ended, as lines for a terminal."
@@ -205,14 +216,11 @@ class RunningJobs:
         now: float # Seconds, on any clock
     ) -> dict[str, Any] | None: # The job with its `label` and the seconds it `took`, if the event ended it
         "Take note of an event."
-        new = {"label": clean(data["job_id"], 30), "progress": 0.0, "message": "", "text": "", "since": None}
-        job = self._jobs.setdefault(data["job_id"], new)
+        job = self._jobs.setdefault(data["job_id"], {"label": clean(data["job_id"], 30), **NEW})
         if event == "job:queued": job["label"] = clean(self._label(data["params"]), 30)
         elif event == "job:started": job.update(pid=data["pid"], since=now, message="started")
         elif event == "job:progress": job.update(progress=data["progress"], message=data["message"])
-        elif event == "job:chunk":
-            text = text_of(data["chunk"])
-            job["text"] = (job["text"] + text)[-TAIL:] if isinstance(data["chunk"], str) else text
+        elif event == "job:chunk": job["text"] = continued(job["text"], data["chunk"])
         else: return {**self._jobs.pop(data["job_id"]), "took": None if job["since"] is None else now - job["since"]}
         return None
 
@@ -229,8 +237,7 @@ class RunningJobs:
         running = [job for job in self._jobs.values() if job["since"] is not None][:max(1, size.lines // 2 - 2)]
         wide = max((len(job["label"]) for job in running), default=0)
         for job in running:
-            memory = self._memory.get(job["pid"])
-            worker = f"worker {job['pid']}" + (f", {memory / 1e6:.0f} MB" if memory else "")
+            worker = f"worker {job['pid']}" + (f", {memory / 1e6:.0f} MB" if (memory := self._memory.get(job["pid"])) else "")
             state = progress_line(f"{job['label']:{wide}}", job["progress"], f"{job['message']}  ({worker})")
             yield clean(state, size.columns - 1), clean(job["text"], size.columns - 5)
 
@@ -277,7 +284,39 @@ def description(
 
 REPORTS = {"summary": summary, "plugin": description}
 
-# %% ../../nbs/cli/screen.ipynb #32113136
+# %% ../../nbs/cli/screen.ipynb #6768c6a5
+def paint(
+    code: int, # Of a color, as in `\\x1b[31m`
+    text: str # One line
+) -> str: # The text as it is where `NO_COLOR` is set, see https://no-color.org
+    "Color a text for a terminal."
+    return text if os.environ.get("NO_COLOR") else f"\x1b[{code}m{text}\x1b[0m"
+
+class JobEnds:
+    "What stays on the screen of a job that has ended."
+    def __init__(self,
+        lines: Callable[[Any], Iterable[str]], # Turns a result into lines
+        traces: bool # Whether to show the traceback of a job that failed
+    ):
+        self._lines, self._traces = lines, traces
+
+    def shown(self,
+        event: str, # `job:completed`, `job:failed` or `job:cancelled`
+        job: Mapping[str, Any], # As `RunningJobs.update` gives it
+        data: Mapping[str, Any] # The event's facts
+    ) -> Iterator[str]: # Lines
+        "Say how a job ended."
+        status = event.removeprefix("job:")
+        color, head, lines = 33, "cancelled", list[str]()
+        if status == "completed": color, head, lines = 32, "", [*self._lines(data["result"])]
+        elif status == "failed":
+            color, head = 31, clean(brief(data["error"]["message"]))
+            if self._traces: lines = (data["error"]["traceback"] or "").splitlines()
+        took = "" if job["took"] is None else paint(2, f"{job['took']:.1f} s")
+        yield "  ".join(filter(None, (f"{paint(color, MARKS[status])} {job['label']}", took, head)))
+        yield from ("    " + clean(line) for line in lines)
+
+# %% ../../nbs/cli/screen.ipynb #44f06177
 class Terminal:
     "Events, live."
     DELAY = 0.04  # Seconds from an event to its showing, so that many are shown at once
@@ -289,10 +328,9 @@ class Terminal:
         traces: bool = False, # Whether to show the traceback of a job that failed
         output: Output | None = None # The terminal; None for stdout
     ):
-        self._lines, self._traces, self._jobs = lines, traces, RunningJobs(label)
+        self._jobs, self._ends = RunningJobs(label), JobEnds(lines, traces)
         self._height, self._due = 0, False  # Lines to draw over, and whether a redraw is scheduled
         self._lock = threading.RLock()
-        self._color = not os.environ.get("NO_COLOR")  # https://no-color.org: set, and not empty
         self._writer = Writer(output or output_of(sys.stdout, 1), getattr(sys.stdout, "encoding", None) or "utf-8")
 
     def show(self, event: str, data: dict[str, Any]) -> None:
@@ -302,31 +340,16 @@ class Terminal:
 
     def _show_job(self, event: str, data: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
         with self._lock: ended = self._jobs.update(event, data, loop.time())
-        if ended: self._draw(self._ending(event, ended, data))
+        if ended: self._draw(self._ends.shown(event, ended, data))
         elif not self._due and self._writer.waiting < self.LIMIT:
             self._due = True
             loop.call_later(self.DELAY, self._draw)
-
-    def _ending(self, event: str, job: dict[str, Any], data: dict[str, Any]) -> Iterator[str]:
-        "The lines that stay of a job."
-        status = event.removeprefix("job:")
-        color, head, lines = 33, "cancelled", list[str]()
-        if status == "completed": color, head, lines = 32, "", [*self._lines(data["result"])]
-        elif status == "failed":
-            color, head = 31, clean(brief(data["error"]["message"]))
-            if self._traces: lines = (data["error"]["traceback"] or "").splitlines()
-        took = "" if job["took"] is None else self._paint(2, f"{job['took']:.1f} s")
-        yield "  ".join(filter(None, (f"{self._paint(color, MARKS[status])} {job['label']}", took, head)))
-        yield from ("    " + clean(line) for line in lines)
-
-    def _paint(self, code: int, text: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self._color else text
 
     def _draw(self, above: Iterable[str] = ()) -> None:
         "Write clean lines that stay, and below them the live lines anew."
         with self._lock:
             self._due, lines = False, [*above]
-            live = [line for job, text in self._jobs.lines(shutil.get_terminal_size()) for line in (job, self._paint(2, "    " + text))]
+            live = [line for job, text in self._jobs.lines(shutil.get_terminal_size()) for line in (job, paint(2, "    " + text))]
             over = f"\x1b[{self._height}A\r\x1b[J" if self._height else ""
             self._height = len(live)
             self._writer.put(over + "".join(f"{line}\n" for line in [*lines, *live]))

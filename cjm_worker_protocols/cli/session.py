@@ -24,7 +24,7 @@ from ..managers.base import JobManager
 
 # %% auto #0
 __all__ = ['Show', 'ENDING', 'home', 'NoHomeError', 'registry_of', 'facts_of', 'measured', 'WorkerWatch', 'follow', 'guarded',
-           'session', 'logged', 'perform']
+           'SessionEvents', 'session', 'logged', 'perform']
 
 # %% ../../nbs/cli/session.ipynb #f8e0fbea
 def home() -> Path | None: # None when there is no home folder either, as for an unknown uid in a container
@@ -144,7 +144,27 @@ async def guarded(
     for number in handled: loop.remove_signal_handler(number)
     return codes[0] if codes else task.result()
 
-# %% ../../nbs/cli/session.ipynb #2dac541c
+# %% ../../nbs/cli/session.ipynb #fc0adbf8
+class SessionEvents:
+    "Show the events of a session's jobs, and count them."
+    def __init__(self,
+        manager: JobManager, # Has the jobs
+        show: Show # Gets the events
+    ):
+        self._manager, self._show, self.counts = manager, show, Counter[str]()
+
+    def show(self,
+        event: str, # Its type
+        data: dict[str, Any] # Its facts
+    ) -> None:
+        "Show an event with the parameters of its job, its result, or its error with the traceback."
+        self.counts[event] += 1
+        job = self._manager.get_job(data["job_id"]) if event in ("job:queued", "job:completed", "job:failed", "job:cancelled") else None
+        if job: data = {**data, "params": job.params, **({"result": job.result} if event == "job:completed" else {})}
+        if job and event == "job:failed" and job.error: data["error"] = job.error.to_dict() # its traceback is for the user of this command
+        self._show(event, data)
+
+# %% ../../nbs/cli/session.ipynb #fb978e81
 async def session(
     registry: EntryPointRegistry, # Knows the plugin
     plugin_id: str, # The plugin
@@ -157,20 +177,12 @@ async def session(
     "Run jobs of one plugin, with all three integrations plugged in."
     from cjm_worker_protocols.integrations.resources import ProcessResourceManager
     from cjm_worker_protocols.integrations.sse import SSEBroadcaster
-    plugin, counts = registry.plugins[plugin_id], Counter[str]()
-    resources, broadcaster = ProcessResourceManager(pss_interval=1.0), SSEBroadcaster()
+    plugin, resources, broadcaster = registry.plugins[plugin_id], ProcessResourceManager(pss_interval=1.0), SSEBroadcaster()
     config = WorkerConfig(max_workers=min(workers, len(requests)), standby=False, grace_timeout=2.0,
                           keep_finished=max(1000, len(requests)), python=python or None)
     manager = JobManager("cjm-workers", plugin.category, worker_config=config, plugins={plugin_id: plugin.target},
                          plugin_registry=registry, resource_manager=resources, event_broadcaster=broadcaster)
-    watch = WorkerWatch(resources, screen.show)
-
-    def show(event: str, data: dict[str, Any]) -> None:
-        counts[event] += 1
-        job = manager.get_job(data["job_id"]) if event in ("job:queued", "job:completed", "job:failed", "job:cancelled") else None
-        if job: data = {**data, "params": job.params, **({"result": job.result} if event == "job:completed" else {})}
-        if job and event == "job:failed" and job.error: data["error"] = job.error.to_dict() # with its traceback, for who runs this command
-        screen.show(event, data)
+    watch, events = WorkerWatch(resources, screen.show), SessionEvents(manager, screen.show)
 
     async def work() -> int:
         try:
@@ -179,17 +191,17 @@ async def session(
         finally: await watch.measure_idle([worker.pid for worker in manager.workers if worker.status == "idle"]) # before they are ended
         return 0 if all(job.status == "completed" for job in jobs) else 1
 
-    tasks = [asyncio.create_task(follow(broadcaster.subscribe(), show)), asyncio.create_task(watch.run())]
+    tasks = [asyncio.create_task(follow(broadcaster.subscribe(), events.show)), asyncio.create_task(watch.run())]
     try: code = await guarded(manager, screen, work())
     finally:
         tasks[1].cancel()
         broadcaster.close()
         await tasks[0]
-    sent = broadcaster.counters
     screen.show("summary", {
         "exit_code": code, "registry": facts_of(plugin), "workers": list(watch.workers.values()),
-        "peaks": [asdict(peak) for peak in resources.peaks.values()], "events": dict(counts),
-        "broadcaster": {"sent": sent.sent, "dropped": sent.dropped}, "integration_errors": dict(manager.integration_errors)})
+        "peaks": [asdict(peak) for peak in resources.peaks.values()], "events": dict(events.counts),
+        "broadcaster": {name: getattr(broadcaster.counters, name) for name in ("sent", "dropped")},
+        "integration_errors": dict(manager.integration_errors)})
     return code
 
 # %% ../../nbs/cli/session.ipynb #2287f64e

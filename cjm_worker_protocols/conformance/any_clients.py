@@ -265,7 +265,7 @@ EVENTS: list[Event] = [*product(("kit:a", "job:b"), DATA)]  # Plain ones first
 _EVENT, _STEPS = st.sampled_from(EVENTS), st.sampled_from(range(4))
 _WHICH = st.sampled_from((0, 0, 0, 1, 2))  # most happens to one client
 
-# %% ../../nbs/conformance/any_clients.ipynb #0088ac94
+# %% ../../nbs/conformance/any_clients.ipynb #279007f0
 class Clients(Model):
     "A broadcaster, and beside it what the contract says."
     calls = calling(joins=(st.sampled_from((True, False)),), turns=(_WHICH,), leaves=(_WHICH,), sends=(_EVENT,)) | calling(
@@ -277,16 +277,12 @@ class Clients(Model):
         search: Search, # The search that this is a run of
         do: Callable[[Coroutine[Any, Any, Any]], Any] # Runs a coroutine on the event loop, and waits for it
     ):
-        self.do = do
-        super().__init__(search)
-        self.stage = Stage(search, self.it, self.excused)
-
-    def implementation(self) -> Any: # Fresh, where there is a factory
-        "Make the implementation of this run."
         async def made() -> Any:
-            return await settled(self.search.fresh()) if self.search.fresh else self.search.it.impl
-        try: return self.do(made())
-        except Exception as e: self.search.stop(e)
+            return await settled(search.fresh()) if search.fresh else search.it.impl
+        try: impl = do(made())
+        except Exception as e: search.stop(e)
+        super().__init__(search, impl)
+        self.do, self.stage = do, Stage(search, self.it, self.excused)
 
     def act(self,
         name: str, # Of a call
@@ -300,7 +296,7 @@ class Clients(Model):
 
     def teardown(self) -> None:
         "Disconnect all clients."
-        with suppress(Exception): self.do(asyncio.wait_for(self.it.clean(), 2.0))
+        with suppress(Exception): self.do(asyncio.wait_for(self.it.afterwards.run(), 2.0))
 
 # %% ../../nbs/conformance/any_clients.ipynb #dc3c6681
 def simpler_broadcasts(

@@ -150,7 +150,7 @@ def caller_changes(
     roster.configs.clear()
     roster.it.trail.append("the caller changes its config")
 
-# %% ../../nbs/conformance/any_workers.ipynb #afceda1c
+# %% ../../nbs/conformance/any_workers.ipynb #6e1bd579
 _PIDS = st.sampled_from((0, 0, 0, 1, 2))  # most calls are about one worker
 _TELLING = UPDATES[1:1 + 4 * len(FIELDS)] + UPDATES[-4:]  # those of one field and of all fields show the most
 
@@ -166,14 +166,9 @@ class Workers(Model):
         fresh: dict[str, Any], # Those of a new worker
         living: bool # Whether each worker needs a process
     ):
-        super().__init__(search)
+        try: super().__init__(search, wait_for(search.fresh()) if search.fresh else search.it.impl)
+        except FactoryError as e: search.stop(e)
         self.roster = Roster(self.it, self.excused, fields, fresh, living)
-
-    def implementation(self) -> Any: # Fresh, where there is a factory
-        "Make the implementation of this run."
-        if self.search.fresh is None: return self.search.it.impl
-        try: return wait_for(self.search.fresh())
-        except FactoryError as e: self.search.stop(e)
 
     def act(self,
         name: str, # Of a call

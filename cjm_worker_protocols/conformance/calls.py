@@ -18,7 +18,9 @@ from .subject import TIMEOUTS, Subject, advice, closest, described, shown, shown
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/conformance/calls.ipynb #3c8f9bb6
+# %% ../../nbs/conformance/calls.ipynb #fc92d8fb
+_EACH = [(name, protocol, member) for name, protocol in NAMES.items() for member in MEMBERS[protocol]]
+
 def _present(name: str, protocol: type, member: str) -> None:
     @rule(f"{name}.{member}.present", member, "The manager calls it.", f"Define `{signature_text(protocol, member)}`.",
           requires=())
@@ -41,14 +43,13 @@ def _inherited(own: Any, member: str) -> bool:
     owner = None if member in getattr(own, "__dict__", ()) else next((c for c in type(own).__mro__ if member in vars(c)), None)
     return bool(getattr(owner, "_is_protocol", False))
 
-for _name, _protocol in NAMES.items():
-    for _member in MEMBERS[_protocol]: _present(_name, _protocol, _member)
+for _each in _EACH: _present(*_each)
 
 # %% ../../nbs/conformance/calls.ipynb #c73ddd46
 _RESULT = "Wait for it: `return ….result()`."
 _ANY_TIME = "The manager may call it at any time, for any pid: mend what raises in the method."
 
-# %% ../../nbs/conformance/calls.ipynb #f32e3cb6
+# %% ../../nbs/conformance/calls.ipynb #14ff1e74
 def _takes(name: str, protocol: type, member: str) -> None:
     first = ("resources.register_worker.manager_call",) if name == "resources" and member != "register_worker" else ()
 
@@ -77,10 +78,9 @@ def prepared(
     if protocol is NAMES["resources"]: it.afterwards.append(lambda: it.impl.unregister_worker(given["pid"]))
     return given
 
-for _name, _protocol in NAMES.items():
-    for _member in MEMBERS[_protocol]: _takes(_name, _protocol, _member)
+for _each in _EACH: _takes(*_each)
 
-# %% ../../nbs/conformance/calls.ipynb #7abc2cbe
+# %% ../../nbs/conformance/calls.ipynb #7f349464
 def kind_of(
     result: Any # What a call returned
 ) -> str: # Empty for an ordinary value
@@ -103,8 +103,8 @@ def _synchronous(name: str, protocol: type, member: str) -> None:
         if kind := kind_of(result):
             raise Broken(f"it returned {kind}, so it has done nothing yet", _RESULT if isinstance(result, Future) else "")
 
-for _name in ("registry", "resources", "store"):
-    for _member in MEMBERS[NAMES[_name]]: _synchronous(_name, NAMES[_name], _member)
+for _each in _EACH:
+    if _each[0] != "events": _synchronous(*_each)
 
 # %% ../../nbs/conformance/calls.ipynb #b2209042
 _WAITS = ("Do not wait for a client: give each a queue, put the event into it with `put_nowait`, "
@@ -129,7 +129,7 @@ async def _(it: Subject) -> None:
         raise Broken(f"it did not return within {Limits.CALL:g} s", _WAITS) from None
     except Exception: pass  # what it raises is another rule
 
-# %% ../../nbs/conformance/calls.ipynb #db6661ec
+# %% ../../nbs/conformance/calls.ipynb #3bc2078a
 def _every_call(name: str, protocol: type, member: str) -> None:
     @rule(f"{name}.{member}.every_call", member,
           "Other callers, or the next version of the manager, may call it in another way that the contract allows.",
@@ -163,5 +163,4 @@ def _accepted(it: Subject, protocol: type, member: str, args: tuple[Any, ...], k
     it.trail[:] = [it.named(shown_call(member, args, kwargs))]
     raise Broken(wrong, mended(it, protocol, member)) from error
 
-for _name, _protocol in NAMES.items():
-    for _member in MEMBERS[_protocol]: _every_call(_name, _protocol, _member)
+for _each in _EACH: _every_call(*_each)

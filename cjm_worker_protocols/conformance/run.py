@@ -120,7 +120,34 @@ class Target:
         if wrong: raise FactoryError(self.given, TypeError(wrong))
         return made
 
-# %% ../../nbs/conformance/run.ipynb #d68963cf
+# %% ../../nbs/conformance/run.ipynb #999ba837
+class Outcomes(dict[str, Outcome]):
+    "How the checks of a run have ended, by their ids."
+    def end(self,
+        check: Check, # That has ended
+        outcome: str, # One of `OUTCOMES`
+        reason: str = "" # Why
+    ) -> None:
+        "Keep an outcome."
+        self[check.id] = Outcome(check.id, outcome, reason)
+
+    def blocked(self,
+        check: Check # That has not been made
+    ) -> bool: # Whether it must not be made
+        "Block a check that would only repeat the bad news of another, or see as little."
+        for other in (self[id] for id in check.requires):
+            if other.outcome == "passed": continue
+            if other.outcome in ("blocked", "not_observable"): self.end(check, other.outcome, other.reason)
+            else: self.end(check, "blocked", f"by {other.id}")
+            return True
+        return False
+
+    @property
+    def excused(self) -> frozenset[str]: # Ids
+        "The checks that are waived or have warned: a search must not report their rules again."
+        return frozenset(o.id for o in self.values() if o.outcome in ("skipped", "warned"))
+
+# %% ../../nbs/conformance/run.ipynb #02c674a1
 def finding_of(
     check: Check, # Whose rule does not hold
     subject: Subject, # That broke it
@@ -135,74 +162,41 @@ def finding_of(
         fix += " If a server cannot be reached: start it, and check again."
     if advised and check.id.count(".") == 1 and "check_async" not in fix: fix += f" {advised}"
     place = place_of(subject.impl, member)
-    return Finding(check.id, level, member, check.rule, subject.named(how.actual), subject.witness, fix, *place)
+    return Finding(check.id, level, member, check.rule, subject.named(how.actual), subject.trail.witness, fix, *place)
 
-# %% ../../nbs/conformance/run.ipynb #0e13e10b
+# %% ../../nbs/conformance/run.ipynb #1b2360ae
+_HUNG = Broken("a call did not return", "Give every call a time limit, and release every lock: `with lock:`. "
+               "The manager gives a call up after `WorkerConfig.integration_timeout`.")
+
 class Verdicts:
     "The outcomes and the findings of a run."
     def __init__(self,
         checks: list[Check], # All checks of the run
-        waive: dict[str, str] # Reasons, by the ids of checks
+        waive: dict[str, str], # Reasons, by the ids of checks
+        advised: str = "" # What to add to the advice
     ):
-        self.checks, self.waive = checks, waive
-        self.outcomes: dict[str, Outcome] = {}
-        self.findings: list[Finding] = []
-
-    def end(self,
-        check: Check, # That has ended
-        outcome: str, # One of `OUTCOMES`
-        reason: str = "" # Why
-    ) -> None:
-        "Keep an outcome."
-        self.outcomes[check.id] = Outcome(check.id, outcome, reason)
-
-    def blocked(self,
-        check: Check # That has not been made
-    ) -> bool: # Whether it must not be made
-        "Block a check that would only repeat the bad news of another, or see as little."
-        for other in (self.outcomes[id] for id in check.requires):
-            if other.outcome == "passed": continue
-            if other.outcome in ("blocked", "not_observable"): self.end(check, other.outcome, other.reason)
-            else: self.end(check, "blocked", f"by {other.id}")
-            return True
-        return False
-
-    @property
-    def excused(self) -> frozenset[str]: # Ids
-        "The checks that are waived or have warned: a search must not report their rules again."
-        return frozenset(o.id for o in self.outcomes.values() if o.outcome in ("skipped", "warned"))
+        self.checks, self.waive, self._advised = checks, waive, advised
+        self.outcomes, self.findings = Outcomes(), list[Finding]()
 
     def broken(self,
         check: Check, # Whose rule does not hold
         subject: Subject, # That broke it
-        how: Broken, # What was seen
-        advised: str = "" # What to add to the advice
+        how: Broken # What was seen
     ) -> None:
         "Keep a finding, unless its rule is waived."
-        if why := self.waive.get(check.id): self.end(check, "skipped", f"waived: {why}")
-        else: self.keep(check, subject, how, check.level, advised)
-
-    def keep(self,
-        check: Check, # Whose rule does not hold
-        subject: Subject, # That broke it
-        how: Broken, # What was seen
-        level: str, # `error` or `warning`
-        advised: str = "" # What to add to the advice
-    ) -> None:
-        "Keep a finding."
-        self.end(check, "failed" if level == "error" else "warned")
-        self.findings.append(finding_of(check, subject, how, level, advised))
+        if why := self.waive.get(check.id): return self.outcomes.end(check, "skipped", f"waived: {why}")
+        self.outcomes.end(check, "failed" if check.level == "error" else "warned")
+        self.findings.append(finding_of(check, subject, how, check.level, self._advised))
 
     def hung(self,
         check: Check, # That does not return
         subject: Subject # That it was made on
     ) -> None:
         "Keep an error that cannot be waived, whatever the rule: no other check can be made."
-        fix = ("Give every call a time limit, and release every lock: `with lock:`. "
-               "The manager gives a call up after `WorkerConfig.integration_timeout`.")
-        self.keep(check, subject, Broken("a call did not return", fix), "error")
+        self.outcomes.end(check, "failed")
+        self.findings.append(finding_of(check, subject, _HUNG, "error"))
         for other in self.checks:
-            if other.id not in self.outcomes: self.end(other, "blocked", f"by {check.id}")
+            if other.id not in self.outcomes: self.outcomes.end(other, "blocked", f"by {check.id}")
 
 # %% ../../nbs/conformance/run.ipynb #0b57d8f2
 _ENDED = {"passed": "passes", "blocked": "is blocked", "not_observable": "is not observable"}
@@ -242,7 +236,23 @@ def useless(
         found.append(Finding(id, "error", member, rule, actual, "", fix))
     return found
 
-# %% ../../nbs/conformance/run.ipynb #32887ab3
+# %% ../../nbs/conformance/run.ipynb #9aaf5a7a
+@contextmanager
+def judging(
+    verdicts: Verdicts, # Of the run
+    check: Check, # That is being made
+    subject: Subject # That it is made on
+) -> Iterator[None]: # A context
+    "Turn how a check ends into its outcome."
+    try: yield
+    except NotObservable as e: verdicts.outcomes.end(check, "not_observable", str(e))
+    except Broken as e: verdicts.broken(check, subject, e)
+    except (ProbeError, FactoryError): raise
+    except (Exception, SystemExit) as e:  # what it returned cannot even be compared
+        verdicts.broken(check, subject, Broken(f"examining it raised {described(e)}"))
+    else: verdicts.outcomes.end(check, "passed")
+
+# %% ../../nbs/conformance/run.ipynb #14db9a9a
 class Run:
     "All checks of one protocol on one target."
     def __init__(self,
@@ -250,13 +260,14 @@ class Run:
         protocol: type | str, # One of the four, or its short name
         probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
         waive: Mapping[str, str] | None = None, # Reasons, by the ids of checks
-        deeper: Callable[[type, Callable[[], Any] | None], list[Check]] | None = None # Makes the checks that search
+        deeper: Callable[[type, Callable[[], Any] | None], list[Check]] | None = None, # Makes the checks that search
+        advised: str = "" # What to add to the advice
     ):
         self.protocol, self.probe = protocol_of(protocol), probe
         self.target, self.processes = Target(target, self.protocol), Processes()
         checks = [CHECKS[id] for id in checks_of(self.protocol)]
         if deeper: checks += deeper(self.protocol, self.target.make if self.target.is_factory else None)
-        self.verdicts, self.advised = Verdicts(checks, reasons(waive or {})), ""
+        self.verdicts = Verdicts(checks, reasons(waive or {}), advised)
         self.check, self.subject = checks[0], Subject(None, processes=self.processes)  # What is under way
 
     @property
@@ -267,8 +278,7 @@ class Run:
     def unblocked(self) -> Iterator[Check]: # In order
         "Generate the checks that can be made."
         for check in self.verdicts.checks:
-            if check.id in self.verdicts.outcomes or self.verdicts.blocked(check):  # an earlier one hung, or it is blocked
-                continue
+            if check.id in self.verdicts.outcomes or self.verdicts.outcomes.blocked(check): continue  # the former: an earlier one hung
             self.check = check
             yield check
 
@@ -276,30 +286,20 @@ class Run:
         impl: Any # An implementation
     ) -> Subject: # Of the current check
         "Begin a check."
-        self.subject = Subject(impl, self.probe, self.processes, self.verdicts.excused)
+        self.subject = Subject(impl, self.probe, self.processes, self.verdicts.outcomes.excused)
         return self.subject
-
-    @contextmanager
-    def judging(self) -> Iterator[None]: # A context
-        "Turn how the current check ends into its outcome."
-        try: yield
-        except NotObservable as e: self.verdicts.end(self.check, "not_observable", str(e))
-        except Broken as e: self.verdicts.broken(self.check, self.subject, e, self.advised)
-        except (ProbeError, FactoryError): raise
-        except (Exception, SystemExit) as e: # what it returned cannot even be compared
-            self.verdicts.broken(self.check, self.subject, Broken(f"examining it raised {described(e)}"), self.advised)
-        else: self.verdicts.end(self.check, "passed")
 
     def report(self) -> Report: # With what is wrong with the waivers
         "Report what was found."
-        outcomes = self.verdicts.outcomes
+        outcomes = tuple(self.verdicts.outcomes.values())
         findings = [*self.verdicts.findings, *useless(self.verdicts, DEEP.get(self.protocol))]
-        if not any(o.outcome in ("passed", "failed", "warned") for o in outcomes.values()):
-            rule, fix = "At least one check is made, and not waived.", "Give an implementation, and a probe."
-            findings.append(Finding("kit.nothing_checked", "error", "", rule, "none was", "", fix))
-        return Report(name_of(self.target.given), self.protocol.__name__, tuple(outcomes.values()), tuple(findings))
+        if not any(o.outcome in ("passed", "failed", "warned") for o in outcomes): findings.append(_NOTHING)
+        return Report(name_of(self.target.given), self.protocol.__name__, outcomes, tuple(findings))
 
-# %% ../../nbs/conformance/run.ipynb #42ffb814
+_NOTHING = Finding("kit.nothing_checked", "error", "", "At least one check is made, and not waived.", "none was", "",
+                   "Give an implementation, and a probe.")
+
+# %% ../../nbs/conformance/run.ipynb #05549c44
 def check_here(
     run: Run # That has not begun
 ) -> None:
@@ -317,16 +317,15 @@ def _made_again(run: Run, check: Check) -> None:
     "Make a check; one that is waived and may pass by chance several times."
     by_chance, end = check.id in run.verdicts.waive and check.id.endswith(".threads"), time.monotonic() + Limits.CALL / 2
     for _ in range(AGAIN if by_chance else 1):
-        with run.judging():
-            made = run.target.make()
-            subject = run.begin(asyncio.run(run.target.amake(made)) if inspect.isawaitable(made) else made)
-            wait_for(check.run(subject))
-        run.subject.coroutines += filter(inspect.iscoroutine, run.subject.undo())
-        run.subject.close()
+        made = run.target.make()
+        subject = run.begin(asyncio.run(run.target.amake(made)) if inspect.isawaitable(made) else made)
+        with judging(run.verdicts, check, subject): wait_for(check.run(subject))
+        subject.afterwards.coroutines += filter(inspect.iscoroutine, subject.afterwards.undo())
+        subject.afterwards.close()
         if run.verdicts.outcomes[check.id].outcome != "passed" or time.monotonic() > end: return
-    if by_chance: run.verdicts.end(check, "passed", f"{AGAIN} times in a row")
+    if by_chance: run.verdicts.outcomes.end(check, "passed", f"{AGAIN} times in a row")
 
-# %% ../../nbs/conformance/run.ipynb #b088164f
+# %% ../../nbs/conformance/run.ipynb #8a0978b6
 async def check_on_loop(
     run: Run # That has not begun
 ) -> None:
@@ -335,14 +334,15 @@ async def check_on_loop(
     :raises ProbeError: when the probe does not work.
     :raises FactoryError: when the factory does not."""
     for check in run.unblocked():
-        hangs = False
-        with run.judging():
-            subject = run.begin(await run.target.amake(run.target.make()))
-            task = asyncio.ensure_future(settled(check.run(subject)))
-            hangs = not await _goes_on(task, subject)
-            if not hangs: task.result()
-        if hangs: run.verdicts.hung(check, run.subject)
-        with suppress(Exception): await asyncio.wait_for(run.subject.clean(), Limits.CALL)
+        subject = run.begin(await run.target.amake(run.target.make()))
+        task = asyncio.ensure_future(_ends(check, subject))
+        if await _goes_on(task, subject):
+            with judging(run.verdicts, check, subject): task.result()
+        else: run.verdicts.hung(check, subject)
+        with suppress(Exception): await asyncio.wait_for(subject.afterwards.run(), Limits.CALL)
+
+async def _ends(check: Check, subject: Subject) -> None:
+    await settled(check.run(subject))
 
 async def _goes_on(task: asyncio.Future[Any], subject: Subject) -> bool:
     "Wait for a check as long as it makes calls; give it up when it has made none for `Limits.CHECK` seconds."

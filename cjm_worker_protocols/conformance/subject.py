@@ -61,7 +61,42 @@ def closest(
     from difflib import get_close_matches  # imported late: only a finding needs it
     return get_close_matches(name, names, 1, cutoff)
 
-# %% ../../nbs/conformance/subject.ipynb #deae53b0
+# %% ../../nbs/conformance/subject.ipynb #d89c7f77
+class Trail(list[str]):
+    "The calls that a check has made, as text."
+    @property
+    def witness(self) -> str: # Like `register_worker(pid=PID_1, worker_type='llm'); unregister_worker(PID_1)`
+        "The last calls, up to six of them and about 800 characters."
+        last = self[-6:]
+        while len(last) > 2 and sum(map(len, last)) > 800: last = last[1:]
+        return "; ".join(["…"] * (len(self) > len(last)) + last)
+
+# %% ../../nbs/conformance/subject.ipynb #b9284646
+class Cleanup(list[Callable[[], Any]]):
+    "What to call when a check has ended; may be asynchronous."
+    def __init__(self) -> None:
+        super().__init__()
+        self.coroutines: list[Any] = []  # Closed at the end, unless they were awaited
+
+    def undo(self) -> list[Any]: # What still has to be awaited
+        "Make the calls. What they raise is ignored."
+        left = list[Any]()
+        for call in self:
+            with suppress(Exception): left.append(call())
+        return [*filter(inspect.isawaitable, left)]
+
+    async def run(self) -> None:
+        "Make the calls, await what they return, and close the coroutines."
+        for left in self.undo():
+            with suppress(Exception): await left
+        self.close()
+
+    def close(self) -> None:
+        "Close the coroutines that were never awaited."
+        for coroutine in self.coroutines:
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED: coroutine.close()
+
+# %% ../../nbs/conformance/subject.ipynb #ab87ba08
 class Subject:
     "One implementation, and the calls that a check has made to it."
     def __init__(self,
@@ -70,12 +105,10 @@ class Subject:
         processes: Processes | None = None, # Where pids come from
         excused: frozenset[str] = frozenset() # Ids of checks that are waived or have warned: a search passes over their rules
     ):
-        self.impl, self.probe, self.excused, self.trail = impl, probe, excused, list[str]()
-        self.processes = processes or Processes()
+        self.impl, self.probe, self.excused = impl, probe, excused
+        self.processes, self.trail, self.afterwards = processes or Processes(), Trail(), Cleanup()
         self.pids: dict[int, str] = {}  # Names for the pids in use
         self.calls = 0  # How many
-        self.coroutines: list[Any] = []  # That methods returned
-        self.afterwards: list[Callable[[], Any]] = []  # What to call when the check has ended; may be asynchronous
 
     def pid(self,
         living: bool = True # Whether the process must exist
@@ -103,33 +136,8 @@ class Subject:
         self.calls += 1
         try: given = getattr(self.impl, member)(*args, **kwargs)
         except (Exception, SystemExit, asyncio.CancelledError) as e: raise Broken(f"it raised {described(e)}") from e
-        if inspect.iscoroutine(given): self.coroutines.append(given)
+        if inspect.iscoroutine(given): self.afterwards.coroutines.append(given)
         return given
-
-    def undo(self) -> list[Any]: # What still has to be awaited
-        "Call what a check left to be called: unregister its workers, disconnect its clients."
-        left = list[Any]()
-        for call in self.afterwards:
-            with suppress(Exception): left.append(call())
-        return [*filter(inspect.isawaitable, left)]
-
-    async def clean(self) -> None:
-        "Undo what a check did, and close coroutines that were never awaited."
-        for left in self.undo():
-            with suppress(Exception): await left
-        self.close()
-
-    def close(self) -> None:
-        "Close returned coroutines that were never awaited."
-        for coroutine in self.coroutines:
-            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED: coroutine.close()
-
-    @property
-    def witness(self) -> str: # Like `register_worker(pid=PID_1, worker_type='llm'); unregister_worker(PID_1)`
-        "The last calls, up to six of them and about 800 characters."
-        last = self.trail[-6:]
-        while len(last) > 2 and sum(map(len, last)) > 800: last = last[1:]
-        return "; ".join(["…"] * (len(self.trail) > len(last)) + last)
 
 # %% ../../nbs/conformance/subject.ipynb #3fbb7dce
 TIMEOUTS = (asyncio.TimeoutError, TimeoutError)  # Two classes before Python 3.11
@@ -208,7 +216,7 @@ def advice(
     "Return how to mend what raised an error, whichever rule was under check."
     return next((fix for pattern, fix in _KNOWN.items() if re.search(pattern, str(error))), "")
 
-# %% ../../nbs/conformance/subject.ipynb #291e5983
+# %% ../../nbs/conformance/subject.ipynb #258e21dc
 async def try_check(
     id: str, # The check's id
     impl: Any, # An implementation
@@ -220,6 +228,6 @@ async def try_check(
     except Broken as e: return it.named(e.actual)
     except NotObservable as e: return f"not observable: {e}"
     finally:
-        await it.clean()
+        await it.afterwards.run()
         it.processes.close()
     return "passes"

@@ -48,22 +48,33 @@ class YieldingInt(_Yielding, int):
 class YieldingStr(_Yielding, str):
     "A `str` that gives way to other threads whenever it is hashed or compared."
 
-# %% ../../nbs/conformance/threads.ipynb #d08cfb97
-@contextmanager
-def switching() -> Iterator[None]: # A context
-    "Let threads take turns as often as possible. Contexts may overlap; the last to end puts the interval back."
-    with _turning:
-        _turns.append(_turns[0] if _turns else sys.getswitchinterval())
-        sys.setswitchinterval(1e-6)
-    try: yield
-    finally:
-        with _turning:
-            before = _turns.pop()
-            if not _turns: sys.setswitchinterval(before)
+# %% ../../nbs/conformance/threads.ipynb #6146c3c5
+class SharedSetting:
+    "A setting of the process that contexts may change, also at the same time; the last to end puts it back."
+    def __init__(self,
+        read: Callable[[], Any], # Gives its value
+        write: Callable[[Any], object] # Sets it
+    ):
+        self._read, self._write, self._lock = read, write, threading.Lock()
+        self._before = list[Any]()  # The value as it was, once for each context in force
 
-_turns, _turning = list[float](), threading.Lock()  # The interval as it was, once for each context in force
+    @contextmanager
+    def set(self,
+        value: Any # The value for now
+    ) -> Iterator[None]: # A context
+        "Set a value."
+        with self._lock:
+            self._before.append(self._before[0] if self._before else self._read())
+            self._write(value)
+        try: yield
+        finally:
+            with self._lock:
+                before = self._before.pop()
+                if not self._before: self._write(before)
 
-# %% ../../nbs/conformance/threads.ipynb #9ac2b198
+switching = SharedSetting(sys.getswitchinterval, sys.setswitchinterval)  # How often threads take turns
+
+# %% ../../nbs/conformance/threads.ipynb #0f5d455a
 def at_once(
     calls: Iterable[Callable[[], Any]] # Each made on a thread of its own
 ) -> list[BaseException]: # What they raised
@@ -80,7 +91,7 @@ def at_once(
             with quiet(): call()
         except BaseException as e: errors.append(e)
     threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in made]
-    with switching():
+    with switching.set(1e-6):
         for thread in threads: thread.start()
         for thread in threads: thread.join(Limits.CALL)
     if any(thread.is_alive() for thread in threads): raise Broken(f"a call did not return within {Limits.CALL:g} s")

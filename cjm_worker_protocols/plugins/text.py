@@ -26,7 +26,7 @@ LLM = Extra("llm", ("xllamacpp",))
 __all__ = ['LLM', 'NUMBERS', 'TEXT', 'ARRAY', 'SMALL', 'MAGIC', 'PART', 'BATCH', 'REQUEST', 'RANDOM', 'NO_MODEL', 'DEFAULTS',
            'ModelFileError', 'ParameterError', 'check_number', 'PromptTooLongError', 'HeaderReader', 'small_model',
            'ModelFile', 'model_file', 'serve', 'answer', 'AnswerError', 'refusal', 'conversation', 'sampling',
-           'settings', 'LlamaCpp']
+           'settings', 'answered', 'Answer', 'LlamaCpp']
 
 # %% ../../nbs/plugins/text.ipynb #c0571d9b
 class ModelFileError(FactError, ValueError):
@@ -295,7 +295,53 @@ def settings(
     for key in ("threads", "gpu_layers"): check_number(key, chosen[key], -1, whole=True)
     return chosen
 
-# %% ../../nbs/plugins/text.ipynb #220fa45c
+# %% ../../nbs/plugins/text.ipynb #027863e5
+def answered(
+    server: Any, # An `xllamacpp.Server`
+    model: ModelFile, # What is loaded
+    request: Mapping[str, Any] # As OpenAI's chat API has it
+) -> Iterator[dict[str, Any]]: # Chunks, as the same API has them
+    "Yield the chunks of an answer, as `answer` does. Raises what `refusal` makes of an error."
+    try:
+        for chunk in answer(server, request):
+            if "error" in chunk: raise refusal(model, chunk["error"])
+            yield chunk
+    except (ValueError, RuntimeError) as e:
+        if isinstance(e, FactError): raise
+        template = isinstance(e, ValueError) # the chat template refuses the messages
+        raise refusal(model, {"message": str(e), "type": "invalid_request_error" if template else "server_error"}) from e
+
+# %% ../../nbs/plugins/text.ipynb #cc7b0c7d
+class Answer:
+    "Puts the chunks of an answer together, and reports progress."
+    def __init__(self,
+        max_tokens: int # The most tokens of the answer
+    ):
+        self._pieces, self._timings, self._reason, self._most = list[str](), dict[str, Any](), "", max_tokens
+
+    def pieces(self,
+        chunk: Mapping[str, Any] # The next one
+    ) -> Iterator[str]: # One for nearly every chunk
+        "Take a chunk, and give its text."
+        if read := chunk.get("prompt_progress"): report_progress(0.0, f"prompt: {read['processed']:,} of {read['total']:,} tokens")
+        self._timings = chunk.get("timings", self._timings)
+        for choice in chunk["choices"]:
+            self._reason = choice["finish_reason"] or self._reason
+            if not (piece := choice["delta"].get("content")): continue
+            made = self._timings["predicted_n"]
+            report_progress(min(1.0, made / self._most), f"{made:,} of {self._most:,} tokens")
+            self._pieces.append(piece)
+            yield piece
+
+    def result(self) -> dict[str, Any]: # `text`, `stopped`, `tokens`, `prompt_tokens` and `tokens_per_second`
+        "Give the whole answer."
+        made, reason = self._timings["predicted_n"], self._reason
+        report_progress(1.0, f"{made:,} tokens")
+        if reason == "length": reason = "max_tokens" if made >= self._most else "context"
+        return {"text": "".join(self._pieces), "stopped": reason, "tokens": made, "prompt_tokens": self._timings["prompt_n"],
+                "tokens_per_second": round(self._timings["predicted_per_second"], 1)}
+
+# %% ../../nbs/plugins/text.ipynb #bd667b7a
 class LlamaCpp:
     "Answers prompts with a language model in a GGUF file."
     problem = staticmethod(LLM.problem)  # What keeps it from running here
@@ -312,10 +358,9 @@ class LlamaCpp:
         if "model" not in config and not os.path.exists(path): raise ModelFileError(path, NO_MODEL)
         if not isinstance(path, (str, os.PathLike)): raise ParameterError("model", "the path of a GGUF file", f"a {type(path).__name__}")
         self._model = model_file(os.path.expanduser(os.fspath(path)))
-        chosen = settings(config, self._model)
         room = sum(device["memory_total"] for device in xllamacpp.get_device_info())
         if self._model.size > room: raise ModelFileError(self._model.path, f"{self._model.size:,} bytes, for {room:,} bytes of memory")
-        self._server, self._context = serve(xllamacpp, self._model, chosen), chosen["context"]
+        self._server = serve(xllamacpp, self._model, settings(config, self._model))
 
     def run(self,
         prompt: str | None = None, # What to say to the model
@@ -334,31 +379,9 @@ class LlamaCpp:
         :raises ParameterError: when a parameter is wrong
         :raises AnswerError: when llama.cpp fails"""
         request = {**REQUEST, **sampling(max_tokens, temperature, top_p, stop, seed), "messages": conversation(prompt, messages)}
-        pieces, timings, reason = list[str](), dict[str, Any](), ""
-        for chunk in self._chunks(request):
-            if read := chunk.get("prompt_progress"): report_progress(0.0, f"prompt: {read['processed']:,} of {read['total']:,} tokens")
-            timings = chunk.get("timings", timings)
-            for choice in chunk["choices"]:
-                reason = choice["finish_reason"] or reason
-                if piece := choice["delta"].get("content"):
-                    report_progress(min(1.0, timings["predicted_n"] / max_tokens), f"{timings['predicted_n']:,} of {max_tokens:,} tokens")
-                    pieces.append(piece)
-                    yield piece
-        report_progress(1.0, f"{timings['predicted_n']:,} tokens")
-        if reason == "length": reason = "max_tokens" if timings["predicted_n"] >= max_tokens else "context"
-        return {"text": "".join(pieces), "stopped": reason, "tokens": timings["predicted_n"], "prompt_tokens": timings["prompt_n"],
-                "tokens_per_second": round(timings["predicted_per_second"], 1), "seed": request["seed"]}
-
-    def _chunks(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        "The chunks of an answer; an error is raised."
-        try:
-            for chunk in answer(self._server, request):
-                if "error" in chunk: raise refusal(self._model, chunk["error"])
-                yield chunk
-        except (ValueError, RuntimeError) as e:
-            if isinstance(e, FactError): raise
-            template = isinstance(e, ValueError) # the chat template refuses the messages
-            raise refusal(self._model, {"message": str(e), "type": "invalid_request_error" if template else "server_error"}) from e
+        whole = Answer(max_tokens)
+        for chunk in answered(self._server, self._model, request): yield from whole.pieces(chunk)
+        return {**whole.result(), "seed": request["seed"]}
 
     def unload(self) -> None:
         "Free the model."

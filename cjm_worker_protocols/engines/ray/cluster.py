@@ -24,8 +24,8 @@ from cjm_worker_protocols.engines.ray.errors import (RayConnectionError, RayElse
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['REACH', 'import_ray', 'resolve', 'same_address', 'current_address', 'check_reachable', 'ray_settings', 'start_ray',
-           'RayThread', 'RayConnection']
+__all__ = ['REACH', 'SHARED', 'import_ray', 'resolve', 'same_address', 'current_address', 'check_reachable', 'ray_settings',
+           'start_ray', 'RayThread', 'RayConnection', 'SharedConnection']
 
 # %% ../../../nbs/engines/ray/cluster.ipynb #f642a002
 def import_ray() -> Any: # The module
@@ -173,30 +173,25 @@ class RayThread:
         "Have the thread end after the calls that were submitted."
         self._calls.put(None)
 
-# %% ../../../nbs/engines/ray/cluster.ipynb #304315e9
+# %% ../../../nbs/engines/ray/cluster.ipynb #f33ce8b5
 class RayConnection:
-    "This process's connection to Ray, shared by all engines, and the thread that makes it."
+    "A connection of this process to Ray, and the thread that makes it."
     PATIENCE = 30.0  # Seconds for the connection before to end
-    lock = threading.RLock()
-    current: RayConnection | None = None
-    closing: Future[Any] | None = None  # The end of the last one
 
     def __init__(self,
-        before: Future[Any] | None = None # The end of the connection before
+        before: Future[Any] # The end of the connection before
     ):
         self.thread, self._before = RayThread(), before
-        self.users = set[Any]()  # Engines
         self._ours = False  # Whether this process made it
         self._address: str | None = None  # With which it made it
-        self.lost = False  # Whether the cluster answers no more
-        self.client = False  # Whether it leads through Ray's client
+        self.lost = self.client = False  # Whether the cluster answers no more, and whether it leads through Ray's client
 
     def join(self,
         ray: Any, # The module
         address: str | None # As of `RayEngine`
     ) -> None:
         "On the thread: be connected to that, and to nothing else. :raises RayConnectionError: when that cannot be."
-        if self._before is not None and not wait({self._before}, self.PATIENCE).done:
+        if not wait({self._before}, self.PATIENCE).done:
             raise RayConnectionError(address, "the connection before has not ended yet")
         if not ray.is_initialized():
             start_ray(ray, address)
@@ -208,35 +203,53 @@ class RayConnection:
             if not same_address(resolve(address), here): raise RayElsewhereError(address, other=f"a Ray at {here!r}")
         self.client = ray.util.client.ray.is_connected()
 
-    @classmethod
-    def use(cls,
-        engine: Any # A `RayEngine`
-    ) -> RayConnection: # The one of this process
-        "Take part in the connection. :raises RayLostError: while engines hold one that was lost."
-        with cls.lock:
-            for user in list(cls.current.users) if cls.current is not None else (): user.leave_closed_loop()
-            if cls.current is None: cls.current = cls(cls.closing)
-            if cls.current.lost: raise RayLostError(engine.address)
-            cls.current.users.add(engine)
-            return cls.current
-
-    def leave(self,
-        engine: Any, # A `RayEngine`
-        ray: Any # The module
-    ) -> Future[Any]: # Its end
-        "Take part no longer: the last engine closes what this process opened, and ends the thread."
-        with self.lock:
-            self.users.discard(engine)
-            if self.users: return self.thread.submit(lambda: None)
-            closer = RayThread() if self.lost else self.thread # the thread of a connection that was lost may hang
-            RayConnection.current, RayConnection.closing = None, closer.submit(lambda: self._shut_down(ray))
-            for thread in {self.thread, closer}: thread.end()
-            return RayConnection.closing
-
     def lose(self) -> None:
         "Note that the cluster answers no more."
         self.lost = True
 
+    def close(self,
+        ray: Any # The module
+    ) -> Future[Any]: # The end
+        "Close what this process opened, and end the thread."
+        closer = RayThread() if self.lost else self.thread # the thread of a connection that was lost may hang
+        closed = closer.submit(lambda: self._shut_down(ray))
+        for thread in {self.thread, closer}: thread.end()
+        return closed
+
     def _shut_down(self, ray: Any) -> None:
         "On a thread: leave the Ray that this process has joined or started."
         if self._ours: ray.shutdown()
+
+# %% ../../../nbs/engines/ray/cluster.ipynb #a1780e1a
+class SharedConnection:
+    "The one connection of this process, for all its engines."
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.current: RayConnection | None = None
+        self._users, self._closing = set[Any](), Future[Any]()  # Engines, and the end of the last connection
+        self._closing.set_result(None)
+
+    def use(self,
+        engine: Any # A `RayEngine`
+    ) -> RayConnection: # The one of this process
+        "Take part in the connection. :raises RayLostError: while engines hold one that was lost."
+        with self.lock:
+            for user in list(self._users): user.leave_closed_loop()
+            if self.current is None: self.current = RayConnection(self._closing)
+            if self.current.lost: raise RayLostError(engine.address)
+            self._users.add(engine)
+            return self.current
+
+    def leave(self,
+        connection: RayConnection, # What `use` returned
+        engine: Any, # A `RayEngine`
+        ray: Any # The module
+    ) -> Future[Any]: # The end of the connection, if this was its last engine
+        "Take part no longer: the last engine closes the connection."
+        with self.lock:
+            self._users.discard(engine)
+            if self._users: return connection.thread.submit(int)
+            self.current, self._closing = None, connection.close(ray)
+            return self._closing
+
+SHARED = SharedConnection()

@@ -24,7 +24,8 @@ Fields = Mapping[bytes, bytes]  # What an entry has
 Page = list[tuple[bytes, Fields]]  # Entries of the stream, with their ids
 
 # %% auto #0
-__all__ = ['Fields', 'Page', 'PageSize', 'id_order', 'newest_entries', 'stream_end', 'EntryDecoder', 'RedisLog', 'RedisReader']
+__all__ = ['Fields', 'Page', 'PageSize', 'id_order', 'newest_entries', 'stream_end', 'EntryDecoder', 'RedisLog', 'StreamFollower',
+           'RedisReader']
 
 # %% ../../../nbs/integrations/redis/reader.ipynb #5b06bb07
 class PageSize:
@@ -189,9 +190,9 @@ class RedisLog(EventLog):
             loop.call_later(self.LAG, self.notifier.wake)
         return True
 
-# %% ../../../nbs/integrations/redis/reader.ipynb #5fffa6dd
-class RedisReader:
-    "Follows a stream from its end on, on one event loop."
+# %% ../../../nbs/integrations/redis/reader.ipynb #b939f2d0
+class StreamFollower:
+    "Takes what comes next in a stream, into a log."
     def __init__(self,
         log: RedisLog, # What it fills
         link: RedisLink, # The connection
@@ -200,12 +201,39 @@ class RedisReader:
         keep: tuple[int, int], # The most events and bytes that the log keeps
         block: float # Seconds that one reading waits for news
     ):
-        self.link = link
-        self.task: asyncio.Task[None] | None = None
-        self.first: asyncio.Future[None] | None = None  # done when the log is filled
-        self._log, self._stream, self._mark, self._keep, self._block = log, stream, mark, keep, block
+        self.log, self.link, self._stream, self._mark, self._keep, self._block = log, link, stream, mark, keep, block
         longest = min(1024, max(1, keep[0] // 4))  # so few at once that clients that keep up lose none
         self.pages = PageSize(longest, max(LIMIT, keep[1] // 4))
+
+    async def read_on(self) -> None:
+        "Take what comes next, if it follows on what came last."
+        pipe, count, cursor = self.link.client().pipeline(transaction=False), self.pages.count, self.log.cursor
+        pipe.xread({self._stream: cursor}, count=count, block=None if self.link.fresh else int(self._block * 1000))
+        pipe.xrange(self._stream, cursor, cursor, count=1)
+        read, last = await pipe.execute()
+        if not last: return await self.catch_up()
+        entries: Page = read[0][1] if read else []
+        self.log.take(entries)
+        self.log.reached(len(entries) < count)
+        self.pages.learn(entries)
+
+    async def catch_up(self) -> None:
+        "Take the end of the stream, back to what is kept already."
+        log, cursor = self.log, self.log.cursor
+        found, common = await stream_end(self.link.client(), self._stream, self._mark, log.has, self.pages, self._keep)
+        if cursor and common != cursor:
+            log.skip(found[-1][0].decode() if found else common or cursor)
+            del found[:max(0, len(found) - self._keep[0] + 1)]  # more than those would push the reset out of the log
+        (log.take if cursor else log.fill)(found)
+        log.reached(True)
+
+# %% ../../../nbs/integrations/redis/reader.ipynb #3a745440
+class RedisReader:
+    "Follows a stream from its end on, on one event loop."
+    def __init__(self, follower: StreamFollower): # Reads the stream
+        self.follower, self.link, self._log = follower, follower.link, follower.log
+        self.task: asyncio.Task[None] | None = None
+        self.first: asyncio.Future[None] | None = None  # done when the log is filled
 
     def begin(self) -> asyncio.Future[None]: # Done when the log is filled
         "Have a task, unless there is one. Call it on the loop."
@@ -225,34 +253,11 @@ class RedisReader:
     async def _read_all(self) -> None:
         try:
             while not self._log.closed:
-                try: await (self._read_on() if self._log.cursor else self._catch_up())
+                try: await (self.follower.read_on() if self._log.cursor else self.follower.catch_up())
                 except Exception as e:
                     self._log.reached(False)
                     await self.link.failed(e)
-                else: self.link.worked()
+                else:
+                    self._begun()
+                    self.link.worked()
         finally: await self.link.drop()
-
-    async def _read_on(self) -> None:
-        "Take what comes next, if it follows on what came last."
-        pipe, count, cursor = self.link.client().pipeline(transaction=False), self.pages.count, self._log.cursor
-        pipe.xread({self._stream: cursor}, count=count, block=None if self.link.fresh else int(self._block * 1000))
-        pipe.xrange(self._stream, cursor, cursor, count=1)
-        read, last = await pipe.execute()
-        if not last: return await self._catch_up()
-        entries: Page = read[0][1] if read else []
-        self._log.take(entries)
-        self._log.reached(len(entries) < count)
-        self.pages.learn(entries)
-
-    async def _catch_up(self) -> None:
-        "Take the end of the stream, back to what is kept already."
-        log, cursor = self._log, self._log.cursor
-        found, common = await stream_end(self.link.client(), self._stream, self._mark, log.has, self.pages, self._keep)
-        if not cursor:
-            log.fill(found)
-            self._begun()
-        elif common != cursor:
-            log.skip(found[-1][0].decode() if found else common or cursor)
-            del found[:max(0, len(found) - self._keep[0] + 1)]  # more than those would push the reset out of the log
-        if cursor: log.take(found)
-        log.reached(True)

@@ -48,15 +48,13 @@ def merged(
         both[key] = merged(low[key], value) if inner else copied(value)
     return both
 
-# %% ../../../nbs/integrations/registry/judge.ipynb #b49a96d0
+# %% ../../../nbs/integrations/registry/judge.ipynb #fe9c6029
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 COMBINED = ("allOf", "anyOf", "oneOf")
 
 class SchemaReader:
     "Reads a JSON Schema, which may be damaged in any way."
-    def __init__(self,
-        root: Any # The schema
-    ):
+    def __init__(self, root: Any): # The schema
         self.root, self._anchors = root, dict[str, list[Any]]()
 
     def follow(self,

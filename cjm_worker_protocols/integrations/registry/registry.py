@@ -62,7 +62,7 @@ def _settle(claims: Iterable[InstalledPlugin]) -> dict[str, InstalledPlugin]:
         settled[plugin_id] = replace(claim, id=plugin_id, name=name)
     return dict(sorted(settled.items()))
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #9e35f126
+# %% ../../../nbs/integrations/registry/registry.ipynb #ab00927d
 class DuplicatePluginError(FactError, ValueError):
     "Two plugins were registered in code under one id."
     plugin_id: str  # The id
@@ -73,38 +73,54 @@ class DuplicatePluginError(FactError, ValueError):
 @dataclass(frozen=True)
 class _Listing:
     "All that is known at one time, and what it was read from."
-    changes: int  # How often the code had changed something
     path: list[str]  # The import path
-    installed: ScanResult
-    watched: list[ScanResult]  # That, manifests, and switches
+    watched: list[ScanResult]  # Of installed packages, of further interpreters, of manifests, of switches
     plugins: dict[str, InstalledPlugin]
     by_category: dict[Any, list[InstalledPlugin]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for plugin in self.plugins.values(): self.by_category.setdefault(plugin.category, []).append(plugin)
 
+    def fresh(self) -> bool:
+        "Whether all that it was read from is as it was."
+        return self.path == import_path() and all(part.fresh() for part in self.watched)
+
 def _marked(plugins: dict[str, InstalledPlugin], off: list[str], problems: Mapping[str, str]) -> dict[str, InstalledPlugin]:
     "The same plugins with what is known beside their descriptions: which are disabled, and what workers found out."
     return {plugin_id: replace(plugin, enabled=file_name(plugin_id) not in off, problem=plugin.problem or problems.get(plugin_id, ""))
             for plugin_id, plugin in plugins.items()}
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #891cc369
+# %% ../../../nbs/integrations/registry/registry.ipynb #7ec0c6c5
+class _Sources:
+    "Where plugins are described: installed packages, further interpreters, manifests, and switches."
+    def __init__(self, groups: Mapping[Any, str], manifests: str | None, switches: Switches, pythons: tuple[str, ...] = ()):
+        self._by_group = {group: category for category, group in groups.items()}
+        self._manifests, self.switches, self._pythons = manifests, switches, pythons
+
+    def read(self, kept: _Listing | None) -> list[ScanResult]:
+        "What `_Listing.watched` has; packages only if they have changed."
+        installed = kept.watched[0] if kept and kept.path == import_path() else None
+        if installed is None or not installed.fresh():
+            if kept: invalidate_caches()
+            installed = read_installed(self._by_group)
+        others = [read_installed(self._by_group, python) for python in self._pythons]
+        manifests = ScanResult() if self._manifests is None else read_manifests(self._manifests, self._by_group)
+        return [installed, *others, manifests, self.switches.read()]
+
+# %% ../../../nbs/integrations/registry/registry.ipynb #34c21bf4
 class _Catalogue:
     "All plugins, wherever they come from, as they are now."
-    def __init__(self, groups: Mapping[Any, str], manifests: str | None, switches: Switches, coded: Iterable[InstalledPlugin] = (),
-                 pythons: tuple[str, ...] = ()):
-        self._by_group = {group: category for category, group in groups.items()}
-        self._manifests, self._switches, self._problems = manifests, switches, dict[str, str]()
+    def __init__(self, sources: _Sources, coded: Iterable[InstalledPlugin] = ()):
+        self._sources, self._problems, self._lock = sources, dict[str, str](), threading.Lock()
         self.coded = {plugin.id: plugin for plugin in coded}  # What the code registers
-        self._changes, self._lock, self._pythons = 0, threading.Lock(), pythons
         self._kept: _Listing | None = None
+        self._changed = False  # Whether the code has changed something since
 
     def add(self, plugin: InstalledPlugin) -> None:
         "Add a plugin that the code registers. Raises `DuplicatePluginError`."
         with self._lock:
             if plugin.id in self.coded: raise DuplicatePluginError(plugin.id, self.coded[plugin.id].target, plugin.target)
-            self.coded = {**self.coded, plugin.id: plugin}
-            self._changes += 1
+            self.coded, self._changed = {**self.coded, plugin.id: plugin}, True
 
     def known(self, plugin_id: str) -> InstalledPlugin:
         "A plugin. Raises `UnknownPluginError`."
@@ -115,42 +131,31 @@ class _Catalogue:
     def report(self, plugin_id: str, reason: str) -> None:
         "Note a problem, until what is installed changes. Raises `UnknownPluginError`."
         self.known(plugin_id)
-        with self._lock:
-            self._problems = {**self._problems, plugin_id: reason}
-            self._changes += 1
+        with self._lock: self._problems, self._changed = {**self._problems, plugin_id: reason}, True
 
     def switch(self, plugin_id: str, on: bool) -> None:
         "Enable or disable a plugin. Raises `UnknownPluginError` or `ConfigFolderError`."
         self.known(plugin_id)
-        self._switches.turn(plugin_id, on)
-        with self._lock: self._changes += 1
+        self._sources.switches.turn(plugin_id, on)
+        with self._lock: self._changed = True
 
     def current(self) -> _Listing:
         "The listing, read anew if anything has changed."
-        if (kept := self._kept) is not None and self._holds(kept): return kept
-        with self._lock:
-            if (kept := self._kept) is not None and self._holds(kept): return kept
-            self._kept = made = self._read(kept)
-            return made
+        if fresh := self._fresh(): return fresh
+        with self._lock: return self._fresh() or self._read()
 
-    def _holds(self, kept: _Listing) -> bool:
-        return kept.changes == self._changes and kept.path == import_path() and all(part.fresh() for part in kept.watched)
+    def _fresh(self) -> _Listing | None:
+        return self._kept if self._kept and not self._changed and self._kept.fresh() else None
 
-    def _read(self, kept: _Listing | None) -> _Listing:
-        changes, path = self._changes, import_path()
-        installed = kept.installed if kept else ScanResult()
-        if not kept or kept.path != path or not installed.fresh():
-            if kept: invalidate_caches()
-            installed = read_installed(self._by_group)
-            if kept and installed.seen != kept.installed.seen: self._problems = {}
-        manifests = ScanResult() if self._manifests is None else read_manifests(self._manifests, self._by_group)
-        others = [read_installed(self._by_group, python) for python in self._pythons]
-        found = [plugin for part in (installed, *others, manifests) for plugin in part.found]
-        switches, plugins = self._switches.read(), _settle([*self.coded.values(), *found])
-        watched = [installed, *others, manifests, switches]
-        return _Listing(changes, path, installed, watched, _marked(plugins, switches.found, self._problems))
+    def _read(self) -> _Listing:
+        path = import_path()
+        installed, *others, switches = watched = self._sources.read(self._kept)
+        if self._kept and installed.seen != self._kept.watched[0].seen: self._problems = {}
+        plugins = _settle([*self.coded.values(), *(plugin for part in (installed, *others) for plugin in part.found)])
+        self._kept, self._changed = _Listing(path, watched, _marked(plugins, switches.found, self._problems)), False
+        return self._kept
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #509a2d3f
+# %% ../../../nbs/integrations/registry/registry.ipynb #ada9be20
 class _Targets:
     "In a worker: the import strings of all plugins, as they are installed when one is asked for."
     def __init__(self, catalogue: _Catalogue): self._catalogue = catalogue
@@ -173,7 +178,7 @@ class RegistryLoader:
 
     def __call__(self) -> Any: # Import strings by id
         "Read what is installed where the worker lives."
-        return _Targets(_Catalogue(self.groups, self.manifests, Switches(None), self.plugins))
+        return _Targets(_Catalogue(_Sources(self.groups, self.manifests, Switches(None)), self.plugins))
 
 # %% ../../../nbs/integrations/registry/registry.ipynb #3fa4185f
 AnyPath = str | os.PathLike[str]
@@ -188,7 +193,7 @@ def _by_category(groups: Any, plugins: Any) -> Mapping[Any, str]:
     if not isinstance(plugins or {}, Mapping): raise ConfigError("plugins", "a mapping of ids to import strings, or None", plugins)
     return {groups: groups} if isinstance(groups, str) else dict(groups)
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #647c4b9f
+# %% ../../../nbs/integrations/registry/registry.ipynb #0aff9c81
 class EntryPointRegistry:
     "The plugins of all installed packages, of a folder of manifests, and of your code; and their configs."
     def __init__(self,
@@ -202,7 +207,7 @@ class EntryPointRegistry:
         "Raises `ConfigError` for `plugins` or `groups` of another type, and what `register` raises."
         self.groups = _by_category(groups, plugins)
         self._manifests, folder = _absolute(manifests), _absolute(config_dir)
-        self._catalogue = _Catalogue(self.groups, self._manifests, Switches(folder), pythons=tuple(str(_absolute(p)) for p in pythons))
+        self._catalogue = _Catalogue(_Sources(self.groups, self._manifests, Switches(folder), tuple(str(_absolute(p)) for p in pythons)))
         self._configs = Configs(folder, config or {})
         for plugin_id, target in (plugins or {}).items(): self.register(plugin_id, target)
 

@@ -129,7 +129,7 @@ def import_extra(
     try: return import_module(package)
     except ImportError as e: raise RegistryExtraError(package, why) from e
 
-# %% ../../../nbs/integrations/registry/scan.ipynb #acb145f9
+# %% ../../../nbs/integrations/registry/scan.ipynb #408ae294
 _RACY = 50_000_000  # Nanoseconds in which a file may change twice and keep its time
 _AHEAD = 5_000_000_000  # Nanoseconds that a file may be newer than the clock; above that, a clock was wrong
 
@@ -160,8 +160,7 @@ def change_times(
     "Read when a folder, and what is in it, last changed."
     try: there = os.open(folder, os.O_RDONLY | os.O_NONBLOCK)
     except OSError: return None
-    look = os.stat
-    try: return [os.fstat(there).st_ctime_ns, *[look(name, dir_fd=there).st_ctime_ns for name in names]]
+    try: return [os.fstat(there).st_ctime_ns, *[os.stat(name, dir_fd=there).st_ctime_ns for name in names]]
     except OSError: return [os.fstat(there).st_ctime_ns, *[_change_time(name, there) for name in names]]
     finally: os.close(there)
 

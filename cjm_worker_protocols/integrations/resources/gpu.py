@@ -15,8 +15,8 @@ from typing import Any, Optional
 from .processes import GONE, total
 
 # %% auto #0
-__all__ = ['Held', 'HeldByGpu', 'Gpu', 'error_name', 'describe', 'NvmlLibrary', 'Nvml', 'visible_gpus', 'sees_all_pids',
-           'holds_gpu', 'gpu_memory']
+__all__ = ['Held', 'HeldByGpu', 'Gpu', 'error_name', 'describe', 'NvmlLibrary', 'gpu_handles', 'held_bytes', 'Nvml',
+           'visible_gpus', 'sees_all_pids', 'holds_gpu', 'gpu_memory']
 
 # %% ../../../nbs/integrations/resources/gpu.ipynb #87a6df69
 Held = dict[int, Optional[int]]  # Bytes by process id; None where the driver does not say how much
@@ -53,12 +53,10 @@ def describe(
     "Name an exception and its message."
     return f"{type(error).__name__}: {error}"
 
-# %% ../../../nbs/integrations/resources/gpu.ipynb #432d6e90
+# %% ../../../nbs/integrations/resources/gpu.ipynb #c856d9f4
 class NvmlLibrary:
     "Start NVIDIA's management library when it is first needed, and ask it one question at a time."
-    def __init__(self,
-        library: Any = None # The module `pynvml`, or one like it; None to import it
-    ):
+    def __init__(self, library: Any = None): # The module `pynvml`, or one like it; None to import it
         self.absent = False  # Whether there is no library, or no driver is loaded: then no GPU can be used
         self._library, self._lock = library, threading.Lock()
         self._started: bool | None = None
@@ -100,7 +98,50 @@ class NvmlLibrary:
             if self._started: self.ask("", "nvmlShutdown")
             self._started = False
 
-# %% ../../../nbs/integrations/resources/gpu.ipynb #489f8884
+# %% ../../../nbs/integrations/resources/gpu.ipynb #95801c39
+_MIG_HANDLE = "nvmlDeviceGetMigDeviceHandleByIndex"
+_NO_MIG: dict[str, list[int]] = dict.fromkeys(("NotSupported", "FunctionNotFound", "AttributeError"), [0])
+
+def gpu_handles(
+    library: NvmlLibrary # To ask
+) -> list[tuple[Gpu, Any]] | None: # With the exception that stands for a handle; None when GPUs cannot be listed
+    "List each GPU, or each instance of one that is split, with its handle."
+    if not library.start(): return None
+    count, found = library.ask("", "nvmlDeviceGetCount"), list[tuple[Gpu, Any]]()
+    if isinstance(count, Exception): return None
+    for gpu in map(Gpu, range(count)):
+        handle = library.ask(gpu.label, "nvmlDeviceGetHandleByIndex", gpu.index)
+        found += _instances(library, gpu, handle) or [(gpu, handle)]
+    return found
+
+def _instances(library: NvmlLibrary, gpu: Gpu, handle: Any) -> list[tuple[Gpu, Any]]:
+    mode = library.ask(gpu.label, "nvmlDeviceGetMigMode", handle, instead=_NO_MIG)
+    slots = 0 if isinstance(mode, Exception) or not mode[0] else library.ask(gpu.label, "nvmlDeviceGetMaxMigDeviceCount", handle)
+    parts = [replace(gpu, instance=number) for number in range(0 if isinstance(slots, Exception) else slots)]
+    asked = [(part, library.ask(part.label, _MIG_HANDLE, handle, part.instance, instead={"NotFound": None})) for part in parts]
+    return [(part, answer) for part, answer in asked if answer is not None]  # None is an empty slot
+
+# %% ../../../nbs/integrations/resources/gpu.ipynb #9ca133b2
+_NO_LIST: dict[str, list[Any]] = {"NotSupported": [], "FunctionNotFound": []}
+_LISTS: dict[str, dict[str, list[Any]]] = {"Compute": {}, "Graphics": _NO_LIST, "MPSCompute": _NO_LIST}  # Each GPU computes; not each draws
+
+def held_bytes(
+    library: NvmlLibrary, # To ask
+    label: str, # The GPU in question
+    handle: Any # Its handle, or the exception that stands for it
+) -> Held | None: # None when the GPU does not answer
+    "Read how many bytes each process holds of a GPU."
+    held: dict[tuple[int, Any, Any], int | None] = {}
+    for kind, instead in _LISTS.items():
+        listed = library.ask(label, f"nvmlDeviceGet{kind}RunningProcesses", handle, instead=instead)
+        if isinstance(listed, Exception): return None
+        for process in listed:
+            key = process.pid, getattr(process, "gpuInstanceId", None), getattr(process, "computeInstanceId", None)
+            before, amount = held.get(key, 0), process.usedGpuMemory
+            held[key] = None if amount is None or before is None else max(before, amount)
+    return {pid: total(amount for key, amount in held.items() if key[0] == pid) for pid, *_ in held}
+
+# %% ../../../nbs/integrations/resources/gpu.ipynb #80d26de8
 class Nvml:
     "List GPUs, and the memory that processes hold, through NVIDIA's management library. An unknown answer is None."
     def __init__(self,
@@ -110,54 +151,21 @@ class Nvml:
 
     def used(self) -> HeldByGpu | None: # None when GPUs cannot be listed
         "Read how many bytes each process holds, by GPU."
-        handles = self._handles()
-        return None if handles is None else {gpu.label: self._held(gpu.label, handle) for gpu, handle in handles}
+        handles = gpu_handles(self.nvml)
+        return None if handles is None else {gpu.label: held_bytes(self.nvml, gpu.label, handle) for gpu, handle in handles}
 
     def gpus(self) -> tuple[Gpu, ...] | None: # None when GPUs cannot be listed
         "List all GPUs, and those that do not answer."
-        handles = self._handles()
+        handles = gpu_handles(self.nvml)
         return None if handles is None else tuple(self._described(gpu, handle) for gpu, handle in handles)
-
-    def _handles(self) -> list[tuple[Gpu, Any]] | None:
-        "Each GPU, or each instance of one that is split, with its handle or the exception that stands for it."
-        if not self.nvml.start(): return None
-        count, found = self.nvml.ask("", "nvmlDeviceGetCount"), list[tuple[Gpu, Any]]()
-        if isinstance(count, Exception): return None
-        for gpu in map(Gpu, range(count)):
-            handle = self.nvml.ask(gpu.label, "nvmlDeviceGetHandleByIndex", gpu.index)
-            found += self._instances(gpu, handle) or [(gpu, handle)]
-        return found
-
-    def _instances(self, gpu: Gpu, handle: Any) -> list[tuple[Gpu, Any]]:
-        mode = self.nvml.ask(gpu.label, "nvmlDeviceGetMigMode", handle, instead=_NO_MIG)
-        slots = 0 if isinstance(mode, Exception) or not mode[0] else self.nvml.ask(gpu.label, "nvmlDeviceGetMaxMigDeviceCount", handle)
-        parts = [replace(gpu, instance=number) for number in range(0 if isinstance(slots, Exception) else slots)]
-        asked = [(part, self.nvml.ask(part.label, _MIG_HANDLE, handle, part.instance, instead={"NotFound": None})) for part in parts]
-        return [(part, answer) for part, answer in asked if answer is not None]  # None is an empty slot
-
-    def _held(self, label: str, handle: Any) -> Held | None:
-        held: dict[tuple[int, Any, Any], int | None] = {}
-        for kind, instead in _LISTS.items():
-            listed = self.nvml.ask(label, f"nvmlDeviceGet{kind}RunningProcesses", handle, instead=instead)
-            if isinstance(listed, Exception): return None
-            for process in listed:
-                key = process.pid, getattr(process, "gpuInstanceId", None), getattr(process, "computeInstanceId", None)
-                before, amount = held.get(key, 0), process.usedGpuMemory
-                held[key] = None if amount is None or before is None else max(before, amount)
-        return {pid: total(amount for key, amount in held.items() if key[0] == pid) for pid, *_ in held}
 
     def _described(self, gpu: Gpu, handle: Any) -> Gpu:
         name, uuid = (_text(self.nvml.ask(gpu.label, question, handle)) for question in ("nvmlDeviceGetName", "nvmlDeviceGetUUID"))
-        memory = self.nvml.ask(gpu.label, "nvmlDeviceGetMemoryInfo", handle, instead=_NO_MEMORY if gpu.instance is None else {})
+        shared = {"NotSupported": None} if gpu.instance is None else {}
+        memory = self.nvml.ask(gpu.label, "nvmlDeviceGetMemoryInfo", handle, instead=shared)
         if memory is None: return replace(gpu, name=name, uuid=uuid, shared=True)
         if isinstance(memory, Exception): return replace(gpu, name=name, uuid=uuid, problem=describe(memory))
         return replace(gpu, name=name, uuid=uuid, total=int(memory.total), used=int(memory.used))
-
-_MIG_HANDLE = "nvmlDeviceGetMigDeviceHandleByIndex"
-_NO_MIG: dict[str, list[int]] = dict.fromkeys(("NotSupported", "FunctionNotFound", "AttributeError"), [0])
-_NO_MEMORY = {"NotSupported": None}
-_NO_LIST: dict[str, list[Any]] = {"NotSupported": [], "FunctionNotFound": []}
-_LISTS: dict[str, dict[str, list[Any]]] = {"Compute": {}, "Graphics": _NO_LIST, "MPSCompute": _NO_LIST}  # Each GPU computes; not each draws
 
 def _text(answer: Any) -> str:
     if isinstance(answer, Exception): return ""

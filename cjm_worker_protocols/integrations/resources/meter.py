@@ -96,7 +96,7 @@ class WorkerRecord:
         return Usage(time.time(), rss, self._pss.read(tree, rss, loaded, now), self._cpu.percent, self._cpu.seconds,
                      total(p.threads for p in tree), len(tree), None if used is None else total(by_gpu.values()), by_gpu)
 
-# %% ../../../nbs/integrations/resources/meter.ipynb #7e838389
+# %% ../../../nbs/integrations/resources/meter.ipynb #721f45e2
 class Measurement(NamedTuple):
     "What one measurement found out about one worker."
     alive: bool  # Whether its process may still exist
@@ -104,6 +104,7 @@ class Measurement(NamedTuple):
     processes: tuple[Process, ...]  # Its own process first, then all below it
     loaded: object  # What it had loaded when the measurement began
 
+# %% ../../../nbs/integrations/resources/meter.ipynb #5107e2bc
 class Meter:
     "Measure workers, on one thread at a time."
     def __init__(self,

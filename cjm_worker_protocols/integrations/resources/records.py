@@ -17,7 +17,7 @@ Text = Union[str, None, Unset]  # A field of `update_worker_state`
 Config = Union[dict[str, Any], None, Unset]  # Its configuration
 
 # %% auto #0
-__all__ = ['Text', 'Config', 'STATE', 'Usage', 'copied', 'given_fields', 'Worker', 'Peak']
+__all__ = ['Text', 'Config', 'STATE', 'Usage', 'copied', 'equal', 'given_fields', 'Worker', 'Peak']
 
 # %% ../../../nbs/integrations/resources/records.ipynb #3de1f11d
 @dataclass(frozen=True)
@@ -33,13 +33,21 @@ class Usage:
     gpu_memory: int | None = None  # GPU memory in bytes, on all GPUs together
     by_gpu: Mapping[str, int | None] = field(default_factory=dict)  # GPU memory in bytes, by `Gpu.label`
 
-# %% ../../../nbs/integrations/resources/records.ipynb #ee0848b7
+# %% ../../../nbs/integrations/resources/records.ipynb #910ee5e3
 def copied(
     values: dict[str, Any] | None # A configuration
 ) -> dict[str, Any] | None: # A copy of it
     "Copy a configuration in depth, or as far as its values can be copied."
     try: return copy.deepcopy(values)
     except Exception: return None if values is None else dict(values)
+
+def equal(
+    one: object, # A configuration
+    other: object # Another
+) -> bool: # False as well when they cannot be compared, as arrays
+    "Compare two configurations. It never raises."
+    try: return bool(one == other)
+    except Exception: return False
 
 STATE = ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")  # The fields of `update_worker_state`
 
