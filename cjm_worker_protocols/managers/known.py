@@ -98,7 +98,7 @@ class KnownPlugins:
         streams: bool = False, # Whether a plugin manager's plugins are streamed
         given: GivenPlugins | None = None # All that it has, if they are known
     ):
-        self.registry, self.engine, self.config, self.streams, self._given = registry, engine, config, streams, given
+        self.registry, self.engine, self.config, self.streams, self.given = registry, engine, config, streams, given
         self._configs: dict[str, dict[str, Any]] = {}  # From `reload_plugin`, without a registry
 
     def signature(self,
@@ -106,7 +106,7 @@ class KnownPlugins:
         name: str # Its name
     ) -> Signature | None: # `None` when it is not known
         "Return what a plugin takes. Raises `UnknownPluginError`, if all plugins are known."
-        return None if self._given is None else self._given.signature(plugin_id, name)
+        return None if self.given is None else self.given.signature(plugin_id, name)
 
     async def look_up(self,
         plugin_id: str # A plugin
