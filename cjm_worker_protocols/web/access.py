@@ -73,14 +73,15 @@ async def ask_app(
         raise AccessTypeError(found)
     return found
 
-# %% ../../nbs/web/access.ipynb #8902672f
+# %% ../../nbs/web/access.ipynb #ddeb054e
 def header(
     scope: Scope, # A request
     name: bytes # A header's name in lower case
 ) -> str | None: # The last one of that name; `None` when there is none
     "Read a header."
-    found = [value for key, value in scope["headers"] if key.lower() == name]
-    return found[-1].decode("latin-1") if found else None
+    for key, value in reversed(scope["headers"]):
+        if key.lower() == name: return str(value, "latin-1")
+    return None
 
 def bearer_token(
     scope: Scope # A request

@@ -70,11 +70,11 @@ def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
         with open(value, "rb") as file: return ResultView("file", name, os.fstat(file.fileno()).st_size, media_type(file.read(16)))
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 
-# %% ../../nbs/web/documents.ipynb #f46dbe66
+# %% ../../nbs/web/documents.ipynb #1c7c0354
 FACTS = ("id", "plugin_id", "status", "progress", "message", "waiting_for", "worker_pid", "priority", "timeout", "retries", "attempts",
          "owner", "position", "retried_from", "expires", "key", "restartable")
 TIMES = ("created_at", "started_at", "loading_at", "loaded_at", "completed_at")
-_facts = attrgetter(*FACTS)
+_facts, _times = attrgetter(*FACTS), attrgetter(*TIMES)
 
 def when(
     moment: datetime | None # A time
@@ -97,8 +97,9 @@ def job_document(
     details: bool = False # Whether the client may see parameters and tracebacks
 ) -> dict[str, Any]: # JSON-safe
     "Describe a job, as in a list of jobs."
-    metadata, times = json_safe(job.metadata, 1000, 50) if job.metadata else {}, {name: when(getattr(job, name)) for name in TIMES}
-    return {**dict(zip(FACTS, _facts(job))), **times, "metadata": metadata, "error": error_of(job, details)}
+    document = dict(zip((*FACTS, *TIMES), (*_facts(job), *map(when, _times(job)))))
+    document["metadata"], document["error"] = json_safe(job.metadata, 1000, 50) if job.metadata else {}, error_of(job, details)
+    return document
 
 # %% ../../nbs/web/documents.ipynb #51807ba0
 def job_details(

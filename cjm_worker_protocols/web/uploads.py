@@ -183,7 +183,7 @@ class Sweeper:
         "Sweep no more."
         if self._task is not None: self._task.cancel()
 
-# %% ../../nbs/web/uploads.ipynb #a4cef4f4
+# %% ../../nbs/web/uploads.ipynb #211d6220
 class Uploads:
     "Keeps the files that come with jobs, as long as their jobs."
     def __init__(self,
@@ -231,7 +231,7 @@ class Uploads:
         manager: BaseJobManager # Whose store knows the jobs
     ) -> None:
         "Remove the files of jobs that the store has forgotten, unless that was done within the hour."
-        if self._beside is not None: self.sweeper.begin(self.root, manager)
+        if self._beside is not None: self.sweeper.begin(self._beside, manager)
 
     def of(self,
         job: Job # A job
