@@ -18,7 +18,7 @@ from .views import WorkerView, list_kept, result_data, view
 # %% auto #0
 __all__ = ['ManagerView']
 
-# %% ../../nbs/managers/lookup.ipynb #b0714cfa
+# %% ../../nbs/managers/lookup.ipynb #cb678df6
 class ManagerView:
     "A manager, to look at: whether it accepts jobs, its jobs, workers, plugins and events, and what went wrong."
     def __init__(self,
@@ -119,11 +119,6 @@ class ManagerView:
         check_wanted(status, {"plugin_id": plugin_id, "owner": owner, "before": before}, limit)
         if (durable := self._session.durable) is None: return list_kept(self.jobs, status, plugin_id, owner, limit, before)
         return await durable.list(status=status, plugin_id=plugin_id, owner=owner, limit=limit, before=before)
-
-    @property
-    def name_in_store(self) -> str: # Empty without a job store, before the first use and after the end
-        "What the job store calls this manager, as in `SQLiteJobStore.living`. May be read from any thread."
-        return "" if (store := self._session.integrations.store) is None else store.name
 
     @property
     def recovered(self) -> list[Job]: # The oldest first

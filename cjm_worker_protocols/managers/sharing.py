@@ -17,7 +17,7 @@ from .views import WorkerView, view
 # %% auto #0
 __all__ = ['SharedWorkers']
 
-# %% ../../nbs/managers/sharing.ipynb #3d326c88
+# %% ../../nbs/managers/sharing.ipynb #9b2687ad
 class SharedWorkers:
     "The workers of all managers that share a job store."
     def __init__(self,
@@ -30,7 +30,7 @@ class SharedWorkers:
     async def show(self) -> None:
         "Show the others the workers of this manager, if they have changed. Raises `JobStoreError`."
         if self._board is None or (now := json.dumps([view(worker) for worker in self._lifecycle.pool.workers])) == self._shown: return
-        await self._client.reader.ask("show_workers", partial(self._board.show_workers, self._client.writer.manager, now))
+        await self._client.reader.ask("show_workers", partial(self._board.show_workers, self._client.name, now))
         self._shown = now
 
     async def others(self) -> list[WorkerView]: # None where the store cannot show them
@@ -40,6 +40,6 @@ class SharedWorkers:
         found = list[WorkerView]()
         for manager, workers in shown.items():
             with suppress(ValueError, TypeError): # what a manager of another version shows
-                rows = json.loads(workers) if manager != self._client.writer.manager else ()
+                rows = json.loads(workers) if manager != self._client.name else ()
                 found += [WorkerView._make((*row, tuple(names))) for *row, names in rows]
         return found

@@ -13,10 +13,10 @@ from .database import StoreDatabase
 from .locks import LockFile
 
 # %% auto #0
-__all__ = ['COLUMNS', 'OF_HOLDER', 'remove_idle', 'take_over', 'add_manager', 'split_holders', 'Holders', 'show_workers',
+__all__ = ['COLUMNS', 'OF_HOLDER', 'remove_idle', 'take_over', 'add_manager', 'free_holders', 'Holders', 'show_workers',
            'shown_workers']
 
-# %% ../../../nbs/integrations/store/holders.ipynb #e604f93f
+# %% ../../../nbs/integrations/store/holders.ipynb #12ec1dc0
 COLUMNS = ", ".join(StoredJob._fields)  # Of the table, in the order of `StoredJob`
 OF_HOLDER = "manager IN (SELECT number FROM managers WHERE holder = ?)"  # Jobs that a manager holds
 
@@ -49,18 +49,16 @@ def add_manager(
     db.execute("UPDATE managers SET holder = number WHERE number = ?", (number,))
     return number
 
-def split_holders(
+def free_holders(
     db: sqlite3.Connection, # The database
     worker_type: str, # Of the managers' workers
     locks: LockFile # Says who is alive
-) -> tuple[list[int], list[int]]: # Those that are alive, and those that are not, 0 among them
-    "List the managers that hold jobs, or may."
-    rows = db.execute("SELECT DISTINCT holder FROM managers WHERE worker_type = ? ORDER BY holder", (worker_type,))
-    found = [number for (number,) in rows]
-    living = [number for number in found if number and locks.alive(number)]
-    return living, [number for number in found if number not in living]
+) -> list[int]: # 0 among them, when it holds jobs
+    "List the holders that are not alive."
+    rows = db.execute("SELECT DISTINCT holder FROM managers WHERE worker_type = ?", (worker_type,)).fetchall()
+    return [number for (number,) in rows if not number or not locks.alive(number)]
 
-# %% ../../../nbs/integrations/store/holders.ipynb #effafd07
+# %% ../../../nbs/integrations/store/holders.ipynb #3390534b
 class Holders:
     "The managers that use one database. Every method may block, and raises `JobStoreError`."
     def __init__(self,
@@ -92,12 +90,6 @@ class Holders:
         if number not in self._types: raise ConfigError("manager", "a name that open returned, before close", manager)
         return number, self._types[number]
 
-    def living(self,
-        worker_type: str # Of the managers' workers
-    ) -> list[str]: # Their names
-        "List the managers that are alive, in whichever process."
-        with self._database.use() as db: return list(map(str, split_holders(db, worker_type, self._database.locks)[0]))
-
     def close(self,
         manager: str # A name that `open` returned here
     ) -> None:
@@ -117,9 +109,9 @@ class Holders:
         "Take over what no living manager holds."
         (number, worker_type), locks = self.find(manager), self._database.locks
         with self._database.use() as db:
-            if not split_holders(db, worker_type, locks)[1]: return []
+            if not free_holders(db, worker_type, locks): return []
         with self._database.change() as db:
-            taken = take_over(db, number, worker_type, split_holders(db, worker_type, locks)[1])
+            taken = take_over(db, number, worker_type, free_holders(db, worker_type, locks))
             remove_idle(db)
         return taken
 

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['SQLiteJobStore', 'retry_job']
 
-# %% ../../../nbs/integrations/store/store.ipynb #8a403906
+# %% ../../../nbs/integrations/store/store.ipynb #2a2dc803
 class SQLiteJobStore(SQLiteRecords):
     """Keeps jobs in an SQLite database. It implements `JobStoreProtocol` and `WorkerBoardProtocol`.
 
@@ -60,12 +60,6 @@ class SQLiteJobStore(SQLiteRecords):
         return answer
 
     def claim(self, manager: str) -> list[StoredJob]: return self._holders.claim(manager)
-
-    def living(self,
-        worker_type: str # Of the managers' workers
-    ) -> list[str]: # Their names, as `open` returned them
-        "List the managers that are alive, in whichever process. `JobStoreProtocol` does without it."
-        return self._holders.living(worker_type)
 
     def cancellations(self, manager: str) -> list[str]:
         query = f"SELECT id FROM jobs WHERE cancel = 1 AND ended IS NULL AND {OF_HOLDER}"
