@@ -136,7 +136,7 @@ async def test_ends_of_every_kind_are_kept(path: str) -> None:
 
 
 async def test_many_at_once_share_a_commit(path: str) -> None:
-    """A hundred jobs at once take few commits."""
+    """A hundred jobs at once take few commits, and each job by itself takes two."""
     async with manager(path) as here:
         await (await here.start_job("echo"))
         batches: "list[int]" = []
@@ -152,6 +152,9 @@ async def test_many_at_once_share_a_commit(path: str) -> None:
         jobs = await asyncio.gather(*[here.start_job("echo", value=n) for n in range(100)])
         assert sum(map(bool, batches)) <= 20
         assert [await job for job in jobs] == list(range(100))
+        batches.clear()
+        assert [await (await here.start_job("echo", value=n)) for n in range(10)] == list(range(10))
+        assert len(batches) == 20  # accepted and started in one, ended in the other
 
 
 # Keys

@@ -34,7 +34,7 @@ def check_wanted(
         if value is not None and not isinstance(value, str): raise ConfigError(name, "text, or None", value)
     check_number("limit", limit, 1, whole=True)
 
-# %% ../../nbs/managers/durable.ipynb #62f31e3a
+# %% ../../nbs/managers/durable.ipynb #22a4a391
 class DurableJobs:
     "The jobs of a manager that has a job store. Belongs to the event loop."
     def __init__(self,
@@ -48,8 +48,7 @@ class DurableJobs:
         self._followed, self.shared = FollowedJobs(client, stream_buffer), SharedWorkers(client, lifecycle)
         self._recovery = Recovery(client, lifecycle, self._followed, jobs, TakenJobs(lifecycle, stream_buffer), plan)
         self._watch = StoreWatch(client, lifecycle, self._followed, self._recovery, self.shared)
-        self._opening, self._closed = asyncio.Lock(), False
-        self.recovered: list[Job] = []
+        self._opening, self._closed, self.recovered = asyncio.Lock(), False, list[Job]()
 
     async def open(self) -> None:
         "At the first call: open the store, and take over what no living manager holds. Raises `JobStoreError`."
@@ -65,10 +64,11 @@ class DurableJobs:
         ticket: Ticket # A new job
     ) -> Job | None: # The job that has its key already; `None` when the new one is written
         "Write a job. Raises `JobStoreError`, `KeyConflictError`, `DuplicateJobError` and `ParametersNotSendableError`; no job exists then."
-        self._lifecycle.jobs.arriving += 1
-        try: known = await self._client.add(ticket.job)
-        finally: self._lifecycle.jobs.arrived()
-        ticket.unmarked = True
+        jobs, scheduler = self._lifecycle.jobs, self._lifecycle.scheduler
+        ticket.unmarked = jobs.arriving > 0 or scheduler.at_once(ticket) is None # else one commit accepts it and marks it as started
+        jobs.arriving += 1
+        try: known = await self._client.add(ticket.job, not ticket.unmarked)
+        finally: jobs.arrived()
         return None if known is None else self._jobs.get(known.id) or await self._followed.show(known)
 
     async def find(self,

@@ -70,7 +70,7 @@ class BlockedLines:
         "Say whether a job comes before all that the resource manager refused."
         return all(ticket.rank < line.head().rank for line in self._queue.lines.values() if line.refused or line.asking)
 
-# %% ../../nbs/managers/scheduler.ipynb #e4d1e1e9
+# %% ../../nbs/managers/scheduler.ipynb #4d69d153
 class Scheduler:
     "Hands the jobs that wait to the workers of a pool."
     def __init__(self,
@@ -120,16 +120,16 @@ class Scheduler:
         ticket: Ticket # A job that waits, anew or again
     ) -> None:
         "Put a job in line; it may start at once."
-        if self.gate is None and not self.queue.tickets and not self._closed: # nothing can come before it
-            worker = self._at_once(ticket)
-            if worker is not None: return worker.run(self.queue.take(ticket))
+        if (worker := self.at_once(ticket)) is not None: return worker.run(self.queue.take(ticket))
         self.put_back(ticket)
         if self._config.max_workers > 1 or not follows(self.queue, ticket): self.dispatch()
 
-    def _at_once(self, ticket: Ticket) -> WorkerProxy | None:
-        "The worker for a job when no other waits."
-        idle = self._pool.idle()
-        alone = self._config.max_workers == 1
+    def at_once(self,
+        ticket: Ticket # A new job
+    ) -> WorkerProxy | None: # Which would run it; `None` when another job may come before it
+        "Find a worker for a job when no other waits."
+        if self.gate is not None or self.queue.tickets or self._closed: return None
+        idle, alone = self._pool.idle(), self._config.max_workers == 1
         if not idle or not alone and self._ahead() or not self.limits.may_start(ticket): return None
         worker = choose(idle, ticket, self._config.loaded_plugins)
         return least_used(idle, ticket.placement) if worker is None and alone else worker

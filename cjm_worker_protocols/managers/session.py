@@ -164,7 +164,7 @@ def close_later(
     try: loop.call_soon_threadsafe(close, context=Context())
     except RuntimeError: session.integrations.abandon() # the loop is closed
 
-# %% ../../nbs/managers/session.ipynb #f257d66b
+# %% ../../nbs/managers/session.ipynb #7cf97508
 async def start(
     session: Session, # The manager's
     hooks: Hooks, # The manager
@@ -197,4 +197,5 @@ async def start(
     except Exception:
         lifecycle.store.forget(job)
         raise
+    if ticket.queued and not ticket.unmarked: lifecycle.store.unmark(ticket) # the worker it was meant for has another job now
     return job

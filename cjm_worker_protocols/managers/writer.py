@@ -20,7 +20,7 @@ from .serial import SerialExecutor
 from .stored import error_text
 
 # %% auto #0
-__all__ = ['Ending', 'WriteBatch', 'failure_of', 'BatchAnswers', 'StoreWriter']
+__all__ = ['Ending', 'WriteBatch', 'failure_of', 'BatchAnswers', 'OncePerTurn', 'StoreWriter']
 
 # %% ../../nbs/managers/writer.ipynb #93dcbc70
 class Ending:
@@ -133,10 +133,31 @@ class BatchAnswers:
             self._executor.failed("callback", e)
             ends_app(e)
 
-# %% ../../nbs/managers/writer.ipynb #da75879c
+# %% ../../nbs/managers/writer.ipynb #c21c3d4b
+class OncePerTurn:
+    "Makes a call after a turn of the loop, and the first time in a turn also at once."
+    def __init__(self,
+        call: Callable[[], None] # Does what has come since
+    ):
+        self._call, self._soon, self._done = call, False, False  # Whether the turn's end makes the call; whether it was made in this turn
+
+    def wake(self,
+        now: bool # Whether to make it at once, if that was not done in this turn
+    ) -> None:
+        "Have the call made."
+        if not self._soon: asyncio.get_running_loop().call_soon(self._turn, context=Context())
+        done, self._soon, self._done = self._done, True, self._done or now
+        if now and not done: self._call()
+
+    def _turn(self) -> None:
+        self._soon = self._done = False
+        self._call()
+
+# %% ../../nbs/managers/writer.ipynb #cc431cbb
 class StoreWriter:
     "Writes batches into a store, one after the other: what comes while one is written goes into the next. Belongs to the event loop."
     RETRY = 0.5  # Seconds after which a batch is written again that could not be written
+    PATIENCE = 0.001  # Seconds for which the loop itself waits for a store that has just been quick: less than waking it takes
 
     def __init__(self,
         store: JobStoreProtocol, # The app's
@@ -147,20 +168,22 @@ class StoreWriter:
         self.manager = ""  # Its name in the store
         self.batch, self._present = WriteBatch(), WriteBatch()  # What is written next, and what is being written
         self._busy, self._idle = False, Waiters()  # Whether a batch is being written, or has failed; those that wait for the opposite
+        self._turns = OncePerTurn(self._write)
         self._pause: asyncio.TimerHandle | None = None  # Until a batch that failed is written again
 
-    def wake(self) -> None:
-        "Have the batch written: at once, or after the one that is being written."
+    def wake(self,
+        now: bool = False # Whether at once, if it is the first in this turn of the loop
+    ) -> None:
+        "Have the batch written, with what else comes in this turn, or after the one that is being written."
+        if not self._busy: self._turns.wake(now)
+
+    def _write(self) -> None:
         if self._busy or not self.batch: return
         batch, self.batch, self._busy = self.batch, WriteBatch(), True
         self._present = batch
         write = partial(batch.write, self._store, self.manager)
-        try: self._executor.call("write", write, partial(self._settle, batch))
+        try: self._executor.call("write", write, partial(self._settle, batch), patience=self.PATIENCE)
         except Exception as e: self._settle(batch, None, e)
-
-    def wake_soon(self) -> None:
-        "Have the batch written after this turn of the loop, with what else comes in it."
-        asyncio.get_running_loop().call_soon(self.wake, context=Context())
 
     def _settle(self, batch: WriteBatch, answer: Any, error: BaseException | None) -> None:
         if batch is not self._present: return # the shutdown did not wait for it
@@ -174,16 +197,15 @@ class StoreWriter:
 
     def _next(self) -> None:
         self._busy, self._pause, self._present = False, None, WriteBatch()
-        self.wake()
-        if not self._busy: self._idle.wake()
+        self.wake() if self.batch else self._idle.wake()
 
     async def flush(self) -> bool: # Whether all is written
         "Write what waits, for a limited time. Ends that could not be written are shown then."
         if self._pause is not None:
             self._pause.cancel()
             self._next()
-        self.wake()
-        if not self._busy: return True
+        self._write()
+        if not self._busy and not self.batch: return True
         idle = asyncio.ensure_future(self._idle.wait())
         await asyncio.wait({idle}, timeout=self._executor.timeout)
         if idle.done(): return True

@@ -143,7 +143,9 @@ class SimulatedExecutor:
         else:
             self.failed(f"{label}.dropped", f"{self._calls.limit} calls are waiting")
 
-    def call(self, label: str, function: Callable[[], Any], then: serial.Outcome, limit: float = math.inf) -> SimulatedQuestion:
+    def call(
+        self, label: str, function: Callable[[], Any], then: serial.Outcome, limit: float = math.inf, patience: float = 0.0
+    ) -> SimulatedQuestion:
         """Make a call, with the errors of the real one."""
         if self._closed:
             raise ManagerClosedError(label)
@@ -151,6 +153,10 @@ class SimulatedExecutor:
             raise serial.ExecutorFullError(label, self._calls.limit, self._busy)
         question = SimulatedQuestion(self, label, self.timeout, limit, then)
         question.call = serial.Call(label, function, question.settle)
+        if patience and not self._working and self._rng.random() < 0.5:  # the loop waits for the answer
+            self._working = True
+            self._make(question.call, 0.0)
+            return question
         self._calls.append(question.call)
         self._start()
         question.look()

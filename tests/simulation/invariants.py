@@ -434,7 +434,7 @@ class Book:
 
     def forget(self) -> None:
         """Hold no job and no worker any longer."""
-        for kept in (self.fates, self.running, self.pending, self.ready):
+        for kept in (self.fates, self.running, self.pending, self.ready, self.left, self.line):
             kept.clear()
 
     def nothing_left(self, loop: asyncio.AbstractEventLoop, workers: list[Any], timer: str) -> None:

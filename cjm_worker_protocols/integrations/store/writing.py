@@ -18,8 +18,9 @@ from .schema import transaction
 # %% auto #0
 __all__ = ['Payload', 'job_with_key', 'add_jobs', 'set_open', 'move_jobs', 'end_jobs', 'add_chunks', 'is_alone', 'write_batch']
 
-# %% ../../../nbs/integrations/store/writing.ipynb #a4ac7863
+# %% ../../../nbs/integrations/store/writing.ipynb #4b913dab
 Payload = tuple[Optional[str], Optional[bytes]]  # The name of a file, or what is kept in the row
+_WAITS = JobMove("", "pending", 0)  # How a new job is, unless the same batch moves it
 
 def job_with_key(
     db: sqlite3.Connection, # The database
@@ -36,24 +37,26 @@ def add_jobs(
     manager: tuple[int, str], # Its number and its worker type
     added: Sequence[NewJob], # New jobs
     payloads: Sequence[Payload], # Their parameters
+    moves: dict[str, JobMove], # Jobs that are moved in the same batch; the new ones are taken out
     answer: Written # Says which were added
 ) -> None:
     "Add jobs that have neither a known id nor a known key."
     columns = "id, worker_type, plugin_id, created, priority, owner, key, digest, options, retried_from, manager, params_file, params"
-    insert = f"INSERT INTO jobs({columns}, status) VALUES ({'?, ' * 13}'pending') ON CONFLICT(id) DO NOTHING"
+    insert = f"INSERT INTO jobs({columns}, status, attempts, started) VALUES ({'?, ' * 15}?) ON CONFLICT(id) DO NOTHING"
     number, worker_type = manager
     with closing(db.cursor()) as cursor: # also when a traceback keeps it
         for job, payload in zip(added, payloads):
+            state = moves.pop(job.id, _WAITS)[1:]
             known = None if job.key is None else job_with_key(db, worker_type, job)
             if known is not None:
                 answer.existing[job.id] = known
                 continue
             cursor.execute(insert, (job.id, worker_type, job.plugin_id, job.created, job.priority, job.owner, job.key, job.digest,
-                                    job.options, job.retried_from, number, *payload))
+                                    job.options, job.retried_from, number, *payload, *state))
             if cursor.rowcount: answer.places[job.id] = cursor.lastrowid or 0
             else: answer.refused.append(job.id)
 
-# %% ../../../nbs/integrations/store/writing.ipynb #a1e1d9e9
+# %% ../../../nbs/integrations/store/writing.ipynb #3af6ae15
 def set_open(
     db: sqlite3.Connection, # The database, in a transaction
     number: int, # The manager
@@ -71,7 +74,7 @@ def set_open(
 def move_jobs(
     db: sqlite3.Connection, # The database, in a transaction
     number: int, # The manager
-    moved: Sequence[JobMove] # Its jobs
+    moved: Iterable[JobMove] # Its jobs
 ) -> list[str]: # Those that were refused
     "Write the status of jobs."
     changes = [(job.status, job.attempts, job.started, job.id) for job in moved]
@@ -100,15 +103,18 @@ def add_chunks(
     db.executemany("DELETE FROM chunks WHERE job = (SELECT place FROM jobs WHERE id = ?) AND number <= ?",
                    [(chunk.id, chunk.number - chunk.keep) for chunk in newest.values()])
 
-# %% ../../../nbs/integrations/store/writing.ipynb #b50c5b59
+# %% ../../../nbs/integrations/store/writing.ipynb #86db130b
 def is_alone(
     added: Sequence[NewJob], # New jobs
+    moves: dict[str, JobMove], # Jobs that are moved
     *others: Sequence[Any] # Other changes
 ) -> bool: # Whether it takes a single statement
     "Say whether a batch is one change, which SQLite makes a transaction of by itself."
-    return len(added) + sum(map(len, others)) == 1 and not others[-1] and not (added and added[0].key)
+    changes = len(added) + len(moves) + sum(map(len, others))
+    if added: return changes == 1 + (added[0].id in moves) and not added[0].key
+    return changes == 1 and not others[-1]
 
-# %% ../../../nbs/integrations/store/writing.ipynb #e12a4065
+# %% ../../../nbs/integrations/store/writing.ipynb #325db62d
 def write_batch(
     database: StoreDatabase, # Where to
     manager: tuple[int, str], # Its number and its worker type
@@ -119,14 +125,14 @@ def write_batch(
 ) -> Written: # What came of it
     "Write a batch, large pickles first. Raises `JobStoreError`, and has changed nothing then."
     answer, params, results = Written({}, {}, []), list[Payload](), list[Payload]()
-    files, done = database.files, False
+    files, done, moves = database.files, False, {move.id: move for move in moved}
     try:
         with database.use() as db: # so that faults of the files have their names too
             for job in added: params.append(files.put(job.params))
             for end in ended: results.append(files.put(end.result))
-            with nullcontext() if is_alone(added, moved, ended, chunks) else transaction(db):
-                if added: add_jobs(db, manager, added, params, answer)
-                if moved: answer.refused.extend(move_jobs(db, manager[0], moved))
+            with nullcontext() if is_alone(added, moves, ended, chunks) else transaction(db):
+                if added: add_jobs(db, manager, added, params, moves, answer)
+                if moves: answer.refused.extend(move_jobs(db, manager[0], moves.values()))
                 if ended: answer.refused.extend(end_jobs(db, manager[0], ended, results))
                 if chunks: add_chunks(db, manager[0], chunks)
         done = True
