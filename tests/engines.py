@@ -8,23 +8,16 @@ from typing import Any
 ON_RAY = (  # What runs on Ray too, since it says something about Ray; a name with an id is one of several parameters
     # test_jobs
     "test_managers_have_the_engine_of_the_run",
-    "test_a_job_runs_in_another_process",
-    "test_two_workers_take_jobs_by_priority",
     "test_a_job_has_a_timeout_of_its_own",
     "test_a_loader_may_be_defined_anywhere",
-    "test_a_worker_may_have_an_interpreter_of_its_own",
-    "test_unload_and_reload_wait_for_a_stream",
     "test_a_plugin_that_asks_is_cancelled_in_peace",
     "test_finally_runs_in_a_plugin_that_does_not_ask[tidy]",
-    "test_a_stream_gives_every_chunk_then_ends",
     "test_what_a_plugin_says_reaches_the_managers_log",
     # test_faults
-    "test_a_plugin_that_ends_its_worker[os._exit]",
     "test_a_plugin_that_ends_its_worker[segfault]",
     "test_what_a_crash_leaves_on_stderr_is_shown",
     "test_a_worker_killed_from_outside_is_noticed_at_once",
     "test_a_hundred_megabytes_there_and_back",
-    "test_a_retried_job_is_one_job_with_one_end",
     "test_no_child_of_a_plugin_survives[cancel-children deaf to SIGTERM]",
     "test_shutdown_ends_what_runs_and_what_waits",
     "test_a_slow_reader_loses_nothing[20000-10]",

@@ -138,16 +138,14 @@ def test_partial_hypotheses_stream_while_it_decodes(speech: PocketSphinx) -> Non
     assert any(kind == "chunk" and "the model is" in value["text"] for kind, value in log[:halfway])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width, channels", [(1, 1), (1, 2), (2, 2), (2, 6), (3, 1), (3, 2), (4, 1), (4, 2)])
-def test_any_width_and_any_channels(
-    width: int, channels: int, speech: PocketSphinx, samples: "list[float]", tmp_path: Path
-) -> None:
-    """8-bit unsigned, 16, 24 and 32 bit, mono and more, are transcribed alike."""
-    path = write(tmp_path / "a.wav", samples, width=width, channels=channels)
-    result, _ = transcribe(speech, path)
-    assert wrong(result["text"]) < (0.35 if width == 1 or channels > 2 else 0.1), result["text"]
-    assert abs(result["duration"] - len(samples) / 16000) < 0.02
+def test_any_width_and_any_channels(width: int, channels: int, samples: "list[float]", tmp_path: Path) -> None:
+    """8-bit unsigned, 16, 24 and 32 bit, mono and more, are read alike: their mean, as 16 bit."""
+    with Recording(write(tmp_path / "a.wav", samples, width=width, channels=channels)) as recording:
+        got = array("h", b"".join(recording.blocks()))
+    want = [max(-1.0, min(1.0, value * min(channels, 1.4))) / channels * 32767 for value in samples]
+    assert len(got) == len(want)
+    assert max(abs(a - b) for a, b in zip(got, want)) < (300 if width == 1 else 3)
 
 
 def test_samples_wider_than_libsndfile_reads(speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
@@ -189,7 +187,7 @@ def test_a_wide_file_is_read_as_soundfile_would(width: int, monkeypatch: pytest.
             assert expected.tolist() == ours.read(count, dtype="float32", always_2d=True).tolist()
 
 
-@pytest.mark.parametrize("rate", [11025, 44100, *(pytest.param(rate, marks=pytest.mark.slow) for rate in (12345, 22050, 48000, 192000))])
+@pytest.mark.parametrize("rate", [11025, 44100, *(pytest.param(rate, marks=pytest.mark.slow) for rate in (12345, 192000))])
 def test_any_rate(rate: int, speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """Any sample rate is resampled; times and durations are those of the recording."""
     result, _ = transcribe(speech, write(tmp_path / "a.wav", resampled(samples, rate), rate))
