@@ -13,7 +13,6 @@ import re
 import sys
 import textwrap
 import tokenize
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Iterator
 
@@ -28,6 +27,7 @@ def test_mypy_strict_finds_nothing() -> None:
     assert done.returncode == 0 and "Success" in done.stdout, said(done)
 
 
+@pytest.mark.slow
 def test_pyright_finds_nothing() -> None:
     """pyright has no complaint about any module."""
     pytest.importorskip("pyright", reason="pyright is not installed: pip install -e '.[dev]'")
