@@ -59,6 +59,11 @@ def test_results_streams_and_failures() -> None:
         with pytest.raises(ConfigError):
             m.start_job("echo", timeout=-1)
     assert job.result() == "counted to 5" and list(job.stream()) == list(range(5))  # also when the loop is gone
+
+    async def in_a_loop() -> "list[int]":  # as in Jupyter
+        return list(job.stream())
+
+    assert asyncio.run(in_a_loop()) == list(range(5))
     with pytest.raises(ManagerClosedError):
         m.start_job("echo")
 

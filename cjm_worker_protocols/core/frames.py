@@ -125,7 +125,7 @@ def _has_large(value: Any, depth: int = 3) -> bool:
     if kind not in _NESTS or not value or not depth: return False
     parts = value.values() if kind is dict else value
     for part in islice(parts, 64) if len(value) > 64 else parts:
-        if type(part) in _LOOKED_INTO and part and _has_large(part, depth - 1): return True
+        if type(part) in _LOOKED_INTO and _has_large(part, depth - 1): return True
     return False
 
 def _dump(value: Any) -> _Pieces:

@@ -401,7 +401,7 @@ class JobStream:
         live: LiveJob, # Where they are kept
         start: int # Index of the first chunk wanted
     ):
-        self.job, self.cursor, self.lagging = job, start, False
+        self.job, self.cursor, self.lagging, self.anywhere = job, start, False, False # anywhere: once the job has ended
         self._live, self._chunks, self._closed = live, live.chunks, False
         self._chunks.open(self)
 
@@ -410,7 +410,7 @@ class JobStream:
     async def __anext__(self) -> Any:
         "Return the next chunk. Raises `StreamOverflowError` if it is no longer kept, and the job's error at its end."
         chunks = self._chunks
-        self._live.check_loop("job.stream()")
+        if not self.anywhere: self._live.check_loop("job.stream()")
         while self.cursor >= chunks.stop and not self.job.done and not self._closed and not self._live.left: await chunks.waiters.wait()
         if self._closed: raise StopAsyncIteration
         if self.cursor < chunks.first:

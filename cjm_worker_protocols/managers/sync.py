@@ -29,7 +29,7 @@ from .views import WorkerView
 
 # %% auto #0
 __all__ = ['WaitTimeout', 'ForkedManagerError', 'LoopThreadError', 'LoopThread', 'closed_on_error', 'Calls', 'answer_of',
-           'post_quietly', 'step_of', 'iterate', 'SyncJob', 'map_jobs', 'SyncJobManager']
+           'post_quietly', 'iterate', 'SyncJob', 'map_jobs', 'SyncJobManager']
 
 # %% ../../nbs/managers/sync.ipynb #3ed2f5ba
 class WaitTimeout(FactError, TimeoutError):
@@ -166,30 +166,22 @@ def post_quietly(
     except (ManagerClosedError, ForkedManagerError): pass
 
 # %% ../../nbs/managers/sync.ipynb #77e4d2f1
-_END = object()
-
-def step_of(
-    job: Job, # A job
-    calls: Calls, # Its manager's
-    coroutine: Coroutine[Any, Any, Any] # Opens its stream, or reads it
-) -> Any: # What it returns
-    "Run a step on the loop while the job runs. For one that has ended, nothing waits, and the loop may have ended too."
-    if not job.done: return calls.call("job.stream", coroutine)
-    try: coroutine.send(None)
-    except StopIteration as end: return end.value
-
 def iterate(
     job: Job, # A job
     calls: Calls, # Its manager's
     start: int # Index of the first chunk
 ) -> Iterator[Any]: # The chunks, as they come
-    "Iterate over a stream from any thread."
+    "Iterate over a stream from any thread. Of a job that has ended nothing waits, and the loop may have ended too: it is read here."
     async def open_stream() -> JobStream: return job.stream(start)
-    async def step() -> Any: return await anext(chunks, _END)
 
-    chunks: JobStream = step_of(job, calls, open_stream())
+    chunks: JobStream = job.stream(start) if job.done else calls.call("job.stream", open_stream())
     try:
-        while (chunk := step_of(job, calls, step())) is not _END: yield chunk
+        while not job.done: yield calls.call("job.stream", chunks.__anext__())
+        chunks.anywhere = True
+        while True:
+            try: chunks.__anext__().send(None)
+            except StopIteration as end: yield end.value
+    except StopAsyncIteration: pass
     finally: post_quietly(calls, "job.stream", chunks.aclose())
 
 # %% ../../nbs/managers/sync.ipynb #678f7813
