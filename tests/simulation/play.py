@@ -10,6 +10,7 @@ from typing import Any
 
 from cjm_worker_protocols import BaseJobManager, Job, JobError, RestartPolicy, WorkerConfig, watch
 from cjm_worker_protocols.core import errors
+from cjm_worker_protocols.core.events import Event, EventStream
 from cjm_worker_protocols.core.jobs import ENDS
 
 from .clock import Happening, VirtualLoop
@@ -102,6 +103,7 @@ class Play:
         self.manager = Manager("simulated", "simulated", False, config, *lent, engine=self.engine, job_store=self.store)
         self.manager.book = book
         self.listener = self.manager.events() if scenario.listens else None
+        self.heard: list[Event] = []
         self.tasks = set()
         self.closed = False
         self.before = book.counts.copy()
@@ -123,6 +125,8 @@ class Play:
 
     async def play(self) -> None:
         """Let all clients do what they do; then wait for the end of everything."""
+        if self.listener is not None:
+            self._spawn(self._listen(self.listener))
         if self.book.lives > 1:
             await self._enter()
         await asyncio.gather(*(self._client(ops) for ops in self.clients.values()))
@@ -164,6 +168,11 @@ class Play:
                 self.book.check("closed only after shutdown", self.closed, op)
             if self.book.counts["jobs"] % 3 == 0:
                 self.book.look(self.manager, self.engine.workers)
+
+    async def _listen(self, listener: EventStream) -> None:
+        """Take each event as it comes. In a stream that is read only at the end, the oldest would be dropped."""
+        async for event in listener:
+            self.heard.append(event)
 
     def _spawn(self, call: Any) -> None:
         task = self.loop.create_task(call)
@@ -210,8 +219,8 @@ class Play:
         """Look at what is left."""
         await asyncio.sleep(30)
         self.book.quiet()
-        events = [event async for event in self.listener] if self.listener is not None else []
-        self.book.events(events, complete=self.listener is not None)
+        self.book.events(self.heard, complete=self.listener is not None)
+        self.book.check("a listener that reads misses nothing", self.listener is None or not self.listener.dropped)
         if self.broadcaster is not None:
             self.book.events(self.broadcaster.events, complete=False)  # type: ignore[arg-type]
         if self.resources is not None and not self.resources.failed and self.scenario.habits == Habits():

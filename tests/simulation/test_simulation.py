@@ -22,6 +22,7 @@ from cjm_worker_protocols.managers.writer import Ending
 
 from .campaign import campaign, explain
 from .engine import SimulatedEngine, SimulatedWorker
+from .integrations import Admission, Moods
 from .invariants import Book
 from .scenario import Op, Scenario, draw
 from .simulate import run, shrink
@@ -77,6 +78,14 @@ def test_without_faults_every_job_is_completed() -> None:
     """A simulation is no place where jobs fail by themselves."""
     outcome = run(PLAIN)
     assert not outcome.violations and outcome.counts["completed"] == outcome.counts["jobs"] == 20
+
+
+def test_more_events_than_may_wait_are_heard_by_who_reads() -> None:
+    """A resource manager without an answer gives each job another reason to wait twice a second; after 30 s they fail."""
+    starts = [Op(0, 0.0, "start", (plugin, (("work", 0.01),), 0, None, 0)) for _ in range(20) for plugin in ("one", "two", "three")]
+    config = {"event_buffer": 100, "keep_finished": 0, "integration_timeout": 0.2}
+    outcome = run(Scenario(1, (*starts, Op(0, 35.0, "shutdown")), config, resources=Admission, moods=Moods(raises=1.0)))
+    assert not outcome.violations and outcome.counts["load"] == outcome.counts["jobs"] == 60
 
 
 def _first_found(seeds: "range" = range(100)) -> str:
