@@ -38,6 +38,12 @@ class PendingAdmission:
         self.offered: set[WorkerProxy] | None = None  # The workers that were offered as victims, if it was refused
         self.waits = True  # Whether it still does: it may have been cancelled
 
+    def keeps_from(self,
+        ticket: Ticket # A job that could run now
+    ) -> bool: # Whether a worker that is idle now is kept from it
+        "Say whether room is being made for this job, and it comes before another."
+        return self.offered is not None and self.ticket.rank < ticket.rank
+
 class Decision(NamedTuple):
     "What became of a request."
     ticket: Ticket  # The job
@@ -233,12 +239,6 @@ class AdmissionGate:
         self._on_blocked, self._on_decision = on_blocked, on_decision
         self._task: asyncio.Task[None] | None = None
         self.asking: PendingAdmission | None = None  # The job that the open request is about
-
-    def holds_for_better(self,
-        ticket: Ticket # A job that could run now
-    ) -> bool: # Whether a worker that is idle now is kept from it
-        "Say whether room is being made for a job that comes before this one."
-        return self.asking is not None and self.asking.offered is not None and self.asking.ticket.rank < ticket.rank
 
     def request(self,
         worker: WorkerProxy, # Idle

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -53,8 +53,8 @@ class RegistryReader:
     ):
         self._registry, self._category, self._executor = registry, category, executor
 
-    def _failed(self, label: str, method: str, reason: str, error: BaseException | None = None) -> RegistryUnavailableError:
-        self._executor.failed(label, error or reason)
+    def _failed(self, method: str, reason: str, error: BaseException | None = None, label: str = "") -> RegistryUnavailableError:
+        self._executor.failed(label or method, error or reason)
         return RegistryUnavailableError(method, reason)
 
     def call(self,
@@ -64,7 +64,7 @@ class RegistryReader:
         "Call the registry."
         self._executor.at(method)
         try: return require_sync(getattr(self._registry, method)(argument))
-        except BaseException as e: raise self._failed(method, method, text_of(e), e) from e
+        except BaseException as e: raise self._failed(method, text_of(e), e) from e
 
     def read(self,
         metadata: Any, # What the registry returned for a plugin
@@ -72,26 +72,23 @@ class RegistryReader:
     ) -> Any: # What it read
         "Read metadata, whose attributes may raise."
         try: return read(metadata)
-        except BaseException as e:
-            raise self._failed("metadata", "get_plugin", f"its metadata cannot be read: {text_of(e)}", e) from e
+        except BaseException as e: raise self._failed("get_plugin", f"its metadata cannot be read: {text_of(e)}", e, "metadata") from e
 
     def listed(self) -> list[Any]: # Metadata
         "List the plugins of the manager's category."
-        method = "get_plugins_by_category"
-        plugins = self.call(method, self._category)
+        plugins = self.call("get_plugins_by_category", self._category)
         try: return list(plugins)
         except BaseException as e:
-            wrong = f"expected a list of plugins (got {plugins!r} that is a {type(plugins).__name__})"
-            raise self._failed(method, method, text_of(e) if isinstance(plugins, Iterable) else wrong, None) from e
+            wrong = f"expected a list of plugins (got {plugins!r} that is a {type(plugins).__name__}): {text_of(e)}"
+            raise self._failed("get_plugins_by_category", wrong) from e
 
     def config(self,
         plugin_id: str # A plugin's id
     ) -> dict[str, Any]: # A dict of the manager's own
         "Load a plugin's config."
-        method = "load_plugin_config"
-        config = self.call(method, plugin_id)
+        config = self.call("load_plugin_config", plugin_id)
         if isinstance(config, Mapping): return dict(config)
-        raise self._failed(method, method, f"expected a dict (got a {type(config).__name__})") # the value may hold a secret
+        raise self._failed("load_plugin_config", f"expected a dict (got a {type(config).__name__})") # the value may hold a secret
 
 # %% ../../nbs/managers/integrations.ipynb #37beb989
 def _name_in(metadata: Any) -> Any: return _read(metadata, "name")

@@ -69,18 +69,15 @@ class JobNews:
     def began(self, report: Began) -> None: # Which worker has it
         "Note that a job runs."
         ticket, job, pid = report.ticket, report.ticket.job, report.worker.pid
-        job.worker_pid, job.started_at, job.status, job.waiting_for = pid, now(), "running", ""
-        job.attempts += 1
+        job.attempts, job.worker_pid, job.started_at, job.status, job.waiting_for = job.attempts + 1, pid, now(), "running", ""
         emit_of(ticket, self.events, "job:started", {"pid": pid, "attempt": job.attempts})
 
     def loading(self, report: Loading) -> None: # Begins or has ended
         "Note when a plugin was loaded."
         job = report.ticket.job
-        if report.begins:
-            job.loading_at, job.loaded_at = now(), None
-            return
-        job.loaded_at = now()
-        if report.value is not None: self._limits.concurrency[job.plugin_id] = report.value
+        if report.begins: job.loading_at, job.loaded_at = now(), None
+        else: job.loaded_at = now()
+        if not report.begins and report.value is not None: self._limits.concurrency[job.plugin_id] = report.value
 
     def progressed(self, report: Progressed) -> None: # How far it is
         "Note the progress of a job."

@@ -190,7 +190,7 @@ class Scheduler:
         "Run a job, or ask whether it may be loaded. While another job is asked about, only what is loaded runs."
         gate, ticket, worker = self.gate, choice.turn.ticket, choice.worker
         if worker is None: self._blocks.block(self.queue.lines[ticket.line], choice.blocked, refused=False)
-        elif gate is not None and gate.holds_for_better(ticket): gate.reserved.add(worker)
+        elif gate is not None and gate.asking is not None and gate.asking.keeps_from(ticket): gate.reserved.add(worker)
         elif gate is None or already_loaded(worker, ticket): self._run(worker, ticket, choice.over)
         elif gate.asking is not None: now.left.add(ticket.line)
         else:

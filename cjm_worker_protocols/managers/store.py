@@ -82,8 +82,7 @@ class StoredValues:
             found = self._store.payload(job.id)
             if found is None: return None, JobError("interrupted", "the job was removed from the job store")
             try: load_params(job, found[0])
-            except BaseException as e: # what unpickles may raise anything
-                return found[1], JobError("serialization", f"the stored parameters cannot be read: {text_of(e)}")
+            except BaseException as e: return found[1], JobError("serialization", f"the stored parameters cannot be read: {text_of(e)}")
             return found[1], None
 
         loaded: tuple[bytes | None, JobError | None] = await self._reader.ask("payload", call)

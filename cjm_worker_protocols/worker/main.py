@@ -276,28 +276,20 @@ class WorkerLoop:
     def _act(self, frame: Frame | None) -> bool:
         "Act on a frame, and keep nothing of it; return whether another is to be received."
         if frame is None or frame.kind == Kind.STOP: return False
-        if frame.kind == Kind.RUN: self._run(frame)
+        if frame.kind == Kind.RUN and self._channel.claim(frame.tag): # else the manager has withdrawn the job
+            JobExecution(self._channel, self._slots, self._stdio.flush).run(frame)
         elif frame.kind == Kind.UNLOAD: self._command(frame, self._slots.unload)
         elif frame.kind == Kind.RELOAD: self._command(frame, self._reload)
         elif frame.kind == Kind.LEVEL: self._stdio.handler.set_level(frame.value())
         elif frame.kind == Kind.INIT: self._init(*frame.value())
         return True
 
-    def _init(self,
-        path: list[str] | None, # The manager's import path; None in another interpreter
-        source: Any, # The packed loader
-        level: int, # The manager's log level
-        loaded_plugins: int = 1 # How many may be loaded
-    ) -> None:
-        "Take over the manager's import path, keep the loader, and report that the worker is ready."
+    def _init(self, path: list[str] | None, source: Any, level: int, loaded_plugins: int = 1) -> None:
+        "Take over the manager's import path, unless this is another interpreter, keep the loader, and report that the worker is ready."
         if path is not None: sys.path[:] = path
         self._slots.source, self._slots.size = source, loaded_plugins
         self._stdio.handler.set_level(level)
         self._channel.send(Kind.READY, 0, (os.getpid(), os.uname().nodename))
-
-    def _run(self, frame: Frame) -> None:
-        "Run a job, unless the manager has withdrawn it."
-        if self._channel.claim(frame.tag): JobExecution(self._channel, self._slots, self._stdio.flush).run(frame)
 
     def _command(self, frame: Frame, command: Callable[..., bool | None]) -> None:
         "Do what a manager's method asks for, and reply."
