@@ -65,7 +65,7 @@ def verdict(ratio: float, target: Optional[Target]) -> str:
 def seconds(value: float) -> str:
     """A time to three digits: `152 µs`."""
     for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if value >= size:
+        if value >= 0.9995 * size:
             return f"{value / size:.3g} {unit}"
     return f"{value / 1e-6:.3g} µs"
 
