@@ -15,7 +15,7 @@ from repo import python, said
 
 from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.integrations.registry import EntryPointRegistry
-from cjm_worker_protocols.plugins.extras import ExtraNotInstalledError
+from cjm_worker_protocols.plugins.extras import ExtraNotInstalledError, ParameterError
 from cjm_worker_protocols.plugins.image import OCR, PIXELS, ImageFileError, RapidOcr, in_lines, read_image
 from cjm_worker_protocols.worker import context
 from cjm_worker_protocols.worker.context import CancelRequested
@@ -37,7 +37,9 @@ def ocr() -> Iterator[RapidOcr]:
     plugin.unload()
 
 
-def draw(*lines: str, mode: str = "RGB", ink: Any = "black", paper: Any = "white", size: "tuple[int, int]" = (360, 120)) -> Any:
+def draw(
+    *lines: str, mode: str = "RGB", ink: Any = "black", paper: Any = "white", size: "tuple[int, int]" = (360, 120)
+) -> Any:
     """A page with lines of text."""
     models.need(OCR)
     from PIL import Image, ImageDraw, ImageFont
@@ -156,7 +158,14 @@ def test_arrays_of_all_kinds_are_read_alike(ocr: RapidOcr) -> None:
 
     page = numpy.asarray(draw(*LINES))
     grey, alpha = page[:, :, 0], numpy.full(page.shape[:2], 255, "uint8")
-    for array in (page, grey[:, :, None], numpy.dstack([page, alpha]), grey > 127, grey / 255, page.astype("int64") - 1000):
+    for array in (
+        page,
+        grey[:, :, None],
+        numpy.dstack([page, alpha]),
+        grey > 127,
+        grey / 255,
+        page.astype("int64") - 1000,
+    ):
         result, _ = read(ocr, array)
         assert letters(result["text"]) == WANTED, (array.dtype, array.shape)
     assert numpy.asarray(read_image(numpy.dstack([alpha, alpha * 0, alpha * 0])))[0, 0].tolist() == [255, 0, 0]
@@ -185,7 +194,11 @@ def test_boxes_in_any_order_make_the_same_lines() -> None:
 
     boxes = [[[x, y], [x + 50, y], [x + 50, y + 20], [x, y + 20]] for y in (0, 30, 61) for x in (0, 100, 200)]
     shuffled = random.Random(3).sample(boxes, len(boxes))
-    assert [box for line in in_lines(shuffled) for box in line] == boxes and len(in_lines(shuffled)) == 3 and in_lines([]) == []
+    assert (
+        [box for line in in_lines(shuffled) for box in line] == boxes
+        and len(in_lines(shuffled)) == 3
+        and in_lines([]) == []
+    )
 
 
 def test_without_text_there_is_none(ocr: RapidOcr) -> None:
@@ -198,8 +211,31 @@ def test_without_text_there_is_none(ocr: RapidOcr) -> None:
 
 
 def test_what_the_model_is_not_sure_of_is_dropped(ocr: RapidOcr) -> None:
-    """As far as is asked."""
-    assert read(ocr, saved(draw(*LINES)), min_confidence=1.01)[0]["text"] == ""
+    """As far as is asked: here a line that is out of focus."""
+    models.need(OCR)
+    from PIL import ImageFilter
+
+    drawn = draw(*LINES)
+    drawn.paste(drawn.crop((0, 60, 360, 120)).filter(ImageFilter.GaussianBlur(2)), (0, 60))
+    page = saved(drawn)
+    unsure, sure = sorted(read(ocr, page)[1], key=lambda piece: float(piece["confidence"]))
+    assert unsure["confidence"] < sure["confidence"]
+    assert read(ocr, page, min_confidence=sure["confidence"])[0]["text"] == sure["text"]
+
+
+@pytest.mark.parametrize("value", [95, -0.1, float("nan"), "high", None, True])
+def test_a_wrong_parameter_is_named(value: Any, ocr: RapidOcr) -> None:
+    """Percents would drop all text."""
+    with pytest.raises(ParameterError, match="min_confidence: expected a number from 0 to 1"):
+        read(ocr, saved(draw()), min_confidence=value)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "many", 1 << 40])
+def test_a_wrong_setting_is_named(threads: Any) -> None:
+    """Before a model is loaded."""
+    models.need(OCR)
+    with pytest.raises(ParameterError, match="threads: expected a whole number"):
+        RapidOcr().load({"threads": threads})
 
 
 def bomb() -> bytes:
@@ -236,7 +272,11 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
                 read_image(image)
             assert caught.value.name == shown and repr(shown) in str(caught.value), name
     os.mkfifo(tmp_path / "pipe")
-    for path, reason in ((tmp_path / "missing", "no such file"), (tmp_path, "a directory"), (tmp_path / "pipe", "a pipe")):
+    for path, reason in (
+        (tmp_path / "missing", "no such file"),
+        (tmp_path, "a directory"),
+        (tmp_path / "pipe", "a pipe"),
+    ):
         with pytest.raises(ImageFileError, match=reason):
             read_image(str(path))
     with pytest.raises(ImageFileError, match="null"):
@@ -248,7 +288,13 @@ def test_arrays_that_are_no_images_are_named() -> None:
     models.need(OCR)
     import numpy
 
-    for array in (numpy.zeros(9), numpy.zeros((9, 9, 2)), numpy.zeros((1, 9, 9, 3)), numpy.zeros((9, 9), complex), numpy.array([["a"]])):
+    for array in (
+        numpy.zeros(9),
+        numpy.zeros((9, 9, 2)),
+        numpy.zeros((1, 9, 9, 3)),
+        numpy.zeros((9, 9), complex),
+        numpy.array([["a"]]),
+    ):
         with pytest.raises(ImageFileError, match="the array"):
             read_image(array)
     huge = numpy.lib.stride_tricks.as_strided(numpy.zeros(1, "uint8"), (10**5, 10**5), (0, 0))
@@ -342,6 +388,11 @@ def test_it_reads_without_a_network(tmp_path: Path) -> None:
     command = ("run", TARGET, "image=page.png", '--config={"threads": 1, "Det.limit_side_len": 128}')
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run(
-        [sys.executable, "-m", "cjm_worker_protocols", *command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "cjm_worker_protocols", *command],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0 and done.stdout.count('{"event": "job:chunk"') == 2, done.stdout + done.stderr

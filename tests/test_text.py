@@ -19,13 +19,12 @@ from repo import python, said
 from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.worker.describe import describe
 from cjm_worker_protocols.integrations.registry import EntryPointRegistry
-from cjm_worker_protocols.plugins.extras import ExtraNotInstalledError
+from cjm_worker_protocols.plugins.extras import ExtraNotInstalledError, ParameterError
 from cjm_worker_protocols.plugins.text import (
     BATCH,
     LLM,
     LlamaCpp,
     ModelFileError,
-    ParameterError,
     PromptTooLongError,
     model_file,
     small_model,
@@ -129,7 +128,10 @@ def test_it_ends_before_a_text_in_stop(llm: LlamaCpp, sky: "dict[str, Any]") -> 
     """The text is not a part of the answer, nor of a piece, also when it spans tokens."""
     fourth, fifth = sky["result"]["text"].split()[3:5]
     result, pieces = ask(llm, **SKY, stop=["never said", f"{fourth[-3:]} {fifth[:2]}"])
-    assert result["stopped"] == "stop" and result["text"] == "".join(pieces) == sky["result"]["text"].partition(f"{fourth[-3:]} {fifth}")[0]
+    assert (
+        result["stopped"] == "stop"
+        and result["text"] == "".join(pieces) == sky["result"]["text"].partition(f"{fourth[-3:]} {fifth}")[0]
+    )
 
 
 @pytest.mark.slow
@@ -147,7 +149,9 @@ def test_the_context_may_be_full_before() -> None:
     plugin.load({"context": 64, "threads": 1})
     result, _ = ask(plugin, prompt="Tell me a long story about the sea.", temperature=0, max_tokens=10_000)
     plugin.unload()
-    assert result["stopped"] == "context" and result["tokens"] + result["prompt_tokens"] <= 257  # llama.cpp rounds a context up
+    assert (
+        result["stopped"] == "context" and result["tokens"] + result["prompt_tokens"] <= 257
+    )  # llama.cpp rounds a context up
 
 
 @pytest.mark.slow
@@ -191,7 +195,9 @@ def gguf(values: "dict[str, Any]", tensors: "dict[str, tuple[int, int]]", versio
         elif isinstance(value, str):
             made += struct.pack("<IQ", 8, len(value)) + value.encode()
         else:
-            made += struct.pack("<IIQ", 9, 8, len(value)) + b"".join(struct.pack("<Q", len(one)) + one.encode() for one in value)
+            made += struct.pack("<IIQ", 9, 8, len(value)) + b"".join(
+                struct.pack("<Q", len(one)) + one.encode() for one in value
+            )
     for name, (elements, offset) in tensors.items():
         made += struct.pack("<Q", len(name)) + name.encode() + struct.pack("<IQIQ", 1, elements, 0, offset)
     return made
@@ -219,6 +225,10 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
         "one byte": (b"G", "begins with b'G'"),
         "old": (b"GGUF" + struct.pack("<IQQ", 1, 1, 1), "version 1"),
         "big endian": (b"GGUF" + struct.pack(">IQQ", 3, 1, 1), "version 50,331,648"),
+        "no context": (
+            gguf({"general.architecture": "a", "a.context_length": 0}, {"a": (4, 0)}) + bytes(64),
+            "context has no tokens",
+        ),
         "no tensors": (gguf({"a": 1}, {}), "without any tensor"),
         "odd kind": (HEADER[:24] + struct.pack("<Q", 1) + b"a" + struct.pack("<I", 77), "unknown kind 77"),
         "long text": (HEADER[:24] + struct.pack("<Q", 1 << 62), "header that goes on after its 32 bytes"),
@@ -233,7 +243,11 @@ def test_what_is_no_model_is_named(tmp_path: Path) -> None:
             model_file(str(path))
         assert reason in caught.value.got and repr(str(path)) in str(caught.value), name
     os.mkfifo(tmp_path / "pipe")
-    for path, reason in ((tmp_path / "missing", "no such file"), (tmp_path, "a directory"), (tmp_path / "pipe", "a pipe")):
+    for path, reason in (
+        (tmp_path / "missing", "no such file"),
+        (tmp_path, "a directory"),
+        (tmp_path / "pipe", "a pipe"),
+    ):
         with pytest.raises(ModelFileError, match=reason):
             model_file(str(path))
 
@@ -297,7 +311,17 @@ def test_a_part_of_the_model_is_refused(cut: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"context": 0}, {"context": "many"}, {"context": 1 << 40}, {"threads": 1.5}, {"gpu_layers": -2}, {"threads": True}]
+    "config",
+    [
+        {"context": 1},
+        {"context": "many"},
+        {"context": 1 << 40},
+        {"threads": 0},
+        {"threads": 1.5},
+        {"threads": True},
+        {"threads": 1 << 40},
+    ]
+    + [{"gpu_layers": -2}, {"gpu_layers": 1 << 31}, {"model": 0}, {"model": ["a.gguf"]}, {"model": "\udce9.gguf"}],
 )
 def test_a_wrong_setting_is_named(config: "dict[str, Any]") -> None:
     """The error says what it may be."""
@@ -307,19 +331,12 @@ def test_a_wrong_setting_is_named(config: "dict[str, Any]") -> None:
     assert [caught.value.name] == list(config)
 
 
-def test_a_model_is_a_path() -> None:
-    """And nothing else."""
-    models.need(LLM)
-    with pytest.raises(ParameterError, match="model: expected the path"):
-        LlamaCpp().load({"model": 5})
-
-
 WRONG = {
     "prompt": [5, ["hi"], b"hi", "\ud800"],
-    "max_tokens": [0, -1, 1.5, "many", True],
-    "temperature": [-1, float("nan"), "hot"],
+    "max_tokens": [0, -1, 1.5, "many", True, 2**31],
+    "temperature": [-1, float("nan"), float("inf"), 10**400, "hot"],
     "top_p": [-0.1, 1.1, None],
-    "stop": [5, [""], "", [1]],
+    "stop": [5, [""], "", [1], "\ud800"],
     "seed": [-1, 2**32 - 1, "lucky"],
 }
 
@@ -334,7 +351,9 @@ def test_a_wrong_parameter_is_named(name: str, llm: LlamaCpp) -> None:
         assert not isinstance(value, (str, list)) or not value or repr(value) not in str(caught.value)
 
 
-@pytest.mark.parametrize("messages", [[], "hi", {"role": "user"}, ["hi"], [{"role": "user"}], [{"role": 5, "content": "hi"}], 5])
+@pytest.mark.parametrize(
+    "messages", [[], "hi", {"role": "user"}, ["hi"], [{"role": "user"}], [{"role": 5, "content": "hi"}], 5]
+)
 def test_wrong_messages_are_refused(messages: Any, llm: LlamaCpp) -> None:
     """Anything but dicts with two texts."""
     with pytest.raises(ParameterError, match="message"):
@@ -397,7 +416,9 @@ print(json.dumps(seen))
 def test_it_can_be_loaded_again_and_again() -> None:
     """Unloading ends its threads and frees its memory."""
     models.need(LLM)
-    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, timeout=90, check=False)  # no other test's memory
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN], capture_output=True, text=True, timeout=90, check=False
+    )  # no other test's memory
     assert done.returncode == 0, said(done)
     seen = json.loads(done.stdout)
     assert seen[-1][0] <= seen[1][0] and seen[-1][1] - seen[1][1] < 20_000_000
@@ -415,7 +436,9 @@ async def test_in_a_worker() -> None:
     async with JobManager("text", "text", plugins=registry.targets(), plugin_registry=registry) as manager:
         job = await manager.start_job("llm", params={**STORY, "seed": 5})
         pieces = [piece async for piece in job.stream()]
-        assert {**await job, "tokens_per_second": 0} == {**expected, "tokens_per_second": 0} and "".join(pieces) == expected["text"]
+        assert {**await job, "tokens_per_second": 0} == {**expected, "tokens_per_second": 0} and "".join(
+            pieces
+        ) == expected["text"]
         failed = await (await manager.start_job("llm", prompt="sea " * 1000)).wait()
         assert failed.error and failed.error.category == "exception" and small_model() in failed.error.message
         long = await manager.start_job("llm", prompt="Tell me a long story.", max_tokens=400)
@@ -478,8 +501,19 @@ def test_without_the_extra_the_error_says_how_to_get_it(monkeypatch: pytest.Monk
 def test_from_the_command_line(tmp_path: Path) -> None:
     """`cjm-workers run llm` streams the words, and gives the result."""
     models.need(LLM)
-    command = ("run", TARGET, "prompt=What color is the sky?", "max_tokens=4", "temperature=0", '--config={"threads": 1}')
+    command = (
+        "run",
+        TARGET,
+        "prompt=What color is the sky?",
+        "max_tokens=4",
+        "temperature=0",
+        '--config={"threads": 1}',
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "cjm_worker_protocols", *command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "cjm_worker_protocols", *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0 and done.stdout.count('{"event": "job:chunk"') == 4, done.stderr
