@@ -95,7 +95,7 @@ class InOrder:
             self._next += 1
             yield self._early.pop(self._next - 1)
 
-# %% ../../../nbs/engines/ray/agent.ipynb #0bdfaf62
+# %% ../../../nbs/engines/ray/agent.ipynb #c1664f3e
 class AgentInput:
     "Sends what the manager says on to the worker, in the order of the calls."
     def __init__(self,
@@ -108,7 +108,7 @@ class AgentInput:
         self._unsent = deque[bytes]()  # What the worker had no room for
 
     def take(self, call: bytes) -> None: # Its head, and encoded frames; without frames its number does not count
-        "Send on the frames of a call, and of those that have waited for it. Not to be called without `turn`."
+        "Send on the frames of a call, and of those that have waited for it. Call it with `turn` held."
         number, tag = CALL.unpack_from(call)
         if len(call) == CALL.size: return
         for said in self._calls.put(number, (tag, call[CALL.size:])): self._send(*said)
@@ -165,7 +165,7 @@ class OutputPipes:
                 written.append((stream, data))
         return written
 
-# %% ../../../nbs/engines/ray/agent.ipynb #893c9beb
+# %% ../../../nbs/engines/ray/agent.ipynb #007d7ee9
 class AgentOutput:
     "Waits for what a worker says, for what it writes, and for its end."
     MOST = 1 << 20  # Bytes at once, about
@@ -204,7 +204,7 @@ class AgentOutput:
         return b"".join(said)
 
     def _hang_up(self) -> None:
-        "The worker says no more: give it a little time to end."
+        "Give the worker a little time to end: it has closed its connection."
         try: self._poll.unregister(self._process.sock)
         except KeyError: return
         timer = threading.Timer(HANG_UP, lambda: self._ended.is_set() or self._process.kill())
@@ -248,7 +248,7 @@ def end_with(
     poller.poll()
     os._exit(1)
 
-# %% ../../../nbs/engines/ray/agent.ipynb #06e2bcd1
+# %% ../../../nbs/engines/ray/agent.ipynb #8b07a972
 class NodeAgent:
     "Starts a worker on the node where it is, and passes on what the worker and its manager say. Every method may run on any thread."
     HELD = 2  # Calls that may wait for what the worker says next
@@ -264,7 +264,7 @@ class NodeAgent:
         self._process.sock.setblocking(True)
         self._guardian = AgentGuardian(self._process, interpreter(config))
         self._input, self._output = AgentInput(self._process, self._ended), AgentOutput(self._process, self._ended)
-        self._ear, self._waiting, self._count, self._over = threading.Lock(), 0, 0, False
+        self._hearing, self._waiting, self._count, self._over = threading.Lock(), 0, 0, False
         threading.Thread(target=end_with, args=(os.getppid(),), name="raylet", daemon=True).start()
 
     def place(self) -> NodePlace: # This one's
@@ -280,12 +280,12 @@ class NodeAgent:
             if self._waiting >= self.HELD: return b""
             self._waiting += 1
         try:
-            with self._ear: return self._hear()
+            with self._hearing: return self._hear()
         finally:
             with self._input.turn: self._waiting -= 1
 
     def _hear(self) -> bytes:
-        "With the ear: wait for frames, output, or the end, and pack them."
+        "Wait for frames, output, or the end, and pack them. Call it with `_hearing` held."
         if self._over: return b""
         data, written, ended = self._output.next()
         end = self._exit() if ended else None

@@ -136,9 +136,9 @@ class Failures:
         "Forget all."
         self._found.clear()
 
-# %% ../../../nbs/engines/ray/engine.ipynb #12695068
+# %% ../../../nbs/engines/ray/engine.ipynb #4a89ed85
 class RaySession:
-    "What an engine has while it uses the connection: its workers, and how they are started."
+    "An engine's part in the connection: its workers, and how they are started."
     CALLS = 16  # Calls of an agent that may run at the same time: two that listen, one that watches, and what is being said
 
     def __init__(self,

@@ -142,9 +142,9 @@ class AgentHandle:
         actor = self.actor
         if actor is not None: self._calls.on_thread(lambda ray: ray.kill(actor, no_restart=True), lambda value, error: None)
 
-# %% ../../../nbs/engines/ray/worker.ipynb #06aabca3
+# %% ../../../nbs/engines/ray/worker.ipynb #8a9c7d82
 class AgentChannel:
-    "Says things to a worker through its agent, and takes what the worker says, both in order."
+    "Exchanges bytes with a worker through its agent, in order in both directions."
     BUSY = 1 << 12  # Bytes in a reply from which a second call waits for the next
 
     def __init__(self,
@@ -239,16 +239,16 @@ class Inbox:
         "Pass frames on."
         while self._frames and (everything or not self.paused): self._on_frame(self._frames.popleft())
 
-# %% ../../../nbs/engines/ray/worker.ipynb #6c389fc7
+# %% ../../../nbs/engines/ray/worker.ipynb #244f0c30
 class Exchange:
-    "What a manager and a worker say to each other through an agent."
+    "The frames and the output that a manager and a worker exchange through an agent."
     def __init__(self,
         agent: AgentHandle, # On the node
         events: WorkerEvents, # What to call
         on_end: Callable[[Exit], None], # Called with the end that the agent reports
-        on_nonsense: Callable[[], None] # Called when what the worker says cannot be received
+        on_malformed: Callable[[], None] # Called when the worker sends what is no frame
     ):
-        self._agent, self._events, self._on_end, self._on_nonsense = agent, events, on_end, on_nonsense
+        self._agent, self._events, self._on_end, self._on_malformed = agent, events, on_end, on_malformed
         self._channel, self._inbox, self.jobs = AgentChannel(agent, self._take), Inbox(self._on_frame), JobsInTurn(self.say)
         self._lines = {stream: LineSplitter(partial(events.on_output, stream)) for stream in ("stdout", "stderr")}
         self._unsent: list[tuple[int, bytes]] | None = []  # None once the worker has a place
@@ -290,7 +290,7 @@ class Exchange:
         try: self._inbox.receive(memoryview(data))
         except (ValueError, MemoryError, OverflowError) as e:
             self._reason = describe_hang_up(e)
-            if end is None: return self._on_nonsense()
+            if end is None: return self._on_malformed()
         self._inbox.hand_over(everything=end is not None)
         if end is None: return
         exit, begun = end
@@ -368,7 +368,7 @@ class PlaceSearch:
         self._over = True
         self._timer.cancel()
 
-# %% ../../../nbs/engines/ray/worker.ipynb #daab7632
+# %% ../../../nbs/engines/ray/worker.ipynb #67264244
 class RayWorker:
     "A worker process on a node, as its manager holds it."
     PATIENCE = TRACKER_TIME + 1.0  # Seconds to wait for a killed worker's end before its agent is killed
@@ -426,7 +426,7 @@ class RayWorker:
         exit: Exit, # How it ended
         error: BaseException | None = None # Of Ray, if that was the end
     ) -> None:
-        "Say that it has ended, and end its agent."
+        "Report its end, and end its agent."
         if self._gone: return
         self._gone = True
         self._search.end()

@@ -76,13 +76,13 @@ async def newest_entries(
         newest = f"({page[-1][0].decode()}"
     return found[::-1], ""
 
-# %% ../../../nbs/integrations/redis/reader.ipynb #29a90d1d
+# %% ../../../nbs/integrations/redis/reader.ipynb #b6d4a8a9
 _BEGIN = "if redis.call('XLEN', KEYS[1]) == 0 then redis.call('XADD', KEYS[1], '*', 'begin', ARGV[1]) end"
 
 async def stream_end(
     redis: Any, # A client of redis-py
     stream: str, # The key of the stream
-    mark: str, # Who begins the stream, if it is empty
+    mark: str, # The name of the process, which the first entry of an empty stream gets
     has: Callable[[str], bool], # Whether an entry is kept already
     pages: PageSize, # How many are read at once
     keep: tuple[int, int] # The most entries and bytes to keep
@@ -120,7 +120,7 @@ class EntryDecoder:
                 _log.warning("entry %s of %r is no event (%d so far): %r", event_id, self._stream, self.unreadable, e)
         return b"\n", None, None
 
-# %% ../../../nbs/integrations/redis/reader.ipynb #9546421a
+# %% ../../../nbs/integrations/redis/reader.ipynb #cbb45492
 class RedisLog(EventLog):
     "An event log that is filled from a stream of Redis."
     LAG = 1.0  # Seconds in which this process has surely read what another has
@@ -164,13 +164,13 @@ class RedisLog(EventLog):
     def reached(self,
         level: bool # Whether everything was read that there was
     ) -> None:
-        "Note how far a reading went."
+        "Note whether a reading reached the end of the stream."
         self._level = level
 
     def skip(self,
         cursor: str # The id of the entry that is newest now
     ) -> None:
-        "Tell every client that what comes next does not follow on what it had."
+        "Send every client a `reset`: events may be missing before the next one."
         self.append(notice("reset", last_event_id=self.cursor), EVERYONE, None, "")
         self.cursor = cursor
 
@@ -190,14 +190,14 @@ class RedisLog(EventLog):
             loop.call_later(self.LAG, self.notifier.wake)
         return True
 
-# %% ../../../nbs/integrations/redis/reader.ipynb #b939f2d0
+# %% ../../../nbs/integrations/redis/reader.ipynb #a4b079c0
 class StreamFollower:
     "Takes what comes next in a stream, into a log."
     def __init__(self,
         log: RedisLog, # What it fills
         link: RedisLink, # The connection
         stream: str, # The key of the stream
-        mark: str, # Who begins the stream, if it is empty
+        mark: str, # The name of the process, which the first entry of an empty stream gets
         keep: tuple[int, int], # The most events and bytes that the log keeps
         block: float # Seconds that one reading waits for news
     ):
@@ -227,7 +227,7 @@ class StreamFollower:
         (log.take if cursor else log.fill)(found)
         log.reached(True)
 
-# %% ../../../nbs/integrations/redis/reader.ipynb #3a745440
+# %% ../../../nbs/integrations/redis/reader.ipynb #63311a19
 class RedisReader:
     "Follows a stream from its end on, on one event loop."
     def __init__(self, follower: StreamFollower): # Reads the stream
@@ -236,14 +236,14 @@ class RedisReader:
         self.first: asyncio.Future[None] | None = None  # done when the log is filled
 
     def begin(self) -> asyncio.Future[None]: # Done when the log is filled
-        "Have a task, unless there is one. Call it on the loop."
+        "Start the task, unless it runs. Call it on the loop."
         if self.first is None: self.first = asyncio.get_running_loop().create_future()
         if self._log.cursor: self._begun()
         if self.task is None or self.task.done(): self.task = spawn(self._read_all())
         return self.first
 
     def end(self) -> None:
-        "End, also for those who wait for the first entries. Call it on the loop."
+        "Stop reading, and end the wait for the first entries. Call it on the loop."
         if self.task is not None: self.task.cancel()
         self._begun()
 

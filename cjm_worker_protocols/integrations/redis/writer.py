@@ -77,7 +77,7 @@ class BatchWatch:
         "Wait until a batch has ended, unless Redis is slow or away."
         if not self.failed and time.monotonic() - self._since < self.SLOW: await self.next(timeout)
 
-# %% ../../../nbs/integrations/redis/writer.ipynb #77b98dd2
+# %% ../../../nbs/integrations/redis/writer.ipynb #fd5816a1
 class RedisWriter:
     "Writes what is in an outbox, on one event loop."
     IDLE = 60.0  # Seconds after which an unused connection is dropped, before a server or a firewall does
@@ -98,7 +98,7 @@ class RedisWriter:
     def begin(self,
         reader: asyncio.Future[None] | None = None # Done when the reader has taken its place
     ) -> None:
-        "Have a task, unless there is one. Call it on the loop."
+        "Start the task, unless it runs. Call it on the loop."
         if reader is not None: self._reader = reader
         if self.task is None or self.task.done(): self.task = spawn(self._write_all())
 
@@ -131,7 +131,7 @@ class RedisWriter:
             self.batches.end(failed=False)
 
     def end(self, closing: float) -> None: # Seconds for what waits
-        "End when the outbox, which is closed, is empty, or after a while. Call it on the loop."
+        "Stop when the closed outbox is empty, or after `closing` seconds. Call it on the loop."
         self.wanted.set()
         if self.task is None or self.task.done(): return self.unwritten()
         limit = self.task.get_loop().call_later(closing, self.task.cancel)

@@ -29,21 +29,21 @@ Settings = dict[str, Any]
 # %% auto #0
 __all__ = ['Settings', 'NoConfigFolderError', 'ConfigFolderError', 'ConfigFileError', 'Switches', 'variable_name', 'Configs']
 
-# %% ../../../nbs/integrations/registry/config.ipynb #711fe98a
+# %% ../../../nbs/integrations/registry/config.ipynb #10f194eb
 class NoConfigFolderError(FactError, RuntimeError):
-    "A registry that has no folder of configs was to save one."
+    "A config cannot be saved, because the registry has no folder for configs."
     plugin_id: str  # The plugin
     template = "cannot save the config of plugin {0.plugin_id!r}: give the registry a folder, EntryPointRegistry(config_dir=...)"
 
 class ConfigFolderError(FactError, RuntimeError):
-    "Nothing can be written in the folder of configs. What is there stays as it is."
+    "The folder of configs cannot be written. Nothing in it was changed."
     folder: str  # The folder
     reason: str  # Why
     template = ("{0.folder}: expected a folder that configs can be written in (got {0.reason}): mend it, or give the registry another, "
                 "EntryPointRegistry(config_dir=...)")
 
 class ConfigFileError(FactError, ValueError):
-    "A config file cannot be used as it is. It is left as it is."
+    "A config file cannot be used. It was not changed."
     path: str  # The file
     got: str  # What is wrong with it
     remedy: str  # What to do
@@ -57,9 +57,9 @@ def _writing(folder: str) -> Iterator[int]:
         with locked(folder) as opened: yield opened
     except OSError as e: raise ConfigFolderError(folder, e.strerror or str(e)) from e
 
-# %% ../../../nbs/integrations/registry/config.ipynb #8f876ee1
+# %% ../../../nbs/integrations/registry/config.ipynb #ccb9a6fd
 class _ConfigFiles:
-    "What people have saved: a JSON file for each plugin, in one folder. Without a folder there is none."
+    "The saved configs: a JSON file for each plugin, in one folder. Without a folder there are none."
     def __init__(self, folder: str | None): self._folder = folder
 
     def path(self, plugin_id: str) -> str:

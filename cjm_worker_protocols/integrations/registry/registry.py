@@ -62,17 +62,17 @@ def _settle(claims: Iterable[InstalledPlugin]) -> dict[str, InstalledPlugin]:
         settled[plugin_id] = replace(claim, id=plugin_id, name=name)
     return dict(sorted(settled.items()))
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #ab00927d
+# %% ../../../nbs/integrations/registry/registry.ipynb #1a05610e
 class DuplicatePluginError(FactError, ValueError):
     "Two plugins were registered in code under one id."
     plugin_id: str  # The id
-    first: str  # The target that has it
-    second: str  # The target that was to have it
+    first: str  # The target that is registered
+    second: str  # The target that was refused
     template = "plugin {0.plugin_id!r} is registered already, as {0.first}: register {0.second} under another id"
 
 @dataclass(frozen=True)
 class _Listing:
-    "All that is known at one time, and what it was read from."
+    "All plugins as they were read at one time, and what they were read from."
     path: list[str]  # The import path
     watched: list[ScanResult]  # Of installed packages, of further interpreters, of manifests, of switches
     plugins: dict[str, InstalledPlugin]

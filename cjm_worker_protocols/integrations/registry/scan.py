@@ -111,9 +111,9 @@ def find_problem(
     except PluginTypeError as e: return str(e)
     return ""
 
-# %% ../../../nbs/integrations/registry/scan.ipynb #13de6896
+# %% ../../../nbs/integrations/registry/scan.ipynb #fcee4d36
 class RegistryExtraError(FactError, ImportError):
-    "The extra `registry` is not installed, and something needs it."
+    "The extra `registry` is not installed, and a schema or a manifest needs it."
     package: str  # The package that cannot be imported
     why: str  # What needs it
     template = "{0.why} needs the package {0.package!r}: run pip install 'cjm-worker-protocols[registry]'"

@@ -98,9 +98,9 @@ async def granted(
     if asked is None or asked <= topics: return topics if asked is None else asked
     return Refusal(403, "Forbidden: `authorize` does not allow all of these topics")
 
-# %% ../../../nbs/integrations/sse/app.ipynb #19f06b20
+# %% ../../../nbs/integrations/sse/app.ipynb #fc1da6d3
 class ChainedHandler:
-    "A signal handler that stands before another, and then calls it."
+    "A signal handler that does something first, and then calls the handler that was set before."
     def __init__(self,
         signum: int, # The signal
         before: Callable[..., Any], # The handler that was set
@@ -156,9 +156,9 @@ class SignalWatch:
 
 _signals = SignalWatch()
 
-# %% ../../../nbs/integrations/sse/app.ipynb #2b40f314
+# %% ../../../nbs/integrations/sse/app.ipynb #244f0e46
 class ServerStop:
-    "Ends the streams of a broadcaster when the server is about to stop."
+    "Ends the streams of a broadcaster when a signal is about to stop the server."
     STOPPING = 5.0  # Seconds that `before` may take by default
     LINGER = 5.0  # Seconds after which the server may be expected to have stopped
 
@@ -174,7 +174,7 @@ class ServerStop:
 
     @property
     def stopping(self) -> bool: # Whether streams that open now should end at once
-        "Whether streams have ended a moment ago."
+        "Whether streams ended less than `LINGER` seconds ago, so that new ones should end at once."
         return time.monotonic() - self._ended < self.LINGER
 
     def watch(self) -> None:
