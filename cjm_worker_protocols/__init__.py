@@ -14,16 +14,13 @@ if TYPE_CHECKING:
     from .managers.sync import SyncJobManager as SyncJobManager
     from .managers.watch import watch as watch
 
-__all__ = ["PluginRegistryProtocol", "ResourceManagerProtocol", "EventBroadcasterProtocol", "BaseJobManager",
-           "JobManager", "SyncJobManager", "watch", "WorkerConfig", "RestartPolicy", "Job", "JobError",
-           "JobCancelled", "report_progress", "check_cancel"]
-
 def lazy_names(
     package: "dict[str, object]", # The variables of a package
     names: "dict[str, str]" # Names, with spaces between them, by the module that they are imported from
 ) -> "tuple[Callable[[str], object], Callable[[], list[str]]]": # The package's `__getattr__` and `__dir__`
-    "Import each name of a package when it is first asked for."
+    "Import each name of a package when it is first asked for, and list all of them in its `__all__`."
     where = {name: module for module, found in names.items() for name in found.split()}
+    package["__all__"] = [*where]
     def look_up(name: str) -> object:
         if name not in where: raise AttributeError(f"module {package['__name__']!r} has no attribute {name!r}")
         from importlib import import_module

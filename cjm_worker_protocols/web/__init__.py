@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     from .app import WorkersApp as WorkersApp
     from .problems import Problem as Problem
 
-__all__ = ["WorkersApp", "Access", "AccessTypeError", "Problem"]
-
 # Each name is imported when it is first asked for.
 __getattr__, __dir__ = lazy_names(globals(), {
     "app": "WorkersApp",

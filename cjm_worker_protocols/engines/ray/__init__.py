@@ -10,9 +10,6 @@ if TYPE_CHECKING:
         RayElsewhereError as RayElsewhereError, RayLostError as RayLostError, RayMissingError as RayMissingError,
         RayVersionError as RayVersionError, WorkerRefusedError as WorkerRefusedError, describe_loss as describe_loss)
 
-__all__ = ["RayEngine", "why_waiting", "start_ray", "EngineLoopError", "RayConnectionError", "RayElsewhereError", "RayLostError",
-           "RayMissingError", "RayVersionError", "WorkerRefusedError", "describe_loss"]
-
 # Each name is imported when it is first asked for.
 __getattr__, __dir__ = lazy_names(globals(), {
     "engine": "RayEngine why_waiting",

@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     from .connection import (RedisAwayError as RedisAwayError, RedisExtraError as RedisExtraError, RedisUrlError as RedisUrlError,
         shown_url as shown_url)
 
-__all__ = ["RedisBroadcaster", "RedisCounters", "RedisAwayError", "RedisExtraError", "RedisUrlError", "shown_url"]
-
 # Each name is imported when it is first asked for.
 __getattr__, __dir__ = lazy_names(globals(), {
     "broadcaster": "RedisBroadcaster RedisCounters",

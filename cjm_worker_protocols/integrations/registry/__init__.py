@@ -12,10 +12,6 @@ if TYPE_CHECKING:
         RegistryExtraError as RegistryExtraError, check_id as check_id, file_name as file_name)
     from .schema import PluginConfigError as PluginConfigError, PluginSchemaError as PluginSchemaError, parse_json as parse_json
 
-__all__ = ["EntryPointRegistry", "RegistryLoader", "DuplicatePluginError", "GROUP", "InstalledPlugin", "PluginIdError",
-           "RegistryExtraError", "check_id", "file_name", "PluginConfigError", "PluginSchemaError", "parse_json",
-           "ConfigFileError", "ConfigFolderError", "NoConfigFolderError", "variable_name"]
-
 # Each name is imported when it is first asked for: the process that applies a schema needs only one of the modules.
 __getattr__, __dir__ = lazy_names(globals(), {
     "registry": "EntryPointRegistry RegistryLoader DuplicatePluginError",

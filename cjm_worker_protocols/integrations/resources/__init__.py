@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from .records import Peak as Peak, Usage as Usage, Worker as Worker
     from .render import Snapshot as Snapshot
 
-__all__ = ["ProcessResourceManager", "PidError", "ClearingAdapter", "Snapshot", "Worker", "Usage", "Peak", "Process",
-           "Gpu", "Nvml", "Memory", "memory_now", "container_memory"]
-
 # Each name is imported when it is first asked for.
 __getattr__, __dir__ = lazy_names(globals(), {
     "manager": "ProcessResourceManager PidError",

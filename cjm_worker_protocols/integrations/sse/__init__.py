@@ -10,9 +10,6 @@ if TYPE_CHECKING:
         ServerSentEvent as ServerSentEvent, as_json as as_json, decode_event as decode_event, encode_event as encode_event)
     from .log import BroadcastLoopError as BroadcastLoopError, EventLog as EventLog, Subscription as Subscription
 
-__all__ = ["AuthorizeError", "Counters", "EventStreams", "SSEBroadcaster", "UnsupportedScopeError", "EventDataError", "EventMarkError",
-           "EventTypeError", "ServerSentEvent", "as_json", "decode_event", "encode_event", "BroadcastLoopError", "EventLog", "Subscription"]
-
 # Each name is imported when it is first asked for.
 __getattr__, __dir__ = lazy_names(globals(), {
     "app": "AuthorizeError Counters EventStreams SSEBroadcaster UnsupportedScopeError",

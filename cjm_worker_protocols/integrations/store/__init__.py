@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from .records import SQLiteRecords as SQLiteRecords
     from .store import SQLiteJobStore as SQLiteJobStore, retry_job as retry_job
 
-__all__ = ["StoreDamagedError", "StoreDiskError", "StoreForkedError", "StoreFullError", "StoreLockedError", "StoreLockingError",
-           "StorePermissionError", "StoreReadOnlyError", "StoreVersionError", "SQLiteRecords", "SQLiteJobStore", "retry_job"]
-
 # Each name is imported when it is first asked for.
 __getattr__, __dir__ = lazy_names(globals(), {
     "errors": "StoreDamagedError StoreDiskError StoreForkedError StoreFullError StoreLockedError StoreLockingError "
