@@ -68,6 +68,13 @@ def test_results_streams_and_failures() -> None:
         m.start_job("echo")
 
 
+async def test_a_stream_is_read_where_a_loop_runs() -> None:
+    """As in a notebook: the loop of the caller is not the manager's, before the job's end and after it."""
+    with make() as m:
+        job = m.start_job("count", n=5)
+        assert list(job.stream()) == list(job.wait().stream()) == list(range(5))
+
+
 def test_a_wait_may_be_limited_and_the_job_goes_on() -> None:
     """`WaitTimeout` is a `TimeoutError`; cancelling is another matter."""
     with make() as m:
