@@ -127,6 +127,8 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
     heads = {name: header(nb) for name, nb in pages.items()}
     titles = {name: str(head.get("title", name)) for name, head in heads.items()}
     entries = yaml.safe_load((proc / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    for file in ("styles.css", "favicon.svg", "page.png"): shutil.copy(proc / file, to / file)
+    (to / "preview.css").write_text(LOOK, encoding="utf-8")
     for name in wanted or sorted(pages):
         path = to / Path(name).with_suffix(".html")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,8 +139,6 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
         up = "../" * name.count("/")
         parts = {"body": LINK.sub(r"\1.html\2", made), "sidebar": sidebar(entries, name, titles)}
         path.write_text(PAGE.format(**shown, **parts, up=up, theme=theme), encoding="utf-8")
-    for file in ("styles.css", "favicon.svg", "page.png"): shutil.copy(proc / file, to / file)
-    (to / "preview.css").write_text(LOOK, encoding="utf-8")
 
 
 if __name__ == "__main__":
