@@ -249,6 +249,24 @@ async def test_an_authorize_that_fails_opens_nothing(caplog: pytest.LogCaptureFi
     assert "swordfish" in caplog.text
 
 
+async def test_what_an_answer_leaves_to_the_log_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    """The words of a registry are in the log, and in the answer only for those who see all."""
+
+    class Registry:
+        def fail(self, _: Any) -> Any:
+            raise OSError("/srv/private is gone")
+
+        get_plugins_by_category = get_plugin = load_plugin_config = fail
+
+    body = {"plugin_id": "shout", "params": {"text": "hi"}}
+    async with api(shout, settings={"plugin_registry": Registry()}, authorize=by_user) as (_, client):
+        for user, seen in (("alice", False), ("root", True)):
+            caplog.clear()
+            answer = await client.post("api/jobs", json=body, headers={"x-user": user})
+            assert problem(answer)[:2] == (503, "unavailable") and ("private" in answer.text) is seen
+            assert "private" in caplog.text
+
+
 async def test_probes_say_nothing_more() -> None:
     """They are open to everyone, and have two answers."""
     app = WorkersApp(manager(shout), authorize=lambda scope: None)

@@ -23,8 +23,8 @@ Scope = MutableMapping[str, Any]  # A request, as ASGI has it
 MAY = ("start", "cancel", "retry")  # What a client may do, besides reading
 
 # %% auto #0
-__all__ = ['Scope', 'MAY', 'LOCAL', 'Authorize', 'READS', 'Access', 'AccessTypeError', 'ask_app', 'header', 'bearer_token',
-           'is_loopback', 'is_loopback_address', 'check_host', 'check_origin', 'TokenAccess']
+__all__ = ['Scope', 'MAY', 'LOCAL', 'Authorize', 'READS', 'Access', 'AccessTypeError', 'ask_app', 'header', 'content_type',
+           'bearer_token', 'is_loopback', 'is_loopback_address', 'check_host', 'check_origin', 'TokenAccess']
 
 # %% ../../nbs/web/access.ipynb #68614f9c
 class Access(NamedTuple):
@@ -73,7 +73,7 @@ async def ask_app(
         raise AccessTypeError(found)
     return found
 
-# %% ../../nbs/web/access.ipynb #ddeb054e
+# %% ../../nbs/web/access.ipynb #6ae4751c
 def header(
     scope: Scope, # A request
     name: bytes # A header's name in lower case
@@ -82,6 +82,12 @@ def header(
     for key, value in reversed(scope["headers"]):
         if key.lower() == name: return str(value, "latin-1")
     return None
+
+def content_type(
+    scope: Scope # A request
+) -> str: # In lower case, without parameters; empty when there is none
+    "Read the media type of a request's body."
+    return (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
 
 def bearer_token(
     scope: Scope # A request
@@ -120,7 +126,7 @@ def check_host(
     if found is not None and ("*" in allowed or found[1].lower() in allowed): return
     raise Problem(421, "host", "The Host header is not among allowed_hosts of this server.", "Host")
 
-# %% ../../nbs/web/access.ipynb #3b5672b8
+# %% ../../nbs/web/access.ipynb #0b896deb
 READS = ("GET", "HEAD", "OPTIONS")
 
 def check_origin(
@@ -136,7 +142,7 @@ def check_origin(
     if (origin := header(scope, b"origin")) is not None:
         if origin.lower() == f"{scope.get('scheme', 'http')}://{header(scope, b'host')}".lower(): return
         raise Problem(403, "cross-origin", "Expected the origin of this server.", "Origin")
-    if (header(scope, b"content-type") or "").partition(";")[0].strip().lower() == "application/json": return
+    if content_type(scope) == "application/json": return
     raise Problem(403, "cross-origin", "Expected JSON, as Content-Type: application/json, or a bearer token from a client that sends "
                   "neither Sec-Fetch-Site nor Origin.", "Content-Type")
 

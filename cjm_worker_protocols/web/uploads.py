@@ -31,7 +31,8 @@ MAX_FILES, MAX_FIELDS, MAX_FIELD = 100, 100, 1 << 20  # Of one form; the last in
 
 # %% auto #0
 __all__ = ['OWNERS', 'SWEEP', 'MAX_FILES', 'MAX_FIELDS', 'MAX_FIELD', 'safe_name', 'body_parts', 'UploadFolder', 'paths_in',
-           'Form', 'form_fields', 'read_form', 'folder_beside', 'add_owner', 'sweep', 'Sweeper', 'Uploads']
+           'Form', 'form_fields', 'read_form', 'folder_beside', 'add_owner', 'sweep', 'Sweeper', 'UploadRoot',
+           'Uploads']
 
 # %% ../../nbs/web/uploads.ipynb #1185805b
 def safe_name(
@@ -183,32 +184,38 @@ class Sweeper:
         "Sweep no more."
         if self._task is not None: self._task.cancel()
 
-# %% ../../nbs/web/uploads.ipynb #211d6220
+# %% ../../nbs/web/uploads.ipynb #44d17b13
+class UploadRoot:
+    "The folder of all uploads, for this user alone."
+    def __init__(self,
+        beside: Path | None = None # For files that outlive the app; `None` is a folder for temporary files
+    ):
+        self.beside = beside
+        self.path = None if beside is None else beside.resolve()  # Once it is known
+
+    def make(self) -> Path: # It exists
+        "Make the folder, unless it is there."
+        if self.beside is not None: self.beside.mkdir(mode=0o700, exist_ok=True)
+        if self.path is None:
+            self.path = Path(tempfile.mkdtemp(prefix="cjm-workers-")).resolve()
+            self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        return self.path
+
+# %% ../../nbs/web/uploads.ipynb #f8483716
 class Uploads:
     "Keeps the files that come with jobs, as long as their jobs."
     def __init__(self,
         limit: int, # Bytes of one request
-        beside: Path | None = None # A folder for files that outlive the app; `None` is one for temporary files
+        root: UploadRoot # Where files are kept
     ):
-        self._limit, self._beside = limit, beside
-        self.made = None if beside is None else beside.resolve()  # The folder of all uploads, once it is known
-        self.sweeper = Sweeper()
+        self._limit, self.root, self.sweeper = limit, root, Sweeper()
         self._of: weakref.WeakKeyDictionary[Job, UploadFolder] = weakref.WeakKeyDictionary()
-
-    @property
-    def root(self) -> Path: # For this user alone
-        "The folder of all uploads, made when it is needed."
-        if self._beside is not None: self._beside.mkdir(mode=0o700, exist_ok=True)
-        if self.made is None:
-            self.made = Path(tempfile.mkdtemp(prefix="cjm-workers-")).resolve()
-            self._remove = weakref.finalize(self, shutil.rmtree, self.made, ignore_errors=True)
-        return self.made
 
     async def read(self,
         request: Request # With a form
     ) -> Form: # Its fields and files
         "Read a form, and keep its files. Raises a `Problem`."
-        return await read_form(request, self._limit, self.root)
+        return await read_form(request, self._limit, self.root.make())
 
     def keep(self,
         job: Job, # A job
@@ -217,7 +224,7 @@ class Uploads:
         "Keep files as long as a job: not those that came again with the key of a job that has its own."
         if folder is None or job in self._of or not any(folder.path in path.parents for path in paths_in(job.params)): return
         self._of[job] = folder
-        if self._beside is not None: folder.outlive(job.id)
+        if self.root.beside is not None: folder.outlive(job.id)
 
     async def keep_again(self,
         job: Job, # A new job
@@ -225,13 +232,13 @@ class Uploads:
     ) -> None:
         "Keep the files of a job as long as the one that repeats it."
         if (folder := self._of.get(old)) is not None: self._of[job] = folder
-        if self._beside is not None: await asyncio.to_thread(add_owner, self.root, old.id, job.id)
+        if (beside := self.root.beside) is not None: await asyncio.to_thread(add_owner, beside, old.id, job.id)
 
     def sweep_soon(self,
         manager: BaseJobManager # Whose store knows the jobs
     ) -> None:
         "Remove the files of jobs that the store has forgotten, unless that was done within the hour."
-        if self._beside is not None: self.sweeper.begin(self._beside, manager)
+        if self.root.beside is not None: self.sweeper.begin(self.root.beside, manager)
 
     def of(self,
         job: Job # A job
