@@ -199,7 +199,7 @@ def test_late_is_not_never(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_a_deep_queue_that_is_full_holds_up_a_broadcast_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only more events bring to light, though there is no time for all of them."""
-    monkeypatch.setattr(Limits, "MANY", 0.4)
+    monkeypatch.setattr(Limits, "MANY", 1.0)
 
     class Deep(MUTANTS["WaitsAWhileForEach"].factory):  # type: ignore[misc]
         LIMIT = 1_500
