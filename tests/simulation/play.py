@@ -113,9 +113,10 @@ class Play:
         """Begin another app, if this one has died, or has left jobs in the store."""
         if self.death is not None:
             self.death.cancel()
-        if self.store is not None and died:
-            self.engine.app_died()
-            self.store.managers.clear()
+        if self.store is not None:
+            self.store.managers.clear()  # they live no longer than their app, also when the call that says so was given up
+            if died:
+                self.engine.app_died()
         if self.store is None or self.book.violations or not (died or self.store.has_open()):
             return False
         self.book.app_gone()
