@@ -22,7 +22,14 @@ from harness import end, finish, first_chunk, manager, said_json, script
 from cjm_worker_protocols import JobError
 from cjm_worker_protocols.core import segments
 from cjm_worker_protocols.core.frames import LARGE, Frame, Kind, outgoing
-from cjm_worker_protocols.core.segments import LEAST, LostSegmentError, Segment, SegmentSocket, UnsealedSegmentError, write_segment
+from cjm_worker_protocols.core.segments import (
+    LEAST,
+    LostSegmentError,
+    Segment,
+    SegmentSocket,
+    UnsealedSegmentError,
+    write_segment,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 
@@ -131,7 +138,11 @@ def same(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) or isinstance(one, np.ndarray) and one.dtype.hasobject:
         return len(one) == len(other) and all(map(same, one, other))
-    return bool(np.array_equal(one, other)) if isinstance(one, np.ndarray) else bool(getattr(one, "equals", one.__eq__)(other))
+    return (
+        bool(np.array_equal(one, other))
+        if isinstance(one, np.ndarray)
+        else bool(getattr(one, "equals", one.__eq__)(other))
+    )
 
 
 @pytest.mark.parametrize("size", [LARGE, LEAST])
@@ -145,7 +156,9 @@ async def test_each_type_arrives_as_what_it_was(size: int) -> None:
             assert name != "fortran" or came.flags.f_contiguous
 
 
-@pytest.mark.parametrize("size, kinds", [(1000, ["bytearray", "bytes"]), (LARGE, ["memoryview"] * 2), (LEAST, ["memoryview"] * 2)])
+@pytest.mark.parametrize(
+    "size, kinds", [(1000, ["bytearray", "bytes"]), (LARGE, ["memoryview"] * 2), (LEAST, ["memoryview"] * 2)]
+)
 async def test_a_buffer_arrives_as_bytes_or_as_a_view(size: int, kinds: "list[str]") -> None:
     """Out of band it is a view of what came; small ones are pickled with the rest."""
 
@@ -156,9 +169,16 @@ async def test_a_buffer_arrives_as_bytes_or_as_a_view(size: int, kinds: "list[st
 
     async with manager(look) as m:
         found, other, back = await (
-            await m.start_job("look", value=pickle.PickleBuffer(bytearray(array(size))), other=pickle.PickleBuffer(bytes(size)))
+            await m.start_job(
+                "look", value=pickle.PickleBuffer(bytearray(array(size))), other=pickle.PickleBuffer(bytes(size))
+            )
         )
-    assert found == kinds and other == bytes(size) and bytes(back) == bytes(array(size)) and type(back).__name__ == kinds[0]
+    assert (
+        found == kinds
+        and other == bytes(size)
+        and bytes(back) == bytes(array(size))
+        and type(back).__name__ == kinds[0]
+    )
 
 
 async def test_classes_of_a_script_travel_with_large_arrays() -> None:
@@ -240,7 +260,11 @@ async def test_tensors_arrive_whole(size: int) -> None:
         return open("/proc/self/maps").read().count("memfd:cjm-worker-protocols"), value
 
     sent = [torch.arange(size // 2, dtype=kind) for kind in (torch.uint8, torch.bfloat16, torch.int64)]
-    sent += [torch.ones(size // 4, requires_grad=True), torch.nn.Parameter(torch.zeros(size // 4)), torch.arange(size)[::2]]
+    sent += [
+        torch.ones(size // 4, requires_grad=True),
+        torch.nn.Parameter(torch.zeros(size // 4)),
+        torch.arange(size)[::2],
+    ]
     async with manager(look) as m:
         mapped, came = await (await m.start_job("look", value=sent))
     assert mapped == (size == LEAST)
@@ -344,7 +368,11 @@ async def test_a_worker_without_free_descriptors_says_so_and_goes_on() -> None:
         resource.prlimit(warm.worker_pid, resource.RLIMIT_NOFILE, (100, hard))
         assert (await (await m.start_job("Hoarder", hoard=True))).sum() == 9 << 20
         job = await end(await m.start_job("Hoarder", value=array(LEAST)))
-        assert job.error is not None and job.error.category == "serialization" and "Too many open files" in job.error.message
+        assert (
+            job.error is not None
+            and job.error.category == "serialization"
+            and "Too many open files" in job.error.message
+        )
         assert (await (await m.start_job("Hoarder", value=array(1000)))).sum() == 9 << 20
         assert job.worker_pid == warm.worker_pid
 
@@ -539,8 +567,9 @@ async def collect(job: Any) -> "list[Any]":
     return [chunk async for chunk in job.stream()]
 
 
-async def test_cancel_in_the_middle_of_a_stream_leaves_nothing() -> None:
-    """While the plugin waits for the app, and while it writes; the next job runs, and no memory is left anywhere."""
+@pytest.mark.parametrize("ends", ["cancelled", "failed"])
+async def test_an_end_in_the_middle_of_a_stream_leaves_nothing(ends: str) -> None:
+    """A cancel or a SIGKILL, while the plugin waits for the app or writes; the next job runs, and no memory is left anywhere."""
 
     def endless() -> "Iterator[Any]":
         import numpy
@@ -554,8 +583,12 @@ async def test_cancel_in_the_middle_of_a_stream_leaves_nothing() -> None:
             stream = job.stream()
             await stream.__anext__()
             await asyncio.sleep(wait)
-            await m.cancel_job(job.id)
-            assert job.status == "cancelled"
+            if ends == "cancelled":
+                await m.cancel_job(job.id)
+            else:
+                assert job.worker_pid is not None
+                os.kill(job.worker_pid, 9)
+            assert (await end(job)).status == ends
             assert await (await m.start_job("echo", value=wait)) == wait
             await stream.aclose()
             m.clear_completed_jobs()
