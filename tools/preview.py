@@ -40,7 +40,7 @@ td, th { border-bottom: 1px solid #8884; padding: 0.3rem 0.5rem; text-align: lef
 h2 { border-bottom: 1px solid #8884; }
 img { max-width: 100%; }
 pre.mermaid { white-space: pre-wrap; overflow-wrap: anywhere; } .sr-only { display: none; }
-body.quarto-dark { color: #fff; background: #222; } .quarto-dark a { color: #5fb3f0; }
+body.quarto-dark { color: #fff; background: #222; } .quarto-dark :is(a, nav a.active) { color: #5fb3f0; }
 .quarto-dark code { color: #e0c8ff; background: #333; }
 .quarto-dark .sourceCode pre, .quarto-dark pre.sourceCode { background: #2d2d2d; }
 .quarto-dark pre code { background: none; color: inherit; }

@@ -302,8 +302,9 @@ def call(name: str, rows: list[Row], result: str) -> str:
     end = f" -> {result}" if result else ""
     line = f"{name}({', '.join(map(shown, rows))}){end}"
     if len(line) <= WIDTH: return line
-    every = [f"{row.name}={row.default}" if row.default else row.name for row in rows]
-    return f"{name}(\n" + textwrap.fill(", ".join(every), WIDTH - 12, initial_indent="    ", subsequent_indent="    ") + f"\n){end}"
+    every = [(f"{row.name}={row.default}" if row.default else row.name).replace(" ", "\0") for row in rows]  # a line ends after a comma
+    lines = textwrap.fill(", ".join(every), WIDTH - 12, initial_indent="    ", subsequent_indent="    ", break_long_words=False)
+    return f"{name}(\n" + lines.replace("\0", " ") + f"\n){end}"
 
 
 def fence(source: str) -> str:
