@@ -70,7 +70,7 @@ def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
         with open(value, "rb") as file: return ResultView("file", name, os.fstat(file.fileno()).st_size, media_type(file.read(16)))
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 
-# %% ../../nbs/web/documents.ipynb #1c7c0354
+# %% ../../nbs/web/documents.ipynb #41629d04
 FACTS = ("id", "plugin_id", "status", "progress", "message", "waiting_for", "worker_pid", "priority", "timeout", "retries", "attempts",
          "owner", "position", "retried_from", "expires", "key", "restartable")
 TIMES = ("created_at", "started_at", "loading_at", "loaded_at", "completed_at")
@@ -97,7 +97,7 @@ def job_document(
     details: bool = False # Whether the client may see parameters and tracebacks
 ) -> dict[str, Any]: # JSON-safe
     "Describe a job, as in a list of jobs."
-    document = dict(zip((*FACTS, *TIMES), (*_facts(job), *map(when, _times(job)))))
+    document: dict[str, Any] = dict(zip((*FACTS, *TIMES), (*_facts(job), *map(when, _times(job)))))
     document["metadata"], document["error"] = json_safe(job.metadata, 1000, 50) if job.metadata else {}, error_of(job, details)
     return document
 
