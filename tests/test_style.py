@@ -22,7 +22,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "Job": 68,
     "Lifecycle": 148,
     "ManagerView": 91,
-    "RedisBroadcaster": 133,
+    "RedisBroadcaster": 113,
     "Scheduler": 129,
     "WorkerPool": 137,
     "WorkerProxy": 150,
