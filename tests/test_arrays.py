@@ -303,6 +303,18 @@ def test_memory_of_another_size_or_kind_is_not_mapped(tmp_path: Path) -> None:
             Segment(fd, LEAST).map()
 
 
+def test_an_interpreter_without_ctypes_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written stays here, and nothing is left when the memory goes."""
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    segment = write_segment([bytes(LEAST)], LEAST)
+    assert segment is not None
+    memory = segment.map()
+    memory[0] = 1
+    assert os.pread(segment.fd, 2, 0) == b"\0\0" and memory[:2] == b"\1\0"
+    del memory, segment
+    assert segments_of() == (0, 0)
+
+
 @pytest.mark.parametrize("tamper", ["nothing", "unsealed", "two"])
 def test_a_lost_or_strange_descriptor_fails_one_frame_and_spoils_none(tamper: str) -> None:
     """The next segment belongs to the next frame."""
