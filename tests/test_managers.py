@@ -19,7 +19,7 @@ import pytest
 from harness import end, finish, first_chunk, manager, script
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, WorkerConfig
-from cjm_worker_protocols.core.errors import WrongLoopError
+from cjm_worker_protocols.core.errors import ConfigError, WrongLoopError
 from cjm_worker_protocols.core.events import json_safe
 from cjm_worker_protocols.engines.local import LocalEngine
 from cjm_worker_protocols.managers.hooks import HookCaller
@@ -504,3 +504,38 @@ async def test_what_can_never_start_is_not_tried_again_and_again() -> None:
         waits = await m.start_job("echo", x=1)
         await asyncio.sleep(0.2)
         assert engine.starts <= 3 and waits.status == "pending"
+
+
+async def test_what_can_never_start_fails_its_own_jobs_at_once() -> None:
+    """A worker whose placement the engine refuses for good, as a cluster does: jobs of other placements run on, and wait as before."""
+
+    class Cluster(LocalEngine):
+        def placement(self, config: Any, plugin_config: Any) -> Any:
+            return plugin_config.get("place")
+
+        def start_worker(self, config: Any, events: Any, placement: Any = None) -> Any:
+            if placement == "nowhere":
+                raise PermissionError(1, "refused for good")
+            return super().start_worker(config, events, None)
+
+    async with manager("echo", "pid", "stuck", engine=Cluster(), max_workers=3, max_restarts=50) as m:
+        for plugin, place in (("pid", "nowhere"), ("stuck", "here")):
+            assert await m.reload_plugin(plugin, {"place": place}) is False  # no worker has it
+        assert await (await m.start_job("echo", x=1)) == 1
+        refused = await end(await m.start_job("pid"))
+        assert refused.error is not None and refused.error.category == "start"
+        await first_chunk(stuck := await m.start_job("stuck"))
+        waits = await m.start_job("stuck")
+        refused = await end(await m.start_job("pid"))
+        assert refused.error is not None and refused.error.category == "start" and not waits.done and stuck.status == "running"
+        assert await (await m.start_job("echo", x=2)) == 2
+
+
+async def test_a_reload_that_is_refused_changes_nothing() -> None:
+    """A config that cannot be is not the plugin's from then on."""
+    async with manager("echo") as m:
+        for wrong in ({"worker_python": ""}, {"worker_python": 7}):
+            with pytest.raises(ConfigError):
+                await m.reload_plugin("echo", wrong)
+            assert await (await m.start_job("echo", x=1)) == 1
+        assert await m.reload_plugin("echo", {"good": 1})

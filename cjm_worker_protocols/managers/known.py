@@ -88,7 +88,7 @@ def python_of(
     "Return what a plugin keeps when it is reloaded with another config."
     return {name: config[name] for name in ("worker_python",) if name in config}
 
-# %% ../../nbs/managers/known.ipynb #a4ace5b4
+# %% ../../nbs/managers/known.ipynb #c595b5e9
 class KnownPlugins:
     "Looks plugins up: in the registry, if there is one, and among those that the manager was given."
     def __init__(self,
@@ -125,5 +125,6 @@ class KnownPlugins:
         check_reload(plugin_name, config)
         plugin_id = plugin_name if self.registry is None else await self.registry.id_of(plugin_name)
         known = await self.look_up(plugin_id)
+        plan = Plan(known.name, config, self.engine.placement(self.config, {**python_of(known.config), **config}))
         if self.registry is None: self._configs[plugin_id] = dict(config)
-        return plugin_id, Plan(known.name, config, self.engine.placement(self.config, {**python_of(known.config), **config}))
+        return plugin_id, plan

@@ -77,14 +77,15 @@ class Restarts:
         "Whether too many starts in a row have failed."
         return self.failed_starts > self._config.max_restarts
 
-# %% ../../nbs/managers/pool.ipynb #2ab59baa
+# %% ../../nbs/managers/pool.ipynb #8a0ce12e
 class WorkerList(list[WorkerProxy]):
     "All workers of a pool, in the order in which they were started."
     def serving(self,
-        placement: Hashable = None # Of an interpreter, to have only those that run it
+        placement: Hashable = None, # Of an interpreter, to have only those that run it
+        exactly: bool = False # Whether other placements count in the same way
     ) -> list[WorkerProxy]: # Not the standby, nor those for which there is no room
         "List the workers that count."
-        own = isinstance(placement, OwnInterpreter)
+        own = isinstance(placement, OwnInterpreter) or exactly and placement is not None
         return [w for w in self if not w.standby and not w.waiting and (not own or w.placement == placement)]
 
     def _without_room(self, placement: Hashable) -> list[WorkerProxy]:
@@ -116,7 +117,7 @@ class WorkerList(list[WorkerProxy]):
         "Find a standby that may take jobs."
         return next((w for w in self if w.standby and w.placement == placement and w.status in ("starting", "standby")), None)
 
-# %% ../../nbs/managers/pool.ipynb #cf428b5d
+# %% ../../nbs/managers/pool.ipynb #6b0833de
 class WorkerPool:
     "Starts, counts and replaces workers."
     STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that its start does not slow down what made it necessary
@@ -213,7 +214,8 @@ class WorkerPool:
             if not hopeless: restarts.crashed(self._loop.time(), started=False)
             log_safely(_log, logging.ERROR, "cannot start a worker: %s", e)
             error = JobError("start", f"no worker could be started: {text_of(e)}")
-            if not self.workers.serving(placement) and (restarts.hopeless or hopeless): self._on_unavailable(error, restarts.interpreter)
+            if not self.workers.serving(placement, exactly=hopeless) and (restarts.hopeless or hopeless):
+                self._on_unavailable(error, placement if hopeless else restarts.interpreter)
             elif not hopeless: self.keep_standby() if standby else self._retry.set(max(0.001, restarts.wait(self._loop.time())))
             return False
         self.workers.append(worker)
