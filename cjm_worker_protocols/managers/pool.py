@@ -117,7 +117,7 @@ class WorkerList(list[WorkerProxy]):
         "Find a standby that may take jobs."
         return next((w for w in self if w.standby and w.placement == placement and w.status in ("starting", "standby")), None)
 
-# %% ../../nbs/managers/pool.ipynb #6b0833de
+# %% ../../nbs/managers/pool.ipynb #1b793984
 class WorkerPool:
     "Starts, counts and replaces workers."
     STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that its start does not slow down what made it necessary
@@ -213,9 +213,8 @@ class WorkerPool:
             hopeless, restarts = isinstance(e, self.HOPELESS) or getattr(e, "permanent", False), self._restarts_of(placement)
             if not hopeless: restarts.crashed(self._loop.time(), started=False)
             log_safely(_log, logging.ERROR, "cannot start a worker: %s", e)
-            error = JobError("start", f"no worker could be started: {text_of(e)}")
-            if not self.workers.serving(placement, exactly=hopeless) and (restarts.hopeless or hopeless):
-                self._on_unavailable(error, placement if hopeless else restarts.interpreter)
+            error, whose = JobError("start", f"no worker could be started: {text_of(e)}"), placement if hopeless else restarts.interpreter
+            if not self.workers.serving(placement, hopeless) and (restarts.hopeless or hopeless): self._on_unavailable(error, whose)
             elif not hopeless: self.keep_standby() if standby else self._retry.set(max(0.001, restarts.wait(self._loop.time())))
             return False
         self.workers.append(worker)
