@@ -283,11 +283,13 @@ class Play:
                 return  # the other one may be forgotten while they are asked
             fate = self._job(0)
             return await self._start(**arguments, taken=fate.job.id) if fate and fate.job and fate.job.id in self.manager.jobs else None
+        refused = self.book.counts["refused"]
         try:
             await self._start(**{**arguments, what: "nonsense" if what != "plugin" else None})
         except (errors.ConfigError, TypeError):
             return
-        self.book.check("bad arguments are refused", self.closed, what)
+        other = self.closed or self.book.counts["refused"] > refused  # a store that cannot be opened is noticed first
+        self.book.check("bad arguments are refused", other, what)
 
     async def _cancel(self, which: int, wait: bool) -> None:
         fate = self._job(which)
