@@ -44,7 +44,7 @@ async def measure(rounds: int, questions: int) -> "list[Row]":
             rows.append(compare(question, took["waits"], "the loop goes on meanwhile", took["goes_on"], Target("at most", 0.5)))
             rows.append(compare(question, took["waits"], "called on the loop, which nothing bounds", took["on_loop"]))
     for client in (waits, goes_on):
-        await client.executor.close(5.0)
+        await client.executor.close()
     return rows
 
 

@@ -135,7 +135,7 @@ class BaseJobManager(ManagerView, Hooks):
     ) -> Job: # Pending or running
         """Run a job again, as a new one: the same plugin, parameters, options and owner, no key, and the old job's id as `retried_from`.
 
-        Raises what `start_job` raises, and `JobStoreError` when the parameters of a job of an earlier app cannot be read any more."""
+        Raises what `start_job` does, on another loop too, and `JobStoreError` when parameters of an earlier app cannot be read."""
         lifecycle = await self._session.open("retry_job")
         if not isinstance(job, Job): raise ConfigError("job", "a job, as find_job returns it", job)
         if lifecycle.store is not None: await lifecycle.store.values.fill(job)
