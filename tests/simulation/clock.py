@@ -70,6 +70,10 @@ class Clock(selectors.BaseSelector):
             self._happen()
         self.time = self.now
 
+    def end(self) -> None:
+        """Let nothing happen any more: what was still to come holds the worlds of apps that have died."""
+        self._events.clear()
+
     def _happen(self) -> None:
         self.time, _, event = heapq.heappop(self._events)
         if event.call is not None:

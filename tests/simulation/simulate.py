@@ -135,6 +135,7 @@ def _run(scenario: Scenario, loops: list[VirtualLoop], verbose: bool) -> Outcome
         clock.on_turn, book.given_up = (lambda: None), True
         for loop in loops:  # nothing counts of what apps have left that have died
             _bury(loop)
+        clock.end()
         del play
         book.forget()
         with warnings.catch_warnings():
