@@ -213,6 +213,17 @@ async def test_the_newest_states_of_a_slow_resource_manager_are_kept() -> None:
     assert len(held.calls) == CallQueue.STATES + 2 and not m.integration_errors
 
 
+async def test_of_states_with_large_configs_one_waits() -> None:
+    """A slow resource manager holds one large config of a worker, and not sixteen."""
+    held = Held()
+    async with manager("echo", resource_manager=held) as m:
+        for n in range(CallQueue.STATES):
+            await m.reload_plugin("echo", {"prompt": f"{n}" * 100_000})
+            await end(await m.start_job("echo", x=n))
+        held.released.set()
+    assert held.calls == ["register", "idle", "unregister"] and not m.integration_errors
+
+
 async def test_a_further_call_of_a_slow_hook_is_dropped_and_counted() -> None:
     """A completion hook that hangs holds up no job; what it misses is counted."""
     release = threading.Event()

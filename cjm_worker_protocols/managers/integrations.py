@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+from ..core.buffers import json_size
 from ..core.config import WorkerConfig
 from ..core.errors import (
     FactError, PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError, text_of)
@@ -205,6 +206,7 @@ def config_copy(
 # %% ../../nbs/managers/integrations.ipynb #2a5e9df2
 class ResourceClient:
     "The app's resource manager, called in order on a thread of its own."
+    LARGE = 1 << 16  # Bytes of a config from which on one state of a worker waits, the newest
     def __init__(self,
         manager: ResourceManagerProtocol, # The app's
         worker_type: str, # The job manager's
@@ -244,7 +246,7 @@ class ResourceClient:
         update = partial(self._manager.update_worker_state, pid=pid, status=state.status, job_id=state.job_id,
             plugin_name=state.plugin_name, plugin_id=state.plugin_id,
             loaded_plugin_resource=state.resource if config else None, config=config)
-        self.executor.post("update_worker_state", update, key=pid)
+        self.executor.post("update_worker_state", update, key=pid, large=config is not None and json_size(config) >= self.LARGE)
 
 # %% ../../nbs/managers/integrations.ipynb #5e981d03
 class NoAnswerError(FactError, RuntimeError):

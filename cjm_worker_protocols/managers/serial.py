@@ -53,15 +53,16 @@ Outcome = Callable[[Any, "BaseException | None"], None]  # Takes the result, and
 
 class Call:
     "A call that waits for its turn."
-    __slots__ = ("label", "function", "done", "key", "needed")
+    __slots__ = ("label", "function", "done", "key", "needed", "large")
     def __init__(self,
         label: str, # The method, as it appears in logs and in the count of errors
         function: Callable[[], Any], # What to call
         done: Outcome | None = None, # Takes the outcome, on the executor's thread
         key: Hashable = None, # Of a state: what it is the state of
-        needed: bool = False # Whether the call is never dropped
+        needed: bool = False, # Whether the call is never dropped
+        large: bool = False # Of a state: whether it holds so much that no other of its key waits before it
     ):
-        self.label, self.function, self.done, self.key, self.needed = label, function, done, key, needed
+        self.label, self.function, self.done, self.key, self.needed, self.large = label, function, done, key, needed, large
 
 # %% ../../nbs/managers/serial.ipynb #7f2ea532
 class CallQueue(deque[Call]):
@@ -83,9 +84,10 @@ class CallQueue(deque[Call]):
         call: Call # One whose result is not needed
     ) -> bool: # `False` when it was dropped, because too many wait
         "Add a call, and drop the oldest states with its key if there are too many."
-        fewer = call.key is None or len(self) < self.STATES
+        most = 1 if call.large else self.STATES
+        fewer = call.key is None or len(self) < most
         states = [] if fewer else [other for other in list(self) if other.key == call.key]
-        for other in states[:max(0, len(states) - self.STATES + 1)]: self.take_back(other)
+        for other in states[:max(0, len(states) - most + 1)]: self.take_back(other)
         kept = call.needed or not self.full
         if kept: self.append(call)
         return kept
@@ -277,11 +279,12 @@ class PostedCalls:
         label: str, # The call's name
         function: Callable[[], Any], # The call
         key: Hashable = None, # Of a state: what it is the state of
-        needed: bool = False # Whether the call is never dropped
+        needed: bool = False, # Whether the call is never dropped
+        large: bool = False # Of a state: whether no other of its key is to wait before it
     ) -> None:
         "Make a call whose result is not needed. Returns at once and never raises."
         thread = self._thread
-        if not thread.calls.put(Call(label, function, None, key, needed)):
+        if not thread.calls.put(Call(label, function, None, key, needed, large)):
             thread.failed(f"{label}.dropped", f"{thread.calls.limit} calls are waiting, the thread is in {thread.busy}")
         self._wake_in(self.DELAY)
 

@@ -136,9 +136,9 @@ class SimulatedExecutor:
         """Count a failure."""
         self._errors[f"{self.name}.{label}"] += 1
 
-    def post(self, label: str, function: Callable[[], Any], key: Hashable = None, needed: bool = False) -> None:
+    def post(self, label: str, function: Callable[[], Any], key: Hashable = None, needed: bool = False, large: bool = False) -> None:
         """Make a call whose result is not needed; of states with one key, only the newest wait."""
-        if self._calls.put(serial.Call(label, function, None, key, needed)):
+        if self._calls.put(serial.Call(label, function, None, key, needed, large)):
             self._start()
         else:
             self.failed(f"{label}.dropped", f"{self._calls.limit} calls are waiting")
