@@ -69,7 +69,7 @@ class FollowedJobs:
         stored: StoredJob # A job that the manager has taken over
     ) -> Job | None: # `None` when it was not followed
         "Follow a job no longer, and return it."
-        return self._jobs.pop(stored.id, None)
+        return self._jobs.pop(stored.id, None) if self._jobs else None # which is quicker, for 100,000 that were not
 
     async def show(self,
         stored: StoredJob # A job of another process, or one that has ended
