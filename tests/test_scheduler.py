@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from harness import end, first_chunk, manager
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulation.clock import VirtualLoop
 
@@ -261,8 +261,13 @@ CONFIGS = st.fixed_dictionaries(
 searched = settings(max_examples=50, deadline=None)
 
 
+AT_ONCE, LONGER = Asked("A", 0, None, 0.0, 0.0), Asked("A", 0, None, 0.05, 0.0)
+TWO = {"max_workers": 2, "loaded_plugins": 1, "swap_patience": 0.0, "max_running_per_owner": None}
+
+
 @searched
 @given(REQUESTS, CONFIGS)
+@example([AT_ONCE] * 18 + [LONGER, AT_ONCE, AT_ONCE, LONGER._replace(priority=-1)], TWO)  # the last but one was sent ahead to a busy worker
 def test_priorities_and_limits_hold_and_no_job_starves(asked: "list[Asked]", config: "dict[str, Any]") -> None:
     """No job begins while one of a higher priority waits that could, and no owner has more running than they may."""
     starts, accepted, engine = play(asked, **config)

@@ -23,7 +23,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "Lifecycle": 148,
     "ManagerView": 91,
     "RedisBroadcaster": 113,
-    "Scheduler": 129,
+    "Scheduler": 130,
     "WorkerPool": 137,
     "WorkerProxy": 150,
 }
@@ -36,7 +36,7 @@ MODULE = 450  # Lines
 LARGE_MODULES: "dict[str, int]" = {}  # Modules that may be larger
 SMELL = 3  # How often each of these words may stand in the notebooks and in what is written by hand
 SMELLS = ("told", "nobody", "whoever", "somebody else's", "lets go", "at the door")
-NODES = 215_871  # AST nodes of the package, docstrings apart, as tools/count.py counts them
+NODES = 215_912  # AST nodes of the package, docstrings apart, as tools/count.py counts them
 PUBLIC = {  # Documented all the same: of named tuples, of the standard library, and the hooks that users override
     *("_asdict", "_fields", "_make", "_replace", "_exit", "_getframe", "_current_frames"),
     *("_get_running_loop", "_enter_task", "_leave_task", "_run_exitfuncs"),

@@ -184,7 +184,7 @@ class Scheduler:
             if choice is not None and may: self._carry_out(choice, now)
         for worker in workers if self.queue else ():
             if (ahead := self._prefetcher.outdated(worker)) is not None: self.put_back(ahead)
-            self._prefetcher.send(worker)
+        for worker in workers if self.queue else (): self._prefetcher.send(worker)
 
     def _carry_out(self, choice: Assignment, now: Round) -> None:
         "Run a job, or ask whether it may be loaded. While another job is asked about, only what is loaded runs."
@@ -212,6 +212,7 @@ class Scheduler:
 
     def _may_follow(self, running: Ticket, ticket: Ticket) -> bool:
         "Whether a job may follow another without a question to the resource manager."
+        if any(other.job.priority > ticket.job.priority for other in self._ahead()): return False # its worker may be the later one
         return self.gate is None or same_config(running.config, ticket.config) and self._blocks.before_refused(ticket)
 
     def close(self) -> None:
