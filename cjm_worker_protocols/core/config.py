@@ -5,8 +5,8 @@
 # %% ../../nbs/core/config.ipynb #6f050106
 from __future__ import annotations
 
-import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -15,7 +15,7 @@ from typing import Any
 from .errors import ConfigError, UnknownSettingError
 
 # %% auto #0
-__all__ = ['RestartPolicy', 'check_number', 'check_resources', 'interpreter_path', 'KnownSettings', 'WorkerConfig']
+__all__ = ['RestartPolicy', 'in_range', 'check_number', 'check_resources', 'interpreter_path', 'KnownSettings', 'WorkerConfig']
 
 # %% ../../nbs/core/config.ipynb #a395ccaf
 class RestartPolicy(Enum):
@@ -26,6 +26,17 @@ class RestartPolicy(Enum):
     BACKOFF = "backoff"  # Another worker may start after a delay that doubles with every crash in a row
 
 # %% ../../nbs/core/config.ipynb #cabe36f4
+def in_range(
+    value: Any, # Anything
+    low: float, # The lowest number that is right
+    most: float = sys.float_info.max, # The highest; no infinity is as low
+    whole: bool = False, # Whether it has to be an integer
+    positive: bool = False # Whether `low` itself is wrong
+) -> bool: # `False` for what is no number, as `True`
+    "Say whether a value is a number that is right."
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    return number and (value > low if positive else value >= low) and value <= most
+
 def check_number(
     name: str, # The setting
     value: object, # Its value
@@ -35,10 +46,7 @@ def check_number(
     positive: bool = False # Whether `low` itself is not allowed
 ) -> None:
     "Raise `ConfigError` unless `value` is a finite number of at least `low`."
-    if optional and value is None: return
-    kind = int if whole else (int, float)
-    number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
-    if number and (value > low if positive else value >= low): return # type: ignore[operator]
+    if optional and value is None or in_range(value, low, whole=whole, positive=positive): return
     wanted = f"{'an integer' if whole else 'a number'} {'above' if positive else 'of at least'} {low:g}"
     raise ConfigError(name, wanted + (" or None" if optional else ""), value)
 

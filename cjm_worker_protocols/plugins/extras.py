@@ -14,10 +14,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, BinaryIO
 
+from ..core.config import in_range
 from ..core.errors import FactError
 
 # %% auto #0
-__all__ = ['THREADS', 'KINDS', 'ExtraNotInstalledError', 'Extra', 'mean_confidence', 'ParameterError', 'check_number',
+__all__ = ['THREADS', 'KINDS', 'ExtraNotInstalledError', 'Extra', 'mean_confidence', 'ParameterError', 'check_parameter',
            'open_file']
 
 # %% ../../nbs/plugins/extras.ipynb #bb6f6ea0
@@ -68,7 +69,7 @@ class ParameterError(FactError, ValueError):
 # %% ../../nbs/plugins/extras.ipynb #e193b0d9
 THREADS = 1024  # The most that a plugin may be given
 
-def check_number(
+def check_parameter(
     name: str, # Of the setting or the parameter
     value: Any, # What it is
     least: float, # The smallest number that is right
@@ -78,8 +79,7 @@ def check_number(
     """Check a number.
 
     :raises ParameterError: when it is of another kind, or out of the range."""
-    right = isinstance(value, int) or isinstance(value, float) and not whole
-    if right and not isinstance(value, bool) and least <= value <= most: return
+    if in_range(value, least, most, whole): return
     what = f"a {'whole ' if whole else ''}number from {least:,} {'on' if most == sys.float_info.max else f'to {most:,}'}"
     raise ParameterError(name, what, repr(value) if isinstance(value, (int, float)) else f"a {type(value).__name__}")
 

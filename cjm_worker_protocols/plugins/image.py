@@ -12,7 +12,7 @@ from collections.abc import Generator
 from typing import Any
 
 from ..core.errors import FactError
-from .extras import THREADS, Extra, check_number, mean_confidence, open_file
+from .extras import THREADS, Extra, check_parameter, mean_confidence, open_file
 from ..worker.context import check_cancel, report_progress
 
 OCR = Extra("ocr", ("rapidocr", "onnxruntime"))
@@ -148,7 +148,7 @@ class OcrModels:
         (rapidocr, _), self._numpy = map(OCR.need, OCR.packages), OCR.need("numpy")
         params = {"Global.log_level": "error", **{key: value for key, value in config.items() if "." in key}}
         if "threads" in config:
-            check_number("threads", config["threads"], 1, THREADS, whole=True)
+            check_parameter("threads", config["threads"], 1, THREADS, whole=True)
             params["EngineConfig.onnxruntime.intra_op_num_threads"] = config["threads"]
             OCR.need("cv2").setNumThreads(config["threads"])
         self._engine = rapidocr.RapidOCR(params=params)
@@ -197,7 +197,7 @@ class RapidOcr:
 
         :raises ImageFileError: when it is no image, is damaged or too large
         :raises ParameterError: when `min_confidence` is no number from 0 to 1"""
-        check_number("min_confidence", min_confidence, 0, 1)
+        check_parameter("min_confidence", min_confidence, 0, 1)
         picture = read_image(image)
         pixels = OCR.need("numpy").asarray(picture)[:, :, ::-1].copy() # blue first, as OpenCV has it
         report_progress(0.0, "finding text")

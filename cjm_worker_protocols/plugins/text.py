@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, BinaryIO
 
 from ..core.errors import FactError
-from .extras import THREADS, Extra, ParameterError, check_number, open_file
+from .extras import THREADS, Extra, ParameterError, check_parameter, open_file
 from ..worker.context import check_cancel, report_progress
 
 LLM = Extra("llm", ("xllamacpp",))
@@ -254,11 +254,11 @@ def sampling(
     """Check how an answer is to be chosen.
 
     :raises ParameterError: when something is of the wrong kind, or out of its range."""
-    check_number("max_tokens", max_tokens, 1, LARGEST, whole=True)
-    check_number("temperature", temperature, 0)
-    check_number("top_p", top_p, 0, 1)
+    check_parameter("max_tokens", max_tokens, 1, LARGEST, whole=True)
+    check_parameter("temperature", temperature, 0)
+    check_parameter("top_p", top_p, 0, 1)
     if seed is None: seed = secrets.randbelow(RANDOM)
-    check_number("seed", seed, 0, RANDOM - 1, whole=True)
+    check_parameter("seed", seed, 0, RANDOM - 1, whole=True)
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, (list, tuple)) or "" in stops:
         raise ParameterError("stop", "a text or a list of texts, none of them empty", f"a {type(stop).__name__}")
@@ -294,8 +294,8 @@ def settings(
     :raises ParameterError: when one is of the wrong kind, or out of its range."""
     limit = min(model.context or LARGEST, LARGEST)
     chosen = {**DEFAULTS, "context": min(DEFAULTS["context"], limit), **{key: config[key] for key in DEFAULTS if key in config}}
-    check_number("context", chosen["context"], 2, limit, whole=True) # with less, llama.cpp aborts, as it does without threads
-    for key, most in (("threads", THREADS), ("gpu_layers", LARGEST)): check_number(key, chosen[key], -1, most, whole=True)
+    check_parameter("context", chosen["context"], 2, limit, whole=True) # with less, llama.cpp aborts, as it does without threads
+    for key, most in (("threads", THREADS), ("gpu_layers", LARGEST)): check_parameter(key, chosen[key], -1, most, whole=True)
     if not chosen["threads"]: raise ParameterError("threads", "-1, or a whole number from 1 on", 0)
     return chosen
 
