@@ -45,6 +45,7 @@ from cjm_worker_protocols.integrations.sse import (  # noqa: E402
 )
 from cjm_worker_protocols.integrations.sse.client import JoinedReads, StreamClient  # noqa: E402
 from cjm_worker_protocols.integrations.sse.delivery import Delivery, SlowClients  # noqa: E402
+from cjm_worker_protocols.integrations.sse.format import EventRenderer  # noqa: E402
 
 each_app = pytest.mark.parametrize("name", sorted(APPS))
 TYPE = st.text(min_size=1).filter(lambda t: not set(t) & set("\r\n\0"))
@@ -561,6 +562,24 @@ async def test_a_render_that_returns_none_leaves_the_event_out() -> None:
     assert not workers.integration_errors
     types = [event.type for event in broadcaster.subscribe(last_event_id="0").take()]
     assert types and {t.split(":")[0] for t in types} == {"job"} and broadcaster.last_event_id.endswith(f"-{len(types)}")
+
+
+class Mute(Exception):
+    """Its text raises."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_a_function_of_the_app_may_raise_anything() -> None:
+    """Also what has no text becomes an error that names the event."""
+
+    def render(event_type: str, data: "dict[str, Any]") -> str:
+        raise Mute
+
+    with pytest.raises(EventDataError, match="'t'.*Mute"):
+        EventRenderer(render).render("t", {})
+
 
 
 @pytest.mark.parametrize("setting", ["render", "topic", "key"])

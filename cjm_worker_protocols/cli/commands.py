@@ -16,7 +16,7 @@ from importlib import import_module
 from operator import attrgetter
 from typing import Any
 
-from ..core.errors import FactError, UnknownPluginError
+from ..core.errors import FactError, UnknownPluginError, text_of
 from ..core.jobs import JobError
 from .screen import JsonLines, Screen, Terminal, read_all, to_json
 from ..core.display import brief, clean
@@ -260,7 +260,7 @@ def named(
     module, colon, name = text.partition(":")
     if not colon or not module or not name: raise UsageError(f"expected module:name (got {text!r})")
     try: return attrgetter(name)(import_module(module))
-    except (Exception, SystemExit) as e: raise UsageError(f"{text} cannot be imported: {type(e).__name__}: {e}") from e
+    except (Exception, SystemExit) as e: raise UsageError(f"{text} cannot be imported: {text_of(e)}") from e
 
 # %% ../../nbs/cli/commands.ipynb #f54ce1b1
 def check(

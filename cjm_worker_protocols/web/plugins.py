@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Union
 
 from ..core.config import RestartPolicy, WorkerConfig
-from ..core.errors import FactError, RegistryUnavailableError, log_safely
+from ..core.errors import FactError, RegistryUnavailableError, log_safely, text_of
 from ..core.events import json_safe
 from ..core.jobs import JobError
 from ..managers.base import BaseJobManager, JobManager
@@ -72,7 +72,7 @@ async def list_plugins(
         return [facts_of_metadata(metadata, sources) for metadata in registry.get_plugins_by_category(manager.category)]
 
     try: found = await asyncio.wait_for(asyncio.to_thread(read), manager.worker_config.integration_timeout)
-    except Exception as e: raise RegistryUnavailableError("get_plugins_by_category", f"{type(e).__name__}: {e}") from e
+    except Exception as e: raise RegistryUnavailableError("get_plugins_by_category", text_of(e)) from e
     return [facts for facts in found if facts.problem or not sources or facts.id in sources or facts.name in sources]
 
 async def find_plugin(
@@ -117,7 +117,7 @@ class Descriptions:
     async def _describe(self, facts: PluginFacts) -> Description:
         if facts.source is not None and is_loaded(facts.source):
             try: return {**UNKNOWN, **describe(facts.source)}
-            except Exception as e: return {**UNKNOWN, "problem": f"it cannot be described: {type(e).__name__}: {e}"}
+            except Exception as e: return {**UNKNOWN, "problem": f"it cannot be described: {text_of(e)}"}
         async with JobManager("describe", "describe", worker_config=self._config, plugins={"describe": DESCRIBE}) as manager:
             job = await manager.start_job("describe", timeout=self.TIMEOUT, params={"target": facts.source, "path": facts.path})
             try: return {**UNKNOWN, **await job}

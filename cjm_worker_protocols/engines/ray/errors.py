@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...core.errors import FactError
+from ...core.errors import FactError, text_of
 
 # %% auto #0
 __all__ = ['RayMissingError', 'EngineLoopError', 'WorkerRefusedError', 'RayConnectionError', 'RayVersionError', 'RayLostError',
@@ -81,5 +81,5 @@ def root_cause(
     first: Any = error
     while (cause := first.__cause__ or first.__context__) is not None: first = cause
     lines = [line.strip() for line in str(first).splitlines() if line.strip()]
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = " ".join(text_of(error).split())
     return said if first is error or not lines else f"{said} ({lines[-1]})"

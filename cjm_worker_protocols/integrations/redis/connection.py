@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from ...core.errors import FactError, should_log
+from ...core.errors import FactError, should_log, text_of
 from ...core.masking import MASK, Secret
 
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def one_line(
     url: Secret # The URL that it was made with
 ) -> str: # The type and the message
     "Describe an error on one line, without a password."
-    text = f"{type(error).__name__}: {error}"
+    text = text_of(error)
     for password in passwords(url.reveal()): text = text.replace(password, MASK)
     return " ".join(text.split())
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Optional
 
+from ...core.errors import text_of
 from .processes import GONE, total
 
 # %% auto #0
-__all__ = ['Held', 'HeldByGpu', 'Gpu', 'error_name', 'describe', 'NvmlLibrary', 'gpu_handles', 'held_bytes', 'Nvml',
-           'visible_gpus', 'sees_all_pids', 'holds_gpu', 'gpu_memory']
+__all__ = ['Held', 'HeldByGpu', 'Gpu', 'error_name', 'NvmlLibrary', 'gpu_handles', 'held_bytes', 'Nvml', 'visible_gpus',
+           'sees_all_pids', 'holds_gpu', 'gpu_memory']
 
 # %% ../../../nbs/integrations/resources/gpu.ipynb #87a6df69
 Held = dict[int, Optional[int]]  # Bytes by process id; None where the driver does not say how much
@@ -46,12 +47,6 @@ def error_name(
 ) -> str: # Like `GpuIsLost`
     "Name the class of an exception, without the prefix of the library's."
     return type(error).__name__.removeprefix("NVMLError_")
-
-def describe(
-    error: Exception # What was raised
-) -> str: # Like `NVMLError_GpuIsLost: GPU is lost`
-    "Name an exception and its message."
-    return f"{type(error).__name__}: {error}"
 
 # %% ../../../nbs/integrations/resources/gpu.ipynb #c856d9f4
 class NvmlLibrary:
@@ -88,7 +83,7 @@ class NvmlLibrary:
             self._library = self._library or import_module("pynvml")
             answer = getattr(self._library, question)(*arguments)
         except Exception as e: answer = instead.get(error_name(e), e)
-        if isinstance(answer, Exception): self._problems[label, question] = f"{label}: {describe(answer)}" if label else describe(answer)
+        if isinstance(answer, Exception): self._problems[label, question] = f"{label}: {text_of(answer)}" if label else text_of(answer)
         else: self._problems.pop((label, question), None)
         return answer
 
@@ -164,7 +159,7 @@ class Nvml:
         shared = {"NotSupported": None} if gpu.instance is None else {}
         memory = self.nvml.ask(gpu.label, "nvmlDeviceGetMemoryInfo", handle, instead=shared)
         if memory is None: return replace(gpu, name=name, uuid=uuid, shared=True)
-        if isinstance(memory, Exception): return replace(gpu, name=name, uuid=uuid, problem=describe(memory))
+        if isinstance(memory, Exception): return replace(gpu, name=name, uuid=uuid, problem=text_of(memory))
         return replace(gpu, name=name, uuid=uuid, total=int(memory.total), used=int(memory.used))
 
 def _text(answer: Any) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from ...core.errors import FactError
+from ...core.errors import FactError, text_of
 
 Render = Callable[[str, dict[str, Any]], "str | None"]
 TopicOf = Callable[[str, dict[str, Any]], "str | None"]
@@ -125,7 +125,7 @@ class EventRenderer:
             topic = self._topic(event_type, data) if self._topic else event_type
             key = self._key(event_type, data) if self._key else None
         except EventDataError: raise
-        except Exception as e: raise EventDataError(event_type, f"render, topic or key raised {type(e).__name__}: {e}") from e
+        except Exception as e: raise EventDataError(event_type, f"render, topic or key raised {text_of(e)}") from e
         block = encode_event(event_type, text)
         if topic is not None and not isinstance(topic, str): raise EventMarkError(event_type, "topic", "text", topic)
         return RenderedEvent(text, block, topic, key)
