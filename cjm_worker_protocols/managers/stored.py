@@ -109,7 +109,9 @@ def error_from(
 ) -> JobError: # The error
     "Make an error again."
     facts = json.loads(text)
-    return JobCancelled(facts["message"]) if facts["category"] == "cancelled" else JobError(**facts)
+    if facts.get("category") == "cancelled": return JobCancelled(str(facts.get("message")))
+    names = ("category", "message", "traceback", "exit_code", "signal", "stderr_tail")
+    return JobError(**{name: facts[name] for name in names if name in facts}) # another version may have written more
 
 def show_state(
     job: Job, # A job that another process has
