@@ -595,7 +595,7 @@ ODD = [
 
 
 class OddModel:
-    """Loads and unloads as it is told, which may be hard to describe."""
+    """Raises, when it is loaded or unloaded, exceptions that are hard to describe."""
 
     def load(self, config: "dict[str, Any]") -> None:
         """Load, or raise."""

@@ -85,7 +85,7 @@ def _by_value(body: bytes) -> bool:
     if b"__main__" in body: return True
     loaded = sys.modules.get("cloudpickle")
     names = loaded.list_registry_pickle_by_value() if loaded is not None else ()
-    return bool(names) and any(name.encode() in body for name in names)
+    return any(name.encode() in body for name in names)
 
 def dumps(
     value: Any # Anything
@@ -144,9 +144,8 @@ def _pieces(value: Any) -> _Pieces:
     except UNPICKLABLE:
         if _value_pickler() is None: raise
     else:
-        for piece in found:
-            if (len(found) == 1 or len(piece) < 2 * LARGE) and _by_value(piece) and _value_pickler() is not None: break
-        else: return found
+        by_value = any(_by_value(piece) for piece in found if len(found) == 1 or len(piece) < 2 * LARGE)
+        if not by_value or _value_pickler() is None: return found
     found = _Pieces()
     if _dump_by_value(value, found, found.leave_out): found[0] = _CHECK + found[0]
     return found

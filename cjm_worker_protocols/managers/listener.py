@@ -69,10 +69,7 @@ class WorkerListener:
     ):
         self._worker, self._report, self._jobs = worker, report, JobListener(worker, report)
 
-    def on_frame(self, frame: Frame) -> None:
-        if self._worker.gone: return
-        try: self._hear(frame)
-        except BaseException as e: self._failed("a frame", e)
+    def on_frame(self, frame: Frame) -> None: self._safely("a frame", self._hear, frame)
 
     def on_output(self, stream: str, text: str) -> None:
         self._safely("the output", self._printed, stream, text, self._worker.ticket, True)
@@ -85,11 +82,9 @@ class WorkerListener:
     def _safely(self, what: str, take: Callable[..., None], *arguments: Any) -> None:
         if self._worker.gone: return
         try: take(*arguments)
-        except BaseException as e: self._failed(what, e)
-
-    def _failed(self, what: str, error: BaseException) -> None:
-        log_safely(_log, logging.ERROR, "handling %s of worker %d failed", what, self._worker.pid, error=error)
-        ends_app(error)
+        except BaseException as e:
+            log_safely(_log, logging.ERROR, "handling %s of worker %d failed", what, self._worker.pid, error=e)
+            ends_app(e)
 
     def _hear(self, frame: Frame) -> None:
         worker, kind, present = self._worker, frame.kind, self._worker.given.present

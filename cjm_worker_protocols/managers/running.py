@@ -69,7 +69,8 @@ class JobNews:
     def began(self, report: Began) -> None: # Which worker has it
         "Note that a job runs."
         ticket, job, pid = report.ticket, report.ticket.job, report.worker.pid
-        job.attempts, job.worker_pid, job.started_at, job.status, job.waiting_for = job.attempts + 1, pid, now(), "running", ""
+        job.worker_pid, job.started_at, job.status, job.waiting_for = pid, now(), "running", ""
+        job.attempts += 1
         emit_of(ticket, self.events, "job:started", {"pid": pid, "attempt": job.attempts})
 
     def loading(self, report: Loading) -> None: # Begins or has ended

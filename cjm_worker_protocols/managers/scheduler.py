@@ -211,7 +211,7 @@ class Scheduler:
         self.dispatch()
 
     def _may_follow(self, running: Ticket, ticket: Ticket) -> bool:
-        "Whether a job may follow another without a question to the resource manager."
+        "Whether a job may be sent ahead behind another: it passes none that was sent ahead, and needs no question to the resource manager."
         if any(other.job.priority > ticket.job.priority for other in self._ahead()): return False # its worker may be the later one
         return self.gate is None or same_config(running.config, ticket.config) and self._blocks.before_refused(ticket)
 

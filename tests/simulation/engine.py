@@ -30,7 +30,7 @@ class Faults:
     stubborn: float = 0.0  # It ignores SIGTERM
     undead: float = 0.0  # It ignores SIGKILL
     torn: float = 0.0  # Its frames arrive in pieces
-    garbage: float = 0.0  # It sends what is no frame
+    garbage: float = 0.0  # It sends something that is not a frame
     hangs_up: float = 0.0  # It closes its connection in the middle of a frame, and lives on
     stray: float = 0.0  # It says something about a job that has ended
     bad_loads: float = 0.0  # Loading a plugin fails, takes long, hangs or kills it

@@ -57,7 +57,7 @@ class Fate:
         self.begun = 0  # How often a worker has begun it
         self.deaths = 0  # How many workers died while they ran it
         self.spared = 0  # How many died that had been given it and had not begun it
-        self.garbled = False  # Whether a worker that ran it has sent what is no frame, and all before that may be lost
+        self.garbled = False  # Whether a worker that ran it has sent something that is not a frame, and all before that may be lost
         self.said: tuple[str, Any] | None = None  # How its last run ended, as its worker said
         self.expires: float | None = None  # Seconds that it may wait
         self.accepted_at = 0.0

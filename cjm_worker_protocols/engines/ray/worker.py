@@ -246,7 +246,7 @@ class Exchange:
         agent: AgentHandle, # On the node
         events: WorkerEvents, # What to call
         on_end: Callable[[Exit], None], # Called with the end that the agent reports
-        on_malformed: Callable[[], None] # Called when the worker sends what is no frame
+        on_malformed: Callable[[], None] # Called when the worker sends something that is not a frame
     ):
         self._agent, self._events, self._on_end, self._on_malformed = agent, events, on_end, on_malformed
         self._channel, self._inbox, self.jobs = AgentChannel(agent, self._take), Inbox(self._on_frame), JobsInTurn(self.say)
