@@ -29,11 +29,11 @@ class RestartPolicy(Enum):
 def in_range(
     value: Any, # Anything
     low: float, # The lowest number that is right
-    most: float = sys.float_info.max, # The highest; no infinity is as low
+    most: float = sys.float_info.max, # The highest; an infinity is higher
     whole: bool = False, # Whether it has to be an integer
     positive: bool = False # Whether `low` itself is wrong
-) -> bool: # `False` for what is no number, as `True`
-    "Say whether a value is a number that is right."
+) -> bool: # `False` for anything that is not a number; `True` counts as none
+    "Say whether a value is a number in a range."
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     return number and (value > low if positive else value >= low) and value <= most
 
