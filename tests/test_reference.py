@@ -55,8 +55,9 @@ class Section(NamedTuple):
     @property
     def rows(self) -> "dict[str, dict[str, str]]":
         """The rows of its tables and lists, by their first cell."""
-        listed = re.findall(r"^- `\**(\w+)`(?: \((.+)\))?: (.+)$", self.text, re.MULTILINE)
-        found = {name: {"Type": kind, "Meaning": meaning, "kind": "Parameter"} for name, kind, meaning in listed}
+        listed = re.findall(r"^- `\**(\w+)`(?: \((.+?)(?:, default (`.*`))?\))?: (.+)$", self.text, re.MULTILINE)
+        keys = ("Type", "Default", "Meaning")
+        found = {name: dict(zip(keys, said), kind="Parameter") for name, *said in listed}
         heads: "list[str]" = []
         for line in self.text.splitlines():
             if not line.startswith("| "):
@@ -337,7 +338,8 @@ def test_settings_have_units(site: Site) -> None:
 @pytest.mark.parametrize(
     ("cls", "wanted"),
     [
-        ("managers/base.BaseJobManager", "start_job cancel_job reload_plugin shutdown events workers find_job list_jobs ready"),
+        ("managers/base.BaseJobManager", "start_job cancel_job retry_job drain reload_plugin shutdown"),
+        ("managers/lookup.ManagerView", "events workers find_job list_jobs ready get_job get_job_result"),
         ("managers/hooks.Hooks", "create_job prepare_execute_request extract_job_result estimate_resources _validate_resources"),
         ("core/jobs.Job", "stream wait __await__"),
         ("extensions/protocols.PluginRegistryProtocol", "get_plugins_by_category get_plugin load_plugin_config"),

@@ -37,7 +37,9 @@ pre { padding: 0.5rem 0.8rem; border-radius: 4px; } .sourceCode pre, pre.sourceC
 code { font: 0.85em/1.4 ui-monospace, monospace; color: #5b3a9e; background: #f1f3f5; padding: 1px 3px; border-radius: 3px; }
 pre code { color: inherit; background: none; padding: 0; } table { border-collapse: collapse; margin: 1rem 0; width: 100%; }
 td, th { border-bottom: 1px solid #8884; padding: 0.3rem 0.5rem; text-align: left; vertical-align: top; }
-h2 { border-bottom: 1px solid #8884; }
+h1, h2, h3, h4 { line-height: 1.2; } h2 { margin: 2rem 0 1rem; padding-bottom: 0.5rem; border-bottom: 1px solid #8884; }
+h3 { margin: 1.5rem 0 0.5rem; font-size: 1.45rem; } h2 { font-size: 1.65rem; } h4 { font-size: 1.25rem; }
+p, ul, ol, pre { margin: 0 0 1rem; } .sourceCode, .cell, .cell-output { margin: 1rem 0; } .cell pre { margin: 0; }
 img { max-width: 100%; }
 pre.mermaid { white-space: pre-wrap; overflow-wrap: anywhere; } .sr-only { display: none; }
 body.quarto-dark { color: #fff; background: #222; } .quarto-dark :is(a, nav a.active) { color: #5fb3f0; }

@@ -29,6 +29,7 @@ FOLDED = re.compile(r"\A(#+) (.+?)(?: \{#([\w.-]+)\})?\n+<!-- folded -->\s*")
 OPEN = '```{{=html}}\n<details class="folded"><summary id="{anchor}">{title}</summary>\n```\n\n::: {{.folded}}'
 CLOSE = ":::\n\n```{=html}\n</details>\n```"
 RAISES = re.compile(r"^:raises? +([\w.]+) *: *(.*)$")
+LISTED = {"Parameter": 3, "Field": 6, "Fact": 6}  # From how many rows on they are a table
 SHOWN = ("classmethod", "staticmethod", "contextmanager", "asynccontextmanager")  # Decorators that change how one calls
 SPECIAL = {"dataclass": "Field", "Enum": "Member", "FactError": "Fact", "NamedTuple": "Field", "TypedDict": "Key"}
 
@@ -57,9 +58,9 @@ def code(source: str) -> str:
 
 
 def table(head: str, rows: Iterable[Row]) -> str:
-    """A table of rows, without columns that are empty; of one or two parameters, a list."""
+    """A table of rows, without columns that are empty; of a few, a list."""
     rows = list(rows)
-    if head == "Parameter" and len(rows) < 3: return "\n".join(map(item, rows))
+    if len(rows) < LISTED.get(head, 0): return "\n".join(map(item, rows))
     cells = [[code(r.name), code(r.type), code(r.default), escaped(r.meaning)] for r in rows]
     keep = [i for i in range(4) if any(row[i] for row in cells)]
     widths = [max(len(row[i]) for row in cells) + 2 for i in range(4)]
@@ -70,7 +71,7 @@ def table(head: str, rows: Iterable[Row]) -> str:
 
 
 def item(row: Row) -> str:
-    """A parameter in a line."""
+    """A parameter or a fact in a line."""
     about = ", ".join([*filter(None, [code(row.type)]), *([f"default {code(row.default)}"] if row.default else [])])
     return f"- {code(row.name)}{f' ({about})' if about else ''}: {escaped(row.meaning)}"
 

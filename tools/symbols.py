@@ -173,7 +173,7 @@ class Index:
         paths = [path for path in paths if not any(part[0] in "._" for part in path.split("/"))]
         self.root, self.pages = root, {path: read_page(path, root) for path in paths}
         offers = next(root.glob("*/_modidx.py")).with_name("__init__.py").read_text(encoding="utf-8")
-        self.faces = {*re.findall(r'"(\w+)": "[\w.]+"', offers), "Hooks"}
+        self.faces = {*re.findall(r'"(\w+)": "[\w.]+"', offers), "Hooks", "ManagerView"}
         self.by_name: dict[str, list[Symbol]] = {}
         self.taken: set[str] = set()  # Names of parameters and fields, which mean something else in a sentence
         self.internal = internal_pages(root)
@@ -190,11 +190,13 @@ class Index:
             self.by_name.setdefault("." + method.last, []).append(method)
 
     def _adopt(self, symbol: Symbol) -> None:
-        """Let the names of inherited methods lead to the class that shows them as its own."""
+        """Let the names of inherited methods lead to the class that shows them as its own, and the others to where they are defined."""
         for method in self.inherited(symbol):
             self.by_name[method.name] = [method]
             others = [m for m in self.by_name.get("." + method.last, []) if m.name != method.defined]
             self.by_name["." + method.last] = [*others, method]
+        for method in (method for base in self.ancestors(symbol) for method in methods(base)):
+            self.by_name.setdefault(f"{symbol.name}.{method.last}", [method])
 
     def find(self, name: str, page: str = "") -> "Symbol | None":
         """Return what a name means on a page: the page's own, else the only one of the package, else `None`."""

@@ -73,33 +73,31 @@ class UnknownSettingError(FactError, TypeError):
     remedy: str  # What to do instead
     template = "WorkerConfig has no setting {0.setting!r}: {0.remedy}"
 
-# %% ../../nbs/core/errors.ipynb #1b363b4d
+# %% ../../nbs/core/errors.ipynb #a520f669
 class UnknownPluginError(FactError, ValueError):
     "The registry or the plugin table has no plugin of this id. No job exists."
     plugin_id: str  # The id that was asked for
     where: str  # What was searched
     known: Iterable[str] = ()  # The ids that exist, if they can be listed
-    template = "no plugin {0.plugin_id!r} in {0.where}.{0.listed}"
+    template = "no plugin {0.plugin_id!r} in {0.where}.{0._listed}"
 
     def __init__(self, plugin_id: str, where: str, known: Iterable[str] = ()) -> None:
         super().__init__(plugin_id, where, sorted(map(str, known)))
 
     @property
-    def listed(self) -> str: # Empty when no id is known
-        "The sentence that lists the known ids."
+    def _listed(self) -> str:
         ids = list(self.known)
         return f" Known ids: {', '.join(ids[:20])}{', …' if len(ids) > 20 else ''}." if ids else ""
 
-# %% ../../nbs/core/errors.ipynb #e6ababe1
+# %% ../../nbs/core/errors.ipynb #0817bfad
 class PluginNotConfiguredError(FactError, ValueError):
     "The registry's metadata says that the plugin is not configured. No job exists."
     plugin_id: str  # The plugin
     problem: str = ""  # Why, if the metadata says so
-    template = "plugin {0.plugin_id!r} is not configured (its metadata has is_configured=False): {0.remedy}"
+    template = "plugin {0.plugin_id!r} is not configured (its metadata has is_configured=False): {0._remedy}"
 
     @property
-    def remedy(self) -> str: # The metadata's own words, or what to do in general
-        "What to do."
+    def _remedy(self) -> str: # the metadata's own words, or what to do in general
         return self.problem or "configure or enable it in the registry first"
 
 # %% ../../nbs/core/errors.ipynb #7da82e0a
@@ -118,18 +116,17 @@ class PluginNotSendableError(FactError, TypeError):
     template = ("{0.what} cannot be sent to a worker: {0.reason.__class__.__name__}: {0.reason}. It is sent with every global "
                 "that it uses: create what it needs inside it, or name it by import string, 'package.module:name'.")
 
-# %% ../../nbs/core/errors.ipynb #7e716e28
+# %% ../../nbs/core/errors.ipynb #978d5b9c
 class ParametersNotSendableError(FactError, TypeError):
     "A job's parameters cannot be pickled for a worker. No job exists."
     plugin_id: str  # The job's plugin
     reason: BaseException  # The error of pickling them
     parameter: str | None = None  # The parameter at fault, if a single one is
-    template = ("{0.culprit} of the job for {0.plugin_id!r} cannot be sent to a worker: {0.reason.__class__.__name__}: {0.reason}. "
+    template = ("{0._culprit} of the job for {0.plugin_id!r} cannot be sent to a worker: {0.reason.__class__.__name__}: {0.reason}. "
                 "Send plain data, a path, or another value that pickle accepts.")
 
     @property
-    def culprit(self) -> str: # `parameter 'audio'`, or `the parameters`
-        "What cannot be sent."
+    def _culprit(self) -> str:
         return f"parameter {self.parameter!r}" if self.parameter else "the parameters"
 
 # %% ../../nbs/core/errors.ipynb #70aded2d
@@ -227,18 +224,17 @@ class StreamOverflowError(FactError, RuntimeError):
     template = ("{0.dropped} chunks of job {0.job_id} were dropped before they were read: read on with job.stream(start={0.next_index}), "
                 "or raise WorkerConfig.stream_buffer")
 
-# %% ../../nbs/core/errors.ipynb #1dad2194
+# %% ../../nbs/core/errors.ipynb #a962d092
 class JobStoreError(FactError, RuntimeError):
     "The job store cannot be used. No job exists."
     where: str  # The store: its file, or its class
     reason: str = ""  # What went wrong, in the words of whatever found it
     problem: ClassVar[str] = "it does not work"
     remedy: ClassVar[str] = "see the reason; you may repeat the call"
-    template = "job store {0.where}: {0.problem}{0.detail}. To mend it: {0.remedy}."
+    template = "job store {0.where}: {0.problem}{0._detail}. To mend it: {0.remedy}."
 
     @property
-    def detail(self) -> str: # Empty when no reason is known
-        "The reason in parentheses."
+    def _detail(self) -> str:
         return f" ({self.reason})" if self.reason else ""
 
 class KeyConflictError(FactError, ValueError):
