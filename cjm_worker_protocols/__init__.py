@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from .core.jobs import Job as Job, JobCancelled as JobCancelled, JobError as JobError
     from .extensions.protocols import (EventBroadcasterProtocol as EventBroadcasterProtocol,
         PluginRegistryProtocol as PluginRegistryProtocol, ResourceManagerProtocol as ResourceManagerProtocol)
-    from .managers.base import BaseJobManager as BaseJobManager, JobManager as JobManager
+    from .managers.base import BaseJobManager as BaseJobManager
+    from .managers.manager import JobManager as JobManager
     from .managers.sync import SyncJobManager as SyncJobManager
     from .managers.watch import watch as watch
 
@@ -31,7 +32,8 @@ def lazy_names(
 # Each name is imported when it is first asked for, so that importing the contract, or a worker, costs almost nothing.
 __getattr__, __dir__ = lazy_names(globals(), {
     "extensions.protocols": "PluginRegistryProtocol ResourceManagerProtocol EventBroadcasterProtocol",
-    "managers.base": "BaseJobManager JobManager",
+    "managers.base": "BaseJobManager",
+    "managers.manager": "JobManager",
     "managers.watch": "watch",
     "managers.sync": "SyncJobManager",
     "core.config": "WorkerConfig RestartPolicy",

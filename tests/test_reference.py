@@ -55,7 +55,7 @@ class Section(NamedTuple):
     @property
     def rows(self) -> "dict[str, dict[str, str]]":
         """The rows of its tables and lists, by their first cell."""
-        listed = re.findall(r"^- `\**(\w+)`(?: \((.+?)(?:, default (`.*`))?\))?: (.+)$", self.text, re.MULTILINE)
+        listed = re.findall(r"^- `\**(\w+)`(?: \((.+?)(?:, default (.+?))?\))?: (.+)$", self.text, re.MULTILINE)
         keys = ("Type", "Default", "Meaning")
         found = {name: dict(zip(keys, said), kind="Parameter") for name, *said in listed}
         heads: "list[str]" = []
@@ -402,7 +402,8 @@ def test_the_whole_text_is_there(name: str, site: Site) -> None:
     shown = re.sub(r"\]\([^)]*\)|[\[\]]", "", site.pages[name].text)
     for text in (rest.partition("\n")[2], *others):
         for line in re.sub(r"\]\([^)]*\)|[\[\]]", "", text.replace("<!-- folded -->", "")).splitlines():
-            assert line.strip() in shown or f">{line.strip('# ')}</summary>" in shown or re.search(r"^#+ (.* -|`\w+`)$", line), line
+            folded = re.sub(r"`([^`]+)`", r"<code>\1</code>", line.strip("# "))
+            assert line.strip() in shown or f">{folded}</summary>" in shown or re.search(r"^#+ (.* -|`\w+`)$", line), line
 
 
 @each_page

@@ -163,7 +163,7 @@ async def survey(
     "Describe plugins in workers, and show them."
     from cjm_worker_protocols.cli.session import facts_of, guarded
     from cjm_worker_protocols.core.config import RestartPolicy, WorkerConfig
-    from cjm_worker_protocols.managers.base import JobManager
+    from cjm_worker_protocols.managers.manager import JobManager
     config = WorkerConfig(max_workers=4, standby=False, grace_timeout=1.0, restart=RestartPolicy.ALWAYS, max_restarts=len(plugins))
     manager = JobManager("cjm-workers", "describe", worker_config=config, plugins={"describe": DESCRIBE})
 
@@ -302,7 +302,7 @@ def all_installed(
     from cjm_worker_protocols.integrations.store import SQLiteJobStore
     from cjm_worker_protocols.cli.session import registry_of
     from cjm_worker_protocols.integrations.resources import ProcessResourceManager
-    from cjm_worker_protocols.managers.base import JobManager
+    from cjm_worker_protocols.managers.manager import JobManager
     from cjm_worker_protocols.plugins.speech import SPEECH as extra
     registry = registry_of(None if extra.problem() else {"pocketsphinx": SPEECH})
     category = next(iter(registry.groups))

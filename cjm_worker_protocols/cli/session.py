@@ -20,7 +20,7 @@ from ..core.config import WorkerConfig
 from ..core.errors import FactError
 from .screen import LogToScreen, Screen
 from ..integrations.registry import EntryPointRegistry, InstalledPlugin
-from ..managers.base import JobManager
+from ..managers.manager import JobManager
 
 # %% auto #0
 __all__ = ['Show', 'ENDING', 'home', 'NoHomeError', 'registry_of', 'facts_of', 'measured', 'WorkerWatch', 'follow', 'guarded',

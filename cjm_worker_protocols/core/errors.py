@@ -224,18 +224,14 @@ class StreamOverflowError(FactError, RuntimeError):
     template = ("{0.dropped} chunks of job {0.job_id} were dropped before they were read: read on with job.stream(start={0.next_index}), "
                 "or raise WorkerConfig.stream_buffer")
 
-# %% ../../nbs/core/errors.ipynb #a962d092
+# %% ../../nbs/core/errors.ipynb #6c3158ab
 class JobStoreError(FactError, RuntimeError):
     "The job store cannot be used. No job exists."
     where: str  # The store: its file, or its class
-    reason: str = ""  # What went wrong, in the words of whatever found it
+    reason: str  # What went wrong, in the words of whatever found it
     problem: ClassVar[str] = "it does not work"
     remedy: ClassVar[str] = "see the reason; you may repeat the call"
-    template = "job store {0.where}: {0.problem}{0._detail}. To mend it: {0.remedy}."
-
-    @property
-    def _detail(self) -> str:
-        return f" ({self.reason})" if self.reason else ""
+    template = "job store {0.where}: {0.problem} ({0.reason}). To mend it: {0.remedy}."
 
 class KeyConflictError(FactError, ValueError):
     "Another job has the same key, but another plugin or other parameters. No job exists."

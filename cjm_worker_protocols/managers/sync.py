@@ -24,7 +24,8 @@ from typing import Any
 from ..core.config import check_number
 from ..core.errors import FactError, ManagerClosedError
 from ..core.jobs import Job, JobStream, fresh
-from .base import BaseJobManager, JobManager
+from .base import BaseJobManager
+from .manager import JobManager
 from .views import WorkerView
 
 # %% auto #0

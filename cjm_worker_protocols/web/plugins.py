@@ -17,7 +17,8 @@ from ..core.config import RestartPolicy, WorkerConfig
 from ..core.errors import FactError, RegistryUnavailableError, log_safely, text_of
 from ..core.events import json_safe
 from ..core.jobs import JobError
-from ..managers.base import BaseJobManager, JobManager
+from ..managers.base import BaseJobManager
+from ..managers.manager import JobManager
 from ..managers.integrations import plugin_id_of
 from .problems import Problem
 from ..worker.describe import describe

@@ -18,7 +18,7 @@ from .errors import StoreForkedError, StoreLockedError, StoreLockingError, store
 # %% auto #0
 __all__ = ['OPENING', 'LockFile', 'opening', 'lock_file']
 
-# %% ../../../nbs/integrations/store/locks.ipynb #262839dd
+# %% ../../../nbs/integrations/store/locks.ipynb #64920bac
 class LockFile:
     "The lock file of one database in this process. Its methods may be called from any thread."
     def __init__(self,
@@ -37,7 +37,7 @@ class LockFile:
 
     def check(self) -> None:
         "Raise `StoreForkedError` in a forked child, and `StoreLockingError` when the lock file was replaced under living managers."
-        if os.getpid() != self._pid: raise StoreForkedError(self.path)
+        if os.getpid() != self._pid: raise StoreForkedError(self.path, f"process {self._pid} opened it")
         if self._mine and not self.current(): raise StoreLockingError(self.path, "its -locks file was removed while it was in use")
 
     def current(self) -> bool: # Whether other processes see the same file
