@@ -19,6 +19,8 @@ from typing import Any, Iterator, NamedTuple, TypeVar
 import pytest
 from repo import NBS, PACKAGE, SETTINGS, copy_checkout, notebooks, python, said
 
+from cjm_worker_protocols.core.errors import FactError
+
 pytest.importorskip("nbdev", reason="nbdev is not installed: pip install -e '.[dev]'")
 yaml = pytest.importorskip("yaml")
 
@@ -311,8 +313,8 @@ def facts(cls: type) -> "dict[str, bool]":
         return {f.name: {f.default, f.default_factory} != {dataclasses.MISSING} for f in public}
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return {field: field in cls._field_defaults for field in cls._fields}  # type: ignore[attr-defined]
-    if isinstance(getattr(cls, "facts", None), tuple):
-        return {fact: hasattr(cls, fact) for fact in cls.facts}  # type: ignore[attr-defined]
+    if issubclass(cls, FactError):
+        return {fact: hasattr(cls, fact) for fact in cls.facts}
     return {}
 
 

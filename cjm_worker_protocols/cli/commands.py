@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 
 from ..core.errors import FactError, UnknownPluginError, text_of
 from ..core.jobs import JobError
-from .screen import JsonLines, Screen, Terminal, read_all, to_json
+from .screen import Facts, JsonLines, Screen, Terminal, read_all, to_json
 from ..core.display import brief, clean
 from ..integrations.registry import EntryPointRegistry, InstalledPlugin
 
@@ -123,13 +122,14 @@ def run(
     registry = registry_of({plugin: plugin} if ":" in plugin else None, {plugin: settings}, pythons=[python] if python else [])
     found = installed(registry, plugin)
     registry.load_plugin_config(plugin)
-    given = list(map(parameter, parameters))
-    twice = [key for key, times in Counter(key for key, _ in given).items() if times > 1]
-    if twice: raise UsageError(f"{twice[0]}: expected one value (got two)")
+    given: dict[str, Any] = {}
+    for key, value in map(parameter, parameters):
+        if key in given: raise UsageError(f"{key}: expected one value (got two)")
+        given[key] = value
     screen = screen_for(json, label=lambda params: plugin, traces=True)
     import_from(found.path)
     import_from(here())
-    return perform(screen, session(registry, plugin, [dict(given)], screen, timeout=timeout or None, python=python))
+    return perform(screen, session(registry, plugin, [given], screen, timeout=timeout or None, python=python))
 
 def here() -> str: # Empty when the working directory was removed
     "Give the working directory."
@@ -171,7 +171,7 @@ async def survey(
         usable = [plugin for plugin in plugins if not plugin.problem]
         jobs = {p.id: await manager.start_job("describe", timeout=timeout, target=p.target, path=p.path) for p in usable}
         for plugin in plugins:
-            data: dict[str, Any] = {**facts_of(plugin), "about": plugin.description, "parameters": []}
+            data: Facts = {**facts_of(plugin), "about": plugin.description, "parameters": []}
             try:
                 if plugin.id in jobs:
                     found = await jobs[plugin.id]
@@ -311,7 +311,7 @@ def all_installed(
 
 def serve(
     *target: str, # A manager, or a function that makes one, as module:name; without it, all installed plugins are served
-    host: str = "127.0.0.1", # Where to listen; another one than a loopback address demands --token
+    host: str = "127.0.0.1", # Where to listen; any but a loopback address needs --token
     port: int = 8000, # Where to listen; 0 is any free port
     store: str = "", # A file that keeps the jobs of all installed plugins; a target brings a store of its own
     token: str = "", # What clients have to send; without it, one is made and printed with the address

@@ -118,11 +118,10 @@ def patient(
     errors: str # What to do with characters that the encoding lacks
 ) -> TextIO: # A stream over an `Output`, or the same one if it has no descriptor
     "Make a stream that loses nothing and never raises."
-    try: fd = os.open(os.devnull, os.O_WRONLY) if stream is None else stream.fileno()
-    except io.UnsupportedOperation: fd = -1
-    if stream is None: return _over(fd, "utf-8", errors)
+    if stream is None: return _over(os.open(os.devnull, os.O_WRONLY), "utf-8", errors)
     stream.flush()
-    return stream if fd < 0 else _over(fd, stream.encoding, errors)
+    try: return _over(stream.fileno(), stream.encoding, errors)
+    except io.UnsupportedOperation: return stream
 
 def _over(fd: int, encoding: str, errors: str) -> TextIO:
     below: Any = Output(fd)

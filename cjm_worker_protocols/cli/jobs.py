@@ -11,7 +11,7 @@ from json import loads
 from typing import Any
 
 from .commands import UsageError, fail, say
-from .screen import to_json
+from .screen import Facts, to_json
 from ..core.display import MARKS
 from ..core.jobs import new_id
 from ..extensions.store import StoredJob
@@ -28,7 +28,7 @@ def moment(
 
 def facts_of_stored(
     job: StoredJob # A stored job
-) -> dict[str, Any]: # JSON-safe
+) -> Facts: # JSON-safe
     "Describe a stored job, without its parameters and its result."
     facts = {name: value for name, value in job._asdict().items() if value is not None and name not in ("digest", "place")}
     for name in ("created", "started", "ended"): facts[name] = moment(getattr(job, name))
@@ -60,15 +60,15 @@ def act(
     from cjm_worker_protocols.integrations.store.records import select_jobs
     found = select_jobs(records.database, {"id": job_id}, 1, None)
     if not found: return False
-    again = new_id()
-    if action == "cancel": records.request_cancel(job_id)
-    if action == "retry": retry_job(records, found[0], again)
     if action == "show":
         params, result = records.payload(job_id) or (b"", None)
         facts = {**facts_of_stored(found[0]), "params_bytes": len(params), "result_bytes": None if result is None else len(result)}
         say(to_json(facts, None if as_json else 2))
-    elif as_json: say(to_json({"job": job_id, "action": action, **({"new_job": again} if action == "retry" else {})}))
-    else: say(f"{job_id} {DONE[action]} {again}" if action == "retry" else f"{job_id} {DONE[action]}")
+        return True
+    made = {"new_job": new_id()} if action == "retry" else {}
+    if made: retry_job(records, found[0], made["new_job"])
+    else: records.request_cancel(job_id)
+    say(to_json({"job": job_id, "action": action, **made}) if as_json else " ".join([job_id, DONE[action], *made.values()]))
     return True
 
 # %% ../../nbs/cli/jobs.ipynb #557484b9

@@ -23,9 +23,9 @@ from ..core.display import MARKS, brief, clean, progress_line
 from ..core.events import json_safe
 
 # %% auto #0
-__all__ = ['TAIL', 'Label', 'NEW', 'REPORTS', 'to_json', 'Output', 'output_of', 'read_all', 'Writer', 'Screen', 'JsonLines',
-           'text_of', 'continued', 'RunningJobs', 'amounts', 'summary', 'description', 'paint', 'JobEnds', 'Terminal',
-           'LogToScreen']
+__all__ = ['Facts', 'TAIL', 'Label', 'NEW', 'REPORTS', 'to_json', 'Output', 'output_of', 'read_all', 'Writer', 'Screen',
+           'JsonLines', 'text_of', 'continued', 'RunningJobs', 'amounts', 'summary', 'description', 'paint', 'JobEnds',
+           'Terminal', 'LogToScreen']
 
 # %% ../../nbs/cli/screen.ipynb #6022e7ed
 def to_json(
@@ -126,11 +126,13 @@ class Writer:
             if self.output.error is not failed: self.broken()
 
 # %% ../../nbs/cli/screen.ipynb #0d58cf2b
+Facts = dict[str, Any]  # What is known of an event, a job, a worker or a plugin, by name
+
 class Screen(Protocol):
     "Where events are shown."
     def show(self,
         event: str, # Its type, such as `job:started`
-        data: dict[str, Any] # Its facts
+        data: Facts # What it says
     ) -> None:
         "Show an event. Call it on the event loop."
 
@@ -162,7 +164,7 @@ class JsonLines:
         self._notes = Writer(notes or output_of(sys.stderr, 2))
         self._dropped = 0
 
-    def show(self, event: str, data: dict[str, Any]) -> None:
+    def show(self, event: str, data: Facts) -> None:
         if event in ("job:chunk", "job:progress") and self._events.waiting >= self.LIMIT:
             self._dropped += 1
             return
@@ -170,7 +172,7 @@ class JsonLines:
         self._dropped = 0
         self._put(event, data)
 
-    def _put(self, event: str, data: dict[str, Any]) -> None:
+    def _put(self, event: str, data: Facts) -> None:
         self._events.put(to_json({"event": event, "data": data}) + "\n")
 
     def note(self, text: str) -> None: self._notes.put(clean(text) + "\n")
@@ -199,7 +201,7 @@ def continued(
 
 # %% ../../nbs/cli/screen.ipynb #ec2897c5
 Label = Callable[[dict[str, Any]], str]  # Names a job by its parameters
-NEW: dict[str, Any] = {"progress": 0.0, "message": "", "text": "", "since": None}  # What is known of a job at first
+NEW: Facts = {"progress": 0.0, "message": "", "text": "", "since": None}  # What is known of a job at first
 
 class RunningJobs:
     "What the events said of each job that has not ended, as lines for a terminal."
@@ -207,14 +209,14 @@ class RunningJobs:
         label: Label # What to call a job
     ):
         self._label = label
-        self._jobs: dict[str, dict[str, Any]] = {}
+        self._jobs: dict[str, Facts] = {}
         self._memory: dict[int, int | None] = {}  # Bytes that each worker has in use
 
     def update(self,
         event: str, # A `job:` event's type
-        data: dict[str, Any], # Its facts
+        data: Facts, # What it says
         now: float # Seconds, on any clock
-    ) -> dict[str, Any] | None: # The job with its `label` and the seconds it `took`, if the event ended it
+    ) -> Facts | None: # The job with its `label` and the seconds it `took`, if the event ended it
         "Take note of an event."
         job = self._jobs.setdefault(data["job_id"], {"label": clean(data["job_id"], 30), **NEW})
         if event == "job:queued": job["label"] = clean(self._label(data["params"]), 30)
@@ -225,7 +227,7 @@ class RunningJobs:
         return None
 
     def measured(self,
-        workers: Iterable[Mapping[str, Any]] # Each with its `pid` and its memory in bytes, `rss`
+        workers: Iterable[Facts] # Each with its `pid` and its memory in bytes, `rss`
     ) -> None:
         "Take note of what the workers use."
         self._memory = {worker["pid"]: worker["rss"] for worker in workers}
@@ -243,7 +245,7 @@ class RunningJobs:
 
 # %% ../../nbs/cli/screen.ipynb #26f5a39d
 def amounts(
-    worker: Mapping[str, Any] # What a worker uses; what is unknown is None
+    worker: Facts # What a worker uses; what is unknown is None
 ) -> str: # Such as `1 process, 3 threads, 92 MB, 1.2 s of CPU time`
     "Say what a worker uses."
     from cjm_worker_protocols.integrations.admission import format_size
@@ -256,7 +258,7 @@ def amounts(
 
 # %% ../../nbs/cli/screen.ipynb #925d2aba
 def summary(
-    data: Mapping[str, Any] # Of the event `summary`
+    data: Facts # Of the event `summary`
 ) -> list[str]: # Lines
     "Say what the three integrations saw."
     from cjm_worker_protocols.integrations.admission import format_size
@@ -274,7 +276,7 @@ def summary(
 
 # %% ../../nbs/cli/screen.ipynb #24d24efd
 def description(
-    data: Mapping[str, Any] # Of the event `plugin`
+    data: Facts # Of the event `plugin`
 ) -> list[str]: # Lines
     "Say what a plugin is about and how it is called, or why it cannot be used."
     call = f"{data['id']}({', '.join(data['parameters'])})" if not data["problem"] else f"{data['id']} cannot be used"
@@ -302,8 +304,8 @@ class JobEnds:
 
     def shown(self,
         event: str, # `job:completed`, `job:failed` or `job:cancelled`
-        job: Mapping[str, Any], # As `RunningJobs.update` gives it
-        data: Mapping[str, Any] # The event's facts
+        job: Facts, # As `RunningJobs.update` gives it
+        data: Facts # What the event says
     ) -> Iterator[str]: # Lines
         "Say how a job ended."
         status = event.removeprefix("job:")
@@ -333,12 +335,12 @@ class Terminal:
         self._lock = threading.RLock()
         self._writer = Writer(output or output_of(sys.stdout, 1), getattr(sys.stdout, "encoding", None) or "utf-8")
 
-    def show(self, event: str, data: dict[str, Any]) -> None:
+    def show(self, event: str, data: Facts) -> None:
         if event == "resources:workers": self._jobs.measured(data["workers"])
         elif event in REPORTS: self._draw(map(clean, REPORTS[event](data)))
         elif event.startswith("job:"): self._show_job(event, data, asyncio.get_running_loop())
 
-    def _show_job(self, event: str, data: dict[str, Any], loop: asyncio.AbstractEventLoop) -> None:
+    def _show_job(self, event: str, data: Facts, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock: ended = self._jobs.update(event, data, loop.time())
         if ended: self._draw(self._ends.shown(event, ended, data))
         elif not self._due and self._writer.waiting < self.LIMIT:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..core.config import WorkerConfig
 from ..core.errors import FactError
-from .screen import LogToScreen, Screen
+from .screen import Facts, LogToScreen, Screen
 from ..integrations.registry import EntryPointRegistry, InstalledPlugin
 from ..managers.manager import JobManager
 
@@ -60,17 +60,17 @@ def registry_of(
 # %% ../../nbs/cli/session.ipynb #921bd08e
 def facts_of(
     plugin: InstalledPlugin # A plugin
-) -> dict[str, Any]: # For an event
+) -> Facts: # For an event
     "Give what is shown of a plugin."
     return {"id": plugin.id, "name": plugin.name, "target": plugin.target, "distribution": plugin.origin,
             "enabled": plugin.enabled, "problem": plugin.problem}
 
 # %% ../../nbs/cli/session.ipynb #92a39e6d
-Show = Callable[[str, dict[str, Any]], None]  # Takes an event's type and its data
+Show = Callable[[str, Facts], None]  # Takes an event's type and its data
 
 def measured(
     worker: Any # A worker of a `ProcessResourceManager`
-) -> dict[str, Any]: # For an event; what is unknown is None
+) -> Facts: # For an event; what is unknown is None
     "Give what a worker does, holds and uses."
     state = ("pid", "status", "job_id", "plugin_id", "loaded_plugin_resource")
     return {**{name: getattr(worker, name) for name in state}, **asdict(worker.usage)}
@@ -84,7 +84,7 @@ class WorkerWatch:
         show: Show # Gets every measurement that has a worker, as the event `resources:workers`
     ):
         self._resources, self._show = resources, show
-        self.workers: dict[int, dict[str, Any]] = {}  # The last measurement of each, by process id
+        self.workers: dict[int, Facts] = {}  # The last measurement of each, by process id
 
     async def measure(self) -> None:
         "Measure all workers, on a thread since that takes a while."
@@ -155,7 +155,7 @@ class SessionEvents:
 
     def show(self,
         event: str, # Its type
-        data: dict[str, Any] # Its facts
+        data: Facts # What it says
     ) -> None:
         "Show an event with the parameters of its job, its result, or its error with the traceback."
         self.counts[event] += 1

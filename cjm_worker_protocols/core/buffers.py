@@ -35,7 +35,7 @@ class SizedBuffer:
         item: Any, # The newest
         size: int # Bytes that it takes, about
     ) -> None:
-        "Add an item. The caller takes away as many as `over` says."
+        "Add an item. The caller then takes away as many as `over` says."
         self._total += size
         self._items.append((item, self._total))
 
@@ -45,7 +45,7 @@ class SizedBuffer:
         return item
 
     def over(self) -> int: # 0 within the limits
-        "Count the oldest items that are too many."
+        "Count how many of the oldest items are too many."
         count = max(len(self._items) - self.limit, 0)
         while count < len(self._items) - 1 and self._size_from(count) > self.limit_bytes: count += 1
         return count

@@ -107,9 +107,9 @@ class WorkerConfig(KnownSettings):
     "Everything about workers that can be set. All times are in seconds. Raises `ConfigError` for a value that cannot work."
     max_workers: int = 1  # Worker processes that may run jobs at the same time
     standby: bool = True  # Keep one more process started, so that the job after a cancel or a crash need not wait for a start
-    python: str | None = None  # The workers' interpreter; `None` is this one. A plugin's `worker_python` goes first
+    python: str | None = None  # The workers' interpreter; `None` is this one. A plugin's `worker_python` takes precedence
     env: Mapping[str, str] | None = None  # Environment variables, laid over this process's own
-    resources: Mapping[str, float] | None = None  # What a worker takes of a cluster; a plugin's `worker_resources` goes first
+    resources: Mapping[str, float] | None = None  # What a worker takes of a cluster; a plugin's `worker_resources` takes precedence
     start_timeout: float = 30.0  # Seconds from starting a process to its first frame
     load_timeout: float | None = 600.0  # Seconds for a plugin's load; `None` is no limit
     job_timeout: float | None = None  # Seconds for a job's run, for jobs without a timeout of their own; `None` is no limit
@@ -123,15 +123,15 @@ class WorkerConfig(KnownSettings):
     swap_patience: float = 2.0  # Seconds for which jobs of a loaded plugin may pass one that needs it unloaded; 0 is strict order
     max_running_per_owner: int | None = None  # Jobs of one owner that may run at the same time; `None` is no limit
     max_pending_per_owner: int | None = None  # Jobs of one owner that may wait; one more is refused. `None` is no limit
-    keep_finished: int = 1000  # Finished jobs that are kept; the oldest goes first
-    keep_finished_bytes: int = 1 << 30  # Bytes of their results and chunks; the oldest job goes first, the newest stays
+    keep_finished: int = 1000  # Finished jobs that are kept; the oldest is dropped first
+    keep_finished_bytes: int = 1 << 30  # Bytes of their results and chunks; the oldest job is dropped first, the newest stays
     max_pending: int = 100_000  # Jobs that may wait; one more is refused
     max_pending_bytes: int = 1 << 30  # Bytes of parameters of all jobs that have not ended; one more job is refused
     stream_buffer: int = 1000  # Chunks that are kept of each job's stream
     stream_buffer_bytes: int = 64 << 20  # Bytes of these chunks; the newest chunk stays, however large
     stall_timeout: float = 10.0  # Seconds that a slow reader of a stream may hold up its job; then it loses chunks instead
-    event_buffer: int = 10_000  # Events, and calls of an integration, that may wait; the oldest event goes first
-    event_buffer_bytes: int = 64 << 20  # Bytes of events that may wait, for each listener and for the broadcaster; the oldest goes first
+    event_buffer: int = 10_000  # Events, and calls of an integration, that may wait; the oldest event is dropped first
+    event_buffer_bytes: int = 64 << 20  # Bytes of events that may wait, for each listener and the broadcaster; the oldest is dropped first
     stderr_tail: int = 8192  # Characters of a dead worker's stderr that the job's error shows
 
     def __post_init__(self) -> None:

@@ -79,12 +79,10 @@ def situation(
 
 # %% ../../nbs/core/display.ipynb #d7ae9f7f
 def bar(
-    fraction: float, # From 0 to 1
-    width: int = 24 # Columns
-) -> str: # A progress bar
+    fraction: float # From 0 to 1
+) -> str: # A progress bar of 24 columns
     "Draw how far a job is."
-    done = round(fraction * width)
-    return "━" * done + "─" * (width - done)
+    return "━" * (done := round(24 * fraction)) + "─" * (24 - done)
 
 def progress_line(
     label: str, # What is being done

@@ -28,21 +28,20 @@ class _Signature:
     "The constructor's signature, made when `inspect` asks for it."
     def __get__(self, error: Any, cls: type[FactError]) -> Any:
         from inspect import Parameter, Signature
-        types = {name: kind for base in reversed(cls.__mro__) for name, kind in vars(base).get("__annotations__", {}).items()}
         kind, empty = Parameter.POSITIONAL_OR_KEYWORD, Parameter.empty
-        return Signature([Parameter(name, kind, annotation=types[name], default=getattr(cls, name, empty)) for name in cls.facts])
+        return Signature([Parameter(name, kind, annotation=of, default=getattr(cls, name, empty)) for name, of in cls.facts.items()])
 
 # %% ../../nbs/core/errors.ipynb #0b9921b2
 @_dataclass_transform(eq_default=False)
 class FactError(Exception):
     "An exception made of facts: annotated fields, and a `template` that is formatted with them as `{0.field}`."
     template: ClassVar[str] = ""
-    facts: ClassVar[tuple[str, ...]] = ()
+    facts: ClassVar[dict[str, str]] = {}  # The type of each field
     __signature__ = _Signature()
 
     def __init_subclass__(cls) -> None:
-        names = [name for name, kind in vars(cls).get("__annotations__", {}).items() if not str(kind).startswith("ClassVar")]
-        cls.facts = (*cls.facts, *names)
+        own = vars(cls).get("__annotations__", {})
+        cls.facts = {**cls.facts, **{name: kind for name, kind in own.items() if not str(kind).startswith("ClassVar")}}
 
     def __init__(self,
         *values: Any, # The facts, in their order
@@ -50,7 +49,7 @@ class FactError(Exception):
     ) -> None:
         given = dict(zip(self.facts, values), **named)
         missing = [name for name in self.facts if name not in given and not hasattr(type(self), name)]
-        if len(values) > len(self.facts) or missing or not given.keys() <= set(self.facts):
+        if len(values) > len(self.facts) or missing or not given.keys() <= self.facts.keys():
             raise TypeError(f"{type(self).__name__}: expected {', '.join(self.facts)} (got {len(values)} values and {sorted(named)})")
         vars(self).update(given)
         super().__init__(self.template.format(self))
@@ -275,7 +274,7 @@ def text_of(
 def ends_app(
     error: BaseException # What code of the app has raised
 ) -> None:
-    "Raise `KeyboardInterrupt` and `SystemExit` on; everything else only fails the call that raised it."
+    "Raise `KeyboardInterrupt` and `SystemExit` again. Anything else fails only the call that raised it."
     if isinstance(error, (KeyboardInterrupt, SystemExit)): raise error
 
 # %% ../../nbs/core/errors.ipynb #87b02a5d

@@ -31,12 +31,9 @@ class Event(NamedTuple):
 # %% ../../nbs/core/events.ipynb #f34c357e
 _HUGE = 1 << 1024  # Beyond any float, and so beyond any number of JavaScript
 
-def _text(value: Any) -> str:
-    "A text, also that of an enum whose members are texts."
-    return str.__str__(value) if isinstance(value, str) else str(value)
-
-def _cut(text: str, length: int) -> str:
-    "At most `length` characters, without half of a surrogate pair, which UTF-8 cannot hold."
+def _cut(value: Any, length: int) -> str:
+    "At most `length` characters of a text, without half of a surrogate pair, which UTF-8 cannot hold."
+    text = str.__str__(value) if isinstance(value, str) else str(value) # an enum whose members are texts writes itself otherwise
     if len(text) <= length and text.isascii(): return text
     return (text if len(text) <= length else text[:length] + "…").encode("utf-8", "replace").decode("utf-8")
 
@@ -56,7 +53,7 @@ class _Picture:
 
     def _scalar(self, value: Any) -> Any:
         if value is None or value is True or value is False: return value
-        if isinstance(value, str): return _cut(str.__str__(value), self._length)
+        if isinstance(value, str): return _cut(value, self._length)
         if isinstance(value, int): return int(value) if abs(value) < _HUGE else _cut(hex(value), self._length)
         if isinstance(value, float): return float(value) if math.isfinite(value) else str(float(value))
         if isinstance(value, (bytes, bytearray, memoryview)): return f"<{memoryview(value).nbytes} bytes>"
@@ -66,7 +63,7 @@ class _Picture:
     def _collection(self, value: Any, depth: int) -> Any:
         if not depth: return f"<{type(value).__name__} of {len(value)}>"
         if isinstance(value, Mapping):
-            named = {_cut(_text(k), self._length): self.of(v, depth - 1) for k, v in islice(value.items(), self._items) if self._left > 0}
+            named = {_cut(k, self._length): self.of(v, depth - 1) for k, v in islice(value.items(), self._items) if self._left > 0}
             return named if (more := len(value) - len(named)) <= 0 else {**named, "…": f"{more} more"}
         listed = [self.of(v, depth - 1) for v in islice(value, self._items) if self._left > 0]
         return listed if (more := len(value) - len(listed)) <= 0 else [*listed, f"… {more} more"]
@@ -78,7 +75,7 @@ def json_safe(
     items: int = 1000, # The most items kept, in all collections together
     depth: int = 8 # The deepest nesting that is shown
 ) -> Any: # What `json.dumps(..., allow_nan=False)` accepts
-    "Picture a value in JSON's own types. What JSON cannot hold becomes text; what is left out is counted."
+    "Describe a value in JSON's own types. What JSON cannot hold becomes text; what is left out is counted."
     kind = type(value)
     if value is None or kind is bool or kind is int and abs(value) < _HUGE: return value
     if kind is str and len(value) <= length and value.isascii(): return value

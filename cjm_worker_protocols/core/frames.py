@@ -73,7 +73,7 @@ def _dump_by_value(value: Any, file: Any, leave_out: Callable[[pickle.PickleBuff
 def check_python(
     *version: int # Major and minor, of the Python that pickled something by value
 ) -> None:
-    "Called by such a pickle, before anything else of it is read. :raises ForeignBytecodeError: in another minor version."
+    "Check the version. Such a pickle calls this before anything else of it is read. :raises ForeignBytecodeError: in another one."
     if version != sys.version_info[:2]: raise ForeignBytecodeError(version[:2], sys.version_info[:2])
 
 # opcodes that call it and drop what it returns; they leave no entry in the memo, which would shift those of the pickle behind them

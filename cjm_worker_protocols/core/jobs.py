@@ -205,7 +205,7 @@ class _Attached:
 
     @property
     def position(self) -> int | None: # 1 is next; `None` unless it waits
-        "Say where the job stands in line, as things are. It is counted when you read it. May be read from any thread."
+        "Say where the job stands in line now. It is counted when you read it, which any thread may do."
         position = live_of(self).position # type: ignore[arg-type]
         return None if position is None else position()
 
@@ -257,7 +257,7 @@ class Job(_Attached):
         return chunks.first if (chunks := live_of(self).streamed) else 0
 
     async def wait(self) -> Job: # Itself
-        "Wait for the end. Raises `WrongLoopError`, and `ManagerClosedError` when the job is left to the next app; nothing of the job's."
+        "Wait for the end; the job's error is not raised. Raises `WrongLoopError`, or `ManagerClosedError` if the next app gets the job."
         live = live_of(self)
         live.check_loop("await job")
         if not self.done and not live.left: await live.waiters.wait()

@@ -100,7 +100,7 @@ def with_interpreter(
     config: WorkerConfig, # Of the manager
     plugin_config: Mapping[str, Any] # Names an interpreter as `worker_python`, or none
 ) -> Hashable: # A placement
-    "Add to a placement which interpreter it is. :raises ConfigError: when that is no path."
+    "Add a plugin's own interpreter to a placement. :raises ConfigError: when that is no path."
     if plugin_config.get("worker_python") is None: return place
     python = interpreter_path("worker_python", plugin_config["worker_python"])
     return place if python == config.python else OwnInterpreter(python, place)

@@ -47,7 +47,7 @@ class Claims:
 
 # %% ../../nbs/engines/connection.ipynb #ac163205
 class FrameInTransit:
-    "A frame, or several small ones, of which something still waits."
+    "A frame, or several small ones, that was not sent to its end yet."
     __slots__ = ("tag", "begun", "_pieces", "_segment", "_frame")
 
     def __init__(self,
@@ -199,7 +199,7 @@ class FrameReceiver:
         while self._frames and (everything or not self._paused): self._on_frame(self._frames.popleft())
 
     def drain(self) -> None:
-        """Hand over at once everything that has come by now, wanted or not.
+        """Hand over at once everything that has come by now, also while paused.
 
         A worker that goes on writing meanwhile is not waited for: it could go on for ever."""
         left = 0 if self._over else unread(self._sock)

@@ -12,11 +12,11 @@ import socket
 import subprocess
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from .connection import FrameSender
-from .launch import Ends
+from .launch import open_sockets
 from .processes import TRACKER_LOOK, TRACKER_TIME, in_empty_context, on_process_end
 from ..worker import guardian
 
@@ -46,10 +46,11 @@ class GuardianProcess:
     ):
         "Start it. :raises OSError: when it cannot be started."
         self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
-        with Ends() as ends:
-            self._sock, theirs = ends.socketpair()
-            self._process = subprocess.Popen(guardian_command(python), stdin=theirs.fileno(), stdout=subprocess.DEVNULL,
+        with ExitStack() as ours, ExitStack() as theirs:
+            self._sock, stdin = open_sockets(ours, theirs)
+            self._process = subprocess.Popen(guardian_command(python), stdin=stdin.fileno(), stdout=subprocess.DEVNULL,
                                              start_new_session=True)
+            ours.pop_all() # our end stays open
         self._sender = FrameSender(self._loop, self._sock)
         on_process_end(self._process.pid, self._loop, lambda: self._has_ended(on_end))
 
@@ -139,7 +140,7 @@ class KeptGuardian:
 
 # %% ../../nbs/engines/guardian.ipynb #21f375e7
 class Guardian:
-    "Has the workers of an engine ended, each when its process has ended, and all when this process ends without having done so."
+    "Ends what the workers of an engine leave behind: a worker's children when it has ended, and all workers when this process dies."
     def __init__(self) -> None:
         self._kept = KeptGuardian(self._everything)
         self.start = self._kept.start
@@ -167,7 +168,7 @@ class Guardian:
         pid: int, # A worker's, which has ended
         looks: int = round(TRACKER_TIME / TRACKER_LOOK) # How often to look whether its resource trackers have cleaned up
     ) -> None:
-        "End the children of a worker: those of its group now, and those that have left it soon."
+        "End the children of a worker: now those in its group, and soon those that have left the group."
         self._cleaning.pop(pid, None)
         if guardian.kill_group(pid, trackers=not looks):
             self._cleaning[pid] = in_empty_context(asyncio.get_running_loop().call_later, TRACKER_LOOK, self.remove, pid, looks - 1)

@@ -27,8 +27,8 @@ from .processes import reap, tie_to_this_process, untie
 from ..worker import guardian
 
 # %% auto #0
-__all__ = ['ARGV', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_command', 'worker_environment', 'Ends',
-           'LaunchedWorker']
+__all__ = ['ARGV', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_command', 'worker_environment', 'open_sockets',
+           'open_pipe', 'LaunchedWorker']
 
 # %% ../../nbs/engines/launch.ipynb #f002d6f6
 class NoInterpreterError(FactError, FileNotFoundError):
@@ -98,36 +98,23 @@ def worker_environment(
     return {**without_settings(os.environ), **(config.env or {}), guardian.MARK: marks, ARGV: argv}
 
 # %% ../../nbs/engines/launch.ipynb #4730ccb1
-class Ends:
-    "The ends of what connects this process with one that it starts. A `with` closes the other's, and ours too when it fails."
-    def __init__(self) -> None: self.ours, self._theirs = ExitStack(), ExitStack()
-    def __enter__(self) -> Ends: return self
+def open_sockets(
+    ours: ExitStack, # Closes our end
+    theirs: ExitStack # Closes the end of the process that is started, which inherits it
+) -> tuple[socket.socket, socket.socket]: # Our end, which does not block, and theirs
+    "Connect two sockets."
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    return ours.enter_context(near), theirs.enter_context(far)
 
-    def __exit__(self, kind: object, *error: object) -> None:
-        self._theirs.close()
-        if kind is not None: self.ours.close()
-
-    def socketpair(self) -> tuple[socket.socket, socket.socket]: # Our end, which does not block, and theirs
-        "Connect two sockets."
-        near, far = socket.socketpair()
-        near.setblocking(False)
-        return self.ours.enter_context(near), self._theirs.enter_context(far)
-
-    def pipe(self,
-        keep: bool = False # Whether the writing end is ours, too
-    ) -> tuple[FileIO, FileIO]: # The reading end, which is ours and does not block, and the writing end
-        "Open a pipe."
-        read, write = os.pipe()
-        os.set_blocking(read, False)
-        return self.ours.enter_context(FileIO(read, "rb")), (self.ours if keep else self._theirs).enter_context(FileIO(write, "wb"))
-
-    def segments(self,
-        wanted: bool # Whether very large values may travel in shared memory
-    ) -> tuple[SegmentSocket | None, int]: # Our end, and the descriptor of theirs; None and -1 where the system has no such memory
-        "Connect two sockets that carry segments."
-        if not wanted or not hasattr(os, "memfd_create"): return None, -1
-        near, far = self.socketpair()
-        return SegmentSocket(near), far.fileno()
+def open_pipe(
+    reads: ExitStack, # Closes the reading end
+    writes: ExitStack # Closes the writing end
+) -> tuple[FileIO, FileIO]: # The reading end, which does not block, and the writing end
+    "Open a pipe."
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    return reads.enter_context(FileIO(read, "rb")), writes.enter_context(FileIO(write, "wb"))
 
 # %% ../../nbs/engines/launch.ipynb #5d3a07f3
 class LaunchedWorker:
@@ -140,19 +127,21 @@ class LaunchedWorker:
     ):
         "Start it. :raises OSError: when that fails; then nothing stays open."
         self.mark = os.urandom(8).hex()
-        with Ends() as ends:
-            self.sock, sock = ends.socketpair()
+        with ExitStack() as ours, ExitStack() as theirs:
+            self.sock, sock = open_sockets(ours, theirs)
             self.claims = Claims()
-            ends.ours.callback(self.claims.close)
-            self.segments, carrier = ends.segments(segments)
-            self.stdout, stdout = ends.pipe()
-            self.stderr, stderr = ends.pipe()
-            self._lifeline, self._asks = ends.pipe(keep=True)
-            inherited = sock.fileno(), self.claims.read_end, carrier, self._lifeline.fileno()
+            ours.callback(self.claims.close)
+            carriers = open_sockets(ours, theirs) if segments and hasattr(os, "memfd_create") else None
+            self.segments = SegmentSocket(carriers[0]) if carriers else None
+            self.stdout, stdout = open_pipe(ours, theirs)
+            self.stderr, stderr = open_pipe(ours, theirs)
+            self._lifeline, self._asks = open_pipe(ours, ours)
+            inherited = sock.fileno(), self.claims.read_end, carriers[1].fileno() if carriers else -1, self._lifeline.fileno()
             self._process = subprocess.Popen(worker_command(config, inherited, invocation, guardian), stdout=stdout, stderr=stderr,
                 stdin=subprocess.DEVNULL, env=worker_environment(config, self.mark, invocation), start_new_session=True,
                 pass_fds=[fd for fd in inherited if fd >= 0])
-        self._ours, self.pid = ends.ours, self._process.pid
+            self._ours = ours.pop_all()
+        self.pid = self._process.pid
         tie_to_this_process(self.pid, self._lifeline.fileno())
 
     def terminate(self) -> None:

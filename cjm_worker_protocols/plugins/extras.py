@@ -84,7 +84,7 @@ def check_parameter(
     raise ParameterError(name, what, repr(value) if isinstance(value, (int, float)) else f"a {type(value).__name__}")
 
 # %% ../../nbs/plugins/extras.ipynb #53d5d4e8
-KINDS = ((stat.S_ISDIR, "a directory"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))  # What else a path can lead to
+KINDS = {"d": "a directory", "p": "a pipe", "s": "a socket"}  # What else a path can lead to, by its letter in `ls -l`
 
 def open_file(
     path: str, # A file
@@ -95,4 +95,4 @@ def open_file(
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode): return open(path, "rb")
     except (OSError, ValueError) as e: raise error(path, (getattr(e, "strerror", None) or str(e)).lower()) from None
-    raise error(path, next((kind for test, kind in KINDS if test(mode)), "a device"))
+    raise error(path, KINDS.get(stat.filemode(mode)[0], "a device"))

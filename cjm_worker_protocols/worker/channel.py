@@ -45,7 +45,7 @@ class LostChannelError(FactError, BrokenPipeError):
 
 # %% ../../nbs/worker/channel.ipynb #aa7fa16f
 class WholeFrames:
-    "A context that one frame at a time passes through whole; what interrupts one is remembered."
+    "A context in which one frame is sent or received whole. It remembers what has interrupted one."
     def __init__(self,
         doing: str # What happens to the frames: `sent` or `received`
     ):

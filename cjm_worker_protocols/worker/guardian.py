@@ -97,26 +97,23 @@ def watch(
     manager: int, # The manager's pid
     pipe: int = 0 # The descriptor to read lines from
 ) -> dict[int, bytes]: # The process groups that are left, and their marks
-    "Follow the workers' starts and ends until the manager says goodbye or ends."
+    "Follow the workers' starts and ends until the manager closes its end, or ends."
     groups: dict[int, bytes] = {}
     poller, rest = select.poll(), b""
     poller.register(pipe, select.POLLIN)
     if hasattr(os, "pidfd_open"):
         try: poller.register(os.pidfd_open(manager), select.POLLIN)
         except OSError: pass # a kernel before 5.3, or the manager has ended: the pipe will close
-    while any(fd == pipe for fd, _ in poller.poll()):
-        data = os.read(pipe, 1 << 16)
-        if not data: break
+    while any(fd == pipe for fd, _ in poller.poll()) and (data := os.read(pipe, 1 << 16)):
         *lines, rest = (rest + data).split(b"\n")
-        ended, goodbye = set(), b"." in lines
-        for line in lines[:lines.index(b".")] if goodbye else lines:
+        ended = set()
+        for line in lines:
             pid, mark = line[1:].split(b" ")
             if line[:1] == b"+": groups[int(pid)] = mark
             else:
                 groups.pop(int(pid), None)
                 ended.add(mark)
         sweep(ended)
-        if goodbye: break
     return groups
 
 def main(

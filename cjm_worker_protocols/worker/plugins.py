@@ -20,7 +20,7 @@ from ..core.frames import dumps
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Source', 'PluginName', 'ENDS_WORKER', 'pack', 'unpack', 'pools_by_value', 'check_plugin', 'concurrency_of',
+__all__ = ['Source', 'Config', 'PluginName', 'ENDS_WORKER', 'pack', 'unpack', 'pools_by_value', 'check_plugin', 'concurrency_of',
            'PluginTable', 'renew_event_loop', 'drive', 'Plugin', 'AdaptedPlugin', 'find_plugin', 'own_copy',
            'same_config', 'PluginSlots']
 
@@ -28,6 +28,7 @@ __all__ = ['Source', 'PluginName', 'ENDS_WORKER', 'pack', 'unpack', 'pools_by_va
 _NO_CLOUDPICKLE = ("No module named 'cloudpickle', which unpickles plugins sent by value: install it in the worker's environment, "
                    "or name the plugin by import string, 'package.module:name'")
 Source = Union[str, bytes]  # an import string, or a pickle
+Config = dict[str, Any]  # what a plugin is loaded with
 PluginName = tuple[str, str]  # its id, and its name in the registry, or the id again
 ENDS_WORKER = (SystemExit, KeyboardInterrupt)  # raised by a plugin, these end its worker; anything else fails its job
 
@@ -115,9 +116,10 @@ class PluginTable:
         if not isinstance(plugins, Mapping) or not all(isinstance(plugin_id, str) for plugin_id in plugins):
             raise ConfigError("plugins", "a mapping of ids to plugins, as {'shout': shout}", plugins)
         for plugin_id, plugin in plugins.items(): check_plugin(plugin_id, plugin)
-        limits = {plugin_id: concurrency_of(f"plugin {plugin_id!r}", plugin) for plugin_id, plugin in plugins.items()}
-        self.concurrency = {plugin_id: limit for plugin_id, limit in limits.items() if limit is not None}
-        self.sources = {plugin_id: pack(f"plugin {plugin_id!r}", plugin) for plugin_id, plugin in plugins.items()}
+        self.concurrency, self.sources = dict[str, int](), dict[str, Source]()
+        for plugin_id, plugin in plugins.items():
+            if (limit := concurrency_of(f"plugin {plugin_id!r}", plugin)) is not None: self.concurrency[plugin_id] = limit
+            self.sources[plugin_id] = pack(f"plugin {plugin_id!r}", plugin)
 
     def __call__(self) -> PluginTable: # Itself
         "Be its own loader."
@@ -190,13 +192,13 @@ class Plugin:
         if not callable(self.run): raise PluginLoadError(what, "a function, or a class with a run method", thing)
 
     def load(self,
-        config: dict[str, Any] # From the registry; `{}` without one
+        config: Config # From the registry; `{}` without one
     ) -> None:
         "Prepare for running. A function has nothing to load."
         if hasattr(self._thing, "load"): _ended(self._thing.load(config))
 
     def reload(self,
-        config: dict[str, Any] # The new config
+        config: Config # The new config
     ) -> None:
         "Unload, then load with another config."
         self.unload()
@@ -221,18 +223,18 @@ class AdaptedPlugin(Plugin):
         self._adapter, self._name, self._stream = adapter, name, stream
         self.run, self.concurrency = self._run, None
 
-    def load(self, config: dict[str, Any]) -> None:
+    def load(self, config: Config) -> None:
         plugins = list(self._adapter.discover_plugins())
         for data in plugins:
             if _name_of(data) == self._name: return self._expect_success("load_plugin", data, config)
         raise UnknownPluginError(self._name, type(self._adapter).__name__, [str(_name_of(data)) for data in plugins])
 
-    def reload(self, config: dict[str, Any]) -> None:
+    def reload(self, config: Config) -> None:
         self._expect_success("reload_plugin", self._name, config)
 
     def unload(self) -> None: _ended(self._adapter.unload_plugin(self._name))
 
-    def _expect_success(self, method: str, plugin: Any, config: dict[str, Any]) -> None:
+    def _expect_success(self, method: str, plugin: Any, config: Config) -> None:
         if _ended(getattr(self._adapter, method)(plugin, config)) is False:
             raise PluginLoadError(f"{type(self._adapter).__name__}.{method}({self._name!r})", "the plugin to be loaded", False)
 
@@ -266,16 +268,16 @@ def find_plugin(
 
 # %% ../../nbs/worker/plugins.ipynb #61a9653c
 def own_copy(
-    config: dict[str, Any] # The config that a plugin is loaded with
-) -> dict[str, Any]: # A copy; empty if it cannot be pickled, and so could not be sent to the manager either
+    config: Config # The config that a plugin is loaded with
+) -> Config: # A copy; empty if it cannot be pickled, and so could not be sent to the manager either
     "Copy a config deeply."
-    try: copy: dict[str, Any] = pickle.loads(dumps(config))
+    try: copy: Config = pickle.loads(dumps(config))
     except Exception: return {}
     return copy
 
 def same_config(
-    config: dict[str, Any], # One config
-    other: dict[str, Any] # Another config
+    config: Config, # One config
+    other: Config # Another config
 ) -> bool: # Whether a plugin loaded with one need not be loaded with the other
     "Compare two configs, by value and by their pickles. Never raises."
     try: return config.keys() == other.keys() and all(_same(value, other[key]) for key, value in config.items())
@@ -294,11 +296,11 @@ class PluginSlots:
         self.source: Source = ""  # the packed loader
         self.size = 1  # how many may be loaded
         self._catalog: Any = None
-        self._loaded: dict[PluginName, tuple[Plugin, dict[str, Any]]] = {}  # with a copy of the config; the one used last comes last
+        self._loaded: dict[PluginName, tuple[Plugin, Config]] = {}  # with a copy of the config; the one used last comes last
 
     def get(self,
         name: PluginName, # The plugin's id and name
-        config: dict[str, Any] # Its config
+        config: Config # Its config
     ) -> Plugin | None: # None when it has to be loaded first
         "Return the plugin if it is loaded with this config."
         found = self._loaded.get(name)
@@ -315,7 +317,7 @@ class PluginSlots:
 
     def load(self,
         name: PluginName, # The plugin's id and name
-        config: dict[str, Any], # Its config
+        config: Config, # Its config
         stream: bool # Whether a plugin manager's plugin should stream
     ) -> Plugin: # Loaded
         "Load a plugin, in place of what does not stay. When loading fails, it is not loaded. Raises what loading raises."
@@ -332,7 +334,7 @@ class PluginSlots:
         self._loaded[name] = plugin, kept
         return plugin
 
-    def loaded(self) -> list[tuple[PluginName, dict[str, Any]]]: # The one used last comes last
+    def loaded(self) -> list[tuple[PluginName, Config]]: # The one used last comes last
         "List the loaded plugins, with their configs."
         return [(name, config) for name, (_, config) in self._loaded.items()]
 

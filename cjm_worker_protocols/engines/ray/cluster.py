@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
@@ -151,11 +151,11 @@ def start_ray(
 class RayThread:
     "A thread that makes calls which may wait."
     def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._calls = SimpleQueue[Any]()  # Calls, each with the future of its result; `None` ends the thread
         threading.Thread(target=self._run, name="ray", daemon=True).start()
 
     def _run(self) -> None:
-        while (item := self._calls.get()) is not None:
+        while item := self._calls.get():
             call, future = item
             try: future.set_result(call())
             except BaseException as e: future.set_exception(e)
@@ -190,7 +190,7 @@ class RayConnection:
         ray: Any, # The module
         address: str | None # As of `RayEngine`
     ) -> None:
-        "On the thread: be connected to that, and to nothing else. :raises RayConnectionError: when that cannot be."
+        "On the thread: connect to that, or see that this process is connected to it. :raises RayConnectionError: when it cannot be."
         if not wait({self._before}, self.PATIENCE).done:
             raise RayConnectionError(address, "the connection before has not ended yet")
         if not ray.is_initialized():
@@ -212,13 +212,9 @@ class RayConnection:
     ) -> Future[Any]: # The end
         "Close what this process opened, and end the thread."
         closer = RayThread() if self.lost else self.thread # the thread of a connection that was lost may hang
-        closed = closer.submit(lambda: self._shut_down(ray))
+        closed = closer.submit(lambda: ray.shutdown() if self._ours else None)
         for thread in {self.thread, closer}: thread.end()
         return closed
-
-    def _shut_down(self, ray: Any) -> None:
-        "On a thread: leave the Ray that this process has joined or started."
-        if self._ours: ray.shutdown()
 
 # %% ../../../nbs/engines/ray/cluster.ipynb #a1780e1a
 class SharedConnection:

@@ -24,7 +24,8 @@ from .worker import RayCalls, RayWorker
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['why_waiting', 'free_resources', 'check_runtime_env', 'Heartbeat', 'Failures', 'RaySession', 'NodeShare', 'RayEngine']
+__all__ = ['why_waiting', 'free_resources', 'check_runtime_env', 'Heartbeat', 'Failures', 'RaySession', 'placement_on_node',
+           'RayEngine']
 
 # %% ../../../nbs/engines/ray/engine.ipynb #9957dd9d
 def why_waiting(
@@ -202,25 +203,16 @@ class RaySession:
         return left
 
 # %% ../../../nbs/engines/ray/engine.ipynb #f47083c7
-class NodeShare:
-    "What each worker takes of its node, unless its plugin or `WorkerConfig.resources` says otherwise."
-    def __init__(self,
-        known: Mapping[str, float | None], # CPUs and GPUs, each `None` if not given
-        resources: Mapping[str, float] | None # Other resources of Ray
-    ):
-        "Note what an engine was given. :raises ConfigError: for amounts that are no numbers."
-        self._takes = {**(resources or {}), **{name: amount for name, amount in known.items() if amount is not None}}
-        check_resources("resources", self._takes)
-
-    def placement(self,
-        config: WorkerConfig, # Of the manager
-        plugin_config: Mapping[str, Any] # Of a plugin
-    ) -> Hashable: # Which names and amounts, sorted, and perhaps which interpreter
-        "Return what a plugin's workers take. :raises ConfigError: for amounts that are no numbers, or an interpreter that is no path."
-        takes = plugin_config.get("worker_resources", config.resources)
-        if takes is None: takes = self._takes
-        else: check_resources("worker_resources", takes)
-        return with_interpreter(tuple(sorted((name, float(amount)) for name, amount in takes.items())), config, plugin_config)
+def placement_on_node(
+    usual: Mapping[str, float], # What a worker of the engine takes, unless its plugin or `WorkerConfig.resources` says otherwise
+    config: WorkerConfig, # Of the manager
+    plugin_config: Mapping[str, Any] # Of a plugin
+) -> Hashable: # Which names and amounts, sorted, and perhaps which interpreter
+    "Return what a plugin's workers take. :raises ConfigError: for amounts that are no numbers, or an interpreter that is no path."
+    takes = plugin_config.get("worker_resources", config.resources)
+    if takes is None: takes = usual
+    else: check_resources("worker_resources", takes)
+    return with_interpreter(tuple(sorted((name, float(amount)) for name, amount in takes.items())), config, plugin_config)
 
 # %% ../../../nbs/engines/ray/engine.ipynb #ec642588
 class RayEngine:
@@ -240,7 +232,9 @@ class RayEngine:
         :raises RayMissingError: when Ray is not installed.
         :raises ConfigError: for resources and runtime environments that cannot be."""
         self._ray, self.address, self._runtime_env = import_ray(), address, runtime_env
-        self._share = NodeShare({"CPU": num_cpus, "GPU": num_gpus}, resources)
+        known = {"CPU": num_cpus, "GPU": num_gpus}
+        self._takes = {**(resources or {}), **{name: amount for name, amount in known.items() if amount is not None}}
+        check_resources("resources", self._takes)
         if runtime_env is not None: check_runtime_env(runtime_env)
         self._session: RaySession | None = None
         self._failures, self._lost = Failures(), False
@@ -250,7 +244,7 @@ class RayEngine:
 
         With it goes the interpreter that the plugin's config names as `worker_python`, a path on the nodes.
         :raises ConfigError: for amounts that are no numbers, and for an interpreter that is no path."""
-        return self._share.placement(config, plugin_config)
+        return placement_on_node(self._takes, config, plugin_config)
 
     def start_worker(self, config: WorkerConfig, events: WorkerEvents, placement: Hashable = None) -> RayWorker:
         """Start a worker. It may wait for room on a node.

@@ -61,14 +61,15 @@ class RayElsewhereError(RayConnectionError):
 # %% ../../../nbs/engines/ray/errors.ipynb #e001278a
 _DEATH = ("death", "died", "killed", "node")
 
+def _lines(text: object) -> list[str]: return [line.strip() for line in str(text).splitlines() if line.strip()]
+
 def describe_loss(
     error: BaseException # What a call of a node agent raised
 ) -> str: # One line
     "Say what happened to a node agent."
     if isinstance(error, RayConnectionError): return str(error)
     cause = getattr(error, "cause", None)
-    text = str(cause if isinstance(cause, BaseException) else error).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = _lines(cause if isinstance(cause, BaseException) else error)
     if lines and "creation task" in lines[0]: chosen = lines[-1:] # a traceback
     else: chosen = [line for line in lines if any(word in line.lower() for word in _DEATH)] or lines
     return f"{type(error).__name__}: {' '.join(chosen[:2] or ['no reason given'])[:400]}"
@@ -80,6 +81,5 @@ def root_cause(
     "Return what Ray says, with the last line of the first cause below it."
     first: Any = error
     while (cause := first.__cause__ or first.__context__) is not None: first = cause
-    lines = [line.strip() for line in str(first).splitlines() if line.strip()]
-    said = " ".join(text_of(error).split())
+    said, lines = " ".join(text_of(error).split()), _lines(first)
     return said if first is error or not lines else f"{said} ({lines[-1]})"

@@ -109,13 +109,13 @@ class AgentHandle:
         done: Callable[[Any], None], # Takes its result, on the loop
         *arguments: Any # Of the method
     ) -> None:
-        "Call the agent. An error is the end of it."
+        "Call the agent. After an error it is given up."
         def settle(value: Any, error: BaseException | None) -> None:
             if error is not None: self.fail(error)
             elif not self.closed: done(value)
 
         def called(future: Any, error: BaseException | None) -> None:
-            if error is not None or self.closed: settle(None, error)
+            if error is not None: settle(None, error)
             else: when_done(self.loop, future, settle)
 
         if self._calls.client: return self._calls.on_thread(lambda ray: self._calls.remote(self.actor, method, *arguments), called)
@@ -216,7 +216,7 @@ class JobsInTurn:
 
 # %% ../../../nbs/engines/ray/worker.ipynb #fe956cd3
 class Inbox:
-    "The frames of a worker, for as long as they are not wanted."
+    "Keeps the frames of a worker until they are wanted."
     def __init__(self,
         on_frame: Callable[[Frame], None] # Takes each frame
     ):
