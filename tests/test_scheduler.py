@@ -327,7 +327,7 @@ def test_the_queue_gives_each_job_once_in_order(pushed: "list[tuple[int, str | N
     while (turn := queue.next()) is not None:
         given.append(turn.ticket)
         queue.began(queue.take(turn.ticket), 0.0)
-    assert len(queue) == 0 and sorted(t.tag for t in given) == sorted(t.tag for t in tickets)
+    assert not queue.tickets and sorted(t.tag for t in given) == sorted(t.tag for t in tickets)
     assert [t.job.priority for t in given] == sorted((t.job.priority for t in given), reverse=True)
     by_owner = defaultdict(list)
     for n, ticket in enumerate(given):

@@ -20,8 +20,8 @@ from .segments import Segment, write_segment
 from .tensors import reducers
 
 # %% auto #0
-__all__ = ['PLAIN', 'UNPICKLABLE', 'LARGE', 'ALIGNED', 'HEADER', 'Kind', 'check_python', 'dumps', 'in_one_piece', 'encode',
-           'OutgoingFrame', 'outgoing', 'Frame', 'FrameReader']
+__all__ = ['LAST_KINDS', 'PLAIN', 'UNPICKLABLE', 'LARGE', 'ALIGNED', 'HEADER', 'Kind', 'check_python', 'dumps', 'in_one_piece',
+           'encode', 'OutgoingFrame', 'outgoing', 'Frame', 'FrameReader']
 
 # %% ../../nbs/core/frames.ipynb #67d22d21
 class Kind(IntEnum):
@@ -46,6 +46,8 @@ class Kind(IntEnum):
     OUTPUT = 26  # from the worker: `stdout` or `stderr`, and one or more lines without the last line end
     REPLY = 27  # from the worker: whether the command changed anything, its error, the loaded plugin's id and name, its config
     FINISHED = 28  # from the worker: the job has ended in time; its large result follows
+
+LAST_KINDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})  # the last that a worker says of a job
 
 # %% ../../nbs/core/frames.ipynb #63035f34
 PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types whose values contain no other objects
@@ -84,8 +86,9 @@ def _by_value(body: bytes) -> bool:
     "Tell whether a pickle refers to a module that the other process cannot import."
     if b"__main__" in body: return True
     loaded = sys.modules.get("cloudpickle")
-    names = loaded.list_registry_pickle_by_value() if loaded is not None else ()
-    return any(name.encode() in body for name in names)
+    for name in loaded.list_registry_pickle_by_value() if loaded is not None else ():
+        if name.encode() in body: return True
+    return False
 
 def dumps(
     value: Any # Anything
@@ -107,14 +110,14 @@ _LOOKED_INTO = _BYTES | _NESTS
 
 class _Pieces(list[Any]):
     "A file that keeps what a pickler writes, and the buffers that it leaves out."
-    def __init__(self) -> None: self.buffers: list[memoryview] = []
-    def write(self, piece: Any) -> None: self.append(piece)
+    buffers: tuple[memoryview, ...] = ()
+    write = list.append
 
     def leave_out(self, buffer: pickle.PickleBuffer) -> bool:
         "Keep a large buffer; return True for one that is to be pickled."
         try: memory = buffer.raw()
         except BufferError: return True # not contiguous: pickle says so
-        if memory.nbytes >= LARGE: self.buffers.append(memory)
+        if memory.nbytes >= LARGE: self.buffers += (memory,)
         return memory.nbytes < LARGE
 
 # %% ../../nbs/core/frames.ipynb #fde2d0f8
@@ -125,7 +128,7 @@ def _has_large(value: Any, depth: int = 3) -> bool:
     if kind not in _NESTS or not value or not depth: return False
     parts = value.values() if kind is dict else value
     for part in islice(parts, 64) if len(value) > 64 else parts:
-        if type(part) in _LOOKED_INTO and _has_large(part, depth - 1): return True
+        if type(part) in _LOOKED_INTO and part and _has_large(part, depth - 1): return True
     return False
 
 def _dump(value: Any) -> _Pieces:
@@ -144,8 +147,8 @@ def _pieces(value: Any) -> _Pieces:
     except UNPICKLABLE:
         if _value_pickler() is None: raise
     else:
-        by_value = any(_by_value(piece) for piece in found if len(found) == 1 or len(piece) < 2 * LARGE)
-        if not by_value or _value_pickler() is None: return found
+        read = found if len(found) == 1 else [piece for piece in found if len(piece) < 2 * LARGE]
+        if not any(map(_by_value, read)) or _value_pickler() is None: return found
     found = _Pieces()
     if _dump_by_value(value, found, found.leave_out): found[0] = _CHECK + found[0]
     return found
@@ -194,21 +197,20 @@ def encode(
 # %% ../../nbs/core/frames.ipynb #05d47a24
 class OutgoingFrame:
     "A frame that is to be sent. `len` counts its segment too."
-    __slots__ = ("pieces", "segment")
+    __slots__ = ("pieces", "segment", "whole")
 
     def __init__(self,
         pieces: list[Any], # Its bytes, the header first; of a frame with a segment the header alone
         segment: Segment | None = None # Its body, if that is very large
     ):
         self.pieces, self.segment = pieces, segment
+        self.whole: bytes | None = pieces[0] if segment is None and len(pieces) == 1 else None  # Its bytes, if they are in one piece
 
-    def __len__(self) -> int: return sum(map(len, self.pieces)) + (len(self.segment) if self.segment is not None else 0)
+    def __len__(self) -> int:
+        if self.whole is not None: return len(self.whole)
+        return sum(map(len, self.pieces)) + (len(self.segment) if self.segment is not None else 0)
+
     def __bytes__(self) -> bytes: return b"".join(self.without_segment())
-
-    @property
-    def whole(self) -> bytes | None: # `None` if it has several, or a segment
-        "Its bytes."
-        return self.pieces[0] if self.segment is None and len(self.pieces) == 1 else None
 
     def without_segment(self) -> list[Any]: # `bytes` and memoryviews
         "Return the pieces of the same frame for a connection that carries no segments. Raises what `Segment.map` does."
@@ -261,6 +263,8 @@ class Frame(NamedTuple):
         return pickle.loads(rest, buffers=buffers)
 
 # %% ../../nbs/core/frames.ipynb #1db6240a
+_FIRST, _LAST = min(Kind), max(Kind)  # an enum's member takes longer to find than a global
+
 class FrameReader:
     "Cut a stream of bytes into frames."
     def __init__(self,
@@ -288,7 +292,7 @@ class FrameReader:
         frames, start, view = [], 0, self._view
         while end - start >= HEADER.size:
             kind, segments, buffers, tag, size = HEADER.unpack_from(view, start)
-            if not Kind.INIT <= kind <= Kind.FINISHED: raise ValueError(f"expected a frame (got one of kind {kind})")
+            if not _FIRST <= kind <= _LAST: raise ValueError(f"expected a frame (got one of kind {kind})")
             body = start + HEADER.size
             stop = body + size
             if segments:

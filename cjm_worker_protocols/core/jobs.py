@@ -102,26 +102,22 @@ def new_id() -> str: # Like `str(uuid.uuid4())`
     return f"{h[:8]}-{h[8:12]}-4{h[13:16]}-{'89ab'[int(h[16], 16) % 4]}{h[17:20]}-{h[20:]}"
 
 # %% ../../nbs/core/jobs.ipynb #6ca9c3f8
-class Waiters:
+class Waiters(dict["asyncio.Future[None]", None]):
     "The tasks that wait for one thing."
-    def __init__(self) -> None: self._futures: dict[asyncio.Future[None], None] = {}
-
-    def __len__(self) -> int: return len(self._futures)
-
     async def wait(self,
         waiter: asyncio.Future[None] | None = None # One that may get its result elsewhere too
     ) -> None:
         "Wait until `wake` is called."
         if waiter is None: waiter = asyncio.get_running_loop().create_future()
-        self._futures[waiter] = None
+        self[waiter] = None
         try: await waiter
-        finally: self._futures.pop(waiter, None)
+        finally: self.pop(waiter, None)
 
     def wake(self) -> None:
         "Wake all that wait now."
-        futures, self._futures = self._futures, {}
-        for waiter in futures:
+        for waiter in list(self):
             if not waiter.done(): waiter.set_result(None)
+        self.clear()
 
 # %% ../../nbs/core/jobs.ipynb #7042d326
 class Chunks:
@@ -260,8 +256,8 @@ class Job(_Attached):
         "Wait for the end; the job's error is not raised. Raises `WrongLoopError`, or `ManagerClosedError` if the next app gets the job."
         live = live_of(self)
         live.check_loop("await job")
-        if not self.done and not live.left: await live.waiters.wait()
-        if not self.done: raise ManagerClosedError("await job")
+        if self.status not in ENDS and not live.left: await live.waiters.wait()
+        if self.status not in ENDS: raise ManagerClosedError("await job")
         live.read = True
         return self
 

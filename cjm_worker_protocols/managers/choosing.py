@@ -29,7 +29,7 @@ def choose(
     found = None
     for worker in workers:
         if worker.placement != ticket.placement: continue
-        if worker.loaded.has(ticket.job.plugin_id): return worker
+        if ticket.plugin in worker.loaded: return worker
         if len(worker.loaded) < slots and (found is None or len(worker.loaded) < len(found.loaded)): found = worker
     return found
 
@@ -74,8 +74,12 @@ def all_taken(
     capacity: int # How many there may be
 ) -> bool: # Not when one waits for room, so that the reason is looked for
     "Say whether nothing can be handed out, because all workers that may be are ready, and busy."
-    serving = [w for w in workers if not w.standby]
-    return sum(w.ready for w in serving) >= capacity and not any(w.waiting for w in serving)
+    ready = 0
+    for worker in workers:
+        if worker.standby: continue
+        if worker.waiting: return False
+        ready += worker.ready
+    return ready >= capacity
 
 # %% ../../nbs/managers/choosing.ipynb #3e50af2d
 class Chooser:
@@ -150,10 +154,11 @@ class Prefetcher:
         worker: WorkerProxy # A busy one
     ) -> None:
         "Send a worker its next job."
-        running, limits = worker.ticket, self._limits.now(worker)
-        first = self._queue.next((), limits) if running is not None and worker.prefetched is None else None
-        if running is None or first is None: return
-        turn: Turn | None = first
+        running = worker.ticket
+        if running is None or worker.prefetched is not None: return
+        limits = self._limits.now(worker)
+        turn = first = self._queue.next((), limits)
+        if first is None: return
         if first.ticket.line != running.line:
             may_pass = self._queue.passing.time(first, self._recheck.now()) < self._patience - EARLY
             turn = passer(self._queue, first, (running.line,), limits) if may_pass else None

@@ -46,7 +46,7 @@ async def reload_all(
     """Load a plugin anew wherever it is loaded, or else in one idle worker, if the resource manager admits it there.
 
     A worker that has imported a file which has changed since is ended: the next job loads the plugin in a fresh one."""
-    holders = [worker for worker in lifecycle.pool.workers if worker.loaded.has(plugin[0])]
+    holders = [worker for worker in lifecycle.pool.workers if plugin in worker.loaded]
     gate = lifecycle.scheduler.gate
     try: reason = await gate.questions.refusal("can_start", plugin[0], config) if gate is not None and not holders else ""
     except NoAnswerError as e: reason = str(e)

@@ -101,12 +101,6 @@ class KnownPlugins:
         self.registry, self.engine, self.config, self.streams, self.given = registry, engine, config, streams, given
         self._configs: dict[str, dict[str, Any]] = {}  # From `reload_plugin`, without a registry
 
-    def signature(self,
-        plugin_id: str, # A plugin
-        name: str # Its name
-    ) -> Signature | None: # `None` when it is not known
-        "Return what a plugin takes. Raises `UnknownPluginError`, if all plugins are known."
-        return None if self.given is None else self.given.signature(plugin_id, name)
 
     async def look_up(self,
         plugin_id: str # A plugin
@@ -114,8 +108,8 @@ class KnownPlugins:
         "Look a plugin up. Raises `UnknownPluginError`, `PluginNotConfiguredError` and `RegistryUnavailableError`."
         if self.registry is None: name, config = plugin_id, self._configs.get(plugin_id, {})
         else: name, config = await self.registry.look_up(plugin_id)
-        self.signature(plugin_id, name)
-        return Plan(name, config, self.engine.placement(self.config, config))
+        signature = None if self.given is None else self.given.signature(plugin_id, name)
+        return Plan(name, config, self.engine.placement(self.config, config), signature)
 
     async def reload(self,
         plugin_name: str, # A plugin's name, or its id

@@ -12,7 +12,7 @@ from contextvars import Context
 from typing import Any
 
 from ..core.errors import ends_app, log_safely, text_of
-from ..core.frames import Frame, Kind
+from ..core.frames import LAST_KINDS, Frame, Kind
 from ..core.jobs import JobError
 from ..engines.base import Exit
 from .given import PresentJob
@@ -39,10 +39,10 @@ class JobListener:
         frame: Frame # Of this job
     ) -> None:
         "Take a frame."
+        if frame.kind in LAST_KINDS: return self._worker.job_ended(present, frame)
         present.hear(frame.kind)
         if frame.kind == Kind.CHUNK: self._yielded(present, frame)
         elif frame.kind == Kind.PROGRESS: self._report(Progressed(present.ticket, *frame.value()))
-        elif frame.kind in (Kind.RESULT, Kind.FAILED, Kind.CANCELLED): self._worker.job_ended(present, frame)
         elif frame.kind in (Kind.LOADING, Kind.LOADED): self._loads(Loading(present.ticket, present.loading, frame.value()))
 
     def _yielded(self, present: PresentJob, frame: Frame) -> None:

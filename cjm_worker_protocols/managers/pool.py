@@ -229,7 +229,7 @@ class WorkerPool:
 
     def succeeded(self, worker: WorkerProxy) -> None: # It has completed a job
         "Note that a job was completed."
-        self._restarts_of(worker.placement).succeeded()
+        if (restarts := self._restarts_of(worker.placement)).crashes: restarts.succeeded()
 
     def gone(self,
         worker: WorkerProxy, # It has ended

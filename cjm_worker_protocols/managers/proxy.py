@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from ..core.config import WorkerConfig
 from ..core.frames import Frame, Kind, encode
@@ -47,7 +48,8 @@ class Commands(dict[int, "asyncio.Future[tuple[bool | None, str | None]]"]):
         for tag in list(self): self.reply(tag, False, "the worker ended")
 
 # %% ../../nbs/managers/proxy.ipynb #f3d504b9
-class LoadedPlugin(NamedTuple):
+@dataclass(slots=True)
+class LoadedPlugin:
     "A plugin that a worker has loaded."
     config: dict[str, Any]  # What it was loaded with
     used: float  # When it was last used, by the loop's clock
@@ -74,15 +76,18 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
         config: dict[str, Any], # Its config
         now: float # The time
     ) -> None:
-        "Note that a plugin is loaded, or was used again."
+        "Note that a plugin is loaded."
         self.pop(name, None)
         self[name] = LoadedPlugin(config, now)
 
-    def has(self,
-        plugin_id: str # A plugin
-    ) -> bool: # With whatever config
-        "Say whether a plugin is loaded."
-        return plugin_id in [name[0] for name in self]
+    def use_again(self,
+        name: PluginName, # Id and name
+        now: float # The time
+    ) -> None:
+        "Note that a plugin was used again, if it is loaded."
+        if (plugin := self.pop(name, None)) is None: return
+        plugin.used, self[name] = now, plugin
+
 
     @property
     def oldest_use(self) -> float: # By the loop's clock; 0 when nothing is loaded
@@ -139,7 +144,8 @@ class WorkerProxy(ManagedProcess):
     @property
     def free(self) -> bool: # Reserved or not
         "Whether it could begin a job at once."
-        return self.status == "idle" and not self.commands and not self.gone and self.marking is None
+        if self.standby or self.stopping or self.gone or not self.ready or self.steps.terminated: return False
+        return self.given.present is None and self.marking is None and not self.commands
 
     @property
     def idle(self) -> bool: # Free and not reserved
@@ -257,9 +263,8 @@ class WorkerProxy(ManagedProcess):
         frame: Frame # RESULT, FAILED or CANCELLED
     ) -> None:
         "Go on with the prefetched job while this process keeps its books."
-        following, plugin = self.given.ahead, ended.ticket.plugin
-        self.last_plugin, self.stopping = ended.ticket.job.plugin_id, ""
-        if plugin in self.loaded: self.loaded.use(plugin, self.loaded[plugin].config, asyncio.get_running_loop().time())
+        following, self.last_plugin, self.stopping = self.given.ahead, ended.ticket.job.plugin_id, ""
+        self.loaded.use_again(ended.ticket.plugin, asyncio.get_running_loop().time())
         self._begin(following)
         try: self._report(Ended(self, ended.ticket, frame, ended.error))
         finally:

@@ -138,10 +138,11 @@ class Stacks:
 
     def push(self,
         ticket: Waiting, # One more, or more of them
-        share: Share # Its share
+        share: Share, # Its share
+        count: int = 1 # How many
     ) -> None:
         "Put a job in line, or late tickets."
-        ticket.queued, count = ticket.place, len(ticket.places)
+        ticket.queued = ticket.place
         stack = self._stacks.get(share)
         if stack is None: stack = self._stacks[share] = Stack()
         self.count, stack.count = self.count + count, stack.count + count
@@ -219,7 +220,8 @@ class Turns:
         self._ahead: dict[ShareName, int] = {}  # When the last job of a share was taken, until it has begun
 
     def enter(self,
-        ticket: Waiting # A job that waits, anew or again, or late tickets
+        ticket: Waiting, # A job that waits, anew or again, or late tickets
+        places: Sequence[int] # Which it takes
     ) -> Share: # Its share
         "Count a job that comes into line."
         self.forget(ticket)
@@ -229,8 +231,8 @@ class Turns:
             share = self.shares[ticket.share] = Share(*ticket.share, self._ahead.get(ticket.share, turn))
         if isinstance(ticket, Ticket) and ticket.turn is not None:
             share.turn, ticket.turn, ticket.on_begin = min(share.turn, ticket.turn), None, None
-        share.add(ticket.place, 1) if len(ticket.places) == 1 else share.add_all(ticket.places)
-        self.waiting[share.owner] += len(ticket.places)
+        share.add(ticket.place, 1) if len(places) == 1 else share.add_all(places)
+        self.waiting[share.owner] += len(places)
         return share
 
     def leave(self,
@@ -258,7 +260,7 @@ class Turns:
         ticket: Ticket # A worker has begun it
     ) -> None:
         "Note that its owner has had the turn."
-        self.forget(ticket)
+        if self._ahead: self.forget(ticket)
         ticket.turn = None
         if ticket.start > self._served: self._served, self._last = ticket.start, ticket.share
 
@@ -266,7 +268,7 @@ class Turns:
         ticket: Waiting # A job that was taken
     ) -> None:
         "It is no longer on its way to a worker."
-        if self._ahead and self._ahead.get(ticket.share) == ticket.start: del self._ahead[ticket.share]
+        if self._ahead.get(ticket.share) == ticket.start: del self._ahead[ticket.share]
 
 # %% ../../nbs/managers/queue.ipynb #d970da65
 def position_of(
@@ -347,16 +349,15 @@ class JobQueue:
         self.lines: dict[LineKey, Line] = {}
         self.tickets: dict[int, Waiting] = {}  # By place; the one that came first comes first
 
-    def __len__(self) -> int: return len(self.tickets)
 
     def push(self,
         ticket: Waiting # A job that waits, anew or again, or late tickets
     ) -> Line: # Where it waits
         "Put a job in line."
-        share, line = self.turns.enter(ticket), self.lines.get(ticket.line)
+        places, line = ticket.places, self.lines.get(ticket.line)
         if line is None: line = self.lines[ticket.line] = Line(ticket.line)
-        self.tickets.update(dict.fromkeys(ticket.places, ticket))
-        line.push(ticket, share)
+        self.tickets.update(dict.fromkeys(places, ticket))
+        line.push(ticket, self.turns.enter(ticket, places), len(places))
         return line
 
     def discard(self,
@@ -365,7 +366,7 @@ class JobQueue:
         "Take a job out of line, or forget one that was taken."
         waits = bool(ticket.queued)
         if waits: self._remove(ticket)
-        else: self.turns.forget(ticket)
+        elif ticket.turn is not None: self.turns.forget(ticket)
         return waits
 
     def take(self,

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.errors import (
     JobStoreError, PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError, ends_app, text_of)
@@ -27,6 +27,8 @@ from .store import StoreClient
 from .stored import job_of
 from .tickets import LateTickets, ticket_at
 
+if TYPE_CHECKING: from cjm_worker_protocols.managers.requests import Signature
+
 # %% auto #0
 __all__ = ['Plan', 'interrupted', 'TakenJobs', 'Recovery', 'StoreWatch']
 
@@ -36,6 +38,7 @@ class Plan(NamedTuple):
     name: str  # The plugin's name
     config: dict[str, Any]  # Its config
     placement: Hashable  # What a worker takes of where it lives
+    signature: Signature | None = None  # What the plugin takes, if it is known
 
 def interrupted(
     job: Job # It was running when its app died
@@ -80,7 +83,7 @@ class TakenJobs:
     ) -> Ticket: # A new one
         "Make the ticket of a job."
         live, jobs, scheduler = live_of(job), self._lifecycle.jobs, self._lifecycle.scheduler
-        ticket = Ticket(job, live, next(self._lifecycle.tags), plan.name, plan.config, plan.placement, self._context)
+        ticket = Ticket(job, live, next(self._lifecycle.tags), *plan, self._context)
         ticket.place, ticket.unmarked, live.position = place, True, partial(scheduler.position, place)
         jobs.add(ticket)
         return ticket

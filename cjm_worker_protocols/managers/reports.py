@@ -16,6 +16,7 @@ from ..engines.base import Exit
 if TYPE_CHECKING:
     from cjm_worker_protocols.managers.given import PresentJob
     from cjm_worker_protocols.managers.proxy import WorkerProxy
+    from cjm_worker_protocols.managers.requests import Signature
 
 # %% auto #0
 __all__ = ['Report', 'Ticket', 'Started', 'RoomChanged', 'Ready', 'Logged', 'Began', 'Loading', 'Progressed', 'Yielded', 'Ended',
@@ -24,8 +25,8 @@ __all__ = ['Report', 'Ticket', 'Started', 'RoomChanged', 'Ready', 'Logged', 'Beg
 # %% ../../nbs/managers/reports.ipynb #8ed347a5
 class Ticket:
     "A job on its way to a worker."
-    __slots__ = ("job", "live", "tag", "place", "name", "config", "frame", "placement", "context", "plugin", "share", "line", "blocked",
-                 "unbegun", "unmarked", "queued", "turn", "start", "on_begin")
+    __slots__ = ("job", "live", "tag", "place", "name", "config", "frame", "placement", "signature", "context", "plugin", "share", "line",
+                 "blocked", "unbegun", "unmarked", "queued", "turn", "start", "on_begin")
     def __init__(self,
         job: Job, # The job
         live: LiveJob, # Its live part
@@ -33,10 +34,11 @@ class Ticket:
         name: str, # The plugin's name
         config: dict[str, Any], # The plugin's config for this job
         placement: Hashable = None, # What its worker takes of where it lives, as the engine says
+        signature: Signature | None = None, # What the plugin takes, if it is known
         context: Context | None = None # `None` is the present one
     ):
         self.job, self.live, self.tag, self.place = job, live, tag, tag
-        self.name, self.config, self.placement = name, config, placement
+        self.name, self.config, self.placement, self.signature = name, config, placement, signature
         self.frame: OutgoingFrame | None = None  # What is sent to the worker; of a job that was taken over it is made when that comes up
         self.context = copy_context() if context is None else context  # Of `start_job`: the job's hooks, log records and events run in it
         self.plugin = job.plugin_id, name  # What has to be loaded

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ..core.config import WorkerConfig, check_number
 from cjm_worker_protocols.core.errors import (ConfigError, DuplicateJobError, NotANewJobError, OwnerQueueFullError,
-    ParametersNotSendableError, QueueFullError, RegistryUnavailableError, ResourceValidationError, WorkersUnavailableError,
+    ParametersNotSendableError, QueueFullError, RegistryUnavailableError, ResourceValidationError,
     WrongParametersError)
 from ..core.frames import Kind, OutgoingFrame, dumps, outgoing
 from ..core.jobs import Job, LiveJob, attach
@@ -24,7 +24,7 @@ from .store import StoreClient
 
 # %% auto #0
 __all__ = ['RETRIED', 'JobOptions', 'options_of', 'check_mapping', 'check_options', 'culprit', 'check_reload', 'make_job',
-           'Signature', 'make_frame', 'check_room', 'check_workers', 'check_capacity']
+           'Signature', 'make_frame', 'check_room', 'check_capacity']
 
 # %% ../../nbs/managers/requests.ipynb #0b1d94a3
 RETRIED = ("crash", "exception", "timeout")  # The categories of failures that a job can be retried after
@@ -157,8 +157,7 @@ class Signature:
 def make_frame(
     ticket: Ticket, # A job
     stream: bool, # Whether a plugin manager's plugin is to stream
-    parameters: Any, # What `prepare_execute_request` returned
-    signature: Signature | None = None # What the plugin takes, if it is known
+    parameters: Any # What `prepare_execute_request` returned
 ) -> OutgoingFrame: # A RUN frame
     """Make the frame that runs a job.
 
@@ -167,7 +166,7 @@ def make_frame(
         if inspect.iscoroutine(parameters): parameters.close()
         raise ConfigError("prepare_execute_request()", "a mapping of names to values, from a plain `def`", parameters)
     plugin_id, config = ticket.job.plugin_id, ticket.config
-    if signature is not None: signature.check(plugin_id, parameters)
+    if ticket.signature is not None: ticket.signature.check(plugin_id, parameters)
     try: return outgoing(Kind.RUN, ticket.tag, (*ticket.plugin, config, stream, parameters), lasting=True)
     except Exception as e:
         unsendable = f"the config cannot be sent to a worker: {e}"
@@ -184,7 +183,7 @@ async def check_room(
     "Raise `ResourceValidationError` if the hook refuses the job, or the resource manager says that its plugin can never fit."
     if "concurrency" in config: check_number(f"concurrency of plugin {plugin_id!r}", config["concurrency"], 1, optional=True, whole=True)
     validating: Any = hooks._validate_resources(plugin_id, config)
-    if not inspect.isawaitable(validating): raise ConfigError("_validate_resources()", "an `async def`", validating)
+    if not hasattr(validating, "__await__"): raise ConfigError("_validate_resources()", "an `async def`", validating)
     reason = await validating
     if reason is not None and not isinstance(reason, str): raise ConfigError("_validate_resources()", "a reason as text, or None", reason)
     gate = lifecycle.scheduler.gate
@@ -192,20 +191,13 @@ async def check_room(
         with suppress(NoAnswerError): reason = await gate.questions.refusal("can_ever_start", plugin_id, config) # `can_start` comes later
     if reason: raise ResourceValidationError(plugin_id, reason)
 
-def check_workers(
-    lifecycle: Lifecycle, # The manager's
-    config: WorkerConfig # Its restart policy
-) -> None:
-    "Raise `WorkersUnavailableError` when no worker is left and there will be no other."
-    if lifecycle.pool.capacity <= 0: raise WorkersUnavailableError(config.restart.value, lifecycle.pool.last_error)
 
 def check_capacity(
     lifecycle: Lifecycle, # The manager's
     config: WorkerConfig, # Its limits
     owner: str | None = None # For whom the job would run
 ) -> None:
-    "Raise `WorkersUnavailableError`, `QueueFullError` or `OwnerQueueFullError` if no further job can be accepted."
-    check_workers(lifecycle, config)
+    "Raise `QueueFullError` or `OwnerQueueFullError` if no further job can be accepted."
     jobs, most = lifecycle.jobs, config.max_pending_per_owner
     if len(jobs.tickets) + jobs.arriving >= config.max_pending: # else fewer have not ended than may wait
         waiting = len(lifecycle.scheduler) + len(lifecycle.attempts.delayed) + jobs.arriving - jobs.exempt

@@ -95,7 +95,7 @@ class Scheduler:
         "Ask the resource manager before a plugin is loaded."
         self.gate = AdmissionGate(resources, estimate, self._pool, tags, self._blocks.show, self._on_decision)
 
-    def __len__(self) -> int: return len(self.queue) + len(self._ahead())
+    def __len__(self) -> int: return len(self.queue.tickets) + len(self._ahead())
 
     def _ahead(self) -> list[Ticket]:
         "The jobs that were sent ahead."
@@ -182,9 +182,9 @@ class Scheduler:
             choice = self._chooser.choose(turn, now)
             may = choice is None or not choice.last
             if choice is not None and may: self._carry_out(choice, now)
-        for worker in workers if self.queue else ():
+        for worker in workers if self.queue.tickets else ():
             if (ahead := self._prefetcher.outdated(worker)) is not None: self.put_back(ahead)
-        for worker in workers if self.queue else (): self._prefetcher.send(worker)
+        for worker in workers if self.queue.tickets else (): self._prefetcher.send(worker)
 
     def _carry_out(self, choice: Assignment, now: Round) -> None:
         "Run a job, or ask whether it may be loaded. While another job is asked about, only what is loaded runs."
@@ -211,8 +211,8 @@ class Scheduler:
         self.dispatch()
 
     def _may_follow(self, running: Ticket, ticket: Ticket) -> bool:
-        "Whether a job may be sent ahead behind another: it passes none that was sent ahead, and needs no question to the resource manager."
-        if any(other.job.priority > ticket.job.priority for other in self._ahead()): return False # its worker may be the later one
+        "Whether a job may be sent ahead: it passes none that was sent to a worker, and the resource manager need not be asked."
+        if self._config.max_workers > 1 and any(other.job.priority > ticket.job.priority for other in self._ahead()): return False
         return self.gate is None or same_config(running.config, ticket.config) and self._blocks.before_refused(ticket)
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from contextvars import Context
 from typing import Any
 
 from ..core.config import check_number
-from ..core.errors import ConfigError, ManagerClosedError, ManagerDrainingError, WrongLoopError
+from ..core.errors import ConfigError, ManagerClosedError, ManagerDrainingError, WorkersUnavailableError, WrongLoopError
 from ..core.frames import Kind, OutgoingFrame, encode
 from ..core.jobs import Job
 from ..engines.base import OwnInterpreter
@@ -26,7 +26,7 @@ from .lifecycle import Lifecycle
 from .process import IMPORTED_IN, absolute_path, working_folder
 from .reports import Ticket
 from .requests import (
-    JobOptions, check_capacity, check_options, check_room, check_workers, make_frame, make_job)
+    JobOptions, check_capacity, check_options, check_room, make_frame, make_job)
 from ..worker.plugins import PluginTable, pack
 
 # %% auto #0
@@ -65,8 +65,7 @@ class WorkerFrames:
     ) -> OutgoingFrame: # A RUN frame
         "Make the frame that runs a job. Raises what `make_frame` raises, and `ManagerClosedError`."
         if (manager := self._manager()) is None: raise ManagerClosedError("start_job")
-        signature = self._known.signature(*ticket.plugin)
-        return make_frame(ticket, self._known.streams, manager.prepare_execute_request(ticket.job), signature)
+        return make_frame(ticket, self._known.streams, manager.prepare_execute_request(ticket.job))
 
 # %% ../../nbs/managers/session.ipynb #55c02464
 class Session:
@@ -110,9 +109,11 @@ class Session:
         return lifecycle
 
     def check_accepts(self) -> None:
-        "Raise `ManagerClosedError` or `ManagerDrainingError` when no job is accepted any more."
+        "Raise `ManagerClosedError`, `ManagerDrainingError` or `WorkersUnavailableError` when no job is accepted any more."
         if self.closed: raise ManagerClosedError("start_job")
         if self.draining: raise ManagerDrainingError("start_job")
+        if self.lifecycle is None or self.lifecycle.pool.capacity > 0: return
+        raise WorkersUnavailableError(self.known.config.restart.value, self.lifecycle.pool.last_error)
 
     async def drain(self,
         timeout: float # Seconds
@@ -184,7 +185,7 @@ async def start(
     job, live = make_job(hooks, session.table.jobs, lifecycle, config, plugin_id, params)
     options.write(job, lifecycle.store)
     job.retried_from = retried_from
-    ticket = Ticket(job, live, next(lifecycle.tags), plan.name, plan.config, plan.placement)
+    ticket = Ticket(job, live, next(lifecycle.tags), *plan)
     ticket.frame = session.frames.run(ticket)
     if session.durable is None or lifecycle.store is None:
         lifecycle.accept(ticket)
@@ -192,7 +193,6 @@ async def start(
     if (known := await session.durable.add(ticket)) is not None: return known
     try:
         session.check_accepts()
-        check_workers(lifecycle, config)
         lifecycle.accept(ticket)
     except Exception:
         lifecycle.store.forget(job)
