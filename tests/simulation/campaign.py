@@ -27,7 +27,7 @@ def campaign(first: int, jobs: int, keep_going: bool = False) -> Campaign:
     gc.collect()
     gc.freeze()  # what is there already need not be looked at after each simulation
     while done.counts["jobs"] < jobs:
-        outcome = run(draw(first + done.seeds))
+        outcome = run(draw(first + done.seeds), traced=False)
         done.seeds += 1
         done.seconds += outcome.seconds
         done.counts.update(outcome.counts)
@@ -35,6 +35,7 @@ def campaign(first: int, jobs: int, keep_going: bool = False) -> Campaign:
             done.failures.append(outcome)
             if not keep_going:
                 break
+            print(f"seed {outcome.scenario.seed}: {outcome.violations[0]}", flush=True)
     return done
 
 
@@ -47,7 +48,7 @@ def explain(outcome: Outcome) -> str:
     return (
         f"seed {outcome.scenario.seed}: {outcome.violations[0]}\n"
         f"repeat it: python -m tests.simulation --only --seed {outcome.scenario.seed}\n"
-        f"as small as it gets: {small.violations[0]}\n{setting}\n{ops}\n" + "\n".join(small.tail[-60:])
+        f"as small as it gets: {small.violations[0]}\n{setting}\n{ops}\n" + "\n".join(small.trace[-60:])
     )
 
 
@@ -68,7 +69,8 @@ def report(done: Campaign, took: float) -> str:
 
 def show(seed: int) -> int:
     """Replay one seed; gives the exit status."""
-    outcome = run(draw(seed), verbose=True)
+    outcome = run(draw(seed))
+    print("\n".join(outcome.trace))
     print(f"{outcome.counts}\ntrace {outcome.digest}")
     if outcome.violations:
         print(explain(outcome))

@@ -92,10 +92,11 @@ class Clock(selectors.BaseSelector):
         if self.over and timeout:
             raise Stuck(f"a timer is left that runs for another {timeout:g} s")
         until = self.now + timeout if timeout is not None else self.LONGEST
-        self._seen = False
-        while self._events and self._events[0][0] <= until and not (self._seen and self._events[0][0] > self.now):
+        self._seen, events = False, self._events
+        while events and (at := events[0][0]) <= until and not (self._seen and at > self.now):
             self._happen()
-            self.now = max(self.now, self.time)
+            if self.time > self.now:
+                self.now = self.time
         if self._seen:
             until = self.now
         elif timeout is None:
@@ -103,7 +104,7 @@ class Clock(selectors.BaseSelector):
         self._turns = 0 if until > self._before else self._turns + 1
         if self._turns > self.TURNS:
             raise Stuck(f"the loop turned {self.TURNS} times without time passing")
-        self.now = self.time = self._before = max(self.now, until)
+        self.now = self.time = self._before = until if until > self.now else self.now
         if self.now > self.LONGEST:
             raise Stuck(f"it goes on after {self.LONGEST:g} s")
         return []

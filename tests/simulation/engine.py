@@ -44,6 +44,16 @@ class Death(BaseException):
         self.code, self.signal = code, signal
 
 
+def cut(reader: FrameReader, data: bytes) -> Iterator[Frame]:
+    """Cut what arrives into frames, as an engine does."""
+    while data:
+        space = reader.space()
+        size = min(len(space), len(data))
+        space[:size] = data[:size]
+        yield from reader.received(size)
+        data = data[size:]
+
+
 class SimulatedWorker:
     """A worker, and its handle at the same time."""
 
@@ -95,13 +105,7 @@ class SimulatedWorker:
         self._clock.catch_up()
         if self.gone:
             return
-        view = memoryview(data)
-        while view:
-            space = self._incoming.space()
-            size = min(len(space), len(view))
-            space[:size] = view[:size]
-            self._inbox.extend(self._incoming.received(size))
-            view = view[size:]
+        self._inbox.extend(cut(self._incoming, data))
         if self._inbox[-1].kind == Kind.CANCEL:
             self._asked.add(self._inbox[-1].tag)
         self._wake()
@@ -221,19 +225,13 @@ class SimulatedWorker:
             self._wire.clear()
         data = bytes(self._wire[:count])
         del self._wire[: len(data)]
-        view = memoryview(data)
-        while view:
-            space = self._outgoing.space()
-            size = min(len(space), len(view))
-            space[:size] = view[:size]
-            try:
-                self._frames.extend(self._outgoing.received(size))
-            except ValueError:
-                self._hung_up = True
-                for fate in self._fates.values():
-                    fate.garbled = True
-                return self._after("killed", 0.0001, self.die, None, 9)
-            view = view[size:]
+        try:
+            self._frames.extend(cut(self._outgoing, data))
+        except ValueError:
+            self._hung_up = True
+            for fate in self._fates.values():
+                fate.garbled = True
+            return self._after("killed", 0.0001, self.die, None, 9)
         self._unread = 0
 
     def _hand_over(self, drained: bool = False) -> None:

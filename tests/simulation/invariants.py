@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -68,32 +68,42 @@ class Fate:
         return f"#{self.number}"
 
 
-class NotedJob(Job):
-    """A job whose changes are noted as they happen."""
+class Noted:
+    """An attribute of a job whose changes the book hears of. It has no `__get__`, so that reading one costs no call."""
 
-    book: Book | None = None
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __set__(self, job: NotedJob, value: Any) -> None:
+        old = job.__dict__[self._name]
+        job.__dict__[self._name] = value
+        if value != old and job.book is not None:
+            (job.book.moved if self._name == "status" else job.book.blocked)(job.fate, old, value)
+
+
+class NotedJob(Job):
+    """A job whose changes are noted as they happen: one that was made as a `Job`."""
+
+    book: Book | None
     fate: Fate
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if self.book is None or name not in ("status", "waiting_for"):
-            return super().__setattr__(name, value)
-        old = getattr(self, name)
-        super().__setattr__(name, value)
-        if value != old:
-            (self.book.moved if name == "status" else self.book.blocked)(self.fate, old, value)
+
+for name in ("status", "waiting_for"):
+    setattr(NotedJob, name, Noted(name))
 
 
 class Book:
     """Writes down what happens, and checks it."""
 
-    def __init__(self, clock: Callable[[], float], max_workers: int, verbose: bool = False) -> None:
-        self._clock, self._max_workers, self._verbose = clock, max_workers, verbose
+    def __init__(self, clock: Callable[[], float], max_workers: int, traced: bool = True) -> None:
+        self._clock, self._max_workers, self._traced = clock, max_workers, traced
         self.violations: list[Violation] = []
         self.fates: list[Fate] = []
         self.counts: Counter[str] = Counter()  # What happened how often
         self.running: dict[int, Fate] = {}
         self.pending: dict[int, Fate] = {}
         self.ready: dict[Any, dict[int, dict[int, Fate]]] = {}  # By placement and priority: those that any worker may take
+        self._changed = False  # Whether other jobs are running than when the limits were checked last
         self.given_up = False  # Whether the simulation was broken off
         self.told_of_end = False  # Whether the manager is told of a worker's end just now
         self.failed_starts = self.refused_starts = 0
@@ -106,13 +116,12 @@ class Book:
         self.lives = 1  # How many apps there were, one after the other
         self.left: dict[str, Fate] = {}  # By id: jobs that an app has left in the store, and that the next one has not taken over
         self.line: list[Fate] = []  # Jobs that were taken over and have not come up
-        self.tail: deque[str] = deque(maxlen=200)
-        self._hash = hashlib.blake2b(digest_size=12)
+        self.trace: list[str] = []
 
     @property
     def digest(self) -> str:
         """The same for every run of the same seed."""
-        return self._hash.hexdigest()
+        return hashlib.blake2b("".join(self.trace).encode(), digest_size=12).hexdigest()
 
     @property
     def now(self) -> float:
@@ -120,12 +129,9 @@ class Book:
         return self._clock()
 
     def note(self, *facts: Any) -> None:
-        """Add a line to the trace."""
-        line = f"{self._clock():.6f} {' '.join(map(str, facts))}"
-        self._hash.update(line.encode())
-        self.tail.append(line)
-        if self._verbose:
-            print(line)
+        """Add a line to the trace, if there is to be one."""
+        if self._traced:
+            self.trace.append(f"{self._clock():.6f} {' '.join(map(str, facts))}")
 
     def check(self, name: str, holds: Any, *facts: Any) -> None:
         """Note a violation unless this holds. It is not raised: the managers survive what their callbacks raise."""
@@ -136,8 +142,10 @@ class Book:
 
     # Jobs
 
-    def new_job(self, fate: Fate, job: NotedJob) -> None:
+    def new_job(self, fate: Fate, job: Any) -> None:
         """A job was made; it is not accepted yet."""
+        vars(job).update(status=job.status, waiting_for=job.waiting_for)  # where a `Noted` keeps them
+        job.__class__ = NotedJob
         fate.job, fate.id, job.fate, job.book = job, job.id, fate, self
 
     def accept(self, fate: Fate) -> None:
@@ -174,6 +182,7 @@ class Book:
         self.note(fate, old, "->", new)
         self.check("legal moves", new in MOVES[old], fate, old, new)
         self.accept(fate)
+        self._changed = True
         self.pending.pop(fate.number, None)
         self.running.pop(fate.number, None)
         if new == "running":
@@ -265,7 +274,6 @@ class Book:
         self.check("jobs are taken over once", fate is not None, job.id)
         if fate is None:
             return
-        job.__class__ = NotedJob
         self.new_job(fate, job)
         self.note("takes over", fate)
         self.counts["taken over"] += 1
@@ -370,8 +378,8 @@ class Book:
         """The limits hold after every turn of the loop. Raises the first violation of anything, so that the simulation ends."""
         if self.violations:
             raise self.violations[0]
-        if self.store is None:  # with one, a job runs until its end is written, and its worker goes on
-            running = self.running.values()
+        if self._changed and self.store is None:  # with one, a job runs until its end is written, and its worker goes on
+            running, self._changed = self.running.values(), False
             self.check("limit of workers", len(running) <= self._max_workers, *running)
             if self.most_per_owner is not None:
                 owners = Counter(fate.owner for fate in running if fate.owner is not None)

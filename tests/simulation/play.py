@@ -17,7 +17,7 @@ from .clock import Happening, VirtualLoop
 from .engine import Faults, SimulatedEngine, Steps
 from .executor import Habits
 from .integrations import CONCURRENCY, PLACES, Admission, Broadcaster, Mind, Moods, Registry
-from .invariants import Book, Fate, NotedJob
+from .invariants import Book, Fate
 from .scenario import Op, Scenario
 from .store import MemoryStore
 
@@ -42,7 +42,7 @@ class Manager(BaseJobManager):
 
     def create_job(self, plugin_id: str, /, **parameters: Any) -> Job:
         """Note the job that is being made."""
-        job = NotedJob(plugin_id, parameters)
+        job = Job(plugin_id, parameters)
         fate = self.book.fates[parameters["n"]]
         self.book.new_job(fate, job)
         if parameters.get("taken"):
@@ -75,10 +75,10 @@ class Play:
     manager: Manager
     tasks: set[asyncio.Task[None]]
 
-    def __init__(self, scenario: Scenario, loop: VirtualLoop, verbose: bool) -> None:
+    def __init__(self, scenario: Scenario, loop: VirtualLoop, traced: bool) -> None:
         self.scenario = scenario
         config = WorkerConfig(**scenario.config)
-        self.book = Book(lambda: loop.clock.moment, config.max_workers, verbose)
+        self.book = Book(lambda: loop.clock.moment, config.max_workers, traced)
         self.book.limits = (config.job_timeout, config.load_timeout)
         self.book.most_per_owner = config.max_running_per_owner
         self.book.concurrency = CONCURRENCY if scenario.registry else {}

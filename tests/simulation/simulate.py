@@ -39,8 +39,8 @@ class Outcome:
     scenario: Scenario
     violations: list[Violation]
     counts: dict[str, int]
-    digest: str
-    tail: list[str]
+    digest: str  # Of its trace
+    trace: list[str]
     seconds: float  # Simulated ones
 
 
@@ -110,13 +110,13 @@ def _noted_jobs(book: Book) -> Iterator[None]:
         yield
 
 
-def run(scenario: Scenario, verbose: bool = False) -> Outcome:
-    """Simulate a scenario."""
+def run(scenario: Scenario, traced: bool = True) -> Outcome:
+    """Simulate a scenario; without a trace it is faster."""
     loops = [VirtualLoop()]  # One for each app
     gc.disable()  # it would call finalizers at moments of its own
     try:
         with simulated_executors(Random(scenario.seed + 3), scenario.habits), _seeded_ids(scenario.seed):
-            return _run(scenario, loops, verbose)
+            return _run(scenario, loops, traced)
     finally:
         gc.enable()
         for loop in loops:
@@ -124,14 +124,15 @@ def run(scenario: Scenario, verbose: bool = False) -> Outcome:
         asyncio.set_event_loop(None)
 
 
-def _run(scenario: Scenario, loops: list[VirtualLoop], verbose: bool) -> Outcome:
+def _run(scenario: Scenario, loops: list[VirtualLoop], traced: bool) -> Outcome:
     asyncio.set_event_loop(loops[0])
-    play, clock = Play(scenario, loops[0], verbose), loops[0].clock
+    play, clock = Play(scenario, loops[0], traced), loops[0].clock
     book = play.book
     with _listening(book) as on_exception, _noted_jobs(book):
         while _live(play, on_exception):
             loops.append(play.loop)
-        digest, seconds, manager, given_up = book.digest, clock.now, weakref.ref(play.manager), book.given_up
+        counts, digest, seconds = dict(book.counts), book.digest, clock.now
+        manager, given_up = weakref.ref(play.manager), book.given_up
         clock.on_turn, book.given_up = (lambda: None), True
         for loop in loops:  # nothing counts of what apps have left that have died
             _bury(loop)
@@ -144,7 +145,7 @@ def _run(scenario: Scenario, loops: list[VirtualLoop], verbose: bool) -> Outcome
                 gc.collect()
         book.given_up = given_up
         book.check("the manager is freed", manager() is None)
-    return Outcome(scenario, book.violations, dict(book.counts), digest, list(book.tail), seconds)
+    return Outcome(scenario, book.violations, counts, digest, book.trace, seconds)
 
 
 def _live(play: Play, on_exception: Any) -> bool:

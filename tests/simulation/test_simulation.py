@@ -40,7 +40,7 @@ def broken_off_simulations_are_gone() -> "Iterator[None]":
     asyncio_log.disabled = False
 
 
-RANGES, JOBS = 8, 2_500  # 20,000 jobs in all, split so that several processes can share them; CI runs 80,000 more
+RANGES, JOBS = 8, 2_500  # 20,000 jobs in all, split so that several processes can share them; CI runs 88,000 more
 
 
 @pytest.mark.parametrize("part", range(RANGES))
