@@ -258,9 +258,8 @@ async def test_a_guardian_that_is_stopped_holds_up_nothing() -> None:
     """Lines for it wait, but no more than a few: then it is replaced, and its successor knows the workers that there are."""
     guard, earlier = Guardian(), set(guardians())
     sleeper = subprocess.Popen(["sleep", "100"], start_new_session=True)
-    guard.start(sys.executable)
+    first = psutil.Process(guard.start(sys.executable))
     guard.add(sleeper.pid, "0123456789abcdef")
-    (first,) = set(guardians()) - earlier
     first.suspend()
     start = time.monotonic()
     for pid in range(10**7, 10**7 + 5000):
