@@ -154,6 +154,7 @@ sys.exit(code)
 
 
 @speech
+@pytest.mark.slow
 def test_events_come_while_it_happens(tmp_path: Path) -> None:
     """A program that reads the pipe sees the first words long before the result."""
     came = []
@@ -450,8 +451,17 @@ def test_a_closed_pipe_is_silent(command: str, shell: Any) -> None:
     assert (done.returncode, done.stderr) == (141, ""), said(done)
 
 
-@each_command
-@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+CLOSED = [">&-", "<&-", "2>&-", "<&- >&- 2>&-"]  # All three with each command, each with one command, and the rest in CI
+
+
+@pytest.mark.parametrize(
+    "command, closed",
+    [
+        pytest.param(command, closed, marks=[] if closed == CLOSED[-1] or command == "plugins" else pytest.mark.slow)
+        for command in COMMANDS
+        for closed in CLOSED
+    ],
+)
 def test_a_missing_descriptor_is_dev_null(command: str, closed: str, shell: Any) -> None:
     """The command works, and what it would have written is gone."""
     done = shell(f"cjm {command} {closed}")
@@ -608,6 +618,7 @@ def test_json_loses_nothing_and_shows_nothing_odd(value: Any) -> None:
 EVIL = "\x1b]0;TITLE\x07\x1b[2J\x9b31m\nforged: line"
 
 
+@pytest.mark.slow
 def test_no_escape_of_a_plugin_reaches_a_terminal(tmp_path: Path) -> None:
     """Not from names, ids, versions, signatures, docstrings, schemas, results, errors, logs, prints, or the command line."""
     code = f"EVIL = {EVIL!r}\n" + (
@@ -775,6 +786,7 @@ def test_a_signal_leaves_no_process_behind(number: signal.Signals, code: int, mi
 
 
 @speech
+@pytest.mark.slow
 def test_ctrl_c_during_the_demo(tmp_path: Path) -> None:
     """Many files, two workers, a queue: Ctrl-C ends them all."""
     files = [str(sample_recording())] * 20

@@ -247,6 +247,7 @@ def test_check_deep(app: Path) -> None:
     assert done.returncode == 0 and f"{len(IDS) + 1} passed" in done.stdout, said(done)
 
 
+@pytest.mark.slow
 def test_waivers_and_warnings_reach_the_search(app: Path) -> None:
     """With `--deep`, what is waived, and what only warns, is no error."""
     waiver = ("--waive", "resources.unregister_idempotent=we never do")

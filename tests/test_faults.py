@@ -1292,7 +1292,7 @@ async def test_every_other_of_many_waiting_jobs_is_cancelled(gate: Gate) -> None
         ) or types == ["job:queued", "job:started", "job:cancelled"]
 
 
-@pytest.mark.parametrize("plugin", ["stuck", "cooperative"])
+@pytest.mark.parametrize("plugin", [pytest.param("stuck", marks=pytest.mark.slow), "cooperative"])
 async def test_twenty_cancels_in_a_row_leak_nothing(plugin: str) -> None:
     """No thread, no descriptor and no process more after 20 cancels than after one."""
     async with manager(plugin, "echo", standby=True) as m:
@@ -2028,6 +2028,7 @@ asyncio.run(main())
 '''
 
 
+@pytest.mark.slow
 def test_an_app_that_has_run_out_of_descriptors(tmp_path: Path) -> None:
     """At whichever step of starting a worker they run out: the job ends, nothing leaks, and later jobs run."""
     with script(tmp_path / "out.py", NO_DESCRIPTORS) as process:

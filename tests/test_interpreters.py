@@ -157,7 +157,7 @@ def foreign(part: str, value: Any = None) -> Any:
     return Foreign() if part == "result" else 1
 
 
-@pytest.mark.parametrize("part", ["plugin", "parameter", "nested", "result", "chunk"])
+@pytest.mark.parametrize("part", ["plugin", "nested", "result", *(pytest.param(p, marks=pytest.mark.slow) for p in ("parameter", "chunk"))])
 async def test_code_of_another_minor_version_is_refused(part: str) -> None:
     """Wherever it stands, before it is unpickled, with the remedy; the worker lives on."""
     given = {"parameter": Foreign(), "nested": {"model": [Foreign()]}}.get(part)
@@ -180,21 +180,22 @@ def test_only_what_holds_code_says_from_which_python() -> None:
         assert b"check_python" not in dumps(data) and b"check_python" not in bytes(outgoing(Kind.RESULT, 1, data))
 
 
-def other_pythons() -> "list[str]":
-    """Interpreters of other minor versions on this machine."""
+@pytest.fixture
+def other_python() -> str:
+    """An interpreter of another minor version on this machine."""
     minors = [minor for minor in range(10, 15) if minor != sys.version_info.minor]
     homes = [*os.environ["PATH"].split(os.pathsep), *map(str, (Path.home() / ".pyenv/versions").glob("*/bin"))]
     found = [shutil.which(f"python3.{minor}", path=home) for minor in minors for home in homes]
-    return [path for path in found if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0][:1]
+    working = (path for path in found if path and subprocess.run([path, "-c", ""], capture_output=True).returncode == 0)
+    return next(working, None) or pytest.skip("needs an interpreter of another minor version")
 
 
-@pytest.mark.skipif(not other_pythons(), reason="needs an interpreter of another minor version")
-async def test_another_minor_version_in_truth() -> None:
+async def test_another_minor_version_in_truth(other_python: str) -> None:
     """Plain data goes there and back; functions do not, neither as plugin nor as parameter."""
     of_script = by_value()
     of_script.__module__ = "__main__"
     plugins = {"shout": of_script, "echo": "sample_plugins:echo"}
-    async with manager(plugins=plugins, python=other_pythons()[0], env={"PYTHONPATH": str(ROOT / "tests")}) as m:
+    async with manager(plugins=plugins, python=other_python, env={"PYTHONPATH": str(ROOT / "tests")}) as m:
         for name, given, category in (("shout", {"text": "a"}, "load"), ("echo", {"x": by_value()}, "serialization")):
             error = (await end(await m.start_job(name, **given))).error
             assert error is not None and error.category == category and "by value" in error.message

@@ -76,7 +76,23 @@ def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield it
 
 
-@each_notebook
+LONG = (  # Take more than two seconds of processor time
+    "cli/commands.ipynb",
+    "conformance/any_clients.ipynb",
+    "conformance/any_workers.ipynb",
+    "explanations/at_the_limit.ipynb",
+    "integrations/registry/judge.ipynb",
+    "plugins/image.ipynb",
+    "plugins/speech.ipynb",
+    "plugins/text.ipynb",
+    "tutorials/laptop_to_cluster.ipynb",
+    "tutorials/live_events.ipynb",
+    "tutorials/more_models_than_memory.ipynb",
+    "tutorials/three_models.ipynb",
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in notebooks()])
 def test_runs_and_shows_what_is_stored(name: str, executor: Server) -> None:
     """A notebook runs top to bottom, and its stored outputs are those of this run."""
     models.need(*models.NOTEBOOKS.get(name, ()))

@@ -20,6 +20,7 @@ import pytest
 from repo import LIB, PACKAGE, ROOT, module_name, modules, run, said
 
 
+@pytest.mark.slow
 def test_mypy_strict_finds_nothing() -> None:
     """mypy --strict has no complaint about any module. What it finds is kept, so that the next time only what has changed takes long."""
     pytest.importorskip("mypy", reason="mypy is not installed: pip install -e '.[dev]'")
@@ -74,10 +75,15 @@ def function(thing: Any) -> "FunctionType | None":
 
 
 @functools.cache
-def protocols() -> "list[type]":
-    """Every public Protocol of the package."""
+def protocols() -> "dict[type, dict[str, list[str]]]":
+    """Every public Protocol of the package, with the parameters of its public methods."""
     found = [thing for path in PUBLIC for thing in things(importlib.import_module(module_name(path))).values()]
-    return [thing for thing in found if inspect.isclass(thing) and getattr(thing, "_is_protocol", False)]
+    return {thing: methods(thing) for thing in found if inspect.isclass(thing) and getattr(thing, "_is_protocol", False)}
+
+
+def methods(protocol: type) -> "dict[str, list[str]]":
+    """The parameters of the public methods of a class."""
+    return {name: parameters(member) for name, member in vars(protocol).items() if public(name) and function(member)}
 
 
 def parameters(member: Any) -> "list[str]":
@@ -91,12 +97,8 @@ def shown_elsewhere(cls: type, name: str) -> bool:
     bases = [base for base in cls.__mro__[1:] if base.__module__.split(".")[0] != PACKAGE or public(base.__qualname__)]
     if any(name in vars(base) for base in bases):
         return True
-    for protocol in [] if cls in protocols() else protocols():
-        wanted = {name: parameters(member) for name, member in vars(protocol).items() if public(name) and function(member)}
-        has = {name: parameters(getattr(cls, name, None)) for name in wanted}
-        if name in wanted and all(has[name][: len(names)] == names for name, names in wanted.items()):
-            return True
-    return False
+    found = [methods for protocol, methods in protocols().items() if cls not in protocols() and name in methods]
+    return any(all(parameters(getattr(cls, name, None))[: len(names)] == names for name, names in wanted.items()) for wanted in found)
 
 
 def undocmented(made_of: FunctionType) -> Iterator[str]:
