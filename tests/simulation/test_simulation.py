@@ -40,7 +40,7 @@ def broken_off_simulations_are_gone() -> "Iterator[None]":
     asyncio_log.disabled = False
 
 
-RANGES, JOBS = 8, 2_500  # 20,000 jobs in all, split so that several processes can share them; CI runs 88,000 more
+RANGES, JOBS = 8, 2_500  # The plain run has two of eight ranges; CI has all, and 88,000 jobs more
 
 
 @pytest.mark.parametrize("part", [0, 1, *(pytest.param(part, marks=pytest.mark.slow) for part in range(2, RANGES))])
