@@ -508,6 +508,12 @@ def test_a_wrong_setting_is_told(speech: PocketSphinx) -> None:
         PocketSphinx().load({"hmm": "/nowhere"})
 
 
+def test_what_a_config_has_for_the_manager_is_left_to_it(speech: PocketSphinx) -> None:
+    """PocketSphinx knows none of these settings."""
+    share = {"concurrency": 2, "estimate": {"memory": 50_000_000}, "worker_resources": {"CPU": 1}}
+    PocketSphinx().load({**share, "worker_python": sys.executable})
+
+
 def test_the_recording_has_a_licence() -> None:
     """It is part of the package, and a text beside it says where it comes from."""
     path = sample_recording()

@@ -69,5 +69,6 @@ def json_size(
     "Estimate what a value takes: its characters, and 64 for each item of a collection."
     kind = type(value)
     if kind is str or kind is bytes: return len(value)
-    items = value.values() if kind is dict else value if kind is list else ()
+    if kind is not dict and kind is not list: return 0
+    items = value.values() if kind is dict else value
     return 64 * len(items) + sum([len(item) if type(item) is str else json_size(item) for item in items if type(item) not in _EMPTY])

@@ -16,7 +16,8 @@ from typing import Any
 
 from .display import folded, jobs_html
 from .buffers import SizedBuffer
-from .errors import ConfigError, ManagerClosedError, NotANewJobError, StreamOverflowError, WrongLoopError
+from .config import check_number
+from .errors import ManagerClosedError, NotANewJobError, StreamOverflowError, WrongLoopError
 
 # %% auto #0
 __all__ = ['ENDS', 'id_bytes', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks', 'Job',
@@ -274,7 +275,7 @@ class Job(_Attached):
 
         :raises JobError: at the end, if the job failed or was cancelled.
         :raises ConfigError: when `start` is no index."""
-        if not isinstance(start, int) or isinstance(start, bool) or start < 0: raise ConfigError("start", "an integer of at least 0", start)
+        check_number("start", start, 0, whole=True)
         return JobStream(self, live_of(self), start)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ __all__ = ['SPEECH', 'MANAGERS', 'MAGIC', 'MP3', 'RATE', 'UNKNOWN', 'NOTHING', '
 
 # %% ../../nbs/plugins/speech.ipynb #a6d4f57e
 SPEECH = Extra("speech", ("pocketsphinx", "soundfile", "soxr"))
-MANAGERS = ("estimate", "worker_resources")  # What a config has for the job manager
+MANAGERS = ("concurrency", "estimate", "worker_python", "worker_resources")  # What a config has for the job manager
 
 # %% ../../nbs/plugins/speech.ipynb #0bf154d8
 class AudioFileError(FactError, ValueError):

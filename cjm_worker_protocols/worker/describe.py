@@ -29,8 +29,10 @@ def schema_of(
     "Describe a type."
     origin, args = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
-        more = [extra for extra in args[1:] if isinstance(extra, Mapping)]
-        return {name: value for schema in (schema_of(args[0]), *more) for name, value in schema.items()}
+        schema = schema_of(args[0])
+        for extra in args[1:]:
+            if isinstance(extra, Mapping): schema.update(extra)
+        return schema
     if origin is Literal: return {"enum": list(args)}
     if origin in (Union, types.UnionType): return _one_of([schema_of(arg) for arg in args if arg is not type(None)])
     if not isinstance(origin, type): return {}
@@ -64,10 +66,10 @@ def parameters_of(
     for name, param in inspect.signature(function).parameters.items():
         schema = schema_of(hints.get(name, Any))
         if schema == {} and isinstance(hints.get(name), str) and "Path" in hints[name]: schema = dict(PATH) # it could not be resolved
-        required = param.default is param.empty and param.kind not in (param.VAR_POSITIONAL, param.VAR_KEYWORD)
-        facts = {"name": name, "kind": param.kind.name.lower(), "required": required, "schema": schema,
-                 "text": str(param.replace(annotation=param.empty))}
-        if param.default is not param.empty and _json(param.default): facts["default"] = param.default
+        missing = param.default is param.empty
+        facts = {"name": name, "kind": param.kind.name.lower(), "schema": schema, "text": str(param.replace(annotation=param.empty)),
+                 "required": missing and param.kind not in (param.VAR_POSITIONAL, param.VAR_KEYWORD)}
+        if not missing and _json(param.default): facts["default"] = param.default
         found.append(facts)
     return found
 

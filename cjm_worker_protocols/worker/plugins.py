@@ -5,11 +5,12 @@
 # %% ../../nbs/worker/plugins.ipynb #9522f415
 from __future__ import annotations
 
-import importlib
 import logging
 import pickle
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
+from operator import attrgetter
 from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType
 from typing import Any, Union
 
@@ -55,12 +56,10 @@ def unpack(
         except ModuleNotFoundError as e:
             if e.name != "cloudpickle": raise
             raise ModuleNotFoundError(_NO_CLOUDPICKLE, name=e.name) from None
-    module, _, name = source.partition(":")
-    thing: Any = importlib.import_module(module)
-    for part in name.split("."):
-        try: thing = getattr(thing, part)
-        except AttributeError: raise PluginLoadError(repr(source), f"{part!r} to be defined there", thing) from None
-    return thing
+    name, _, path = source.partition(":")
+    module = import_module(name)
+    try: return attrgetter(path)(module)
+    except AttributeError as e: raise PluginLoadError(repr(source), f"{e.name!r} to be defined there", e.obj) from None
 
 # %% ../../nbs/worker/plugins.ipynb #1f554ef7
 def pools_by_value() -> None:
@@ -211,7 +210,8 @@ class Plugin:
 # %% ../../nbs/worker/plugins.ipynb #7a0e87dc
 def _name_of(data: Any) -> Any:
     "Return the name in an entry of `discover_plugins`: a string, a mapping with a name, or an object with one."
-    return data if isinstance(data, str) else data.get("name") if isinstance(data, Mapping) else getattr(data, "name", None)
+    if isinstance(data, str): return data
+    return data.get("name") if isinstance(data, Mapping) else getattr(data, "name", None)
 
 class AdaptedPlugin(Plugin):
     "One plugin of a plugin manager."
