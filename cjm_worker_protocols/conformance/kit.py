@@ -20,12 +20,12 @@ from ..extensions.protocols import EventBroadcasterProtocol
 # %% auto #0
 __all__ = ['HypothesisMissing', 'check', 'check_async']
 
-# %% ../../nbs/conformance/kit.ipynb #c04dfd94
+# %% ../../nbs/conformance/kit.ipynb #61a83203
 class HypothesisMissing(ImportError):
     "`deep=True` needs hypothesis, which is not installed."
-    def __init__(self) -> None:
-        how = "pip install 'cjm-worker-protocols[dev]' or pip install hypothesis"
-        super().__init__(f"deep=True needs hypothesis: {how}", name="hypothesis")
+    name = "hypothesis"
+
+    def __str__(self) -> str: return "deep=True needs hypothesis: pip install 'cjm-worker-protocols[dev]' or pip install hypothesis"
 
 # %% ../../nbs/conformance/kit.ipynb #7293379f
 def searches(

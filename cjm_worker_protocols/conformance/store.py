@@ -49,7 +49,7 @@ def job(
     "Describe a new job, with parameters that are no text."
     return NewJob(id, "kit-plugin", b"\x80\x00\xff" + id.encode(), DAY, **more)
 
-# %% ../../nbs/conformance/store.ipynb #3d1303e5
+# %% ../../nbs/conformance/store.ipynb #347b820a
 def write(
     it: Subject, # A job store
     manager: str, # Who writes
@@ -66,6 +66,15 @@ def write(
     except AttributeError: fine = False
     if not fine: raise Broken(f"it returned {shown(answer)}", "Return `extensions.store.Written(places, existing, refused)`.", "", "write")
     return answer
+
+def held(
+    it: Subject, # A job store
+    count: int = 1 # How many
+) -> tuple[str, list[str]]: # The manager's name, and the jobs' ids
+    "Have a new manager add jobs, which it holds then."
+    names, manager = new_jobs(it, count), new_manager(it)
+    write(it, manager, map(job, names))
+    return manager, names
 
 def ids(
     it: Subject, # A job store
@@ -123,7 +132,7 @@ def _(it: Subject) -> None:
     if 0 in got or sorted({*got}) != got: raise Broken(f"the places of four new jobs are {shown(got)}")
     for name in names: expect(it, name, place=places[name])
 
-# %% ../../nbs/conformance/store.ipynb #819f4935
+# %% ../../nbs/conformance/store.ipynb #7c7382b1
 @rule("store.key", "write", "Who asks twice for the same key must not get two jobs; other people's keys are their own.",
       "Look for a job of the same worker type, owner and key first, and return it in `existing`.",
       requires=(*_KEPT, "store.open_names"))
@@ -143,8 +152,7 @@ def _(it: Subject) -> None:
       "Compare the worker type in each query.", requires=_KEPT)
 def _(it: Subject) -> None:
     "Jobs of another worker type are not read."
-    (name,), manager = new_jobs(it, 1), new_manager(it)
-    write(it, manager, [job(name)])
+    manager, (name,) = held(it)
     expect_same(ids(it, "read", OTHER, [name]), [])
 
 @rule("store.unknown", "payload", "A job may have been removed meanwhile, and a manager may be gone.",
@@ -157,13 +165,12 @@ def _(it: Subject) -> None:
         if (got if got is None else [*got]) != want: raise Broken(f"it returned {shown(got)}", member=member)
     for member, unknown in (("request_cancel", name), ("forget", [name]), ("close", "kit-manager")): it.call(member, unknown)
 
-# %% ../../nbs/conformance/store.ipynb #e4181729
+# %% ../../nbs/conformance/store.ipynb #082822e2
 @rule("store.moved", "write", "After a restart the manager must know which jobs were running, and how often.",
       "Set status, attempts and started to what is given, None too.", requires=_KEPT)
 def _(it: Subject) -> None:
     "A move sets the status, the attempts and the start."
-    (name,), manager = new_jobs(it, 1), new_manager(it)
-    write(it, manager, [job(name)])
+    manager, (name,) = held(it)
     for move in (JobMove(name, "running", 1, DAY + 1), JobMove(name, "pending", 1, None), JobMove(name, "running", 2, DAY + 3)):
         if write(it, manager, moved=[move]).refused: raise Broken(f"{name} was refused, though the manager holds it")
         expect(it, name, status=move.status, attempts=move.attempts, started=move.started)
@@ -172,14 +179,13 @@ def _(it: Subject) -> None:
       "Set status, ended and error to what is given.", requires=_KEPT)
 def _(it: Subject) -> None:
     "An end is read as it was given."
-    names, manager = new_jobs(it, 3), new_manager(it)
-    write(it, manager, map(job, names))
+    manager, names = held(it, 3)
     ends = [JobEnd(names[0], "completed", DAY + 2, b"result"), JobEnd(names[1], "failed", DAY + 3, None, '{"category": "crash"}'),
             JobEnd(names[2], "cancelled", DAY + 4, None, '{"category": "cancelled"}')]
     write(it, manager, ended=ends)
     for end in ends: expect(it, end.id, status=end.status, ended=end.ended, error=end.error)
 
-# %% ../../nbs/conformance/store.ipynb #b28e8032
+# %% ../../nbs/conformance/store.ipynb #53d221a9
 @rule("store.payload", "payload", "A job is run from its parameters, and its result is read after a restart.",
       "Keep the bytes as they are, whatever their size.", requires=("store.ended",))
 def _(it: Subject) -> None:
@@ -196,22 +202,20 @@ def _(it: Subject) -> None:
       "Keep the newest `keep` chunks by number, and return those from `start` on, in order.", requires=_KEPT)
 def _(it: Subject) -> None:
     "The newest chunks are kept, and are read in order, from any number on."
-    (name,), manager = new_jobs(it, 1), new_manager(it)
-    write(it, manager, [job(name)])
+    manager, (name,) = held(it)
     for numbers in ((0, 1), (2, 3, 4), (5,)):
         write(it, manager, chunks=[JobChunk(name, n, b"\x00chunk %d" % n, 4) for n in numbers])
     for start in (0, 4):
         want, got = [(n, b"\x00chunk %d" % n) for n in range(max(2, start), 6)], [*map(tuple, it.call("chunks", name, start))]
         if not got or got != want[:len(got)]: raise Broken(f"it returned {shown(got)}, and kept are {[n for n, _ in want]}")
 
-# %% ../../nbs/conformance/store.ipynb #75902abd
+# %% ../../nbs/conformance/store.ipynb #a6862087
 @rule("store.end_is_final", "write", "Someone who has seen the end of a job must not see another.",
       "Change a job only where `ended` is not set, and return the others in `refused`.",
       requires=("store.moved", "store.ended"))
 def _(it: Subject) -> None:
     "A job that has ended is refused and does not change; the rest of the batch is written."
-    (name, rest), manager = new_jobs(it, 2), new_manager(it)
-    write(it, manager, [job(name), job(rest)])
+    manager, (name, rest) = held(it, 2)
     write(it, manager, ended=[JobEnd(name, "completed", DAY + 2, b"result")])
     answers = [write(it, manager, moved=[JobMove(name, "running", 5, DAY + 9), JobMove(rest, "running", 1, DAY + 1)]),
                write(it, manager, ended=[JobEnd(name, "failed", DAY + 9, None, "{}")])]
@@ -242,13 +246,12 @@ def _(it: Subject) -> None:
     expect_same([*answer.refused], [], "refused is {}")
     expect_same([*map(tuple, it.call("chunks", name))], [(0, b"chunk")], "its chunks are {}")
 
-# %% ../../nbs/conformance/store.ipynb #f54ca3f8
+# %% ../../nbs/conformance/store.ipynb #5c22bda9
 @rule("store.cancellations", "cancellations", "A job is cancelled from any process, by the one that runs it.",
       "Note the wish, and list it for the holder as long as the job has not ended.", requires=("store.ended", "store.open_names"))
 def _(it: Subject) -> None:
     "A wish to cancel a job reaches its holder, and ends with the job."
-    (name, rest), manager, other = new_jobs(it, 2), new_manager(it), new_manager(it)
-    write(it, manager, [job(name), job(rest)])
+    (manager, (name, _)), other = held(it, 2), new_manager(it)
     it.call("request_cancel", name)
     expect_same([*it.call("cancellations", manager)], [name], "it returned {} to the holder")
     expect_same([*it.call("cancellations", other)], [], "it returned {} to another manager")
@@ -266,7 +269,7 @@ def _(it: Subject) -> None:
     if kept := [member for member, found in left.items() if found]: raise Broken(f"{kept[0]} still returns {shown(left[kept[0]])}")
     if again not in write(it, manager, [job(again, key="kit-key")]).places: raise Broken("its key is still taken")
 
-# %% ../../nbs/conformance/store.ipynb #000b66f9
+# %% ../../nbs/conformance/store.ipynb #11039c9e
 def _listed(it: Subject, names: Sequence[str], **how: Any) -> list[str]:
     "Those of some jobs that are selected: a store that is in use has others too."
     return [id for id in ids(it, "select", worker_type=TYPE, **how) if id in names]
@@ -293,7 +296,7 @@ def _(it: Subject) -> None:
                       ({"owner": "kit-owner"}, [1]), ({"owner": "kit-owner", "status": "pending"}, []), ({}, [2, 1, 0])):
         expect_same(_listed(it, names, **how), [names[n] for n in want], "it listed {}")
 
-# %% ../../nbs/conformance/store.ipynb #5622e465
+# %% ../../nbs/conformance/store.ipynb #a3870dbf
 @rule("store.claim", "claim", "The jobs of an app that has ended are taken over by the next.",
       "Take the jobs of this worker type that have not ended and whose manager is closed or dead. Change nothing but the holder.",
       requires=("store.only_the_holder", "store.places"))
@@ -315,8 +318,7 @@ def _(it: Subject) -> None:
       "Find the jobs and take them in one transaction, or under one lock.", requires=("store.claim",))
 def _(it: Subject) -> None:
     "When several managers claim at once, each job is taken by one of them."
-    names, old = new_jobs(it, 12), new_manager(it)
-    write(it, old, map(job, names))
+    old, names = held(it, 12)
     it.call("close", old)
     taken = {new_manager(it): list[str]() for _ in range(3)}
     it.trail.append("3 threads, each of which claims for a manager")
