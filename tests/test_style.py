@@ -22,7 +22,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "Job": 68,
     "Lifecycle": 148,
     "ManagerView": 91,
-    "RedisBroadcaster": 113,
+    "RedisBroadcaster": 104,
     "Scheduler": 130,
     "WorkerPool": 137,
     "WorkerProxy": 150,
