@@ -389,7 +389,7 @@ def request_cancel(
     live.check_loop("request_cancel")
     if live.cancel is not None: live.cancel(job)
 
-# %% ../../nbs/core/jobs.ipynb #bd9816b5
+# %% ../../nbs/core/jobs.ipynb #e6e6a468
 class JobStream:
     "An async iterator over the chunks of one job."
     def __init__(self,
@@ -397,17 +397,22 @@ class JobStream:
         live: LiveJob, # Where they are kept
         start: int # Index of the first chunk wanted
     ):
-        self.job, self.cursor, self.lagging, self.anywhere = job, start, False, False # anywhere: once the job has ended
+        self.job, self.cursor, self.lagging = job, start, False
         self._live, self._chunks, self._closed = live, live.chunks, False
         self._chunks.open(self)
 
     def __aiter__(self) -> JobStream: return self
 
     async def __anext__(self) -> Any:
-        "Return the next chunk. Raises `StreamOverflowError` if it is no longer kept, and the job's error at its end."
+        "Return the next chunk. Raises what `read` raises, and `WrongLoopError`."
         chunks = self._chunks
-        if not self.anywhere: self._live.check_loop("job.stream()")
-        while self.cursor >= chunks.stop and not self.job.done and not self._closed and not self._live.left: await chunks.waiters.wait()
+        self._live.check_loop("job.stream()")
+        while self.cursor >= chunks.stop and not (self.job.done or self._closed or self._live.left): await chunks.waiters.wait()
+        return self.read()
+
+    def read(self) -> Any: # A chunk
+        "Return the next kept chunk; any thread may, once the job has ended. Raises `StreamOverflowError`, and at the end the job's error."
+        chunks = self._chunks
         if self._closed: raise StopAsyncIteration
         if self.cursor < chunks.first:
             dropped, self.cursor, self.lagging = chunks.first - self.cursor, chunks.first, False
@@ -415,8 +420,7 @@ class JobStream:
         if self.cursor >= chunks.stop:
             self._live.read = True
             if self.job.error is not None: raise fresh(self.job.error)
-            if not self.job.done: raise ManagerClosedError("job.stream()")
-            raise StopAsyncIteration
+            raise StopAsyncIteration if self.job.done else ManagerClosedError("job.stream()")
         chunk = chunks.get(self.cursor)
         self.cursor += 1
         chunks.moved()
@@ -425,9 +429,8 @@ class JobStream:
     def take(self) -> list[Any]: # Empty when there is none
         "Return the next chunks that can be read without waiting."
         chunks, first = self._chunks, self.cursor
-        if self._closed or first < chunks.first or first >= chunks.stop: return []
-        taken = [chunks.get(index) for index in range(first, chunks.stop)]
-        self.cursor = chunks.stop
+        taken = [] if self._closed or first < chunks.first else [chunks.get(index) for index in range(first, chunks.stop)]
+        self.cursor += len(taken)
         chunks.moved()
         return taken
 

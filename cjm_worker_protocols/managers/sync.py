@@ -166,7 +166,7 @@ def post_quietly(
     try: calls.post(name, coroutine)
     except (ManagerClosedError, ForkedManagerError): pass
 
-# %% ../../nbs/managers/sync.ipynb #77e4d2f1
+# %% ../../nbs/managers/sync.ipynb #dd65ceee
 def iterate(
     job: Job, # A job
     calls: Calls, # Its manager's
@@ -178,10 +178,7 @@ def iterate(
     chunks: JobStream = job.stream(start) if job.done else calls.call("job.stream", open_stream())
     try:
         while not job.done: yield calls.call("job.stream", chunks.__anext__())
-        chunks.anywhere = True
-        while True:
-            try: chunks.__anext__().send(None)
-            except StopIteration as end: yield end.value
+        while True: yield chunks.read()
     except StopAsyncIteration: pass
     finally: post_quietly(calls, "job.stream", chunks.aclose())
 
