@@ -52,29 +52,24 @@ class Route(NamedTuple):
     handler: Handler  # Returns the response
     summary: str  # For the OpenAPI document
 
-# %% ../../nbs/web/routes.ipynb #577fe1ac
+# %% ../../nbs/web/routes.ipynb #d9cec0dd
 class Routes:
     "Finds the route of a request."
     def __init__(self,
         routes: list[Route] # All of them
     ):
         self.routes = routes
-        self._plain: dict[str, dict[str, Route]] = {}  # By path, then by method
-        self._of_jobs: dict[str, dict[str, Route]] = {}  # By what follows the id
-        for route in routes:
-            before, found, after = route.path.partition("/api/jobs/{id}")
-            table = self._of_jobs.setdefault(after, {}) if found and not before else self._plain.setdefault(route.path, {})
-            table[route.method] = route
+        self._table: dict[str, dict[str, Route]] = {}  # By path, then by method
+        for route in routes: self._table.setdefault(route.path, {})[route.method] = route
 
     def find(self,
         method: str, # Of a request
         path: str # Below the path where the app is mounted
     ) -> tuple[Route, str]: # The route, and the job's id if the path has one
         "Find a route. Raises a `Problem` when there is none."
-        job_id, methods = "", self._plain.get(path)
-        if methods is None and path.startswith("/api/jobs/"):
-            job_id, slash, after = path[len("/api/jobs/"):].partition("/")
-            methods = self._of_jobs.get(slash + after) if job_id else None
+        before, _, found = path.partition("/api/jobs/")
+        job_id, slash, after = found.partition("/")
+        methods = self._table.get("/api/jobs/{id}" + slash + after if job_id and not before else path)
         if methods is None: raise Problem(404, "not-found", "No such path. /api/openapi.json lists them all.")
         route = methods.get("GET" if method == "HEAD" else method)
         if route is None:
