@@ -149,6 +149,31 @@ async def test_plugins_have_parameters() -> None:
         assert not running.jobs
 
 
+async def test_a_request_asks_the_registry_for_its_plugin_alone() -> None:
+    """`POST /api/jobs` does not list the category; `GET /api/plugins` does."""
+    asked: "list[str]" = []
+
+    class Registry:
+        def get_plugins_by_category(self, category: Any) -> Any:
+            asked.append("category")
+            return [{"id": "shout"}]
+
+        def get_plugin(self, plugin_id: str) -> Any:
+            asked.append(plugin_id)
+            return {"id": "shout"} if plugin_id == "shout" else None
+
+        def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+            return {}
+
+    async with api(shout, settings={"plugin_registry": Registry()}) as (_, client):
+        assert (await client.start("shout", "?wait=true", text="hi"))["result"] == "HI"
+        assert set(asked) == {"shout"}
+        assert [plugin["parameters"][0]["name"] for plugin in (await client.get("api/plugins")).json()["plugins"]] == ["text"]
+        assert asked[-1] == "category"
+        unknown = await client.post("api/jobs", json={"plugin_id": "shuot"})
+        assert problem(unknown) == (422, "unknown-plugin", "plugin_id")
+
+
 async def test_workers_are_measured() -> None:
     """Memory is in bytes."""
     async with api(shout) as (_, client):

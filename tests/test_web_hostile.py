@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from test_web import api, by_user, count, look, shout, spin
 from web_kit import TOKEN, Client, problem, serving
 
 from cjm_worker_protocols.web import Access, WorkersApp
+from cjm_worker_protocols.web.plugins import check_params, names_path
+from cjm_worker_protocols.worker.describe import parameters_of
 
 HERE = [(b"host", b"localhost:8000")]
 JSON = (b"content-type", b"application/json")
@@ -184,6 +187,15 @@ async def test_cookies_that_are_guessed() -> None:
     assert (await ask(app, host=False, headers=[(b"host", b"localhost:99999"), (b"cookie", name + b"=" + value)]))[0] == 401
 
 
+@pytest.mark.parametrize("text", [b"\\" * 30_000, b'\\"' * 15_000, b"\\101" * 7_500, b'"; a="' * 5_000])
+async def test_cookies_that_take_long_to_read(text: bytes) -> None:
+    """One that the standard library reads in seconds (CVE-2024-7592) stops nothing: 30 KB are refused in milliseconds."""
+    app = WorkersApp(manager(shout), token=TOKEN)
+    began = time.thread_time()
+    assert (await ask(app, headers=[(b"cookie", b'a="' + text + b'"')]))[0] == 401
+    assert time.thread_time() - began < 0.5
+
+
 LOGGED = """
 import logging, os, sys, uvicorn
 from cjm_worker_protocols import JobManager
@@ -305,6 +317,21 @@ async def test_jobs_of_others_in_every_endpoint() -> None:
             }
 
 
+async def test_a_list_that_begins_behind_a_job_of_another() -> None:
+    """`before` with the id of a foreign job is as with an unknown one: empty, also where the client has older jobs."""
+    alice, root = {"x-user": "alice"}, {"x-user": "root"}
+    async with api(shout, authorize=by_user) as (running, client):
+        mine = await running.start_job("shout", text="a", owner="alice")
+        theirs = await running.start_job("shout", text="b", owner="bob")
+        last = await running.start_job("shout", text="c", owner="alice")
+
+        async def before(job_id: str, user: Any) -> "list[str]":
+            return [job["id"] for job in (await client.get(f"api/jobs?before={job_id}", headers=user)).json()["jobs"]]
+
+        assert await before(theirs.id, alice) == await before("unknown", alice) == []
+        assert await before(last.id, alice) == [mine.id] == await before(theirs.id, root)
+
+
 @pytest.mark.parametrize(
     "params, field",
     [
@@ -328,6 +355,28 @@ async def test_files_of_the_server(tmp_path: Path, params: Any, field: str) -> N
     app = WorkersApp(manager(look), allow_paths=[tmp_path / "allowed"])
     status, _, body = await ask(app, "POST", "/api/jobs", json.dumps({"plugin_id": "look", "params": full}).encode(), [JSON])
     assert (status, json.loads(body)["field"]) == (422, field) and not app.manager.jobs
+
+
+def loose(anything: Any = None, many: list = [], named: dict = {}, texts: "list[str]" = []) -> None:  # type: ignore[type-arg]  # noqa: B006
+    """A plugin that does not say what it takes."""
+
+
+@pytest.mark.parametrize("text", ["/etc/passwd", "../../etc/passwd", "a/../../b", "..", "~root/x", " /etc/passwd", "FILE:///etc/passwd"])
+async def test_files_of_the_server_in_what_is_not_declared(text: str) -> None:
+    """No path in a parameter without an annotation, nor in a bare `list` or `dict`; what is declared as text is text."""
+    app = WorkersApp(manager(loose))
+
+    async def status(**params: Any) -> int:
+        return (await ask(app, "POST", "/api/jobs", json.dumps({"plugin_id": "loose", "params": params}).encode(), [JSON]))[0]
+
+    for params in ({"anything": text}, {"anything": {"a": [text]}}, {"many": ["a", text]}, {"named": {"a": text}}):
+        assert await status(**params) == 422 and not app.manager.jobs, params
+    assert check_params({"texts": [text]}, parameters_of(loose), ()) == {"texts": [text]}
+
+
+def test_schemas_that_declare_a_path() -> None:
+    """As JSON Schema and pydantic say it."""
+    assert all(names_path({"anyOf": [{"type": "string", "format": kind}]}) for kind in ("path", "file-path", "directory-path"))
 
 
 async def test_events_that_forge_events() -> None:
@@ -380,6 +429,26 @@ async def test_forms_with_too_many_parts() -> None:
     for name in (b'; filename="f"', b""):
         body = b"".join(part % (n, name) for n in range(101)) + b"--x--\r\n"
         assert (await ask(app, "POST", "/api/jobs", body, [kind, (b"sec-fetch-site", b"same-origin")]))[0] == 400
+
+
+@pytest.mark.parametrize(
+    "charset, more, expected",
+    [
+        (b"undefined", b"", 400),
+        (b"punycode", b"", 400),
+        (b"utf-8", b"a: b\r\n" * 100_000, 400),
+        (b"utf-8", b"a: " + b"b" * 100_000, 400),
+        (b"utf-8", b'content-disposition: form-data; name="params"\r\n\r\n{"text": NaN}', 422),
+        (b"utf-8", b'content-disposition: form-data; name="params"\r\n\r\n{"text": "%b"}' % (b"x" * (1 << 20)), 400),
+    ],
+)
+async def test_forms_that_break_parsers(charset: bytes, more: bytes, expected: int) -> None:
+    """Charsets that are none, headers without an end, a field of a megabyte, what is no JSON: a problem, and no job."""
+    app = WorkersApp(manager(shout))
+    body = b'--x\r\ncontent-disposition: form-data; name="plugin_id"\r\n\r\nshout\xff_\r\n--x\r\n' + more + b"\r\n--x--\r\n"
+    headers = [(b"content-type", b"multipart/form-data; boundary=x; charset=" + charset), (b"sec-fetch-site", b"same-origin")]
+    status, _, answer = await ask(app, "POST", "/api/jobs", body, headers)
+    assert status == expected and json.loads(answer)["detail"] and not app.manager.jobs
 
 
 async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

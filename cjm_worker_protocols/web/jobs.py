@@ -120,7 +120,7 @@ class JobWaits:
         if job.done: await job.wait() # a client reads its end
         return True
 
-# %% ../../nbs/web/jobs.ipynb #2889742f
+# %% ../../nbs/web/jobs.ipynb #435a621b
 @dataclass
 class VisibleJobs:
     "The jobs of a manager that a client sees. Each method raises what the manager's does."
@@ -139,16 +139,24 @@ class VisibleJobs:
         **wanted: Any # As `list_jobs` has it
     ) -> list[Job]: # The newest first
         "List the jobs that a client sees, with a job store those of all processes."
-        if access.sees != "all" and not access.user: return []
+        before = wanted.get("before")
+        if access.sees != "all" and not access.user or before is not None and await self.look(access, before) is None: return []
         return await self.manager.list_jobs(owner=None if access.sees == "all" else access.user, **wanted)
+
+    async def look(self,
+        access: Access, # A client
+        job_id: str # What it asks for
+    ) -> Job | None: # With a job store also one of another process; `None` when it is unknown or foreign
+        "Look for a job that a client sees."
+        job = self.manager.get_job(job_id) or (await self.manager.find_job(job_id) if self.manager.job_store is not None else None)
+        return job if job is not None and access.owns(job.owner) else None
 
     async def find(self,
         access: Access, # A client
         job_id: str # What it asks for
-    ) -> Job: # A job that it sees, with a job store also one of another process
+    ) -> Job: # A job that it sees
         "Find a job. Raises a `Problem`: a foreign job looks like an unknown one."
-        job = self.manager.get_job(job_id) or (await self.manager.find_job(job_id) if self.manager.job_store is not None else None)
-        if job is None or not access.owns(job.owner): raise Problem(404, "not-found", "No such job, or no longer kept.")
+        if (job := await self.look(access, job_id)) is None: raise Problem(404, "not-found", "No such job, or no longer kept.")
         return job
 
 # %% ../../nbs/web/jobs.ipynb #4a8be672

@@ -28,9 +28,9 @@ from ..worker.plugins import Source
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Description', 'UNKNOWN', 'DESCRIBE', 'SECRET', 'Paths', 'PluginFacts', 'facts_of_metadata', 'list_plugins',
+__all__ = ['Description', 'UNKNOWN', 'DESCRIBE', 'SECRET', 'Paths', 'PATHS', 'PluginFacts', 'facts_of_metadata', 'list_plugins',
            'find_plugin', 'is_loaded', 'Descriptions', 'public_schema', 'plugin_document', 'is_allowed_path',
-           'names_path', 'check_value', 'check_params']
+           'may_be_path', 'names_path', 'check_value', 'check_params']
 
 # %% ../../nbs/web/plugins.ipynb #5b9365a2
 class PluginFacts(NamedTuple):
@@ -165,7 +165,7 @@ def plugin_document(
             "configured": facts.configured, "problem": facts.problem or description["problem"], "streams": description["streams"],
             "parameters": description["parameters"], "config_schema": json_safe(schema, 10_000, 1000, 16)}
 
-# %% ../../nbs/web/plugins.ipynb #e4e574b4
+# %% ../../nbs/web/plugins.ipynb #cde90893
 Paths = Sequence[Union[str, "os.PathLike[str]"]]
 
 def is_allowed_path(
@@ -177,14 +177,23 @@ def is_allowed_path(
     except (OSError, ValueError, RuntimeError): return False
     return any(path == root or root in path.parents for root in (Path(folder).resolve() for folder in allowed))
 
+PATHS = ("path", "file-path", "directory-path")  # The formats of a path; the last two are pydantic's
+
+def may_be_path(
+    text: str # From JSON, for a parameter that is not annotated
+) -> bool: # True for an absolute one, one of a user's folder, a URL of a file, and one that leaves its folder
+    "Say whether a text looks like a path that no client should choose."
+    plain = text.strip().lower().removeprefix("url:") # as urllib does
+    return plain.startswith((os.sep, "~", "file:")) or ".." in plain.split(os.sep)
+
 def names_path(
     schema: Any # Of a value
 ) -> bool: # Also as one of several types, or within a list
     "Say whether a schema declares a path."
     if isinstance(schema, list): return any(map(names_path, schema))
-    return isinstance(schema, Mapping) and (schema.get("format") == "path" or any(map(names_path, schema.values())))
+    return isinstance(schema, Mapping) and (schema.get("format") in PATHS or any(map(names_path, schema.values())))
 
-# %% ../../nbs/web/plugins.ipynb #7e236b34
+# %% ../../nbs/web/plugins.ipynb #5e8809ae
 def check_value(
     value: Any, # From JSON
     schema: Any, # What the plugin declares
@@ -192,15 +201,16 @@ def check_value(
     field: str # Names the value in a problem
 ) -> Any: # The value; a declared path is a `Path`
     "Check that JSON names no file of the server that it may not. Raises a `Problem`."
+    declared = names_path(schema)
+    bare = {} if schema.get("type") in ("array", "object") and not declared else schema # of `list`: what is within is not declared
     if isinstance(value, list):
-        return [check_value(item, schema.get("items") or schema, allowed, f"{field}[{n}]") for n, item in enumerate(value)]
+        return [check_value(item, schema.get("items") or bare, allowed, f"{field}[{n}]") for n, item in enumerate(value)]
     if isinstance(value, dict):
-        others = schema.get("additionalProperties") or schema
+        others = schema.get("additionalProperties") or bare
         known = {**dict.fromkeys(value, others), **(schema.get("properties") or {})}
         return {name: check_value(v, known[name], allowed, f"{field}.{name}") for name, v in value.items()}
     if not isinstance(value, str): return value
-    declared = names_path(schema)
-    if not declared and (schema or not value.startswith((os.sep, "~", "file:"))): return value
+    if not declared and (schema or not may_be_path(value)): return value
     if is_allowed_path(value, allowed): return Path(value) if declared else value
     remedy = "upload the file, or allow its folder by allow_paths" if declared else "annotate the parameter, as `text: str`"
     raise Problem(422, "invalid", f"{field}: a path on the server is not accepted from JSON: {remedy}.", field)

@@ -21,7 +21,7 @@ from .uploads import safe_name
 # %% auto #0
 __all__ = ['SUFFIXES', 'attachment_headers', 'result_response']
 
-# %% ../../nbs/web/results.ipynb #6d7ff9f9
+# %% ../../nbs/web/results.ipynb #0403be77
 SUFFIXES = {"image/png": ".png", "image/jpeg": ".jpg", "image/webp": ".webp", "image/gif": ".gif"}  # Of what browsers may show
 
 def attachment_headers(
@@ -30,7 +30,8 @@ def attachment_headers(
 ) -> dict[str, str]: # Headers
     "Have a browser save a result, unless it is an image."
     shown = "inline" if view.media_type in SUFFIXES else "attachment"
-    return {"content-disposition": f'{shown}; filename="{safe_name(name)}"', "x-content-type-options": "nosniff", "cache-control": "no-store"}
+    disposition = f'{shown}; filename="{safe_name(name)}"'
+    return {"content-disposition": disposition, "x-content-type-options": "nosniff", "cache-control": "no-store"}
 
 # %% ../../nbs/web/results.ipynb #fda21756
 def result_response(

@@ -21,8 +21,8 @@ from .problems import Problem
 MAX_BODY = 1 << 20  # Bytes of a JSON body
 
 # %% auto #0
-__all__ = ['MAX_BODY', 'Handler', 'ApiCall', 'Route', 'Routes', 'path_below', 'read_body', 'parse_object', 'parse_query',
-           'query_number', 'query_flag']
+__all__ = ['MAX_BODY', 'Handler', 'decode_json', 'ApiCall', 'Route', 'Routes', 'path_below', 'read_body', 'parse_object',
+           'parse_query', 'query_number', 'query_flag']
 
 # %% ../../nbs/web/routes.ipynb #83127347
 class ApiCall(NamedTuple):
@@ -85,7 +85,7 @@ def path_below(
     path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
     return path[len(root):] if root and (path == root or path.startswith(root + "/")) else path
 
-# %% ../../nbs/web/routes.ipynb #f0f829fc
+# %% ../../nbs/web/routes.ipynb #40c0c4c6
 async def read_body(
     request: Request, # A request
     limit: int # Bytes
@@ -101,13 +101,13 @@ async def read_body(
 
 def _constant(name: str) -> Any: raise ValueError(f"{name} is no JSON")
 
-_decode = json.JSONDecoder(parse_constant=_constant).decode # json.loads would make a decoder for each call
+decode_json = json.JSONDecoder(parse_constant=_constant).decode # json.loads would make a decoder for each call, and take NaN
 
 def parse_object(
     body: bytes # JSON
 ) -> dict[str, Any]: # Its members
     "Read a JSON object. Raises a `Problem` for anything else."
-    try: value = _decode(body.decode() or "{}")
+    try: value = decode_json(body.decode() or "{}")
     except (ValueError, RecursionError) as e: raise Problem(400, "malformed", f"Expected a JSON object ({e}).") from None
     if not isinstance(value, dict): raise Problem(400, "malformed", "Expected a JSON object.")
     return value
