@@ -120,7 +120,7 @@ class ManagerPages:
         found = await list_plugins(self.manager)
         return as_json({"plugins": [plugin_document(facts, await self.descriptions.of(facts)) for facts in found]})
 
-# %% ../../nbs/web/app.ipynb #d53a9300
+# %% ../../nbs/web/app.ipynb #29c7f1d6
 @dataclass
 class WorkerPages:
     "The endpoints that show what happens now: workers, events and metrics."
@@ -148,7 +148,7 @@ class WorkerPages:
         "`GET /api/events?job=&last_event_id=`"
         job_id = call.query.get("job", "")
         if job_id: await self.visible.find(call.access, job_id)
-        topics = topics_of(call.access.user, call.access.sees == "all", job_id, self.views.details_for(call.access))
+        topics = topics_of(call.access, job_id, self.views.details_for(call.access))
         return self.streams.limited(call.client, events_response(self.live, topics, job_id))
 
     async def _metrics(self, call: ApiCall) -> ASGIApp:
