@@ -183,7 +183,7 @@ uvicorn.run(app, port=int(sys.argv[1]), log_level="error")
 
 def test_the_page_that_the_docs_show_comes_back_after_a_502_too(browser: Any, tmp_path: Path) -> None:
     """A browser alone would give up for good; the few lines make it miss nothing."""
-    text = "\n".join(cell.source for cell in nbformat.read(NBS / "integrations/sse/app.ipynb", 4).cells)  # type: ignore[no-untyped-call]
+    text = "\n".join(cell.source for cell in nbformat.read(NBS / "howto/live_events_in_production.ipynb", 4).cells)  # type: ignore[no-untyped-call]
     (code,) = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
     port = free_port()
     page_text = f"<!doctype html><script>const got = []; const show = e => got.push([e.type, e.data]); {code}</script>"

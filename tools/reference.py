@@ -185,7 +185,9 @@ class Writer:
             yield more
             errors = "\n\n".join(part for part in (errors, raised) if part)
         with_meaning = [row for row in taken if row.name not in ("/", "*") and row.meaning]
-        if made is not None and with_meaning and not same(with_meaning, rows): yield from self.of_parameters(with_meaning, every)
+        if made is not None and owner is not symbol and owner.page == self.page and public(owner.name):
+            yield f"The parameters are those of [`{owner.name}`](#{owner.anchor})."
+        elif made is not None and with_meaning and not same(with_meaning, rows): yield from self.of_parameters(with_meaning, every)
         if rows: yield table(kind or "Attribute", rows)
         yield errors
         if bases and not symbol.is_protocol and kind not in ("Member", "Fact"): yield f"Bases: {', '.join(map(code, bases))}."
