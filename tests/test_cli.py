@@ -278,6 +278,7 @@ def test_run_has_a_timeout(mine: Path) -> None:
         (("run", "mine:echo", "--config", "[1]"), "--config: expected a JSON object (got '[1]')"),
         (("run", "mine:echo", "--timeout", "-1"), "timeout: expected a number above 0"),
         (("run", "not-a-module:x"), "import string 'package.module:name'"),
+        (("serve", "--port", "65536"), "--port: expected a number from 0 to 65535 (got 65536)"),
     ],
 )
 def test_a_wrong_command_line_makes_exit_code_2(args: "tuple[str, ...]", message: str, mine: Path) -> None:

@@ -664,6 +664,7 @@ async def test_the_command_line(path: str, tmp_path: Path) -> None:
         await until(lambda: again["new_job"] in here.jobs)
         assert await here.jobs[again["new_job"]] == 1
     assert cli("show", "unknown")[0] == 1 and cli("cancel")[0] == 2 and cli("nonsense")[0] == 2
+    assert [cli(*wrong)[0] for wrong in (("prune", "--keep", "-1"), ("list", "--limit", "-1"), ("list", "--status", "x"))] == [2, 2, 2]
     assert cli("prune", "--keep", "1") == (0, [{"removed": 2}]) and len(cli("list")[1]) == 1
 
 

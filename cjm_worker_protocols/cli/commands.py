@@ -326,6 +326,7 @@ def serve(
     from asyncio import run as run_loop
     from cjm_worker_protocols.web.serve import NotAManagerError, choose_token, serve as serve_manager
     if len(target) > 1: raise UsageError(f"expected at most one target (got {len(target)})")
+    if not 0 <= port <= 65535: raise UsageError(f"--port: expected a number from 0 to 65535 (got {port})")
     if target and store: raise UsageError("--store: expected no target, which brings a job store of its own")
     import_from(here())
     address, found = choose_token(host, port, token, no_token), named(target[0]) if target else partial(all_installed, store)

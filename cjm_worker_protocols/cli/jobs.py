@@ -12,6 +12,7 @@ from typing import Any
 
 from .commands import UsageError, fail, say
 from .screen import Facts, to_json
+from ..core.config import check_number
 from ..core.display import MARKS
 from ..core.jobs import new_id
 from ..extensions.store import StoredJob
@@ -87,6 +88,8 @@ def jobs(
     what, *ids = action or ("list",)
     if what not in ACTIONS: raise UsageError(f"expected one of {', '.join(ACTIONS)} (got {what!r})")
     if (what in ("list", "prune")) == bool(ids): raise UsageError(f"jobs {what}: expected {'no id' if ids else 'the id of a job'}")
+    if status and status not in MARKS: raise UsageError(f"--status: expected one of {', '.join(MARKS)} (got {status!r})")
+    for option, number in (("--limit", limit), ("--keep", keep)): check_number(option, number, 0)
     if not os.path.exists(store): raise UsageError(f"--store: expected the file of a job store (got {store!r}, which does not exist)")
     records = SQLiteJobStore(store)
     if what == "list":

@@ -85,10 +85,11 @@ def kill_group(
 TRACKER_TIME = 0.5  # seconds that resource trackers have when the app has ended
 
 def end_groups(
-    groups: set[int] # Process groups
+    groups: set[int], # Process groups
+    patience: float = TRACKER_TIME # Seconds for resource trackers to clean up
 ) -> None:
     "Kill all processes of some groups, resource trackers last."
-    end = time.monotonic() + TRACKER_TIME
+    end = time.monotonic() + patience
     while any([kill_group(group) for group in groups]) and time.monotonic() < end: time.sleep(0.005)
     for group in groups: kill_group(group, trackers=True)
 

@@ -14,7 +14,6 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -28,9 +27,9 @@ from ..base import Exit
 from ..guardian import guardian_command
 from ..launch import Invocation, LaunchedWorker, interpreter
 from ..local import HANG_UP
-from ..processes import TRACKER_LOOK, TRACKER_TIME
+from ..processes import TRACKER_TIME
 from . import without
-from ...worker.guardian import kill_group, sweep
+from ...worker.guardian import end_groups, sweep
 
 CALL = struct.Struct(">QQ")  # The head of a call: its number, and the tag of the job that it gives, or 0
 REPLY = struct.Struct(">Q?")  # The head of a reply: its number, and whether it has more than frames
@@ -229,10 +228,7 @@ class AgentGuardian:
 
     def end_children(self) -> None:
         "End all that the worker has started, once it has ended itself; resource trackers are given the time to clean up."
-        for _ in range(round(TRACKER_TIME / TRACKER_LOOK)):
-            if not kill_group(self._process.pid): break
-            time.sleep(TRACKER_LOOK)
-        else: kill_group(self._process.pid, trackers=True)
+        end_groups({self._process.pid}, TRACKER_TIME)
         try: self._pipe.write(f"-{self._process.pid} {self._process.mark}\n".encode())
         except OSError: sweep({self._process.mark.encode()}) # the guardian was killed
 
