@@ -20,7 +20,7 @@ import pytest
 from durable_app import manager
 from harness import nothing_left, ticking  # noqa: F401
 
-from cjm_worker_protocols import JobCancelled, JobError, JobManager
+from cjm_worker_protocols import JobCancelled, JobError, JobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import (
     ConfigError,
     JobStoreError,
@@ -155,6 +155,15 @@ async def test_many_at_once_share_a_commit(path: str) -> None:
         batches.clear()
         assert [await (await here.start_job("echo", value=n)) for n in range(10)] == list(range(10))
         assert len(batches) == 20  # accepted and started in one, ended in the other
+
+
+async def test_the_next_job_is_sent_ahead(path: str) -> None:
+    """A job is marked while its predecessor runs, also when that had to wait for its own mark."""
+    async with manager(path) as here:
+        *_, blocking, following = [await here.start_job("nap", seconds=n) for n in (0, 0, 60, 0)]
+        await until(lambda: stored(path)[following.id] == "running")
+        assert (blocking.status, following.status) == ("running", "pending")
+        assert await here.cancel_job(blocking.id) and await following == "rested"
 
 
 # Keys
@@ -438,6 +447,30 @@ async def test_max_pending_does_not_count_what_was_taken_over(path: str) -> None
             for n in range(3):
                 await here.start_job("echo", value=n)
         assert await here.cancel_job(blocking.id) and [await job for job in jobs] == [0, 1]
+
+
+async def test_max_pending_while_parameters_are_loaded(path: str) -> None:
+    """A job that a worker has been given, and whose parameters cannot be read yet, makes no room for another."""
+    async with manager(path) as here:
+        blocking = await here.start_job("nap", seconds=60)
+        await until(lambda: blocking.status == "running")
+        waiting = await here.start_job("echo", value=0)
+    unreadable = True
+
+    class Blind(SQLiteJobStore):
+        def payload(self, job_id: str) -> "tuple[bytes, bytes | None] | None":
+            if unreadable:
+                raise JobStoreError("Blind", "not now")
+            return super().payload(job_id)
+
+    config = WorkerConfig(standby=False, max_pending=2)
+    async with JobManager("test", "durable", worker_config=config, plugins=durable_app.PLUGINS, job_store=Blind(path)) as here:
+        await until(lambda: here.jobs[waiting.id].waiting_for)
+        jobs = [await here.start_job("echo", value=n) for n in (1, 2)]
+        with pytest.raises(QueueFullError):
+            await here.start_job("echo")
+        unreadable = False
+        assert [await job for job in (here.jobs[waiting.id], *jobs)] == [0, 1, 2]
 
 
 async def test_very_many_are_taken_over_without_tickets(path: str) -> None:

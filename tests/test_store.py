@@ -698,6 +698,18 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytes
     assert not os.listdir(store.database.files.folder)
 
 
+def test_files_that_no_job_names_are_removed(tmp_path: Path) -> None:
+    """But not those of a job, however old, nor young ones, which may belong to a job that is being written."""
+    store = SQLiteJobStore(tmp_path / "jobs.db")
+    store.write(store.open(TYPE), [NewJob("large", "plugin", b"x" * 2_000_000, 0.0)], [], [], [])
+    files = store.database.files
+    (kept,) = os.listdir(files.folder)
+    lost, young = files.write(b"lost"), files.write(b"young")
+    for name in (kept, lost):
+        os.utime(os.path.join(files.folder, name), (0, 0))
+    assert store.prune() == 0 and set(os.listdir(files.folder)) == {kept, young}
+
+
 def test_open_jobs_are_never_removed(store: SQLiteJobStore) -> None:
     """However old."""
     mine = store.open(TYPE)

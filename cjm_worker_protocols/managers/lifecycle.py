@@ -84,7 +84,7 @@ class WorkerNews:
         if worker.ready and self._resources is not None: self._resources.unregister(worker.pid)
         if worker.pid: self._emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
 
-# %% ../../nbs/managers/lifecycle.ipynb #d4b27f14
+# %% ../../nbs/managers/lifecycle.ipynb #b9a5e273
 class Lifecycle:
     "Sees each accepted job to exactly one end."
     def __init__(self,
@@ -114,7 +114,7 @@ class Lifecycle:
             Loading: self.news.loading, Progressed: self.news.progressed, Yielded: self.news.yielded, Ended: self._ended,
             Returned: self._returned, Freed: self._freed, Gone: self._gone, Withdrawn: self._withdrawn}
         self.closing = Closing(self.jobs, self.pool, self.scheduler, self.store, self.cancel, self._fail_waiting)
-        if self.store is not None: self._handlers[Unmarked] = Marker(self.store, make_frame, self._drop).mark
+        if self.store is not None: self._handlers[Unmarked] = Marker(self.store, make_frame, self._drop, self.scheduler.dispatch).mark
 
     def _report(self, report: Report) -> None: self._handlers[type(report)](report)
 

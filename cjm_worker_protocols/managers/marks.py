@@ -40,15 +40,16 @@ async def load_again(
         await asyncio.sleep(RETRY)
     return None
 
-# %% ../../nbs/managers/marks.ipynb #a76b0ddc
+# %% ../../nbs/managers/marks.ipynb #7c2e1aa7
 class Marker:
     "Has jobs marked in the store, and workers given the jobs then."
     def __init__(self,
         client: StoreClient, # The job store
         make_frame: Callable[[Ticket], OutgoingFrame], # Makes the frame of a job that was taken over
-        fail: Callable[[Ticket, JobError, WorkerProxy], None] # Ends a job that cannot be run, whose worker is free again
+        fail: Callable[[Ticket, JobError, WorkerProxy], None], # Ends a job that cannot be run, whose worker is free again
+        dispatch: Callable[[], None] # Called when a worker has begun a job: its next one may be sent ahead
     ):
-        self._client, self._make_frame, self._fail = client, make_frame, fail
+        self._client, self._make_frame, self._fail, self._dispatch = client, make_frame, fail, dispatch
         self._tasks: set[asyncio.Task[None]] = set()
 
     def mark(self,
@@ -66,6 +67,7 @@ class Marker:
         if not ours: return self._give_up(worker, ticket, JobError("interrupted", "the job store no longer lets this manager run the job"))
         ticket.unmarked = False
         worker.marked()
+        if worker.ticket is ticket: self._dispatch()
 
     def _give_up(self, worker: WorkerProxy, ticket: Ticket, error: JobError) -> None:
         worker.withdraw()

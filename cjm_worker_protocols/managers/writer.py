@@ -133,7 +133,7 @@ class BatchAnswers:
             self._executor.failed("callback", e)
             ends_app(e)
 
-# %% ../../nbs/managers/writer.ipynb #c21c3d4b
+# %% ../../nbs/managers/writer.ipynb #537956f5
 class OncePerTurn:
     "Makes a call after a turn of the loop, and the first time in a turn also at once."
     def __init__(self,
@@ -146,8 +146,10 @@ class OncePerTurn:
     ) -> None:
         "Have the call made."
         if not self._soon: asyncio.get_running_loop().call_soon(self._turn, context=Context())
-        done, self._soon, self._done = self._done, True, self._done or now
-        if now and not done: self._call()
+        self._soon = True
+        if now and not self._done:
+            self._done = True
+            self._call()
 
     def _turn(self) -> None:
         self._soon = self._done = False
@@ -199,22 +201,19 @@ class StoreWriter:
         self._busy, self._pause, self._present = False, None, WriteBatch()
         self.wake() if self.batch else self._idle.wake()
 
-    async def flush(self) -> None:
+    async def flush(self) -> bool: # Whether all is written
         "Write what waits, for a limited time. Ends that could not be written are shown then."
         if self._pause is not None:
             self._pause.cancel()
             self._next()
         self._write()
-        if not self._busy and not self.batch: return
-        try: await asyncio.wait_for(self._idle.wait(), self._executor.timeout)
-        except asyncio.TimeoutError: self._give_up()
-
-    def _give_up(self) -> None:
-        "Write nothing more but that no job exists that was refused, as soon as the store answers again."
+        if not self._busy and not self.batch: return True
+        idle = asyncio.ensure_future(self._idle.wait())
+        await asyncio.wait({idle}, timeout=self._executor.timeout)
+        if idle.done(): return True
+        idle.cancel()
         left, self._present = self._present, WriteBatch()
         if self._pause is not None: self._pause.cancel() # what could not be written is not tried again
         error = JobStoreError(type(self._store).__name__, "the store did not answer before the shutdown")
         for batch in (left, self.batch): self._answers.failed(batch, error)
-        self.batch.again(left)
-        refused = [*self.batch.forgotten, *self.batch.added]
-        if refused: self._executor.post("forget", partial(self._store.forget, refused), needed=True)
+        return False

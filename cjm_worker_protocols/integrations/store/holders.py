@@ -16,9 +16,9 @@ from .locks import LockFile
 __all__ = ['COLUMNS', 'OF_HOLDER', 'remove_idle', 'take_over', 'add_manager', 'free_holders', 'Holders', 'show_workers',
            'shown_workers']
 
-# %% ../../../nbs/integrations/store/holders.ipynb #12ec1dc0
+# %% ../../../nbs/integrations/store/holders.ipynb #84bcc530
 COLUMNS = ", ".join(StoredJob._fields)  # Of the table, in the order of `StoredJob`
-OF_HOLDER = "manager IN (SELECT number FROM managers WHERE holder = ?)"  # Jobs that a manager holds
+OF_HOLDER = "(SELECT holder FROM managers WHERE number = manager) = ?"  # Jobs that a manager holds
 
 def remove_idle(
     db: sqlite3.Connection # The database

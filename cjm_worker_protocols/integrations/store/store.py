@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 # %% auto #0
 __all__ = ['SQLiteJobStore', 'retry_job']
 
-# %% ../../../nbs/integrations/store/store.ipynb #2a2dc803
+# %% ../../../nbs/integrations/store/store.ipynb #e94d2df8
 class SQLiteJobStore(SQLiteRecords):
     """Keeps jobs in an SQLite database. It implements `JobStoreProtocol` and `WorkerBoardProtocol`.
 
@@ -73,7 +73,7 @@ class SQLiteJobStore(SQLiteRecords):
         keep_ended: int | None = None, # How many ended jobs to keep; `None` is the store's own setting
         keep_days: float | None = None # For how many days to keep them; `None` is the store's own setting
     ) -> int: # How many were removed
-        "Remove ended jobs that are too many or too old. The store does so by itself, after the first end and each 1,000 more."
+        "Remove ended jobs that are too many or too old. The store does so by itself, after 1,000 ends or `keep_ended` / 10."
         own = self._retention
         return own.prune(own.keep_ended if keep_ended is None else keep_ended, own.keep_days if keep_days is None else keep_days)
 
