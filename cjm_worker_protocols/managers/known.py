@@ -22,7 +22,7 @@ from ..worker.plugins import PluginTable
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['signature_of', 'module_of', 'warn_of_app', 'GivenPlugins', 'python_of', 'KnownPlugins']
+__all__ = ['signature_of', 'module_of', 'warn_of_app', 'GivenPlugins', 'KnownPlugins']
 
 # %% ../../nbs/managers/known.ipynb #c33dc483
 def signature_of(
@@ -81,13 +81,6 @@ class GivenPlugins:
             if key in self._signatures: return self._signatures[key]
         raise UnknownPluginError(plugin_id, f"the plugins of this {self._manager}", self.table.keys())
 
-# %% ../../nbs/managers/known.ipynb #55b00818
-def python_of(
-    config: Mapping[str, Any] # A plugin's config, from the registry
-) -> dict[str, Any]: # Its `worker_python` alone, if it has one
-    "Return what a plugin keeps when it is reloaded with another config."
-    return {name: config[name] for name in ("worker_python",) if name in config}
-
 # %% ../../nbs/managers/known.ipynb #c595b5e9
 class KnownPlugins:
     "Looks plugins up: in the registry, if there is one, and among those that the manager was given."
@@ -99,17 +92,18 @@ class KnownPlugins:
         given: GivenPlugins | None = None # All that it has, if they are known
     ):
         self.registry, self.engine, self.config, self.streams, self.given = registry, engine, config, streams, given
-        self._configs: dict[str, dict[str, Any]] = {}  # From `reload_plugin`, without a registry
-
+        self._plans: dict[str, Plan] = {}  # By plugin: those that no registry can change
 
     async def look_up(self,
         plugin_id: str # A plugin
     ) -> Plan: # How its jobs are run
         "Look a plugin up. Raises `UnknownPluginError`, `PluginNotConfiguredError` and `RegistryUnavailableError`."
-        if self.registry is None: name, config = plugin_id, self._configs.get(plugin_id, {})
-        else: name, config = await self.registry.look_up(plugin_id)
+        if (plan := self._plans.get(plugin_id)) is not None: return plan
+        name, config = (plugin_id, {}) if self.registry is None else await self.registry.look_up(plugin_id)
         signature = None if self.given is None else self.given.signature(plugin_id, name)
-        return Plan(name, config, self.engine.placement(self.config, config), signature)
+        plan = Plan(name, config, self.engine.placement(self.config, config), signature)
+        if self.registry is None and self.given is not None: self._plans[plugin_id] = plan
+        return plan
 
     async def reload(self,
         plugin_name: str, # A plugin's name, or its id
@@ -119,6 +113,7 @@ class KnownPlugins:
         check_reload(plugin_name, config)
         plugin_id = plugin_name if self.registry is None else await self.registry.id_of(plugin_name)
         known = await self.look_up(plugin_id)
-        plan = Plan(known.name, config, self.engine.placement(self.config, {**python_of(known.config), **config}))
-        if self.registry is None: self._configs[plugin_id] = dict(config)
+        kept = {"worker_python": known.config.get("worker_python")}
+        plan = known._replace(config=dict(config), placement=self.engine.placement(self.config, {**kept, **config}))
+        if self.registry is None: self._plans[plugin_id] = plan
         return plugin_id, plan

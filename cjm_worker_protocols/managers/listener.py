@@ -39,7 +39,6 @@ class JobListener:
         frame: Frame # Of this job
     ) -> None:
         "Take a frame."
-        if frame.kind in LAST_KINDS: return self._worker.job_ended(present, frame)
         present.hear(frame.kind)
         if frame.kind == Kind.CHUNK: self._yielded(present, frame)
         elif frame.kind == Kind.PROGRESS: self._report(Progressed(present.ticket, *frame.value()))
@@ -90,7 +89,9 @@ class WorkerListener:
         worker, kind, present = self._worker, frame.kind, self._worker.given.present
         if present is not None and present.ticket.tag != frame.tag: present = None
         ticket = present.ticket if present is not None else None
-        if kind == Kind.LOG: self._report(Logged(worker, ticket, frame.value()))
+        if kind in LAST_KINDS:
+            if present is not None and not worker.steps.terminated: worker.job_ended(present, frame)
+        elif kind == Kind.LOG: self._report(Logged(worker, ticket, frame.value()))
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
             for line in filter(None, text.split("\n")): self._printed(stream, line, ticket)

@@ -175,7 +175,8 @@ async def start(
     retried_from: str | None = None # The job that it repeats
 ) -> Job: # Pending or running; with a job store, it may be the job that has its key already
     "Check a job, make it, write it into the job store if there is one, and accept it. If this raises, no job exists."
-    lifecycle, config = await session.open("start_job"), session.known.config
+    lifecycle, config = session.bind("start_job"), session.known.config
+    if session.durable is not None: await session.durable.open()
     if not isinstance(plugin_id, str): raise ConfigError("plugin_id", "the id of a plugin", plugin_id)
     check_options(options, lifecycle.store)
     plan = await session.known.look_up(plugin_id)

@@ -18,7 +18,7 @@ from itertools import count
 from typing import Any
 
 from ...core.config import WorkerConfig
-from ...core.frames import Frame, FrameReader, Kind, OutgoingFrame
+from ...core.frames import LAST_KINDS, Frame, FrameReader, OutgoingFrame
 from ..base import Exit, OwnInterpreter, WorkerEvents
 from ..launch import Invocation
 from ..local import describe_hang_up
@@ -178,8 +178,6 @@ class AgentChannel:
         self.listen(2 if len(reply) >= self.BUSY else 1)
 
 # %% ../../../nbs/engines/ray/worker.ipynb #55081bbe
-_ENDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})
-
 class JobsInTurn:
     "Sends a worker its next job when it has ended the one before."
     def __init__(self,
@@ -210,7 +208,7 @@ class JobsInTurn:
         frame: Frame # Of the worker
     ) -> None:
         "Note what the worker says: the end of a job has the next one sent."
-        if frame.kind not in _ENDS or frame.tag != self.current: return
+        if frame.kind not in LAST_KINDS or frame.tag != self.current: return
         self.current = 0
         if self._ahead: self._begin(*self._ahead.popleft())
 
