@@ -67,7 +67,7 @@ class GivenPlugins:
     ):
         "Raises `PluginTypeError` or `PluginNotSendableError` for a plugin that cannot be one."
         self.table, self._manager = PluginTable(plugins), manager
-        found = {plugin_id: None if isinstance(plugin, str) else signature_of(plugin) for plugin_id, plugin in plugins.items()}
+        found = {plugin_id: signature_of(plugin) for plugin_id, plugin in plugins.items()}
         self._signatures = {plugin_id: None if signature is None else Signature(signature) for plugin_id, signature in found.items()}
         self.streaming = {plugin_id for plugin_id, plugin in plugins.items() if _streams(getattr(plugin, "run", plugin))}
         self.modules = set(map(module_of, plugins.values()))  # That a worker imports with them
