@@ -36,13 +36,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> "Generator[None, Any, None]"
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> "Generator[None, Any, None]":
-    """The same for a file that skips itself whole. In a folder each process begins with another file, so that it compiles a part only."""
-    report = (yield).get_result()
-    _no_skip(report)
-    worker = getattr(collector.config, "workerinput", None)
-    if worker and isinstance(collector, pytest.Dir):
-        first = len(report.result) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
-        report.result = report.result[first:] + report.result[:first]  # the tests are sorted later
+    """The same for a file that skips itself whole."""
+    _no_skip((yield).get_result())
 
 
 @pytest.hookimpl(tryfirst=True)

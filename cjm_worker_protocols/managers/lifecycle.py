@@ -244,10 +244,10 @@ class Lifecycle:
         finally: self.pool.replace(worker, exit)
 
     def _lost(self, worker: WorkerProxy, run: PresentJob, exit: Exit) -> None:
-        ticket = run.ticket
+        ticket, job = run.ticket, run.ticket.job
         self.jobs.stopped(ticket)
         if not waits_for_free(run, exit): return self._retry_or_fail(ticket, error_of_loss(run, exit, str(worker.stderr_tail)))
-        if ticket.job.expires is not None and ticket not in self._expiring: return self._fail(ticket, JobExpired(ticket.job.expires))
+        if job.attempts == 1 and job.expires and ticket not in self._expiring: return self._fail(ticket, JobExpired(job.expires))
         self.attempts.again(ticket, counts=False)
 
     def _retry_or_fail(self, ticket: Ticket, error: JobError) -> None:

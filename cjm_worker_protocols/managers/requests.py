@@ -200,6 +200,6 @@ def check_capacity(
     "Raise `QueueFullError` or `OwnerQueueFullError` if no further job can be accepted."
     jobs, most = lifecycle.jobs, config.max_pending_per_owner
     if len(jobs.tickets) + jobs.arriving >= config.max_pending: # else fewer have not ended than may wait
-        waiting = len(lifecycle.scheduler) + len(lifecycle.attempts.delayed) + jobs.arriving - jobs.exempt(lifecycle.pool.workers)
+        waiting = len(lifecycle.scheduler) + len(lifecycle.attempts.delayed) + jobs.arriving - jobs.exempt
         if waiting >= config.max_pending: raise QueueFullError(config.max_pending)
     if most is not None and owner is not None and lifecycle.scheduler.waiting_of(owner) >= most: raise OwnerQueueFullError(most, owner)

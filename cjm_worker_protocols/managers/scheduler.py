@@ -95,10 +95,10 @@ class Scheduler:
         "Ask the resource manager before a plugin is loaded."
         self.gate = AdmissionGate(resources, estimate, self._pool, tags, self._blocks.show, self._on_decision)
 
-    def __len__(self) -> int: return len(self.queue.tickets) + len(self._ahead())
+    def __len__(self) -> int: # Jobs that wait, with those that a worker has been given and not begun
+        return len(self.queue.tickets) + sum((w.prefetched or w.marking) is not None for w in self._pool.workers)
 
-    def _ahead(self) -> list[Ticket]:
-        "The jobs that were sent ahead."
+    def _ahead(self) -> list[Ticket]: # Jobs that were sent ahead
         return [ticket for w in list(self._pool.workers) if (ticket := w.prefetched) is not None]
 
     def waiting_of(self,

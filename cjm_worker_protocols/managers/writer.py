@@ -201,19 +201,22 @@ class StoreWriter:
         self._busy, self._pause, self._present = False, None, WriteBatch()
         self.wake() if self.batch else self._idle.wake()
 
-    async def flush(self) -> bool: # Whether all is written
+    async def flush(self) -> None:
         "Write what waits, for a limited time. Ends that could not be written are shown then."
         if self._pause is not None:
             self._pause.cancel()
             self._next()
         self._write()
-        if not self._busy and not self.batch: return True
-        idle = asyncio.ensure_future(self._idle.wait())
-        await asyncio.wait({idle}, timeout=self._executor.timeout)
-        if idle.done(): return True
-        idle.cancel()
-        left, self._present = self._present, WriteBatch()
-        if self._pause is not None: self._pause.cancel() # what could not be written is not tried again
+        if not self._busy and not self.batch: return
+        try: await asyncio.wait_for(self._idle.wait(), self._executor.timeout)
+        except asyncio.TimeoutError: self._give_up()
+
+    def _give_up(self) -> None:
+        "Wait for nothing more: what is left is written if the store answers again, and new jobs are refused."
+        present, self._present, last = self._present, WriteBatch(), WriteBatch()
+        if self._pause is not None: self._pause.cancel()
         error = JobStoreError(type(self._store).__name__, "the store did not answer before the shutdown")
-        for batch in (left, self.batch): self._answers.failed(batch, error)
-        return False
+        for batch in (self.batch, present): # what the newer one says of a job counts
+            self._answers.failed(batch, error)
+            last.again(batch)
+        self._executor.post("write", partial(last.write, self._store, self.manager), needed=True)

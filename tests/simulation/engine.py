@@ -74,7 +74,7 @@ class SimulatedWorker:
         self._frames = deque[Frame]()  # What has arrived and was not handed over
         self._fates: dict[int, Fate] = {}  # By tag
         self._asked: set[int] = set()  # The tags of jobs that were asked to stop
-        self.ready = self.dead = self.gone = self._paused = self._hung_up = self.asleep = False
+        self.ready = self.dead = self.gone = self._paused = self._hung_up = self._ending = self.asleep = False
         self._stubborn, self.undead = self._likely("stubborn"), self._likely("undead")
         self._job: Fate | None = None
         self.loaded: dict[tuple[str, str], dict[str, Any]] = {}  # The configs of what is loaded; the one used last comes last
@@ -149,6 +149,7 @@ class SimulatedWorker:
         self._clock.catch_up()
         if self.dead or self.gone:
             return
+        self._ending = True
         self._book.note(self, "is terminated")
         if not self.pid:
             self.kill()
@@ -425,8 +426,9 @@ class SimulatedWorker:
                 yield arguments[0]
             elif what == "chunks":
                 for _ in range(arguments[0]):
-                    fate.chunks.append(len(fate.chunks))
-                    self.say(Kind.CHUNK, tag, [fate.chunks[-1]])
+                    if not self._ending:  # what it yields after that is not heard any more
+                        fate.chunks.append(len(fate.chunks))
+                    self.say(Kind.CHUNK, tag, [fate.chunks[-1] if not self._ending else "late"])
                     yield 0.0005
                     while self._paused and self._unread > self.HELD:
                         yield None

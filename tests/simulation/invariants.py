@@ -399,7 +399,6 @@ class Book:
             new = [fate for fate in self.pending.values() if not fate.begun and not fate.spared and not fate.taken]
             if self.store is not None:  # one whose end, or whose start, is being written waits no longer
                 new = [fate for fate in new if fate.job is not None and fate.job.position is not None]
-            most += sum(fate.taken for fate in self.pending.values())  # these do not count, but are not all in line
             self.check("limit of pending jobs", len(new) <= most, *new)
         if not self.admission and self.store is None:
             self._nobody_rests({view.pid for view in manager.workers if view.status == "idle"}, workers)
