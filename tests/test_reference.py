@@ -505,6 +505,26 @@ def test_pages_for_users_fill_about_ten_screens_at_most(preview: Path, site: Sit
     assert {name: height for name, height in screens.items() if height > SCREENS} == {}
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: apt-get install chromium")
+def test_a_link_into_a_folded_section_opens_it(preview: Path) -> None:
+    """From another page, from the page itself, and again after the section was closed."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=BROWSER)
+        page, url = browser.new_page(), (preview / "core/errors.html").as_uri()
+        page.goto(url)
+        assert not page.locator("#facterror").is_visible()
+        page.goto(f"{url}#facterror")
+        assert page.locator("#facterror").is_visible()
+        page.evaluate("document.querySelectorAll('details').forEach(details => details.open = false)")
+        page.evaluate("location.hash = 'pluginloaderror'")
+        page.wait_for_function("document.querySelector('#pluginloaderror').checkVisibility()")
+        page.evaluate("document.querySelectorAll('details').forEach(details => details.open = false); unfold()")
+        assert page.locator("#pluginloaderror").is_visible()
+        browser.close()
+
+
 CUT = """() => [...document.querySelectorAll("main pre")]
     .filter(block => block.scrollWidth > block.clientWidth + 1).map(block => block.textContent)"""
 WIDE = """() => [...document.querySelectorAll("main table")].filter(table => !table.closest(".reference, .cell-output-display"))

@@ -29,7 +29,7 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
 }
 LONG_CELL, LONG_SHARE = 40, 0.20  # Lines of a long cell, and the share of all exported lines in such cells
 HIDDEN_SHARE = 0.15  # Of the lines that are not exported
-NOT_SHOWN = {"managers/base.ipynb": 2}  # Export cells with nothing shown below them
+NOT_SHOWN: "dict[str, int]" = {}  # Export cells with nothing shown below them
 COLUMNS = 140
 WIDE = {"managers/integrations.ipynb": 1}  # Lines that are wider
 MODULE = 450  # Lines

@@ -26,7 +26,7 @@ PAGE = """<!doctype html>
 <link rel="stylesheet" href="{up}preview.css"><link rel="stylesheet" href="{up}styles.css">
 </head><body class="{theme}"><nav id="preview-sidebar">{sidebar}</nav><main class="content">
 <header id="title-block-header"><h1 class="title">{title}</h1><div class="description">{description}</div></header>
-{body}</main></body></html>
+{body}</main>{script}</body></html>
 """
 LOOK = """body { margin: 0; font: 17px/1.5 system-ui, sans-serif; color: #343a40; background: #fff; }
 nav { position: fixed; width: 15rem; top: 0; bottom: 0; overflow: auto; padding: 1rem; font-size: 0.85rem; box-sizing: border-box; }
@@ -129,6 +129,7 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
     heads = {name: header(nb) for name, nb in pages.items()}
     titles = {name: str(head.get("title", name)) for name, head in heads.items()}
     entries = yaml.safe_load((proc / "sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    script = yaml.safe_load((proc.parent / "_quarto.yml").read_text(encoding="utf-8"))["format"]["html"]["include-after-body"]["text"]
     for file in ("styles.css", "favicon.svg", "page.png"): shutil.copy(proc / file, to / file)
     (to / "preview.css").write_text(LOOK, encoding="utf-8")
     for name in wanted or sorted(pages):
@@ -140,7 +141,7 @@ def build(to: Path, proc: Path, wanted: "list[str]", theme: str = "quarto-light"
         shown["description"] = re.sub(r"`([^`]+)`", r"<code>\1</code>", shown["description"])
         up = "../" * name.count("/")
         parts = {"body": LINK.sub(r"\1.html\2", made), "sidebar": sidebar(entries, name, titles)}
-        path.write_text(PAGE.format(**shown, **parts, up=up, theme=theme), encoding="utf-8")
+        path.write_text(PAGE.format(**shown, **parts, up=up, theme=theme, script=script), encoding="utf-8")
 
 
 if __name__ == "__main__":
