@@ -134,16 +134,19 @@ async def has_no_more(
         got = listener.certain(await listener.client.received())
         if len(got) > len(listener.events()): raise Broken(f"has left, and got {shown(got[len(listener.events())])}")
 
-# %% ../../nbs/conformance/any_clients.ipynb #8a914811
-@dataclass
-class Stage:
-    "A broadcaster, and its clients."
-    search: Search  # That makes the calls
-    it: Subject  # The broadcaster
-    excused: Callable[..., bool]  # Whether a rule is in the report already
-    listeners: list[Listener] = field(default_factory=list)  # In the order in which they came
-    data: list[dict[str, Any]] = field(default_factory=list)  # The caller's
-    cancels: int = 0  # How many broadcasts were cancelled
+# %% ../../nbs/conformance/any_clients.ipynb #186ab18e
+class Stage(Model):
+    "A broadcaster, and beside it what the contract says of its clients."
+    def __init__(self,
+        search: Search, # The search that this is a run of
+        do: Callable[[Coroutine[Any, Any, Any]], Any] # Runs a coroutine on the event loop, and waits for it
+    ):
+        try: impl = do(_made(search.fresh)) if search.fresh else search.it.impl
+        except Exception as e: search.stop(e)
+        super().__init__(search, impl)
+        self.listeners: list[Listener] = []  # In the order in which they came
+        self.data: list[dict[str, Any]] = []  # The caller's
+        self.cancels, self._do = 0, do  # how many broadcasts were cancelled
 
     def here(self) -> list[Listener]: # In order
         "List the clients that are connected."
@@ -155,7 +158,7 @@ class Stage:
         "Return a client."
         return self.listeners[n] if n < len(self.listeners) and self.listeners[n].here else None
 
-    async def compare(self) -> None:
+    async def compare_clients(self) -> None:
         """Compare what the clients have with the model.
 
         :raises Broken: when one differs."""
@@ -164,6 +167,18 @@ class Stage:
                 if listener.here and listener.reads: await has_all(self.search, listener)
                 elif not listener.here and not self.excused("client_leaves"): await has_no_more(listener)
             except Broken as e: raise Broken(f"client {n} {e.actual}") from None
+
+    def act(self, function: Callable[..., Any], *args: Any) -> None:
+        self._do(self._both(function(self, *args)))
+
+    async def _both(self, call: Coroutine[Any, Any, None]) -> None:
+        await call
+        await self.compare_clients()
+
+    def teardown(self) -> None:
+        with suppress(Exception): self._do(asyncio.wait_for(self.it.afterwards.run(), 2.0))
+
+async def _made(fresh: Callable[[], Any]) -> Any: return await settled(fresh())
 
 # %% ../../nbs/conformance/any_clients.ipynb #e863d8be
 async def joins(
@@ -265,40 +280,12 @@ EVENTS: list[Event] = [*product(("kit:a", "job:b"), DATA)]  # Plain ones first
 _EVENT, _STEPS = st.sampled_from(EVENTS), st.sampled_from(range(4))
 _WHICH = st.sampled_from((0, 0, 0, 1, 2))  # most happens to one client
 
-# %% ../../nbs/conformance/any_clients.ipynb #279007f0
-class Clients(Model):
-    "A broadcaster, and beside it what the contract says."
-    calls = calling(joins=(st.sampled_from((True, False)),), turns=(_WHICH,), leaves=(_WHICH,), sends=(_EVENT,)) | calling(
-        sends=(_EVENT, _EVENT), cancelled=(_STEPS,), leaves_while=(_WHICH, _EVENT, _STEPS), caller_changes=()) | calling(
-        sends=(st.just(EVENTS[0]), _EVENT, _EVENT))
-    acts = {act.__name__: act for act in (joins, turns, leaves, sends, leaves_while, cancelled, caller_changes)}
+# %% ../../nbs/conformance/any_clients.ipynb #442e4f8f
+CALLS = calling(
+    (joins, st.sampled_from((True, False))), (turns, _WHICH), (leaves, _WHICH), (sends, _EVENT), (sends, _EVENT, _EVENT),
+    (cancelled, _STEPS), (leaves_while, _WHICH, _EVENT, _STEPS), (caller_changes,), (sends, st.just(EVENTS[0]), _EVENT, _EVENT))
 
-    def __init__(self,
-        search: Search, # The search that this is a run of
-        do: Callable[[Coroutine[Any, Any, Any]], Any] # Runs a coroutine on the event loop, and waits for it
-    ):
-        async def made() -> Any:
-            return await settled(search.fresh()) if search.fresh else search.it.impl
-        try: impl = do(made())
-        except Exception as e: search.stop(e)
-        super().__init__(search, impl)
-        self.do, self.stage = do, Stage(search, self.it, self.excused)
-
-    def act(self,
-        name: str, # Of a call
-        *args: Any # Its arguments
-    ) -> None:
-        "Make a call, and compare."
-        async def both() -> None:
-            await self.acts[name](self.stage, *args)
-            await self.stage.compare()
-        self.do(both())
-
-    def teardown(self) -> None:
-        "Disconnect all clients."
-        with suppress(Exception): self.do(asyncio.wait_for(self.it.afterwards.run(), 2.0))
-
-# %% ../../nbs/conformance/any_clients.ipynb #f0d20c73
+# %% ../../nbs/conformance/any_clients.ipynb #9fd5b65c
 async def any_clients(
     it: Subject, # A broadcaster
     fresh: Callable[[], Any] | None = None # Makes another
@@ -315,5 +302,5 @@ async def any_clients(
     def do(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
-    try: await on_a_thread(lambda: find(search, lambda: Clients(search, do), Clients.calls))
+    try: await on_a_thread(lambda: find(search, lambda: Stage(search, do), CALLS))
     finally: search.stopped = True

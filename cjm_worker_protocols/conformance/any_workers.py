@@ -49,22 +49,27 @@ def newborn(
     fields = kept(it)
     return fields, {name: fresh.get(name) for name in fields}
 
-# %% ../../nbs/conformance/any_workers.ipynb #fa1482ac
-class Roster:
-    "A resource manager and its workers."
+# %% ../../nbs/conformance/any_workers.ipynb #35a5a812
+class Roster(Model):
+    "A resource manager, and beside it what the contract says of its workers."
     def __init__(self,
-        it: Subject, # The resource manager
-        excused: Callable[..., bool], # Whether a rule is in the report already
+        search: Search, # The search that this is a run of
         fields: list[str], # The fields that the manager keeps
         fresh: dict[str, Any], # Those of a new worker
         living: bool # Whether each worker needs a process
     ):
-        self.it, self.excused, self.fields, self.fresh = it, excused, fields, fresh
+        try: super().__init__(search, wait_for(search.fresh()) if search.fresh else search.it.impl)
+        except FactoryError as e: search.stop(e)
+        self.fields, self.fresh = fields, fresh
         self.known: dict[int, dict[str, Any]] = {}  # The model
         self.gone: set[int] = set()  # Pids that were unregistered
         self.configs: list[dict[str, Any]] = []  # The caller's
-        self.numbers = [it.processes.living() if living else it.processes.gone() for _ in range(3)]
+        self.numbers = [self.it.processes.living() if living else self.it.processes.gone() for _ in range(3)]
         self.used: dict[int, int] = {}  # The pids, in the order in which they came up
+
+    def teardown(self) -> None:
+        for pid in self.numbers:
+            with suppress(Exception): self.it.impl.unregister_worker(pid)
 
     def pid(self,
         n: int # Its number
@@ -76,9 +81,6 @@ class Roster:
         return self.used[n]
 
     def compare(self) -> None:
-        """Compare all workers with the model.
-
-        :raises Broken: when one differs."""
         for pid in self.numbers:
             got, want = seen(self.it, pid), self.known.get(pid)
             if want is None:
@@ -157,41 +159,14 @@ def updates(
     "Describe the updates that send some fields."
     return st.builds(_update, st.sampled_from(subsets), st.sampled_from(range(4)))
 
-# %% ../../nbs/conformance/any_workers.ipynb #7567e888
+# %% ../../nbs/conformance/any_workers.ipynb #ba4e06ef
 _PIDS = st.sampled_from((0, 0, 0, 1, 2))  # most calls are about one worker
 
 _TELLING = updates([*SUBSETS[1:1 + len(FIELDS)], FIELDS])  # those of one field and of all fields show the most
+CALLS = calling((register, _PIDS), (update, _PIDS, updates(SUBSETS)), (unregister, _PIDS), (caller_changes,), (register_anew, _PIDS),
+                (update, _PIDS, _TELLING))
 
-class Workers(Model):
-    "A resource manager, and beside it what the contract says."
-    calls = calling(register=(_PIDS,), update=(_PIDS, updates(SUBSETS)), unregister=(_PIDS,), caller_changes=()) | calling(
-        register_anew=(_PIDS,), update=(_PIDS, _TELLING))
-    acts = {act.__name__: act for act in (register, unregister, update, register_anew, caller_changes)}
-
-    def __init__(self,
-        search: Search, # The search that this is a run of
-        fields: list[str], # The fields that the manager keeps
-        fresh: dict[str, Any], # Those of a new worker
-        living: bool # Whether each worker needs a process
-    ):
-        try: super().__init__(search, wait_for(search.fresh()) if search.fresh else search.it.impl)
-        except FactoryError as e: search.stop(e)
-        self.roster = Roster(self.it, self.excused, fields, fresh, living)
-
-    def act(self,
-        name: str, # Of a call
-        *args: Any # Its arguments
-    ) -> None:
-        "Make a call, and compare."
-        self.acts[name](self.roster, *args)
-        self.roster.compare()
-
-    def teardown(self) -> None:
-        "Leave nothing behind."
-        for pid in self.roster.numbers:
-            with suppress(Exception): self.it.impl.unregister_worker(pid)
-
-# %% ../../nbs/conformance/any_workers.ipynb #1dbf024b
+# %% ../../nbs/conformance/any_workers.ipynb #e3c07676
 def any_workers(
     it: Subject, # A resource manager
     fresh: Callable[[], Any] | None = None # Makes another
@@ -207,6 +182,6 @@ def any_workers(
     except Broken as e: broken = e  # the search may find a shorter way
     trail = it.trail
     living = fresh is not None or not takes_any_pid(it)  # on one object, pids must not come up again in the next run
-    find(search, lambda: Workers(search, fields, newly, living), Workers.calls)
+    find(search, lambda: Roster(search, fields, newly, living), CALLS)
     it.trail = trail
     if broken: raise broken

@@ -26,8 +26,8 @@ from .threads import SharedSetting
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/conformance/search.ipynb #a7bc745a
-Call = tuple[Any, ...]  # The name of a `Model`'s method, and its arguments
+# %% ../../nbs/conformance/search.ipynb #29632a1d
+Call = tuple[Any, ...]  # A function that gets a model, and its other arguments
 
 # %% ../../nbs/conformance/search.ipynb #278d77c5
 _home = SharedSetting(lambda: getattr(configuration, "__hypothesis_home_directory", None), configuration.set_hypothesis_home_dir)
@@ -73,53 +73,6 @@ class Found(NamedTuple):
     calls: list[Call]  # To make them again
     witness: str  # The same as text
     wrong: str  # What was seen
-
-# %% ../../nbs/conformance/search.ipynb #3660341c
-def calling(
-    **arguments: tuple[SearchStrategy[Any], ...] # Of each call, by its name
-) -> SearchStrategy[Call]: # Any of the calls
-    "Describe the calls that a model can make."
-    return st.one_of(*(st.tuples(st.just(name), *given) for name, given in arguments.items()))
-
-# %% ../../nbs/conformance/search.ipynb #2180ec28
-class Model:
-    "An implementation and its model. A subclass says how to make a call."
-    def __init__(self,
-        search: Search, # The search that this is a run of
-        impl: Any # The implementation of this run; fresh, where there is a factory
-    ):
-        self.search, self.it = search, search.begin(impl)
-
-    def act(self,
-        name: str, # Of a call
-        *args: Any # Its arguments
-    ) -> None:
-        """Make a call to the implementation and to the model, and compare.
-
-        :raises Broken: when they differ."""
-        raise NotImplementedError
-
-    def excused(self,
-        *rules: str # Without the name of the protocol
-    ) -> bool: # Whether one of them is waived, or has warned
-        "Whether the search must not rely on a rule, because the report names it already."
-        return any(f"{self.search.protocol}.{name}" in self.it.excused for name in rules)
-
-    def make(self,
-        call: Call # Such as `("add", 1)`
-    ) -> str: # What is wrong then; empty when nothing is
-        """Make one call, and compare.
-
-        :raises Stop: when the search cannot go on."""
-        self.search.go_on()
-        try: self.act(*call)
-        except (ProbeError, NotObservable) as e: self.search.stop(e)
-        except Broken as e: return self.it.named(e.actual)
-        except Exception as e: return described(e)  # what it returned cannot even be compared
-        return ""
-
-    def teardown(self) -> None:
-        "Leave nothing behind."
 
 # %% ../../nbs/conformance/search.ipynb #baa344f7
 class Search:
@@ -178,6 +131,57 @@ class Search:
     ) -> float: # Fewer while what was found is made shorter; what is reported is seen with all of them
         "How long to wait before something counts as not coming."
         return seconds if self.sure or not self.found else min(seconds, self.HURRY)
+
+# %% ../../nbs/conformance/search.ipynb #6553c954
+def calling(
+    *calls: tuple[Any, ...] # Each a function that gets a model, and descriptions of its other arguments
+) -> SearchStrategy[Call]: # Any of the calls
+    "Describe the calls that can be made of a model."
+    return st.one_of(*(st.tuples(st.just(function), *arguments) for function, *arguments in calls))
+
+# %% ../../nbs/conformance/search.ipynb #f2ec04ac
+class Model:
+    "An implementation and its model. A subclass compares the two."
+    def __init__(self,
+        search: Search, # The search that this is a run of
+        impl: Any # The implementation of this run; fresh, where there is a factory
+    ):
+        self.search, self.it = search, search.begin(impl)
+
+    def act(self,
+        function: Callable[..., Any], # Which gets the model
+        *args: Any # Its other arguments
+    ) -> None:
+        """Make a call to the implementation and to the model, and compare.
+
+        :raises Broken: when they differ."""
+        function(self, *args)
+        self.compare()
+
+    def compare(self) -> None:
+        "Compare the implementation with the model. Raises `Broken` when they differ."
+
+    def excused(self,
+        *rules: str # Without the name of the protocol
+    ) -> bool: # Whether one of them is waived, or has warned
+        "Whether the search must not rely on a rule, because the report names it already."
+        return any(f"{self.search.protocol}.{name}" in self.it.excused for name in rules)
+
+    def make(self,
+        call: Call # A function, and its arguments
+    ) -> str: # What is wrong then; empty when nothing is
+        """Make one call, and compare.
+
+        :raises Stop: when the search cannot go on."""
+        self.search.go_on()
+        try: self.act(*call)
+        except (ProbeError, NotObservable) as e: self.search.stop(e)
+        except Broken as e: return self.it.named(e.actual)
+        except Exception as e: return described(e)  # what it returned cannot even be compared
+        return ""
+
+    def teardown(self) -> None:
+        "Leave nothing behind."
 
 # %% ../../nbs/conformance/search.ipynb #03e94f3d
 def made(

@@ -57,7 +57,7 @@ def _writing(folder: str) -> Iterator[int]:
         with locked(folder) as opened: yield opened
     except OSError as e: raise ConfigFolderError(folder, e.strerror or str(e)) from e
 
-# %% ../../../nbs/integrations/registry/config.ipynb #ccb9a6fd
+# %% ../../../nbs/integrations/registry/config.ipynb #70165e37
 class _ConfigFiles:
     "The saved configs: a JSON file for each plugin, in one folder. Without a folder there are none."
     def __init__(self, folder: str | None): self._folder = folder
@@ -84,14 +84,15 @@ class _ConfigFiles:
         if not isinstance(config, dict): raise ConfigFileError(path, f"a JSON {type(config).__name__}", remedy)
         return config, is_private(status)
 
-    def change(self, plugin_id: str, change: Callable[[Settings], Settings], check: Callable[[Settings], object], key: str) -> None:
-        "Replace a plugin's file, unless `check` raises. Raises `ConfigFileError`, `ConfigFolderError` and `PluginConfigError`."
+    def change(self, plugin_id: str, change: Callable[[Settings], Settings], check: Callable[[Settings], object], key: str) -> Settings:
+        "Replace a plugin's file unless `check` raises, and return what it was. Raises what `EntryPointRegistry.save_plugin_config` raises."
         path = self.path(plugin_id)
         with _writing(os.path.dirname(path)):
-            config = change(self.read(plugin_id)[0])
-            data = dump_json(plugin_id, key, config)
+            stored, _ = self.read(plugin_id)
+            data = dump_json(plugin_id, key, change(stored))
             check(json.loads(data))
             write_file(path, data + b"\n")
+        return stored
 
 # %% ../../../nbs/integrations/registry/config.ipynb #1066d524
 class Switches:
@@ -160,7 +161,7 @@ class _Schemas:
         "The schema of a plugin's config. Raises `PluginSchemaError`."
         return self._made(plugin.id, *schema_text(plugin))
 
-# %% ../../../nbs/integrations/registry/config.ipynb #1deb26b6
+# %% ../../../nbs/integrations/registry/config.ipynb #249d8b70
 class Configs:
     "Loads and saves the configs of plugins."
     def __init__(self,
@@ -199,7 +200,8 @@ class Configs:
         plugin: InstalledPlugin, # A plugin
         change: Callable[[Settings, ConfigSchema], Settings], # Makes the new file of the old one
         key: str = "" # The setting that is changed, for errors
-    ) -> None:
+    ) -> Settings: # What the file said before
         "Change a plugin's file, unless the plugin could not be loaded with it. Raises what `EntryPointRegistry.save_plugin_config` raises."
         schema = self._schemas.of(plugin)
-        self.files.change(plugin.id, lambda stored: change(stored, schema), lambda config: schema.checked(config, {}, partly=True), key)
+        check = partial(schema.checked, origins={}, partly=True)
+        return self.files.change(plugin.id, lambda stored: change(stored, schema), check, key)

@@ -107,7 +107,15 @@ class _Sources:
         manifests = ScanResult() if self._manifests is None else read_manifests(self._manifests, self._by_group)
         return [installed, *others, manifests, self.switches.read()]
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #34c21bf4
+# %% ../../../nbs/integrations/registry/registry.ipynb #242142d7
+def _check_coded(plugin: InstalledPlugin) -> None:
+    "Raises what is wrong with a plugin that the code registers."
+    if not isinstance(plugin.target, str): raise PluginTypeError(plugin.id, plugin.target)
+    check_plugin(plugin.id, plugin.target)
+    if check_id(plugin.id): raise PluginIdError(plugin.id)
+    if not isinstance(plugin.schema or {}, (str, Mapping)):
+        raise PluginSchemaError(plugin.id, "the code", f"a {type(plugin.schema).__name__}")
+
 class _Catalogue:
     "All plugins, wherever they come from, as they are now."
     def __init__(self, sources: _Sources, coded: Iterable[InstalledPlugin] = ()):
@@ -117,7 +125,8 @@ class _Catalogue:
         self._changed = False  # Whether the code has changed something since
 
     def add(self, plugin: InstalledPlugin) -> None:
-        "Add a plugin that the code registers. Raises `DuplicatePluginError`."
+        "Add a plugin that the code registers. Raises what `EntryPointRegistry.register` raises."
+        _check_coded(plugin)
         with self._lock:
             if plugin.id in self.coded: raise DuplicatePluginError(plugin.id, self.coded[plugin.id].target, plugin.target)
             self.coded, self._changed = {**self.coded, plugin.id: plugin}, True
@@ -193,7 +202,7 @@ def _by_category(groups: Any, plugins: Any) -> Mapping[Any, str]:
     if not isinstance(plugins or {}, Mapping): raise ConfigError("plugins", "a mapping of ids to import strings, or None", plugins)
     return {groups: groups} if isinstance(groups, str) else dict(groups)
 
-# %% ../../../nbs/integrations/registry/registry.ipynb #0aff9c81
+# %% ../../../nbs/integrations/registry/registry.ipynb #84908874
 class EntryPointRegistry:
     "The plugins of all installed packages, of a folder of manifests, and of your code; and their configs."
     def __init__(self,
@@ -227,11 +236,7 @@ class EntryPointRegistry:
         :raises PluginIdError: when the id cannot be one.
         :raises DuplicatePluginError: when the code has registered the id already.
         """
-        if not isinstance(target, str): raise PluginTypeError(plugin_id, target)
-        check_plugin(plugin_id, target)
-        if check_id(plugin_id): raise PluginIdError(plugin_id)
         if isinstance(schema, (str, os.PathLike)): schema = _absolute(schema)
-        elif not isinstance(schema or {}, Mapping): raise PluginSchemaError(plugin_id, "the code", f"a {type(schema).__name__}")
         category = next(iter(self.groups), None) if category is None else category
         plugin = InstalledPlugin(plugin_id, target, name=name, category=category, description=description, schema=schema, python=python)
         self._catalogue.add(plugin)
@@ -336,9 +341,7 @@ class EntryPointRegistry:
         key: str # One of its settings; empty for all of them
     ) -> bool: # Whether it was in the file
         "Remove one setting, or all, from a plugin's file. Raises what `save_plugin_config` raises."
-        before = Settings()
         def change(stored: Settings, schema: ConfigSchema) -> Settings:
-            before.update(stored)
             return {name: value for name, value in stored.items() if key and name != key}
-        self._configs.change(self._catalogue.known(plugin_id), change)
+        before = self._configs.change(self._catalogue.known(plugin_id), change)
         return key in before if key else bool(before)
