@@ -49,7 +49,7 @@ def job(
     "Describe a new job, with parameters that are no text."
     return NewJob(id, "kit-plugin", b"\x80\x00\xff" + id.encode(), DAY, **more)
 
-# %% ../../nbs/conformance/store.ipynb #347b820a
+# %% ../../nbs/conformance/store.ipynb #3d1303e5
 def write(
     it: Subject, # A job store
     manager: str, # Who writes
@@ -66,15 +66,6 @@ def write(
     except AttributeError: fine = False
     if not fine: raise Broken(f"it returned {shown(answer)}", "Return `extensions.store.Written(places, existing, refused)`.", "", "write")
     return answer
-
-def held(
-    it: Subject, # A job store
-    count: int = 1 # How many
-) -> tuple[str, list[str]]: # The manager's name, and the jobs' ids
-    "Have a new manager add jobs, which it holds then."
-    names, manager = new_jobs(it, count), new_manager(it)
-    write(it, manager, map(job, names))
-    return manager, names
 
 def ids(
     it: Subject, # A job store
@@ -97,6 +88,16 @@ def expect(
     expect_same([known.id for known in found], [id], "read found {}")
     for name, value in fields.items():
         if (got := getattr(found[0], name)) != value: raise Broken(f"{name} of {id} is {shown(got)} (sent: {shown(value)})")
+
+# %% ../../nbs/conformance/store.ipynb #d445fb38
+def held(
+    it: Subject, # A job store
+    count: int = 1 # How many
+) -> tuple[str, list[str]]: # The manager's name, and the jobs' ids
+    "Have a new manager add jobs, which it holds then."
+    names, manager = new_jobs(it, count), new_manager(it)
+    write(it, manager, map(job, names))
+    return manager, names
 
 # %% ../../nbs/conformance/store.ipynb #dd0e44d6
 _FIELDS = "Keep each field of `NewJob` as it is, and return it in `StoredJob`."
