@@ -166,6 +166,8 @@ class SimulatedWorker:
             self._after("killed", 0.0, self._clock.arrive, self._ended, Exit())
         elif not self.undead:
             self._after("killed", 0.0001, self.die, None, 9)
+        elif self._job is not None and self._job.worker is self:
+            self._job.worker = None  # when it is given up, another one may begin its job
 
     def _check_read(self) -> None:
         """No worker is ended for a job that has ended, as the manager would know had it looked."""
@@ -407,7 +409,8 @@ class SimulatedWorker:
         if not failure:
             kind, value = yield from self._carry_out(tag, fate)
         said = {Kind.RESULT: ("result", value), Kind.CANCELLED: ("cancelled", None)}.get(kind) or (value[0], None)
-        self._book.says_end(fate, *said)
+        if fate.worker is self:
+            self._book.says_end(fate, *said)
         self._job = None
         self.say(kind, tag, value)
         if self._likely("stray"):
