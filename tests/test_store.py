@@ -35,6 +35,7 @@ from cjm_worker_protocols.integrations.store.errors import store_error
 from cjm_worker_protocols.integrations.store.files import SideFiles
 from cjm_worker_protocols.integrations.store.retention import Retention
 from cjm_worker_protocols.integrations.store.schema import APPLICATION, VERSION, make_database, migrate
+from cjm_worker_protocols.integrations.store.uploads import add_owner, owners_of
 
 TYPE = "test"
 
@@ -696,6 +697,21 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytes
     with store.database.use() as db:
         assert db.execute("SELECT count(*) FROM chunks").fetchone() == (0,)
     assert not os.listdir(store.database.files.folder)
+
+
+def test_uploads_stay_for_whichever_job_repeats_theirs(tmp_path: Path) -> None:
+    """Also when the command line retries it, and whatever the type of its workers; then they go."""
+    store = SQLiteJobStore(tmp_path / "jobs.db")
+    store.write(store.open("another type"), [new("first")], [], [], [])
+    (folder := Path(store.uploads) / "request").mkdir(parents=True)
+    add_owner(folder, "first")
+    (reading := Path(store.uploads) / "reading").mkdir()  # a request whose job is still to be started
+    (job,) = store.read("another type", ["first"])
+    assert retry_job(store, job, "second") and store.prune() == 0
+    store.forget(["first"])
+    assert store.prune() == 0 and owners_of(folder) == ["first", "second"]
+    store.forget(["second"])
+    assert store.prune() == 0 and not folder.exists() and reading.exists()
 
 
 def test_files_that_no_job_names_are_removed(tmp_path: Path) -> None:

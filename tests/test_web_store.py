@@ -55,8 +55,6 @@ async def test_each_process_shows_all_jobs_at_most_a_second_late(tmp_path: Path)
 
 async def test_a_new_app_finds_jobs_and_their_files(tmp_path: Path) -> None:
     """Also what was uploaded, which lies beside the store; what the store has forgotten goes."""
-    from cjm_worker_protocols.web.uploads import sweep
-
     files: "list[Any]" = [("image", ("a.txt", b"content"))]
     async with durable(tmp_path, look) as one, serving(WorkersApp(one)) as client:
         answer = await client.post("api/jobs?wait=true", data={"plugin_id": "look"}, files=files, headers=SAME)
@@ -69,9 +67,8 @@ async def test_a_new_app_finds_jobs_and_their_files(tmp_path: Path) -> None:
         again = (await client.post(f"api/jobs/{job['id']}/retry", json={})).json()
         assert (await client.ended(again["id"]))["result"] == "content" and again["retried_from"] == job["id"]
         two.job_store.forget([job["id"]])  # the job that it repeats
-        assert await sweep(tmp_path / "jobs.db.uploads", two) == 0 and kept.exists()
-    async with manager(look, job_store=SQLiteJobStore(tmp_path / "other.db")) as other:
-        assert await sweep(tmp_path / "jobs.db.uploads", other) == 1 and not kept.exists()
+        assert two.job_store.prune() == 0 and kept.exists()
+    assert SQLiteJobStore(tmp_path / "jobs.db").prune(keep_ended=0) == 1 and not kept.exists()
 
 
 async def test_a_key_is_one_job(tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ class Entrance:
         try: return await route.handler(call)
         except FactError as e: raise problem_of(e, access.sees == "all") from e
 
-# %% ../../nbs/web/app.ipynb #f6448ee2
+# %% ../../nbs/web/app.ipynb #acbf1f67
 class WorkersApp:
     "An ASGI app with the HTTP API and the live page of a manager."
     def __init__(self,
@@ -230,7 +230,7 @@ class WorkersApp:
         self.live, uploads = LiveEvents(manager, self.end.drain), Uploads(max_upload, UploadRoot(folder_beside(manager.job_store)))
         logs, streams = JobLogs(self.live.opened.put_line), OpenRequests(self.end.signals)
         self.end.drained.append(self.live.flush)
-        self.end.closed += uploads.sweeper.stop, attach_to(self, logs), self.live.stop
+        self.end.closed += attach_to(self, logs), self.live.stop
         visible, views = VisibleJobs(manager), JobViews(show_details, logs)
         about: dict[str, Any] = {"title": title or manager.worker_type, "token": token is not None, "max_upload": max_upload}
         waits = JobWaits(OpenRequests(self.end.signals, 256, 4096), self.end.stopping)

@@ -275,7 +275,7 @@ class RequestReader:
             asked.options["metadata"], asked.folder = {"files": form.names} if form.names else None, form.folder
         return asked
 
-# %% ../../nbs/web/jobs.ipynb #83572c79
+# %% ../../nbs/web/jobs.ipynb #015298d1
 @dataclass
 class JobActions:
     "The endpoints that start, cancel and retry jobs."
@@ -300,7 +300,6 @@ class JobActions:
         asked = await self.reader.read(call.request)
         job = await self.manager.start_job(asked.plugin_id, owner=call.access.user, params=asked.params, **asked.options)
         self.uploads.keep(job, asked.folder)
-        self.uploads.sweep_soon(self.manager)
         if wait and not await self.waits.wait(call, job, timeout) and cancels: await self.manager.cancel_job(job.id)
         return as_json(self.views.document(job, call.access)) if wait and job.done else self.views.accepted(job, call)
 
@@ -316,5 +315,5 @@ class JobActions:
         old = await self.visible.find(call.access, call.job_id)
         call.access.check("retry")
         job = await self.manager.retry_job(old)
-        await self.uploads.keep_again(job, old)
+        self.uploads.keep_again(job, old)
         return self.views.accepted(job, call)

@@ -15,7 +15,7 @@ from .schema import check_folder
 # %% auto #0
 __all__ = ['ORPHAN', 'SideFiles', 'old_files']
 
-# %% ../../../nbs/integrations/store/files.ipynb #997dd162
+# %% ../../../nbs/integrations/store/files.ipynb #a041a569
 class SideFiles:
     "The files beside one database. Every method may block, and raises `OSError`."
     LIMIT = 1 << 20  # Bytes up to which a pickle is kept in the row
@@ -24,7 +24,7 @@ class SideFiles:
         database: str, # The path of the database
         sync: bool # Whether a file has to survive the loss of power
     ):
-        self.folder, self._sync = f"{database}-files", sync
+        self.folder, self.uploads, self._sync = f"{database}-files", f"{database}.uploads", sync
 
     def put(self,
         data: bytes | None # A pickle, if there is one

@@ -36,7 +36,7 @@ def select_jobs(
     query = f"SELECT {COLUMNS} FROM jobs {where} ORDER BY place DESC LIMIT ?"
     with database.use() as db: return [StoredJob._make(row) for row in db.execute(query, (*values, limit))]
 
-# %% ../../../nbs/integrations/store/records.ipynb #6dd53e0c
+# %% ../../../nbs/integrations/store/records.ipynb #d39fa260
 class SQLiteRecords:
     "The jobs in a file. It implements `JobRecordsProtocol`; every method may block, and raises `JobStoreError` for a fault of the file."
     CHUNKS = 256  # The most chunks that one call returns
@@ -53,6 +53,7 @@ class SQLiteRecords:
         try: self.path = os.path.realpath(os.fspath(path))
         except TypeError: raise ConfigError("path", "the path of a file", path) from None
         self.database = StoreDatabase(self.path, durability, lock_timeout)
+        self.uploads = self.database.files.uploads  # Where files that come with jobs are kept
 
     def __repr__(self) -> str: return f"{type(self).__name__}({self.path!r})"
 
