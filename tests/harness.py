@@ -64,6 +64,24 @@ async def end(job: Job, limit: float = 15) -> Job:
     return job
 
 
+async def until(condition: "Callable[[], Any]", limit: float = 20) -> Any:
+    """Wait until something is true, and give what it is; the loop goes on meanwhile."""
+    end = time.monotonic() + limit * engines.patience()
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not so within {limit:g} s"
+        await asyncio.sleep(0.01)
+    return found
+
+
+def wait_until(condition: "Callable[[], Any]", limit: float = 20) -> Any:
+    """The same on a thread that waits meanwhile, perhaps that of a loop."""
+    end = time.monotonic() + limit * engines.patience()
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not so within {limit:g} s"
+        time.sleep(0.01)
+    return found
+
+
 async def under_way(seen: "Seen", job: Job) -> int:
     """Wait until a plugin has reported or yielded for the first time; gives its worker's pid."""
     await seen.when(lambda e: e.type in ("job:progress", "job:chunk") and e.data["job_id"] == job.id)

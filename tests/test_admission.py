@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Gate, Seen, end, gate, manager, nothing_left, run  # noqa: F401
+from harness import Gate, Seen, end, gate, manager, nothing_left, run, until  # noqa: F401
 
 from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.core import errors
@@ -202,7 +202,7 @@ async def test_a_worker_that_runs_a_job_is_never_offered(gate: Gate) -> None:
         await seen.until("job:started", job_id=busy.id)
         waiting = await m.start_job("medium")
         await seen.when(lambda e: "waiting_for" in e.data)
-        await asyncio.sleep(0.6)
+        await until(lambda: room.calls.count("medium") > 2)
         assert busy.status == "running" and waiting.status == "pending" and not any(room.victims)
         gate.open()
         assert await waiting == "medium"
@@ -214,8 +214,7 @@ async def test_after_an_eviction_the_memory_is_seen_to_come_back(gate: Gate) -> 
 
     async with sized(room, max_workers=2) as m:
         jobs = [await m.start_job("medium", gate=gate.path), await m.start_job("small", gate=gate.path)]
-        while any(job.status != "running" for job in jobs):
-            await asyncio.sleep(0.01)
+        await until(lambda: all(job.status == "running" for job in jobs))
         gate.open(2)
         for job in jobs:
             await job
@@ -375,8 +374,7 @@ async def test_without_an_answer_nothing_is_loaded(how: str, caplog: Any) -> Non
         job = await m.start_job("small")
         said = await seen.when(lambda e: "waiting_for" in e.data)
         assert "can_start" in said.data["waiting_for"] and "password" not in str(said.data)
-        while m.integration_errors["resource_manager.can_start"] < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: m.integration_errors["resource_manager.can_start"] >= 3)
         assert job.status == "pending" and not room.calls
         room.mended.set()
         assert (await end(job)).result == "small"

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import Gate, Seen, end, gate, manager, nothing_left, run  # noqa: F401
+from harness import Gate, Seen, end, gate, manager, nothing_left, run, until  # noqa: F401
 from nvml_double import GB, Card, Library
 
 from cjm_worker_protocols import JobManager
@@ -136,7 +136,7 @@ async def test_a_job_waits_until_there_is_room(gate: Gate) -> None:
         seen = Seen(m)
         first = await m.start_job("300", gate=gate.path)
         await seen.until("job:started", job_id=first.id)
-        await _until(lambda: _used(resources) > 300 * MB)
+        await until(lambda: _used(resources) > 300 * MB)
         second = await m.start_job("200")
         await seen.when(lambda e: e.data.get("job_id") == second.id and "waiting_for" in e.data)
         assert second.status == "pending" and second.waiting_for.startswith("200 needs 200 MB of memory, and ")
@@ -149,13 +149,6 @@ async def test_a_job_waits_until_there_is_room(gate: Gate) -> None:
 
 def _used(resources: AdmittingResourceManager) -> int:
     return sum(worker.usage.rss or 0 for worker in resources.snapshot().workers)
-
-
-async def _until(holds: Any, limit: float = 10.0) -> None:
-    end = asyncio.get_running_loop().time() + limit
-    while not holds():
-        assert asyncio.get_running_loop().time() < end
-        await asyncio.sleep(0.01)
 
 
 class Leaks(Takes):
@@ -250,7 +243,7 @@ async def test_what_was_promised_is_set_aside(gate: Gate) -> None:
     resources = AdmittingResourceManager(limit=450 * MB)
     async with taking(resources, max_workers=2) as m:
         jobs = [await m.start_job("200", gate=gate.path), await m.start_job("300", gate=gate.path)]
-        await _until(lambda: any(job.status == "running" for job in jobs) and any(job.waiting_for for job in jobs))
+        await until(lambda: any(job.status == "running" for job in jobs) and any(job.waiting_for for job in jobs))
         assert sorted(job.status for job in jobs) == ["pending", "running"]
         gate.open(2)
         assert [(await end(job)).status for job in jobs] == ["completed", "completed"]
@@ -262,7 +255,7 @@ async def test_it_learns_what_a_plugin_needs(gate: Gate) -> None:
     resources = AdmittingResourceManager(limit=450 * MB, interval=0.02)
     async with taking(resources, says=False) as m:
         first = await m.start_job("300", gate=gate.path)
-        await _until(lambda: resources.estimate("300", {"model": "300 MB"}).get("memory", 0) >= 300 * MB)
+        await until(lambda: resources.estimate("300", {"model": "300 MB"}).get("memory", 0) >= 300 * MB)
         gate.open()
         await first
     assert 300 * MB <= resources.estimate("300", {"model": "300 MB"})["memory"] < 350 * MB

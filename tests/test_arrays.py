@@ -10,14 +10,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from harness import end, finish, first_chunk, manager, said_json, script
+from harness import end, finish, first_chunk, manager, said_json, script, until
 
 from cjm_worker_protocols import JobError
 from cjm_worker_protocols.core import segments
@@ -52,14 +52,6 @@ def segments_of(pid: "int | str" = "self") -> "tuple[int, int]":
 def tidy() -> None:
     """Nothing of an earlier test waits for the garbage collector."""
     gc.collect()
-
-
-async def until(condition: "Callable[[], bool]") -> None:
-    """Wait for something that comes soon."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 def echo(value: Any) -> Any:

@@ -14,11 +14,13 @@ from typing import Any, Callable, Iterator
 
 import psutil
 import pytest
+from harness import wait_until
 from hypothesis import given, settings, strategies as st
 from repo import ROOT, run, said
 
 from cjm_worker_protocols.cli.screen import to_json
 from cjm_worker_protocols.core.display import clean, columns
+from cjm_worker_protocols.engines.connection import unread
 from cjm_worker_protocols.plugins.speech import SPEECH, sample_recording
 
 PATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("CJM_WORKERS_TEST_PATH"))))  # With another fastcore, if one is named
@@ -517,7 +519,7 @@ def test_a_slow_reader_of_a_non_blocking_pipe_gets_everything(command: str, shel
     arguments = [sys.executable, "-c", MAIN, *command.split()]
     with subprocess.Popen(arguments, cwd=mine, env=env, stdout=write, stderr=subprocess.PIPE) as process:
         os.close(write)
-        time.sleep(0.5)
+        wait_until(lambda: process.poll() is not None or unread(read) > 60_000)
         with os.fdopen(read, "rb") as reader:
             got = reader.read()
         assert process.stderr and (process.wait(20), process.stderr.read()) == (0, b"")
@@ -743,15 +745,6 @@ def started(*args: str, cwd: Path, stdout: Any = subprocess.DEVNULL, stderr: Any
     return subprocess.Popen(command, cwd=cwd, env=environment(), stdin=null, stdout=stdout, stderr=stderr, start_new_session=True)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 20) -> Any:
-    """Wait until something is true."""
-    end = time.monotonic() + seconds
-    while not (value := what()):
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.02)
-    return value
-
-
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
@@ -762,13 +755,13 @@ def alive(pid: int) -> bool:
 
 def gone(pids: "list[int]", seconds: float = 3) -> bool:
     """Whether all have ended, or do so soon."""
-    wait_for(lambda: not any(map(alive, pids)), seconds)
+    wait_until(lambda: not any(map(alive, pids)), seconds)
     return True
 
 
 def family(process: "subprocess.Popen[bytes]", pids: Path) -> "list[int]":
     """All processes of a running command: workers, their children, the guardian."""
-    wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+    wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
     return [p.pid for p in psutil.Process(process.pid).children(recursive=True)] + list(map(int, pids.read_text().split()))
 
 
@@ -846,7 +839,7 @@ def test_a_reader_that_stops_reading_does_not_stop_ctrl_c(mine: Path) -> None:
     (mine / "mine.py").write_text(code)
     with started("run", "mine:flood", "path=pids", cwd=mine, stdout=subprocess.PIPE) as process:
         pids = family(process, mine / "pids")
-        time.sleep(0.5)
+        wait_until(lambda: unread(process.stdout) > 60_000)
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(10) == 130
     assert gone(pids)

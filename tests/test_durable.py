@@ -18,7 +18,7 @@ import chaos_durable
 import durable_app
 import pytest
 from durable_app import manager
-from harness import nothing_left, ticking  # noqa: F401
+from harness import nothing_left, ticking, until  # noqa: F401
 
 from cjm_worker_protocols import JobCancelled, JobError, JobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import (
@@ -74,14 +74,6 @@ async def begun(process: "subprocess.Popen[str]") -> str:
     """Its first line."""
     assert process.stdout is not None
     return (await asyncio.get_running_loop().run_in_executor(None, process.stdout.readline)).strip()
-
-
-async def until(condition: Any, limit: float = 20) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "it did not come"
-        await asyncio.sleep(0.01)
 
 
 # On disk first
@@ -236,8 +228,7 @@ async def test_drain(path: str) -> None:
         await until(lambda: running.status == "running")
         assert here.ready
         draining = asyncio.ensure_future(here.drain(20))
-        await asyncio.sleep(0.05)
-        assert not here.ready
+        await until(lambda: not here.ready)
         with pytest.raises(ManagerDrainingError):
             await here.start_job("echo")
         assert await here.cancel_job(wanted_not.id)
@@ -489,8 +480,7 @@ async def test_very_many_are_taken_over_without_tickets(path: str) -> None:
         last, beside = asyncio.ensure_future(jobs[298].wait()), asyncio.ensure_future(jobs[297].wait())
         assert await here.cancel_job(jobs[200].id) and jobs[200].position is None
         newer = await here.start_job("nap", seconds=0)
-        while nap.status != "running":  # the jobs of priority 1 come before it
-            await asyncio.sleep(0.01)
+        await until(lambda: nap.status == "running")  # the jobs of priority 1 come before it
         assert (await beside).result == "rested" and not last.done() and newer.status == jobs[0].status == "pending"
         ends = [job.completed_at for job in jobs[1::2]]
         assert all(job.status == "completed" for job in jobs[1::2]) and ends == sorted(ends)  # type: ignore[type-var]

@@ -20,7 +20,23 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import TESTS, alive, end, finish, first_chunk, gone, gone_soon, guardians, manager, nothing_left, run, said_json, script  # noqa: F401
+from harness import (  # noqa: F401
+    TESTS,
+    alive,
+    end,
+    finish,
+    first_chunk,
+    gone,
+    gone_soon,
+    guardians,
+    manager,
+    nothing_left,
+    run,
+    said_json,
+    script,
+    until,
+    wait_until,
+)
 
 from cjm_worker_protocols import JobManager, WorkerConfig
 from cjm_worker_protocols.core.frames import HEADER, Frame, Kind, encode, outgoing
@@ -215,8 +231,7 @@ async def test_a_guardian_that_always_ends_is_given_up(log: Log, monkeypatch: py
     monkeypatch.setattr(KeptGuardian, "BACKOFF", 0.001)
     kept = KeptGuardian(str)
     kept.start("true")
-    while "ERROR" not in log.levels:
-        await asyncio.sleep(0.01)
+    await until(lambda: "ERROR" in log.levels)
     kept.start("true")
     assert kept.process is None and log.levels == (KeptGuardian.ENDS - 1) * ["WARNING"] + ["ERROR"]
     await kept.close()
@@ -232,8 +247,7 @@ async def test_a_guardian_that_has_lived_is_replaced_at_once(monkeypatch: pytest
         process = kept.process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
-        while kept.process in (None, process):
-            await asyncio.sleep(0.01)
+        await until(lambda: kept.process not in (None, process))
     await kept.close()
 
 
@@ -267,8 +281,7 @@ async def test_a_guardian_that_is_stopped_holds_up_nothing() -> None:
         guard.remove(pid)
     assert time.monotonic() - start < 30
     assert await gone_soon([first.pid], 5)
-    while first in guardians() or not set(guardians()) - earlier:
-        await asyncio.sleep(0.01)
+    await until(lambda: first not in guardians() and set(guardians()) - earlier)
     assert guard.guarded == [sleeper.pid]
     guard.remove(sleeper.pid)
     sleeper.wait(5)
@@ -529,10 +542,7 @@ asyncio.run(main())
         name, pid = app.stdout.readline().split()
         assert named(name)
         app.kill()
-        deadline = time.monotonic() + 10
-        while (psutil.pid_exists(int(pid)) or named(name)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not psutil.pid_exists(int(pid)) and not named(name)
+        wait_until(lambda: not psutil.pid_exists(int(pid)) and not named(name))
 
 
 @with_proc
@@ -598,8 +608,7 @@ def test_a_drain_takes_what_has_come_though_more_keeps_coming() -> None:
         seen: "list[Frame]" = []
         receiver = FrameReceiver(asyncio.get_running_loop(), ours, on_frame, lambda error: None)
         receiver.pause()
-        while unread(ours) < 100_000:
-            await asyncio.sleep(0.001)
+        await until(lambda: unread(ours) >= 100_000)
         receiver.drain()
         assert len(seen) >= 10
         receiver.close()

@@ -43,6 +43,8 @@ from harness import (  # noqa: F401
     script,
     ticking,
     under_way,
+    until,
+    wait_until,
 )
 from repo import LIB, PACKAGE, ROOT
 
@@ -188,8 +190,7 @@ async def test_a_claim_that_takes_the_place_of_another_is_the_workers_once_it_is
         cancelled = await m.start_job("at_claim", folder=str(tmp_path))
         await asyncio.sleep(0.1)
         (tmp_path / "end").touch()
-        while not (tmp_path / "looked").exists():
-            time.sleep(0.005)  # the loop does not hear that the first job has ended
+        wait_until(lambda: (tmp_path / "looked").exists())  # the loop does not hear that the first job has ended
         assert first.status == "running"
         request_cancel(cancelled)
         assert cancelled.status == "cancelled"
@@ -275,8 +276,7 @@ async def test_a_standby_that_cannot_be_started_comes_later() -> None:
     engine = Moody()
     async with manager("echo", engine=engine, standby=True, backoff_base=0.01) as m:
         await works(m)
-        while [w.status for w in m.workers] != ["idle", "standby"]:
-            await asyncio.sleep(0.01)
+        await until(lambda: [w.status for w in m.workers] == ["idle", "standby"])
         await works(m)
         assert engine.starts == 4
 
@@ -561,8 +561,7 @@ async def test_a_broadcaster_that_swallowed_a_timeout_is_not_taken_for_cancelled
     async with manager("echo", event_broadcaster=hub, integration_timeout=0.1) as m:
         seen = Seen(m)
         await works(m)
-        while hub.calls < len(seen.events) or hub.calls < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: hub.calls >= max(3, len(seen.events)))
     assert hub.calls == len(await seen.rest()) == len(hub.cancelling) and not any(hub.cancelling)
     assert m.integration_errors == {"event_broadcaster.broadcast": 1}
 
@@ -1764,13 +1763,16 @@ async def test_a_job_that_is_being_accepted_when_the_manager_closes() -> None:
     """start_job that waits for a registry while the manager is shut down raises, and leaves no job and no worker."""
 
     class Slow(Catalog):
+        asked = False
+
         def get_plugin(self, plugin_id: str) -> Any:
+            self.asked = True
             time.sleep(0.2)
             return super().get_plugin(plugin_id)
 
-    m = manager("echo", plugin_registry=Slow())
+    m = manager("echo", plugin_registry=(registry := Slow()))
     starting = asyncio.ensure_future(m.start_job("echo"))
-    await asyncio.sleep(0.05)
+    await until(lambda: registry.asked)
     await m.shutdown()
     with pytest.raises((errors.ManagerClosedError, errors.RegistryUnavailableError)):
         await starting
@@ -2413,8 +2415,7 @@ async def test_a_thread_that_outlives_its_job(gate: Gate) -> None:
             job = await m.start_job("leaves_thread", gate=gate.path)
             pid = await job
             gate.open()
-            while not any(r.getMessage() == "from the thread that was left" for r in records):
-                await asyncio.sleep(0.005)
+            await until(lambda: any(r.getMessage() == "from the thread that was left" for r in records))
             gate.open()
             other = await m.start_job("wait_at", gate=gate.path)
             assert (await other)[0] == pid and job.progress == 1.0

@@ -1,7 +1,6 @@
 """What the pages for users show and do not run themselves: their programs, and their commands."""
 
 import ast
-import asyncio
 import importlib
 import json
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import until
 from repo import NBS, PACKAGE, notebooks
 
 from cjm_worker_protocols.cli.entry import parser
@@ -92,8 +92,7 @@ async def test_the_app_of_the_how_to_on_stored_jobs(tmp_path: Path, monkeypatch:
     app = names["app"]
     async with app.router.lifespan_context(app):
         job = await app.state.manager.start_job("slow", n=21)
-        while job.status == "pending":
-            await asyncio.sleep(0.01)
+        await until(lambda: job.status != "pending")
     assert (job.status, job.result) == ("completed", 42)
     async with app.router.lifespan_context(app):
         assert await (await app.state.manager.find_job(job.id)) == 42

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import end, finish, first_chunk, manager, script
+from harness import end, finish, first_chunk, manager, script, until, wait_until
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import ConfigError, WrongLoopError
@@ -193,10 +193,10 @@ async def test_a_deadline_reads_first() -> None:
     deadline = Deadline(lambda: heard.pop()() if heard else None)
     heard = [lambda: deadline.clear()]
     deadline.set(0.0, called.append, "cleared")
-    await asyncio.sleep(0.01)
+    await until(lambda: not heard)
     heard.append(lambda: deadline.set(0.0, called.append, "set anew"))
     deadline.set(0.0, called.append, "late")
-    await asyncio.sleep(0.01)
+    await until(lambda: called)
     assert called == ["set anew"]
 
 
@@ -208,8 +208,7 @@ async def test_shutdown_reads_first(tmp_path: Path) -> None:
     async with manager(naps, leaves) as m:
         await (await m.start_job("naps", seconds=0.0))
         job = await m.start_job("leaves", path=str(mark := tmp_path / "mark"))
-        while not mark.exists():  # the app blocks its loop
-            time.sleep(0.01)
+        wait_until(lambda: mark.exists())  # the app blocks its loop
         time.sleep(0.3)
     assert (job.status, job.result) == ("completed", str(mark))
 
@@ -217,8 +216,7 @@ async def test_shutdown_reads_first(tmp_path: Path) -> None:
 async def test_shutdown_while_a_job_is_being_cancelled() -> None:
     async with manager(polite, grace_timeout=10.0) as m:
         job = await m.start_job("polite")
-        while job.status != "running":
-            await asyncio.sleep(0.01)
+        await until(lambda: job.status == "running")
         await asyncio.sleep(0.2)
         cancelling = asyncio.ensure_future(m.cancel_job(job.id))
         await asyncio.sleep(0.05)
@@ -245,8 +243,7 @@ class SlowToAdmit:
 async def test_an_app_that_cancels_all_tasks_leaves_no_job_without_an_end() -> None:
     async with manager(naps, resource_manager=SlowToAdmit()) as m:
         job = await m.start_job("naps", seconds=0.0)
-        while not m.workers or m.workers[0].status != "idle":
-            await asyncio.sleep(0.01)
+        await until(lambda: m.workers and m.workers[0].status == "idle")
         await asyncio.sleep(0.05)
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             if "Admission" in repr(task.get_coro()):
@@ -473,8 +470,7 @@ def test_a_shutdown_that_the_end_of_the_loop_cancels_leaves_no_process() -> None
     async def leaves() -> "tuple[Job, int]":
         managers.append(m := manager(polite, grace_timeout=3.0))
         job = await m.start_job("polite")
-        while job.status != "running":
-            await asyncio.sleep(0.01)
+        await until(lambda: job.status == "running")
         closing.append(asyncio.ensure_future(m.shutdown()))
         await asyncio.sleep(0)
         return job, m.workers[0].pid

@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import time
 import wave
 from itertools import groupby
 from operator import itemgetter
@@ -14,6 +13,7 @@ from typing import Any
 import models
 import psutil
 import pytest
+from harness import until
 from test_image import draw, saved
 
 from cjm_worker_protocols import Job, JobManager, WorkerConfig
@@ -111,9 +111,8 @@ async def test_two_hundred_jobs_with_cancels_and_kills(tmp_path: Path) -> None:
                     early[name] = max(used, early.get(name, 0))
         for _, job in jobs:
             await job.wait()
-        late, deadline = memory(manager), time.monotonic() + 10
-        while len(ends) < JOBS and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        late = memory(manager)
+        await until(lambda: len(ends) >= JOBS)
         pids = [worker.pid for worker in manager.workers]
     listening.cancel()
     counts = {status: sum(job.status == status for _, job in jobs) for status in ("completed", "failed", "cancelled")}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Seen, end, first_chunk, manager, nothing_left  # noqa: F401
+from harness import Seen, end, first_chunk, manager, nothing_left, until, wait_until  # noqa: F401
 from repo import ROOT
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager
@@ -197,8 +197,7 @@ async def test_registrations_are_never_dropped() -> None:
         assert m.integration_errors["resource_manager.update_worker_state.dropped"] > 0 and not held.calls
     finally:
         held.released.set()
-    while held.calls.count("unregister") < 2:
-        await asyncio.sleep(0.01)
+    await until(lambda: held.calls.count("unregister") >= 2)
     assert [call for call in held.calls if call.endswith("register")] == ["register", "unregister"] * 2
 
 
@@ -288,8 +287,7 @@ async def test_a_registry_that_was_quick_and_then_hangs_does_not_stop_the_loop()
             assert await (await m.start_job("echo", x=n)) == n
         registry.hangs = True
         asked = asyncio.create_task(m.start_job("echo", x=100))
-        while not entered.is_set():
-            await asyncio.sleep(0.001)
+        await until(lambda: entered.is_set())
         release.set()  # by the loop, which a call on it would have stopped
         assert await (await asked) == 100
         assert released == [True] and len(threads) == 1 and threading.get_ident() not in threads
@@ -301,8 +299,7 @@ async def test_a_job_whose_result_has_arrived_completes(tmp_path: Path) -> None:
     async with manager(touches) as m:
         await end(await m.start_job("touches", path=str(tmp_path / "first")))
         job = await m.start_job("touches", path=str(tmp_path / "second"))
-        while not (tmp_path / "second").exists():
-            time.sleep(0.01)  # the loop reads nothing meanwhile
+        wait_until(lambda: (tmp_path / "second").exists())  # the loop reads nothing meanwhile
         time.sleep(0.3)  # the worker ends the job
         assert not job.done and await m.cancel_job(job.id) is False
         assert (job.status, job.result) == ("completed", "done")

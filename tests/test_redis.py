@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from urllib.parse import quote
 
 import nbformat
 import pytest
-from harness import finish, nothing_left, run, said_json, script  # noqa: F401
+from harness import finish, nothing_left, run, said_json, script, until  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis_kit import REDIS, RedisServer
@@ -81,14 +81,6 @@ async def broadcasting(*given: Any, **settings: Any) -> "AsyncIterator[RedisBroa
 def ended(broadcaster: RedisBroadcaster) -> bool:
     """Whether its tasks have."""
     return all(task is None or task.done() for task in (broadcaster.exchange.writer.task, broadcaster.exchange.reader.task))
-
-
-async def until(condition: "Callable[[], Any]", limit: float = 20) -> None:
-    """Wait for something."""
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        await asyncio.sleep(0.01)
 
 
 async def take(subscription: Any, count: int, limit: float = 20) -> "list[ServerSentEvent]":

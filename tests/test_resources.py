@@ -1,6 +1,5 @@
 """What workers use: real processes that allocate, spin, fork, die and wait to be reaped; containers; threads; the manager end to end."""
 
-import asyncio
 import gc
 import html.parser
 import importlib
@@ -15,7 +14,7 @@ import threading
 import time
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import Gate, end, first_chunk, gate, gone, manager, nothing_left, run  # noqa: F401
+from harness import Gate, end, first_chunk, gate, gone, manager, nothing_left, run, until, wait_until  # noqa: F401
 from nvml_double import Card, Library
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -81,22 +80,6 @@ def measured(rm: ProcessResourceManager, pid: int) -> Usage:
     worker = rm.worker(pid)
     assert worker is not None
     return worker.usage
-
-
-def until(condition: "Callable[[], bool]", limit: float = 15) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-
-
-async def soon(condition: "Callable[[], bool]", limit: float = 15) -> None:
-    """The same while the loop goes on."""
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        await asyncio.sleep(0.01)
 
 
 def probe(rm: ProcessResourceManager, pid: int) -> "dict[str, Any] | None":
@@ -773,10 +756,10 @@ def test_the_thread_lives_as_long_as_there_are_workers() -> None:
         assert measuring_threads() == []
         for _ in range(2):
             rm.register_worker(process.pid, "test")
-            until(lambda: (worker := rm.worker(process.pid)) is not None and len(worker.history) > 2)
+            wait_until(lambda: (worker := rm.worker(process.pid)) is not None and len(worker.history) > 2)
             assert len(measuring_threads()) == 1
             rm.unregister_worker(process.pid)
-            until(lambda: measuring_threads() == [])
+            wait_until(lambda: measuring_threads() == [])
         rm.register_worker(process.pid, "test")
         rm.close()
         assert measuring_threads() == []
@@ -798,7 +781,7 @@ def test_a_thread_that_cannot_be_started_now_is_started_later(monkeypatch: pytes
                 rm.register_worker(process.pid, "test")
             assert rm.worker(process.pid) and measuring_threads() == []
         rm.register_worker(process.pid, "test")
-        until(lambda: (worker := rm.worker(process.pid)) is not None and worker.usage.rss is not None)
+        wait_until(lambda: (worker := rm.worker(process.pid)) is not None and worker.usage.rss is not None)
 
 
 def test_the_thread_ends_when_the_last_worker_died() -> None:
@@ -806,7 +789,7 @@ def test_the_thread_ends_when_the_last_worker_died() -> None:
     with ProcessResourceManager(interval=0.01) as rm:
         with python(SLEEP) as process:
             rm.register_worker(process.pid, "test")
-        until(lambda: measuring_threads() == [])
+        wait_until(lambda: measuring_threads() == [])
         assert [w.pid for w in rm.snapshot().lost] == [process.pid]
 
 
@@ -815,14 +798,14 @@ def test_the_thread_ends_with_a_manager_that_is_forgotten() -> None:
     with python(SLEEP) as process:
         rm = ProcessResourceManager(interval=0.01)
         rm.register_worker(process.pid, "test")
-        until(lambda: (worker := rm.worker(process.pid)) is not None and worker.usage.rss is not None)
+        wait_until(lambda: (worker := rm.worker(process.pid)) is not None and worker.usage.rss is not None)
         del rm
 
         def ended() -> bool:
             gc.collect()
             return measuring_threads() == []
 
-        until(ended)
+        wait_until(ended)
 
 
 def test_what_goes_wrong_in_the_thread_is_logged_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -836,7 +819,7 @@ def test_what_goes_wrong_in_the_thread_is_logged_once(caplog: pytest.LogCaptureF
     monkeypatch.setattr(meter, "trees", broken)
     with python(SLEEP) as process, ProcessResourceManager(interval=0.001) as rm, caplog.at_level(logging.WARNING):
         rm.register_worker(process.pid, "test")
-        until(lambda: len(calls) > 5)
+        wait_until(lambda: len(calls) > 5)
     assert [(r.levelname, r.exc_info is not None) for r in caplog.records] == [("WARNING", True)]
 
 
@@ -1422,7 +1405,7 @@ async def test_a_job_manager_end_to_end(gate: Gate) -> None:  # noqa: F811
             gate.open()
             await end(job)
             assert job.status == "completed"
-            await soon(lambda: rm.snapshot().workers[0].status == "idle")
+            await until(lambda: rm.snapshot().workers[0].status == "idle")
             (worker,) = rm.snapshot().workers
             assert worker.job_id is None
             assert any(key[0] == "allocate" and peak.rss and peak.rss > 64 * MiB for key, peak in rm.peaks.items())
@@ -1443,7 +1426,7 @@ async def test_a_worker_that_is_killed_leaves_no_row(gate: Gate) -> None:  # noq
                 snapshot = rm.snapshot()
                 return pid not in [w.pid for w in snapshot.workers + snapshot.lost]
 
-            await soon(forgotten)
+            await until(forgotten)
         assert not m.integration_errors
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from harness import finish, manager, nothing_left, run, said_json, script  # noqa: F401
+from harness import finish, manager, nothing_left, run, said_json, script, until  # noqa: F401
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -908,27 +908,30 @@ def test_a_send_runs_in_one_task_and_in_the_context_of_the_request(waits: int, f
 
         return send
 
-    async def request(name: str) -> None:
+    def came(name: str) -> int:
+        return b"".join(body for body, who in sent if who == name).count(b"data: ")
+
+    async def request(name: str, left: asyncio.Event) -> None:
         mine.set(name)
-        assert await streamed(broadcaster, sender(name), lambda: asyncio.sleep(0.3)) is None
+        assert await streamed(broadcaster, sender(name), left.wait) is None
 
     async def scenario() -> None:
         if factory:
             asyncio.get_running_loop().set_task_factory(getattr(asyncio, factory))
-        before = asyncio.all_tasks()
-        requests = asyncio.gather(request("a"), request("b"))
-        await asyncio.sleep(0.1)
+        before, left = asyncio.all_tasks(), asyncio.Event()
+        requests = asyncio.gather(request("a", left), request("b", left))
+        await until(lambda: broadcaster.counters.clients == 2)
         for n in range(5):
             await broadcaster.broadcast("t", {"n": n})
-            await asyncio.sleep(0.01)
+            await until(lambda: came("a") == came("b") == n + 1)
+        left.set()
         await requests
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == before
 
     broadcaster = SSEBroadcaster()
     run(scenario())
-    for name in "ab":
-        assert b"".join(body for body, who in sent if who == name).count(b"data: ") == 5
+    assert came("a") == came("b") == 5
 
 
 @pytest.mark.parametrize("waits", [False, True])
@@ -949,7 +952,7 @@ def test_what_a_send_raises_ends_the_app_with_it(waits: bool) -> None:
         other = await OverAsgi.connect(broadcaster)
         for_ever = asyncio.Event().wait
         bad = [asyncio.ensure_future(streamed(broadcaster, sender(e), for_ever)) for e in (error, BrokenPipeError())]
-        await asyncio.sleep(0.05)
+        await until(lambda: broadcaster.counters.clients == 3)
         await broadcaster.broadcast("t", {})
         assert [await b for b in bad] == [error, None]
         assert len(other.received()) == 1 and broadcaster.counters.clients == 1
@@ -1026,7 +1029,7 @@ def test_who_cancels_all_tasks_stops_no_stream_that_goes_on() -> None:
         await broadcaster.broadcast("t", {})
         (sending,) = (task for task in asyncio.all_tasks() if "SendTask" in repr(task.get_coro()))
         sending.cancel()  # as one of all
-        await asyncio.sleep(0.05)
+        await until(lambda: all(client.received() for client in clients))
         assert [len(client.received()) for client in clients] == [1, 1, 1, 1]
         for client in clients:
             await client.close()
@@ -1051,7 +1054,7 @@ def test_a_send_that_waits_is_told_when_the_client_leaves() -> None:
         broadcaster = SSEBroadcaster()
         other, left = await OverAsgi.connect(broadcaster), asyncio.Event()
         stuck = asyncio.ensure_future(streamed(broadcaster, send, left.wait))
-        await asyncio.sleep(0.01)
+        await until(lambda: broadcaster.counters.clients == 2)
         for _ in range(3):
             await broadcaster.broadcast("t", {})
             await asyncio.sleep(0.01)
@@ -1095,10 +1098,12 @@ def test_a_send_need_not_be_a_coroutine_function() -> None:
             done.set_result(None)
             return done
 
-        broadcaster = SSEBroadcaster()
-        stream = asyncio.ensure_future(streamed(broadcaster, send, lambda: asyncio.sleep(0.1)))
-        await asyncio.sleep(0.02)
+        broadcaster, left = SSEBroadcaster(), asyncio.Event()
+        stream = asyncio.ensure_future(streamed(broadcaster, send, left.wait))
+        await until(lambda: len(bodies) == 2)
         await broadcaster.broadcast("t", {})
+        await until(lambda: len(bodies) > 2)
+        left.set()
         assert await stream is None
 
     run(scenario())
@@ -1365,8 +1370,7 @@ def test_it_is_a_broadcaster_for_a_manager() -> None:
         port = free_port()
         server = Server(Config(starlette_app(broadcaster), port=port, log_level="error"))
         serving = asyncio.ensure_future(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.started)
         client = await asyncio.to_thread(Client, port)
         async with manager("progress", event_broadcaster=broadcaster) as workers:
             job = await workers.start_job("progress", steps=4)

@@ -13,7 +13,7 @@ from typing import Any, Iterator
 
 import nbformat
 import pytest
-from harness import nothing_left, said_json, script  # noqa: F401
+from harness import nothing_left, said_json, script, wait_until  # noqa: F401
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
 pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[dev]'")
@@ -259,8 +259,7 @@ def test_a_browser_misses_nothing_over_redis(browser: Any, tmp_path: Path) -> No
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
         page.wait_for_function("opened == 1")
-        while "cmd=xread" not in redis.ask("CLIENT", "LIST"):
-            time.sleep(0.01)
+        wait_until(lambda: "cmd=xread" in redis.ask("CLIENT", "LIST"))
         broadcast(10)
         page.wait_for_function("got.length == 10", timeout=20000)
         first.kill()

@@ -14,7 +14,7 @@ from typing import Any, Iterator
 
 import pytest
 import sample_plugins
-from harness import alive, children, finish, gone, nothing_left, said_json, script  # noqa: F401
+from harness import alive, children, finish, gone, nothing_left, said_json, script, wait_until  # noqa: F401
 
 from cjm_worker_protocols import BaseJobManager, JobCancelled, JobError, JobManager, SyncJobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import ConfigError, ManagerClosedError, StreamOverflowError, UnknownPluginError
@@ -112,8 +112,7 @@ def test_map_in_order_and_as_completed() -> None:
         thread = threading.Thread(target=fails, daemon=True)
         before = len(m.call("get_all_jobs"))
         thread.start()
-        while len(m.call("get_all_jobs")) < before + 5:
-            time.sleep(0.01)
+        wait_until(lambda: len(m.call("get_all_jobs")) >= before + 5)
         m.call("cancel_job", m.call("get_all_jobs")[before].id)  # the first: its failure cancels the others
         thread.join(15)
         for job in m.call("get_all_jobs")[before:]:

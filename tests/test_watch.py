@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from harness import alive, children, ctrl_c, end, finish, gone_soon, manager, script
+from harness import alive, children, ctrl_c, end, finish, gone_soon, manager, script, until
 from repo import ROOT, python, said
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, watch
@@ -132,8 +132,7 @@ async def test_cancelling_the_wait_leaves_the_jobs_alone() -> None:
     async with manager("stuck") as m:
         job, log = await m.start_job("stuck"), io.StringIO()
         watching = asyncio.ensure_future(watch(job, file=log))
-        while "\u25cf" not in log.getvalue():
-            await asyncio.sleep(0.01)
+        await until(lambda: "\u25cf" in log.getvalue())
         watching.cancel()
         with pytest.raises(asyncio.CancelledError):
             await watching
@@ -146,8 +145,7 @@ async def test_cancel_true_cancels_what_is_watched_and_nothing_else() -> None:
     async with manager("stuck", max_workers=2) as m:
         job, other = await m.start_job("stuck"), await m.start_job("stuck")
         watching = asyncio.ensure_future(watch(job, cancel=True, file=io.StringIO()))
-        while job.status != "running":
-            await asyncio.sleep(0.01)
+        await until(lambda: job.status == "running")
         watching.cancel()
         with pytest.raises(asyncio.CancelledError):
             await watching

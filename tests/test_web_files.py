@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from harness import until
 from test_web import api, by_user, count, look, shout, spin
 from web_kit import problem
 
@@ -193,8 +194,7 @@ async def test_requests_of_a_client_that_wait_are_limited(monkeypatch: pytest.Mo
     monkeypatch.setattr(web_app, "OpenRequests", lambda stop, *limits: OpenRequests(stop, 1, 1))
     async with api(spin) as (running, client):
         waiting = asyncio.ensure_future(client.post("api/jobs?wait=true", json={"plugin_id": "spin"}))
-        while not running.jobs:
-            await asyncio.sleep(0.01)
+        await until(lambda: running.jobs)
         while (answer := await client.post("api/jobs?wait=true&wait_timeout=1", json={"plugin_id": "spin"})).elapsed.total_seconds() > 1:
             await asyncio.sleep(0)  # the first did not wait yet
         assert answer.status_code == 202 and answer.json()["id"] in running.jobs
