@@ -18,24 +18,21 @@ from .problems import Problem
 # %% auto #0
 __all__ = ['PAGE_POLICY', 'PAGE_HEADERS', 'SAFE', 'TYPES', 'with_safe_headers', 'StaticFiles']
 
-# %% ../../nbs/web/files.ipynb #7e0af912
+# %% ../../nbs/web/files.ipynb #e9faadeb
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
                "form-action 'none'; base-uri 'none'; frame-ancestors 'none'")
 PAGE_HEADERS = {"cache-control": "no-cache", "content-security-policy": PAGE_POLICY, "x-frame-options": "DENY",
                 "referrer-policy": "no-referrer", "cross-origin-opener-policy": "same-origin"}
-SAFE = [  # Of every response, unless it has its own
-    (b"x-content-type-options", b"nosniff"), (b"cross-origin-resource-policy", b"same-origin"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox")]
+SAFE = {  # Of every response, unless it has its own
+    b"x-content-type-options": b"nosniff", b"cross-origin-resource-policy": b"same-origin",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'; sandbox"}
 
 def with_safe_headers(
     send: Send # Sends to the client
 ) -> Send: # The same, with safe headers
     "Add the headers to a response that lacks them."
     async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            given = list(message.get("headers", ()))
-            have = {name for name, _ in given}
-            message = {**message, "headers": given + [header for header in SAFE if header[0] not in have]}
+        if message["type"] == "http.response.start": message = {**message, "headers": [*{**SAFE, **dict(message.get("headers", ()))}.items()]}
         await send(message)
     return sending
 
