@@ -18,7 +18,7 @@ from .problems import Problem
 # %% auto #0
 __all__ = ['PAGE_POLICY', 'PAGE_HEADERS', 'SAFE', 'TYPES', 'with_safe_headers', 'StaticFiles']
 
-# %% ../../nbs/web/files.ipynb #e9faadeb
+# %% ../../nbs/web/files.ipynb #5151ec85
 PAGE_POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
                "form-action 'none'; base-uri 'none'; frame-ancestors 'none'")
 PAGE_HEADERS = {"cache-control": "no-cache", "content-security-policy": PAGE_POLICY, "x-frame-options": "DENY",
@@ -32,7 +32,8 @@ def with_safe_headers(
 ) -> Send: # The same, with safe headers
     "Add the headers to a response that lacks them."
     async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start": message = {**message, "headers": [*{**SAFE, **dict(message.get("headers", ()))}.items()]}
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*{**SAFE, **dict(message.get("headers", ()))}.items()]}
         await send(message)
     return sending
 
