@@ -153,9 +153,10 @@ class FrameWriter:
         frame: OutgoingFrame # The frame
     ) -> None:
         "With the lock held, write one frame. Raises what `check` does; while the process is being ended, write nothing."
-        if self._whole.ended: return
-        if self._whole.torn and self._interrupts(): return self._later.append(frame)
-        self.check()
+        if self._whole.torn:
+            if self._whole.ended: return
+            if self._interrupts(): return self._later.append(frame)
+            raise self._whole.error
         if frame.segment is not None and self._segments is not None: self._segments.wait()
         try:
             with self._whole:
