@@ -85,7 +85,7 @@ def demo(
     workers: int = 1, # Worker processes
     json: bool = False # Print events as lines of JSON, as in a pipe
 ) -> int: # The exit code
-    "Transcribe recordings in worker processes, with a registry, a resource manager and a broadcaster plugged in."
+    "Transcribe recordings in worker processes, with all integrations plugged in."
     from cjm_worker_protocols.cli.session import perform, registry_of, session
     from cjm_worker_protocols.plugins.speech import SPEECH as extra, sample_recording
     if workers < 1: raise UsageError(f"--workers: expected at least 1 (got {workers})")

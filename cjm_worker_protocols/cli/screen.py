@@ -52,7 +52,7 @@ class Output(io.RawIOBase):
     def fileno(self) -> int: return self._fd
 
     def write(self, data: Any) -> int:
-        "Write all of `data`, waiting for a slow reader, also when the descriptor is non-blocking."
+        "Write all of `data`, and wait for a slow reader. The descriptor may be non-blocking."
         rest = memoryview(data).cast("B")
         size = len(rest)
         while rest and self.error is None:
@@ -196,7 +196,7 @@ def continued(
     text: str, # What was streamed so far
     chunk: Any # The next chunk
 ) -> str: # What to show now
-    "Add a chunk that is a string to a streamed text; any other chunk takes its place."
+    "Add a chunk that is a string to a streamed text. Any other chunk takes its place."
     return (text + chunk)[-TAIL:] if isinstance(chunk, str) else text_of(chunk)
 
 # %% ../../nbs/cli/screen.ipynb #ec2897c5
@@ -235,7 +235,7 @@ class RunningJobs:
     def lines(self,
         size: os.terminal_size # Of the terminal
     ) -> Iterator[tuple[str, str]]: # Where a job is, and the text it streams
-        "Give two lines for each running job, for as many as half of the terminal has room for."
+        "Give two lines for each running job. They fill at most half of the terminal."
         running = [job for job in self._jobs.values() if job["since"] is not None][:max(1, size.lines // 2 - 2)]
         wide = max((len(job["label"]) for job in running), default=0)
         for job in running:

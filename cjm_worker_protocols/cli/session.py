@@ -28,7 +28,7 @@ __all__ = ['Show', 'ENDING', 'home', 'NoHomeError', 'registry_of', 'facts_of', '
 
 # %% ../../nbs/cli/session.ipynb #f8e0fbea
 def home() -> Path | None: # None when there is no home folder either, as for an unknown uid in a container
-    """Find the folder with the user's configs, in `config`, and manifests, in `plugins`.
+    """Find the user's folder, with configs in `config` and manifests in `plugins`.
 
     It is `$CJM_WORKERS_CONFIG`, or `cjm-workers` in `$XDG_CONFIG_HOME` or in `~/.config`. A relative `$XDG_CONFIG_HOME` is ignored, as the
     [XDG Base Directory Specification](https://specifications.freedesktop.org/basedir-spec/latest/) asks."""
@@ -96,7 +96,7 @@ class WorkerWatch:
     async def measure_idle(self,
         pids: Sequence[int] # Workers that have done their jobs
     ) -> None:
-        "Measure once the resource manager knows that these workers are idle, or after 0.5 s."
+        "Measure when the resource manager knows that these workers are idle. It waits for that up to 0.5 s."
         for _ in range(100):
             if all((worker := self._resources.worker(pid)) is not None and worker.status == "idle" for pid in pids): break
             await asyncio.sleep(0.005)
@@ -157,7 +157,7 @@ class SessionEvents:
         event: str, # Its type
         data: Facts # What it says
     ) -> None:
-        "Show an event with the parameters of its job, its result, or its error with the traceback."
+        "Show an event with its job's parameters, and its result or its whole error."
         self.counts[event] += 1
         job = self._manager.get_job(data["job_id"]) if event in ("job:queued", "job:completed", "job:failed", "job:cancelled") else None
         if job: data = {**data, "params": job.params, **({"result": job.result} if event == "job:completed" else {})}

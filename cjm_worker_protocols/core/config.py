@@ -64,7 +64,7 @@ def interpreter_path(
     name: str, # The setting
     value: object # Its value
 ) -> str: # The same; what is relative to the present folder is made absolute
-    "Raise `ConfigError` unless `value` can be the path of an interpreter, or the name of one on the `PATH`."
+    "Check a path of an interpreter, or its name on the `PATH`. Raises `ConfigError` for what can be neither."
     if not isinstance(value, str) or not value or "\0" in value: raise ConfigError(name, "the path of an interpreter, or None", value)
     return os.path.abspath(value) if os.sep in value else value
 

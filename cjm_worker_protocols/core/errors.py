@@ -130,7 +130,7 @@ class ParametersNotSendableError(FactError, TypeError):
 
 # %% ../../nbs/core/errors.ipynb #70aded2d
 class RenamedHookError(FactError, TypeError):
-    "A subclass defines a hook of cjm-fasthtml-workers that has another name here, and would never be called."
+    "A subclass defines a hook under its name in cjm-fasthtml-workers. Here it would never be called."
     manager: str  # The subclass
     hook: str  # What it defines
     replacement: str  # What to define instead
@@ -153,7 +153,7 @@ class RegistryUnavailableError(FactError, RuntimeError):
 
 # %% ../../nbs/core/errors.ipynb #00e14d0b
 class ResourceValidationError(FactError, RuntimeError):
-    "The `_validate_resources` hook refused the job, or the resource manager says that the plugin can never fit. No job exists."
+    "The `_validate_resources` hook or the resource manager refused the job. No job exists."
     plugin_id: str  # The plugin
     reason: str  # The hook's or the resource manager's own words
     template = "resource validation failed for {0.plugin_id!r}: {0.reason}"
@@ -249,7 +249,7 @@ class PluginLoadError(FactError, RuntimeError):
 
 # %% ../../nbs/core/errors.ipynb #065050e2
 class ForeignBytecodeError(FactError, RuntimeError):
-    "A plugin, parameters or a result hold code by value, from a Python of another minor version, whose bytecode cannot run here."
+    "What was sent holds code by value, from another minor version of Python. Its bytecode cannot run here."
     sender: tuple[int, ...]  # Its version
     here: tuple[int, ...]  # This one
     template = ("this is Python {0.here[0]}.{0.here[1]}, and code was sent to it by value from Python {0.sender[0]}.{0.sender[1]}: "
@@ -285,7 +285,7 @@ def log_safely(
     *arguments: object, # For the placeholders
     error: BaseException | None = None # Whose traceback to log too
 ) -> None:
-    "Log a message, and ignore whatever a filter or a handler of the app raises, unless it ends the app."
+    "Log a message. What a filter or a handler of the app raises is ignored, unless it ends the app."
     try: logger.log(level, message, *arguments, exc_info=error)
     except BaseException as e: ends_app(e)
 

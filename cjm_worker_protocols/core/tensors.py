@@ -20,7 +20,7 @@ __all__ = ['reduce_tensor', 'rebuild_tensor', 'reducers']
 def reduce_tensor(
     tensor: Any # A tensor
 ) -> Any: # What pickle expects of a reducer
-    "Take a dense tensor on the CPU apart into its memory, its data type and its shape; any other as PyTorch does."
+    "Take a dense tensor on the CPU apart into its memory, data type and shape. Any other is left to PyTorch."
     torch = sys.modules["torch"]
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     if not dense or tensor.requires_grad or tensor.is_conj() or tensor.is_neg() or not tensor.numel(): return tensor.__reduce_ex__(5)

@@ -26,7 +26,7 @@ class Exit(NamedTuple):
 
 # %% ../../nbs/engines/base.ipynb #520885db
 class WorkerEvents(Protocol):
-    "What a worker's handle calls, always on the manager's loop and in an empty context."
+    "What a worker's handle calls. It calls on the manager's loop, in an empty context."
     def on_frame(self,
         frame: Frame # A frame of the worker, its body still pickled
     ) -> None:
@@ -36,7 +36,7 @@ class WorkerEvents(Protocol):
         stream: str, # `stdout` or `stderr`
         text: str # A line, without its end
     ) -> None:
-        "Take a line that C code or a child of the worker wrote to its `stdout` or `stderr`."
+        "Take a line that C code or a child of the worker wrote to `stdout` or `stderr`."
 
     def on_waiting(self,
         reason: str, # What the worker waits for; empty when it waits no longer
@@ -78,7 +78,7 @@ class WorkerHandle(Protocol):
         "Call `on_frame` at once for everything that the worker has said so far."
 
     def pause(self) -> None:
-        "Stop calling `on_frame`, and stop reading, so that a worker that says more has to wait."
+        "Stop calling `on_frame`, and stop reading. A worker that says more has to wait."
 
     def resume(self) -> None:
         "Call `on_frame` again."

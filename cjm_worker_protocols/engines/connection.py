@@ -140,7 +140,7 @@ class FrameSender:
 def unread(
     sock: socket.socket # Connected
 ) -> int: # Bytes
-    "Count what has come and is not read yet, by `FIONREAD` of [ioctl(2)](https://man7.org/linux/man-pages/man2/FIONREAD.2const.html)."
+    "Count what has come and is not read yet. It uses `FIONREAD` of [ioctl(2)](https://man7.org/linux/man-pages/man2/FIONREAD.2const.html)."
     count = array("i", [0])
     ioctl(sock, termios.FIONREAD, count)
     return count[0]

@@ -118,7 +118,7 @@ def open_pipe(
 
 # %% ../../nbs/engines/launch.ipynb #5d3a07f3
 class LaunchedWorker:
-    "A worker process, which leads a session of its own, and this process's ends, none of which blocks."
+    "A worker process, and this process's ends, none of which blocks. It leads a session of its own."
     def __init__(self,
         config: WorkerConfig, # Interpreter and environment
         invocation: Invocation, # What it takes over

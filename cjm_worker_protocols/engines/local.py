@@ -36,7 +36,7 @@ _EXITING = 0x4  # PF_EXITING of the kernel's include/linux/sched.h; set before t
 def still_runs(
     pid: int # A worker's
 ) -> bool: # False when it is ending, and on a system without `/proc`
-    "Return whether a process whose socket has closed goes on all the same, by its state and its flag `PF_EXITING`."
+    "Return whether a process whose socket has closed goes on. Its state and its flag `PF_EXITING` say so."
     found = process_stat(pid)
     return bool(found) and found[0] not in b"ZX" and not int(found[6]) & _EXITING
 

@@ -27,7 +27,7 @@ def in_empty_context(
     call: Callable[..., Result], # What to call
     *arguments: Any # With what
 ) -> Result: # What it returns
-    "Make a call in an empty context, which callbacks that it registers then run in too."
+    "Make a call in an empty context. Callbacks that it registers run in it, too."
     return contextvars.Context().run(call, *arguments)
 
 # %% ../../nbs/engines/processes.ipynb #ca3f1d17
@@ -71,7 +71,7 @@ def tie_to_this_process(
     pid: int, # The leader of a process group that holds the reading end too
     lifeline: int # The reading end of a pipe
 ) -> None:
-    "Have the kernel send SIGTERM to a group when the pipe's writing end closes, where the system can (Linux)."
+    "Have the kernel send SIGTERM to a group when the pipe's writing end closes. Only Linux can."
     if not hasattr(fcntl, "F_SETSIG"): return
     with suppress(OSError):
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -pid)

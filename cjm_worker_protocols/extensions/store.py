@@ -171,10 +171,10 @@ class JobStoreProtocol(JobRecordsProtocol, Protocol):
         self,
         manager: str # Who takes them
     ) -> List[StoredJob]: # The jobs that it has taken over just now, by `place`
-        """Take over the jobs of the manager's worker type that have not ended and that no living manager holds.
+        """Take over the jobs that have not ended and that no living manager holds.
 
-        Their status and attempts stay as they are: the caller decides what becomes of those that were running. Each
-        job is taken by one manager, also when several call this at once."""
+        They are of the manager's worker type. Their status and attempts stay as they are: the caller decides what becomes
+        of those that were running. Each job is taken by one manager, also when several call this at once."""
         ...
 
     def cancellations(

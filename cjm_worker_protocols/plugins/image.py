@@ -37,7 +37,7 @@ def check_size(
     width: int, # Pixels
     height: int # Pixels
 ) -> None:
-    """Refuse an image without pixels, with too many, or so slim that RapidOCR cannot scale it.
+    """Refuse an image without pixels, with too many, or too slim for RapidOCR.
 
     :raises ImageFileError: when it is one."""
     if not width * height: raise ImageFileError(name, "one without pixels")

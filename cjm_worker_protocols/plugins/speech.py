@@ -72,7 +72,7 @@ def open_audio(
 
 # %% ../../nbs/plugins/speech.ipynb #932bc136
 class WideWav:
-    "A WAV file that is too wide for libsndfile, with the interface of `soundfile.SoundFile`."
+    "A WAV file that is too wide for libsndfile. It is read as a `soundfile.SoundFile` is."
     WIDTH, CHANNELS = 4, 1024  # Bytes of a sample, and channels, that libsndfile can read
 
     def __init__(self,
@@ -164,7 +164,7 @@ class Recording:
             yield (mono * 32768).round().clip(-32768, 32767).astype("int16").tobytes()
 
     def length(self) -> float: # In seconds
-        "Give the duration, or an estimate while the file doesn't say and is not read to its end."
+        "Give the duration. It is an estimate while the file doesn't say and is not read to its end."
         if self.duration is not None: return self.duration
         if self.ended: return self.seconds
         read, size = os.lseek(self._file.fileno(), 0, os.SEEK_CUR), os.fstat(self._file.fileno()).st_size
@@ -239,7 +239,7 @@ def sound_of(
     config: dict[str, Any], # Of the decoder
     audio: bytes # The beginning of a recording
 ) -> str: # For `Decoder.set_cmn`
-    "Give the mean cepstrum of some audio, from a decoder that has nothing to search for."
+    "Give the mean cepstrum of some audio. The decoder for it searches for nothing."
     model = {key: config[key] for key in ("hmm", "loglevel") if key in config}
     decoder = sphinx.Decoder(**model, lm=None, dict=None, keyphrase="<sil>")
     decoder.start_utt()
@@ -251,7 +251,7 @@ def progress_of(
     recording: Recording, # Being read
     report: Callable[[float, str], None] = report_progress # Gets a fraction and a message
 ) -> Callable[[float], None]: # Takes the seconds that are decoded
-    "Report progress that never goes back, also while the recording's length is an estimate."
+    "Report progress that never goes back. The recording's length may be an estimate."
     most = 0.0
 
     def at(seconds: float) -> None:

@@ -187,7 +187,7 @@ def answer(
     model: ModelFile, # What is loaded
     request: Message # What to answer
 ) -> Iterator[Message]: # Chunks
-    "Send a request and yield what comes, until it is cancelled or the iterator is closed. Raises what `refusal` makes of an error."
+    "Send a request and yield what comes, until the iterator is closed. Raises `CancelRequested`, and what `refusal` makes of an error."
     arrived, closed = SimpleQueue[Any](), threading.Event()
 
     def take(chunk: Any) -> bool: # whether to stop

@@ -38,7 +38,7 @@ class TornFrameError(FactError, BrokenPipeError):
         return "something" if self.cause is None else type(self.cause).__name__
 
 class LostChannelError(FactError, BrokenPipeError):
-    "The plugin closed a descriptor of the worker's connection to the manager, or replaced it."
+    "The plugin closed or replaced a descriptor of the connection to the manager."
     descriptor: int  # Its number
     template = ("the plugin closed the worker's connection to its manager (descriptor {0.descriptor}): "
                 "close only the descriptors that you opened, for instance with subprocess and close_fds=True instead of os.closerange")
@@ -180,7 +180,7 @@ class FrameWriter:
     def give_up(self,
         error: OSError # Why nothing more can be said
     ) -> None:
-        "End the connection at once, and say why on stderr; the plugin itself may go on for long."
+        "End the connection at once, and say why on stderr. The plugin may go on for long."
         with suppress(OSError):
             if self._stderr.intact: os.write(2, f"{error}\n".encode())
         self._stderr.close()

@@ -103,7 +103,7 @@ class CancelRequested(BaseException):
     "Raised by `check_cancel` in a job that was cancelled. Like `KeyboardInterrupt`, it is not caught by `except Exception`."
 
 def check_cancel() -> None:
-    """Raise `CancelRequested` if the running job was cancelled; cheap enough for an inner loop.
+    """Raise `CancelRequested` if the running job was cancelled. An inner loop may call it.
 
     :raises CancelRequested: when the job was cancelled."""
     job = current()

@@ -39,7 +39,7 @@ def _marked(
 def sweep(
     marks: set[bytes] # The marks of workers that have ended
 ) -> None:
-    "Kill the descendants of those workers, and what they start meanwhile, for up to 50 ms."
+    "Kill the descendants of those workers. It looks for new ones for up to 50 ms."
     seen = True
     for _ in range(10 if marks else 0):
         left = _marked(marks)
@@ -52,7 +52,7 @@ def sweep(
 def process_stat(
     pid: int | str # A process
 ) -> list[bytes]: # From field 3 on, its state; empty when it is gone, and on a system without `/proc`
-    "Read the fields of [proc_pid_stat(5)](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html) behind the name."
+    "Read a process's fields, from its state on. See [proc_pid_stat(5)](https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html)."
     try:
         with open(f"/proc/{pid}/stat", "rb") as file: return file.read().rpartition(b") ")[2].split()
     except OSError: return []
@@ -120,7 +120,7 @@ def watch(
 def main(
     manager: int # The manager's pid
 ) -> None:
-    "Guard the process that started this one; then kill the workers that are left, and exit. SIGTERM stays pending, which workers can see."
+    "Guard the process that started this one, kill the workers it leaves, and exit. SIGTERM stays pending, which workers can see."
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     groups = watch(manager)
     end_groups(set(groups))

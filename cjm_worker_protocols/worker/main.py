@@ -35,14 +35,14 @@ __all__ = ['sigterm_pending', 'StopOfService', 'ForkHooks', 'Terminated', 'Worke
 def sigterm_pending(
     pid: int # A process that blocks SIGTERM
 ) -> bool: # False where the system cannot tell
-    "Return whether a process got a SIGTERM, by `ShdPnd` in its [status](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html)."
+    "Return whether a process got a SIGTERM. See `ShdPnd` in its [status](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html)."
     try:
         with open(f"/proc/{pid}/status", "rb") as file: found = [line for line in file if line.startswith(b"ShdPnd:")]
     except OSError: return False
     return bool(found) and bool(int(found[0].split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 class StopOfService:
-    "Tells a SIGTERM that every process of a service gets from one that is meant for this worker."
+    "Tells a SIGTERM for all processes of a service from one for this worker alone."
     LOOKS, PAUSE = 10, 0.005  # How often it looks whether the guardian got one too, and the seconds between two looks
 
     def __init__(self,
@@ -53,7 +53,7 @@ class StopOfService:
         self._poll.register(max(lifeline, 0), select.POLLIN)
 
     def explains_sigterm(self) -> bool: # False where the system cannot tell
-        "Return whether the manager has not asked this worker to end, while its guardian got a SIGTERM too."
+        "Return whether the guardian got a SIGTERM too. False when the manager has asked this worker to end."
         for _ in range(self.LOOKS if self._guardian else 0):
             if not self._lifeline.intact or self._poll.poll(0): return False
             if sigterm_pending(self._guardian): return True
@@ -87,7 +87,7 @@ class Terminated(SystemExit):
 
 # %% ../../nbs/worker/main.ipynb #934f53b4
 class WorkerSignals:
-    "Lets SIGTERM unwind a plugin, whatever the worker inherited and a plugin changes."
+    "Lets SIGTERM unwind a plugin, whatever the worker inherits or a plugin changes."
     AGAIN = 0.05  # seconds after which a lost exception is raised again
 
     def __init__(self,

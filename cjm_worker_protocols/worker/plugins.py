@@ -95,7 +95,7 @@ def concurrency_of(
     what: str, # What it is, for an error
     thing: Any # A function, a class or an instance
 ) -> int | None: # None when it does not say
-    "Read how many jobs of a plugin may run at the same time, its attribute `concurrency`. Raises `ConfigError` for a number below 1."
+    "Read `concurrency`, how many jobs of a plugin may run at the same time. Raises `ConfigError` for a number below 1."
     found = getattr(thing, "concurrency", None)
     if not isinstance(found, int) or isinstance(found, bool): return None
     if found < 1: raise ConfigError(f"concurrency of {what}", "an integer of at least 1", found)
@@ -136,7 +136,7 @@ class PluginTable:
 
 # %% ../../nbs/worker/plugins.ipynb #44894c34
 def renew_event_loop() -> None:
-    "Let `asyncio.get_event_loop` work as in a new process, if its event loop was closed or removed."
+    "Let `asyncio.get_event_loop` work again after its loop was closed or removed."
     asyncio = sys.modules.get("asyncio")
     if asyncio is None or sys.version_info >= (3, 14): return # from 3.14 on it never makes a loop
     policy = asyncio.get_event_loop_policy()

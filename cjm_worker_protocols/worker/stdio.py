@@ -51,7 +51,7 @@ def record_fields(
 _rendering = threading.local()  # `on` while a plugin's handlers render a record
 
 class FrameHandler(logging.Handler):
-    "Sends each log record to the manager, with the number of the job that it belongs to."
+    "Sends each log record to the manager, with the number of its job."
     def __init__(self,
         channel: Channel # To the manager
     ):
@@ -72,7 +72,7 @@ class FrameHandler(logging.Handler):
         self._root_level = level
 
     def capture(self) -> None:
-        "Take every record that reaches the root logger, whatever handlers a plugin adds or removes."
+        "Take every record that reaches the root logger. A plugin may add and remove handlers."
         call_handlers = logging.Logger.callHandlers
         def capture(logger: logging.Logger, record: logging.LogRecord) -> None:
             last, outer = logger, getattr(_rendering, "on", False)
@@ -136,7 +136,7 @@ class FrameFile(io.RawIOBase):
     def fileno(self) -> int: return self._fd
 
     def write(self, data: Any) -> int:
-        "Send the lines that end; a process that a plugin forked writes to the descriptor instead."
+        "Send the lines that end. A process that a plugin forked writes to the descriptor."
         raw, tag = bytes(data), job_tag()
         if not self._channel.ours: return os.write(self._fd, raw)
         if getattr(_rendering, "on", False): return len(raw)

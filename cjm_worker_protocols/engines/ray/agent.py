@@ -72,7 +72,7 @@ def path_on_node(
 
 # %% ../../../nbs/engines/ray/agent.ipynb #67c80e99
 def hide_stubs() -> None:
-    "Remove the empty modules from this process's import path, and from that of its children."
+    "Remove the empty modules from the import path, here and in child processes."
     sys.path[:] = [p for p in sys.path if p != STUBS]
     path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != STUBS]
     if path: os.environ["PYTHONPATH"] = os.pathsep.join(path)
@@ -227,7 +227,7 @@ class AgentGuardian:
         guard.wait() # its fork goes on
 
     def end_children(self) -> None:
-        "End all that the worker has started, once it has ended itself; resource trackers are given the time to clean up."
+        "End all that a worker that has ended has started. Resource trackers have time to clean up."
         end_groups({self._process.pid}, TRACKER_TIME)
         try: self._pipe.write(f"-{self._process.pid} {self._process.mark}\n".encode())
         except OSError: sweep({self._process.mark.encode()}) # the guardian was killed
@@ -246,7 +246,7 @@ def end_with(
 
 # %% ../../../nbs/engines/ray/agent.ipynb #8b07a972
 class NodeAgent:
-    "Starts a worker on the node where it is, and passes on what the worker and its manager say. Every method may run on any thread."
+    "Starts a worker on its node, and passes on what worker and manager say. Every method may run on any thread."
     HELD = 2  # Calls that may wait for what the worker says next
 
     def __init__(self,
@@ -270,7 +270,7 @@ class NodeAgent:
     def say(self,
         call: bytes # `CALL`, and encoded frames or none; one argument, since each costs Ray some time
     ) -> bytes: # What the worker says next, to this or a later call; empty when enough calls wait already
-        "Say something to the worker, in the order of the numbers, and wait for what it says."
+        "Pass on what the manager says, in the order of the numbers, and wait for an answer."
         with self._input.turn:
             self._input.take(call)
             if self._waiting >= self.HELD: return b""

@@ -88,7 +88,7 @@ def ray_settings(
     alone: bool, # Whether the cluster is one of this machine alone
     ours: bool # Whether this process starts it
 ) -> Iterator[None]: # For a `with` statement
-    "Give Ray the settings that it reads from the environment and from its own module, and restore those of the app afterwards."
+    "Give Ray settings that it reads from the environment and from its own module. The app's are restored afterwards."
     from ray._private import ray_constants
     given = {"RAY_gcs_rpc_server_reconnect_timeout_s": _YEAR}
     if alone: given["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

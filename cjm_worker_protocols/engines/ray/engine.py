@@ -193,7 +193,7 @@ class RaySession:
         for worker in list(self.workers): worker.lost(RayLostError(self._engine.address))
 
     def leave(self) -> Future[Any]: # The end of the connection, if this was its last engine
-        "End the workers that are left, whose manager waits for them no longer, and leave the connection."
+        "End the workers that are left, and leave the connection. Their manager waits for them no longer."
         self._heart.end()
         workers = list(self.workers)
         for worker in workers: worker.agent.end()
@@ -240,7 +240,9 @@ class RayEngine:
         self._failures, self._lost = Failures(), False
 
     def placement(self, config: WorkerConfig, plugin_config: Mapping[str, Any]) -> Hashable:
-        """Return what a plugin's config says under `worker_resources`, or else `WorkerConfig.resources`, or else the engine.
+        """Return what a plugin's worker takes of its node.
+
+        The plugin's `worker_resources` goes before `WorkerConfig.resources`, and that before what the engine was given.
 
         With it goes the interpreter that the plugin's config names as `worker_python`, a path on the nodes.
         :raises ConfigError: for amounts that are no numbers, and for an interpreter that is no path."""
@@ -269,12 +271,12 @@ class RayEngine:
         return session.leave()
 
     def leave_closed_loop(self) -> None:
-        "Leave the connection if the loop was closed, and its managers were not shut down."
+        "Leave the connection if the loop was closed before its managers were shut down."
         with SHARED.lock: # another engine may want the connection, and do the same
             if self._session is not None and self._session.calls.loop.is_closed(): self._leave(self._session)
 
     async def close(self) -> None:
-        "Leave the cluster; a Ray that was started for this process ends with its last engine. Returns within `LOST` seconds."
+        "Leave the cluster. A Ray that was started here ends with its last engine. Returns within `LOST` seconds."
         session = self._session
         if session is None or session.calls.loop is not asyncio.get_running_loop(): return
         if any(not worker.killed for worker in session.workers): return

@@ -133,7 +133,7 @@ class AgentHandle:
         self.call("signal", lambda nothing: None, int(number))
 
     def kill_worker(self) -> None:
-        "Have the agent kill its worker, if it can still be reached although it seems lost."
+        "Have the agent kill its worker. It may still be reached although it seems lost."
         if self._calls.client: return # its calls would wait
         with suppress(Exception): self._calls.remote(self.actor, "signal", int(signal.SIGKILL))
 
