@@ -157,11 +157,9 @@ class JsonLines:
     LIMIT = 64_000_000  # Bytes that may wait for a slow reader
 
     def __init__(self,
-        events: Output | None = None, # For the events; None for stdout
-        notes: Output | None = None # For the notes; None for stderr
+        events: Output | None = None # For the events; None for stdout
     ):
-        self._events = Writer(events or output_of(sys.stdout, 1))
-        self._notes = Writer(notes or output_of(sys.stderr, 2))
+        self._events, self._notes = Writer(events or output_of(sys.stdout, 1)), Writer(output_of(sys.stderr, 2))
         self._dropped = 0
 
     def show(self, event: str, data: Facts) -> None:

@@ -276,7 +276,7 @@ class Job(_Attached):
         :raises JobError: at the end, if the job failed or was cancelled.
         :raises ConfigError: when `start` is no index."""
         check_number("start", start, 0, whole=True)
-        return JobStream(self, live_of(self), start)
+        return JobStream(self, start)
 
     def __getstate__(self) -> dict[str, Any]:
         if not self.done: raise TypeError(f"job {self.id} is {self.status}: only a job that has ended can be pickled or copied")
@@ -394,11 +394,11 @@ class JobStream:
     "An async iterator over the chunks of one job."
     def __init__(self,
         job: Job, # Whose chunks
-        live: LiveJob, # Where they are kept
         start: int # Index of the first chunk wanted
     ):
         self.job, self.cursor, self.lagging = job, start, False
-        self._live, self._chunks, self._closed = live, live.chunks, False
+        self._live, self._closed = live_of(job), False
+        self._chunks = self._live.chunks
         self._chunks.open(self)
 
     def __aiter__(self) -> JobStream: return self

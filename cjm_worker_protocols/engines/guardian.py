@@ -172,8 +172,8 @@ class Guardian:
         self._cleaning.pop(pid, None)
         if guardian.kill_group(pid, trackers=not looks):
             self._cleaning[pid] = in_empty_context(asyncio.get_running_loop().call_later, TRACKER_LOOK, self.remove, pid, looks - 1)
-        elif (mark := self._marks.pop(pid, None)) is not None:
-            self._past.append(f"-{pid} {mark}\n")
+        else:
+            self._past.append(f"-{pid} {self._marks.pop(pid)}\n")
             self._kept.tell(self._past[-1])
 
     async def close(self) -> None:

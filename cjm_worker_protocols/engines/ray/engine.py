@@ -133,10 +133,6 @@ class Failures:
             until, error = self._found.get(key, (0.0, None))
             if error is not None and asyncio.get_running_loop().time() < until: raise error.with_traceback(None)
 
-    def clear(self) -> None:
-        "Forget all."
-        self._found.clear()
-
 # %% ../../../nbs/engines/ray/engine.ipynb #4a89ed85
 class RaySession:
     "An engine's part in the connection: its workers, and how they are started."
@@ -145,14 +141,13 @@ class RaySession:
     def __init__(self,
         engine: RayEngine, # Whose workers these are
         ray: Any, # The module
-        runtime_env: Mapping[str, Any] | None, # Of the workers
-        failures: Failures # Where starts that failed for good are remembered
+        runtime_env: Mapping[str, Any] | None # Of the workers
     ):
         "Take part in the connection of this process. :raises RayLostError: when that was lost."
-        self._engine, self._ray, self._runtime_env, self._failures = engine, ray, runtime_env, failures
+        self._engine, self._ray, self._runtime_env, self.failures = engine, ray, runtime_env, Failures()
         self._connection = SHARED.use(engine)
         self._class: Any = None
-        self.calls = RayCalls(ray, engine.address, self._connection, asyncio.get_running_loop())
+        self.calls = RayCalls(ray, engine.address, self._connection)
         self.workers, self.lost = set[RayWorker](), False
         self._heart = Heartbeat(self.calls, engine.BEAT, engine.LOST, self._lose)
 
@@ -184,7 +179,7 @@ class RaySession:
     ) -> None:
         "Forget a worker."
         self.workers.discard(worker)
-        if error is not None: self._failures.note(worker.placement, error)
+        if error is not None: self.failures.note(worker.placement, error)
 
     def _lose(self) -> None:
         self.lost = True
@@ -237,7 +232,7 @@ class RayEngine:
         check_resources("resources", self._takes)
         if runtime_env is not None: check_runtime_env(runtime_env)
         self._session: RaySession | None = None
-        self._failures, self._lost = Failures(), False
+        self._lost = False
 
     def placement(self, config: WorkerConfig, plugin_config: Mapping[str, Any]) -> Hashable:
         """Return what a plugin's worker takes of its node.
@@ -255,19 +250,18 @@ class RayEngine:
         :raises RayConnectionError: for a second after the cluster could not be joined; `RayLostError` once it was lost.
         :raises WorkerRefusedError: when Ray has refused such a worker lately."""
         config, takes = without_interpreter(placement, config)
-        self._failures.check(takes)
         self.leave_closed_loop()
         session = self._session
+        if session is not None: session.failures.check(takes)
         if self._lost or session is not None and session.lost: raise RayLostError(self.address)
-        if session is None: session = self._session = in_empty_context(RaySession, self, self._ray, self._runtime_env, self._failures)
+        if session is None: session = self._session = in_empty_context(RaySession, self, self._ray, self._runtime_env)
         if session.calls.loop is not asyncio.get_running_loop(): raise EngineLoopError()
-        worker = in_empty_context(RayWorker, session, session.calls, config, events, takes)
+        worker = in_empty_context(RayWorker, session, config, events, takes)
         session.workers.add(worker)
         return worker
 
     def _leave(self, session: RaySession) -> Future[Any]:
         self._session, self._lost = None, session.lost
-        self._failures.clear()
         return session.leave()
 
     def leave_closed_loop(self) -> None:

@@ -49,14 +49,13 @@ def when_done(
 
 # %% ../../../nbs/engines/ray/worker.ipynb #57a20a45
 class RayCalls:
-    "Makes calls of Ray for one loop."
+    "Makes calls of Ray for the running loop."
     def __init__(self,
         ray: Any, # The module
         address: str | None, # As of `RayEngine`
-        connection: Any, # The `RayConnection`
-        loop: asyncio.AbstractEventLoop # The manager's
+        connection: Any # The `RayConnection`
     ):
-        self._ray, self._address, self._connection, self.loop = ray, address, connection, loop
+        self._ray, self._address, self._connection, self.loop = ray, address, connection, asyncio.get_running_loop()
         self.joined = self._left = False  # Whether the connection was made, and whether no more calls are made
 
     @property
@@ -324,7 +323,6 @@ class PlaceSearch:
 
     def __init__(self,
         session: Any, # The engine's `RaySession`
-        calls: RayCalls, # Of Ray
         agent: AgentHandle, # Gets the actor
         events: WorkerEvents, # Called with what the worker waits for
         placement: Hashable, # What the worker takes of its node
@@ -334,7 +332,7 @@ class PlaceSearch:
         self._session, self._agent, self._events, self._placement, self._on_placed = session, agent, events, placement, on_placed
         self._over = False
         self._timer = agent.loop.call_later(self.PATIENCE, self._ask_why)
-        calls.on_thread(partial(self._create, config, Invocation.current()), self._created)
+        session.calls.on_thread(partial(self._create, config, Invocation.current()), self._created)
 
     def _create(self, config: WorkerConfig, invocation: Invocation, ray: Any) -> Any:
         "On the thread: ask Ray for an agent."
@@ -374,17 +372,16 @@ class RayWorker:
 
     def __init__(self,
         session: Any, # The engine's `RaySession`
-        calls: RayCalls, # Of Ray
         config: WorkerConfig, # Interpreter and environment
         events: WorkerEvents, # What to call
         placement: Hashable # What the worker takes of its node
     ):
         self.pid, self.host, self.facts, self.placement = 0, "", dict[str, Any](), placement
-        self._session, self._events, self._loop = session, events, calls.loop
+        self._session, self._events, self._loop = session, events, session.calls.loop
         self.killed = self._gone = False  # Whether the manager has killed it, and whether it has ended
-        self.agent = AgentHandle(calls, self.lost)
+        self.agent = AgentHandle(session.calls, self.lost)
         self._exchange = Exchange(self.agent, events, self.finish, self.kill)
-        self._search = PlaceSearch(session, calls, self.agent, events, placement, config, self._placed)
+        self._search = PlaceSearch(session, self.agent, events, placement, config, self._placed)
 
     def _placed(self, place: NodePlace) -> None:
         self.pid = place.pid if place.machine == machine() else next(self._numbers)
