@@ -41,7 +41,8 @@ def campaign(first: int, jobs: int, keep_going: bool = False) -> Campaign:
 
 def explain(outcome: Outcome) -> str:
     """A failure, small, with the command that repeats it."""
-    small = shrink(outcome)
+    traced = run(outcome.scenario)
+    small = shrink(traced if traced.violations else outcome)
     ops = "\n".join(f"  {op}" for op in small.scenario.ops)
     scenario = small.scenario
     setting = "\n".join(f"{name}: {value}" for name, value in vars(scenario).items() if name != "ops")
