@@ -227,7 +227,7 @@ class StreamFollower:
         (log.take if cursor else log.fill)(found)
         log.reached(True)
 
-# %% ../../../nbs/integrations/redis/reader.ipynb #3f864954
+# %% ../../../nbs/integrations/redis/reader.ipynb #6c7643b4
 class RedisReader:
     "Follows a stream from its end on, on one event loop."
     def __init__(self, follower: StreamFollower): # Reads the stream
@@ -242,7 +242,9 @@ class RedisReader:
         if self.task is None or self.task.done(): self.task = spawn(self._read_all())
         return self.first
 
-    async def filled(self, timeout: float) -> bool: # Whether it is; seconds at most
+    async def filled(self,
+        timeout: float # Seconds at most
+    ) -> bool: # Whether it is
         "Wait until the log is filled."
         if self.first is not None: await asyncio.wait({self.first}, timeout=timeout)
         return bool(self._log.cursor)
