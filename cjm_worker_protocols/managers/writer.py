@@ -155,7 +155,7 @@ class OncePerTurn:
         self._soon = self._done = False
         self._call()
 
-# %% ../../nbs/managers/writer.ipynb #cc431cbb
+# %% ../../nbs/managers/writer.ipynb #e9d5b890
 class StoreWriter:
     "Writes batches into a store, one after the other: what comes while one is written goes into the next. Belongs to the event loop."
     RETRY = 0.5  # Seconds after which a batch is written again that could not be written
@@ -168,8 +168,8 @@ class StoreWriter:
     ):
         self._store, self._executor, self._answers = store, executor, BatchAnswers(executor, on_refused)
         self.manager = ""  # Its name in the store
-        self.batch, self._present = WriteBatch(), WriteBatch()  # What is written next, and what is being written
-        self._busy, self._idle = False, Waiters()  # Whether a batch is being written, or has failed; those that wait for the opposite
+        self.batch, self._idle = WriteBatch(), Waiters()  # What is written next; those that wait until nothing is being written
+        self._present: WriteBatch | None = None  # What is being written, or could not be
         self._turns = OncePerTurn(self._write)
         self._pause: asyncio.TimerHandle | None = None  # Until a batch that failed is written again
 
@@ -177,11 +177,11 @@ class StoreWriter:
         now: bool = False # Whether at once, if it is the first in this turn of the loop
     ) -> None:
         "Have the batch written, with what else comes in this turn, or after the one that is being written."
-        if not self._busy: self._turns.wake(now)
+        if self._present is None: self._turns.wake(now)
 
     def _write(self) -> None:
-        if self._busy or not self.batch: return
-        batch, self.batch, self._busy = self.batch, WriteBatch(), True
+        if self._present is not None or not self.batch: return
+        batch, self.batch = self.batch, WriteBatch()
         self._present = batch
         write = partial(batch.write, self._store, self.manager)
         try: self._executor.call("write", write, partial(self._settle, batch), patience=self.PATIENCE)
@@ -198,7 +198,7 @@ class StoreWriter:
         self._pause = asyncio.get_running_loop().call_later(self.RETRY, self._next, context=Context())
 
     def _next(self) -> None:
-        self._busy, self._pause, self._present = False, None, WriteBatch()
+        self._pause = self._present = None
         self.wake() if self.batch else self._idle.wake()
 
     async def flush(self) -> None:
@@ -207,7 +207,7 @@ class StoreWriter:
             self._pause.cancel()
             self._next()
         self._write()
-        if not self._busy and not self.batch: return
+        if self._present is None: return
         try: await asyncio.wait_for(self._idle.wait(), self._executor.timeout)
         except asyncio.TimeoutError: self._give_up()
 
@@ -216,7 +216,7 @@ class StoreWriter:
         present, self._present, last = self._present, WriteBatch(), WriteBatch()
         if self._pause is not None: self._pause.cancel()
         error = JobStoreError(type(self._store).__name__, "the store did not answer before the shutdown")
-        for batch in (self.batch, present): # what the newer one says of a job counts
+        for batch in filter(None, (self.batch, present)): # what the newer one says of a job counts
             self._answers.failed(batch, error)
             last.again(batch)
         self._executor.post("write", partial(last.write, self._store, self.manager), needed=True)

@@ -109,7 +109,7 @@ def transaction(
         if db.in_transaction: db.execute("ROLLBACK")
         raise
 
-# %% ../../../nbs/integrations/store/schema.ipynb #9ac1bf5f
+# %% ../../../nbs/integrations/store/schema.ipynb #14d7b1ee
 def open_database(
     path: str, # The database; it is made if there is none
     durability: str, # `process` or `power`
@@ -126,6 +126,7 @@ def open_database(
         (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
         if mode != "wal": raise StoreLockingError(path, f"journal_mode is {mode!r} in place of 'wal'")
         db.execute(f"PRAGMA synchronous={'FULL' if durability == 'power' else 'NORMAL'}")
+        db.execute("PRAGMA wal_autocheckpoint=4000") # 16 MB: each checkpoint syncs the file, which takes as long as many commits
         db.execute("PRAGMA journal_size_limit=16777216")
         with transaction(db): db.execute("SELECT place, result_file FROM jobs LIMIT 1").fetchone() # it can be written, and has its table
     except BaseException as e:
