@@ -183,7 +183,7 @@ class BroadcastQueue:
         task.cancel()
         await asyncio.wait({task}, timeout=timeout)
 
-# %% ../../nbs/managers/broadcast.ipynb #br000001
+# %% ../../nbs/managers/broadcast.ipynb #56cf3344
 class Listeners:
     "The streams of a manager's events that are open. One that was dropped is forgotten."
     def __init__(self,
@@ -194,7 +194,8 @@ class Listeners:
         self._loop: asyncio.AbstractEventLoop | None = None  # The manager's, once it is known
 
     def __iter__(self) -> Iterator[EventStream]:
-        return iter([listener for ref in list(self.refs) if (listener := ref()) is not None])
+        for ref in list(self.refs):
+            if (listener := ref()) is not None: yield listener
 
     def bind(self,
         loop: asyncio.AbstractEventLoop # The manager's
@@ -215,7 +216,7 @@ class Listeners:
         self._closed = True
         for listener in self: listener.close()
 
-# %% ../../nbs/managers/broadcast.ipynb #9bed6bc9
+# %% ../../nbs/managers/broadcast.ipynb #f5b1b3ac
 def _pictured(data: Mapping[str, Any]) -> dict[str, Any]: return {name: json_safe(value) for name, value in data.items()}
 
 class EventHub:
@@ -228,8 +229,7 @@ class EventHub:
         broadcaster: EventBroadcasterProtocol | None = None # The app's, if there is one
     ):
         self._origin, self._errors, self.listeners = origin, errors, Listeners(limits)
-        caller = BroadcastCaller(broadcaster, timeout, errors) if broadcaster is not None else None
-        self._queue = BroadcastQueue(caller, SizedBuffer(*limits)) if caller is not None else None
+        self._queue = None if broadcaster is None else BroadcastQueue(BroadcastCaller(broadcaster, timeout, errors), SizedBuffer(*limits))
 
     @property
     def heard(self) -> bool: # Whether an event reaches anyone
@@ -255,9 +255,9 @@ class EventHub:
         "Add what every event has, and hand the event to the broadcaster and to the listeners."
         make = partial(self._event, event_type, data, now())
         if self._queue is not None: self._queue.put(make, json_size(data), context)
-        if not self.listeners.refs: return
-        event = make()
-        for listener in self.listeners: listener.put(event)
+        if self.listeners.refs:
+            event = make()
+            for listener in self.listeners: listener.put(event)
 
     def _event(self, event_type: str, data: dict[str, Any], at: datetime) -> Event:
         return Event(event_type, {**self._origin, "time": at.isoformat(), **data})

@@ -56,7 +56,7 @@ def warn_of_app(
             log_safely(_log, logging.WARNING, "module %r has plugins and their manager, so that each worker imports all of it: "
                        "define plugins in a module of their own", name)
 
-# %% ../../nbs/managers/known.ipynb #c838b1a4
+# %% ../../nbs/managers/known.ipynb #f8646d3d
 def _streams(run: object) -> bool: return inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)
 
 class GivenPlugins:
@@ -67,8 +67,8 @@ class GivenPlugins:
     ):
         "Raises `PluginTypeError` or `PluginNotSendableError` for a plugin that cannot be one."
         self.table, self._manager = PluginTable(plugins), manager
-        found = {plugin_id: signature_of(plugin) for plugin_id, plugin in plugins.items()}
-        self._signatures = {plugin_id: None if signature is None else Signature(signature) for plugin_id, signature in found.items()}
+        self._signatures = {plugin_id: Signature(found) if (found := signature_of(plugin)) is not None else None
+                            for plugin_id, plugin in plugins.items()}
         self.streaming = {plugin_id for plugin_id, plugin in plugins.items() if _streams(getattr(plugin, "run", plugin))}
         self.modules = set(map(module_of, plugins.values()))  # That a worker imports with them
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -136,12 +136,17 @@ class SimulatedExecutor:
         """Count a failure."""
         self._errors[f"{self.name}.{label}"] += 1
 
-    def post(self, label: str, function: Callable[[], Any], key: Hashable = None, needed: bool = False, large: bool = False) -> None:
-        """Make a call whose result is not needed; of states with one key, only the newest wait."""
-        if self._calls.put(serial.Call(label, function, None, key, needed, large)):
+    def post(self, label: str, function: Callable[[], Any], needed: bool = False) -> None:
+        """Make a call whose result is not needed."""
+        self.post_state(partial(serial.Call, label, function, needed=needed))
+
+    def post_state(self, make: Callable[[], serial.Call]) -> None:
+        """Report a state; of those with one key, only the newest wait."""
+        call = make()
+        if self._calls.put(call):
             self._start()
         else:
-            self.failed(f"{label}.dropped", f"{self._calls.limit} calls are waiting")
+            self.failed(f"{call.label}.dropped", f"{self._calls.limit} calls are waiting")
 
     def call(
         self, label: str, function: Callable[[], Any], then: serial.Outcome, limit: float = math.inf, patience: float = 0.0
