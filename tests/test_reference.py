@@ -431,7 +431,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 LOOKED_AT = [f"{name}.ipynb" for name in ("index", "managers/base", "core/config", "core/errors", "extensions/protocols")]
 LOOKED_AT += [f"{name}.ipynb" for name in ("conformance/catalogue/store", "cli/usage", "explanations/security", "explanations/limits")]
 LOOKED_AT += ["managers/lookup.ipynb", "howto/live_events_in_production.ipynb"]
-SCREEN, SCREENS = 800, 10.4  # The height of a window in pixels, and how many of them a page for users may fill
+SCREEN, SCREENS = 800, 10.5  # The height of a window in pixels, and how many of them a page for users may fill
 MEASURED = 30  # Of the pages for users, those with the largest files; the others are shorter by far
 
 
