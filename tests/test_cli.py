@@ -416,7 +416,8 @@ def test_run_runs_what_is_installed(site: Path, tmp_path: Path) -> None:
 
 COMMANDS = ["--help", "--version", "run --help", "plugins", "config get letters"]
 COMMANDS += ["run mine:letters n=300000", "check mine:Registry --as registry"]
-each_command = pytest.mark.parametrize("command", COMMANDS)
+OFTEN = ("--help", "plugins", "run mine:letters n=300000")  # Those of the plain run
+each_command = pytest.mark.parametrize("command", [pytest.param(c, marks=[pytest.mark.slow] * (c not in OFTEN)) for c in COMMANDS])
 
 
 @pytest.fixture
@@ -454,13 +455,13 @@ def test_a_closed_pipe_is_silent(command: str, shell: Any) -> None:
     assert (done.returncode, done.stderr) == (141, ""), said(done)
 
 
-CLOSED = [">&-", "<&-", "2>&-", "<&- >&- 2>&-"]  # All three with each command, each with one command, and the rest in CI
+CLOSED = [">&-", "<&-", "2>&-", "<&- >&- 2>&-"]  # The plain run has all three with some commands, and each with one
 
 
 @pytest.mark.parametrize(
     "command, closed",
     [
-        pytest.param(command, closed, marks=[] if closed == CLOSED[-1] or command == "plugins" else pytest.mark.slow)
+        pytest.param(command, closed, marks=[] if command == "plugins" or (closed == CLOSED[-1] and command in OFTEN) else pytest.mark.slow)
         for command in COMMANDS
         for closed in CLOSED
     ],

@@ -82,6 +82,7 @@ LONG = (  # Take more than two seconds of processor time
     "conformance/any_workers.ipynb",
     "explanations/at_the_limit.ipynb",
     "integrations/registry/judge.ipynb",
+    "integrations/registry/registry.ipynb",
     "plugins/image.ipynb",
     "plugins/speech.ipynb",
     "plugins/text.ipynb",
@@ -89,6 +90,7 @@ LONG = (  # Take more than two seconds of processor time
     "tutorials/live_events.ipynb",
     "tutorials/more_models_than_memory.ipynb",
     "tutorials/three_models.ipynb",
+    "tutorials/what_workers_use.ipynb",
 )
 
 

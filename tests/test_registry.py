@@ -1385,6 +1385,7 @@ for number in range(int(sys.argv[2])):
 """
 
 
+@pytest.mark.slow
 def test_killed_while_it_saves(site: Path, tmp_path: Path) -> None:
     """At whatever moment a process is killed, the file is whole, the next save works, and no drafts pile up."""
     folder, seen = tmp_path / "config", []

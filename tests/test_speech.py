@@ -148,6 +148,7 @@ def test_any_width_and_any_channels(width: int, channels: int, samples: "list[fl
     assert max(abs(a - b) for a, b in zip(got, want)) < (300 if width == 1 else 3)
 
 
+@pytest.mark.slow
 def test_samples_wider_than_libsndfile_reads(speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """What `wave` reads and libsndfile doesn't is transcribed too: here of 64 bit, whose upper half is the sound."""
     path = write(tmp_path / "a.wav", samples, width=4, channels=2)
@@ -230,6 +231,7 @@ def test_a_result_does_not_depend_on_what_was_transcribed_before(
     assert again == first
 
 
+@pytest.mark.slow
 def test_a_run_that_is_given_up_leaves_the_plugin_usable(speech: PocketSphinx) -> None:
     """A generator that is closed half-way, and one that is cancelled, end their utterance."""
     for _ in range(3):
@@ -239,7 +241,7 @@ def test_a_run_that_is_given_up_leaves_the_plugin_usable(speech: PocketSphinx) -
     assert transcribe(speech, sample_recording())[0]["text"] == " ".join(SPOKEN)
 
 
-@pytest.mark.parametrize("kind", ["silence", "one sample", "ten samples"])
+@pytest.mark.parametrize("kind", [pytest.param("silence", marks=pytest.mark.slow), "one sample", "ten samples"])
 def test_without_speech_there_is_no_text(kind: str, speech: PocketSphinx, tmp_path: Path) -> None:
     """Silence, and almost nothing, are recordings too."""
     count = {"silence": 80_000, "one sample": 1, "ten samples": 10}[kind]
@@ -257,6 +259,7 @@ def test_long_recordings_are_cut_at_pauses(speech: PocketSphinx, samples: "list[
     assert starts == sorted(starts) and starts[-1] > 2 * len(samples) / 16000
 
 
+@pytest.mark.slow
 def test_speech_without_a_pause_is_cut_all_the_same(speech: PocketSphinx, monkeypatch: pytest.MonkeyPatch) -> None:
     """A segment has a longest length, so that memory and delay have one."""
     monkeypatch.setattr(sys.modules[PocketSphinx.__module__], "LONGEST", 2.0)
@@ -360,7 +363,7 @@ def test_a_flac_of_unknown_length_without_samples(speech: PocketSphinx, tmp_path
         transcribe(speech, path)
 
 
-@pytest.mark.parametrize("kind", ["two tags", "footer", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("flac", "wav"))])
+@pytest.mark.parametrize("kind", ["footer", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("flac", "wav", "two tags"))])
 def test_audio_behind_a_tag(kind: str, speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """Taggers put an ID3v2 tag before the audio."""
     path = flac(tmp_path, samples) if kind != "wav" else write(tmp_path / "a.wav", samples)
@@ -398,7 +401,8 @@ def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
         Recording(tmp_path / "lonely")
 
 
-@pytest.mark.parametrize("nonsense", [math.nan, *(pytest.param(value, marks=pytest.mark.slow) for value in (1e30, math.inf, -math.inf))])
+@pytest.mark.slow
+@pytest.mark.parametrize("nonsense", [math.nan, 1e30, math.inf, -math.inf])
 def test_samples_that_are_no_sound(nonsense: float, speech: PocketSphinx, samples: "list[float]", tmp_path: Path) -> None:
     """A channel full of it, and one sample in the middle of a word, are silence or a click; nothing is raised, no warning given."""
     soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed: pip install -e '.[speech]'")

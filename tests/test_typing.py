@@ -52,7 +52,7 @@ def pyright(project: Path) -> Verdict:
     return {(Path(o["file"]).name, o["range"]["start"]["line"] + 1) for o in found}
 
 
-@pytest.mark.parametrize("checker", [mypy, pyright])
+@pytest.mark.parametrize("checker", [mypy, pytest.param(pyright, marks=pytest.mark.slow)])
 def test_checkers_judge_implementations_line_by_line(checker: Callable[[Path], Verdict], project: Path) -> None:
     """A checker rejects every line marked `# rejected`, and nothing else; least of all the classes of the notebook."""
     lines = CONTRACT.read_text(encoding="utf-8").splitlines()
