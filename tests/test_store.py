@@ -679,7 +679,7 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytes
     """Ended jobs are removed by count, with their files, and space is used again."""
     store = SQLiteJobStore(tmp_path / "jobs.db", keep_ended=100)
     monkeypatch.setattr(Retention, "EVERY", 100)
-    mine, sizes = store.open(TYPE), []
+    mine, sizes, log = store.open(TYPE), [], tmp_path / "jobs.db-wal"
     for n in range(30):
         ids = [f"job-{n}-{i}" for i in range(50)]
         large = [NewJob(f"large-{n}", "plugin", b"x" * 2_000_000, 0.0)]
@@ -691,8 +691,8 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytes
             [ended(job_id, result=b"r" * 2000) for job_id in (*ids, f"large-{n}")],
             [JobChunk(ids[0], 0, b"c" * 2000, 5)],
         )
-        sizes.append(sum(path.stat().st_size for path in tmp_path.rglob("*")))
-    assert len(states(store)) <= 200 and max(sizes[15:]) < 1.5 * max(sizes[:15])
+        sizes.append(sum(path.stat().st_size for path in tmp_path.rglob("*") if path != log))
+    assert len(states(store)) <= 200 and max(sizes[15:]) < 1.5 * max(sizes[:15]) and log.stat().st_size < 20_000_000
     assert store.prune(keep_ended=5) > 90 and len(states(store)) == 5 and store.prune(keep_days=0) == 5
     with store.database.use() as db:
         assert db.execute("SELECT count(*) FROM chunks").fetchone() == (0,)
