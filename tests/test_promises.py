@@ -17,7 +17,7 @@ from repo import ROOT
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager
 from cjm_worker_protocols.core.errors import RegistryUnavailableError
-from cjm_worker_protocols.managers.serial import CallQueue, PostedCalls
+from cjm_worker_protocols.managers.serial import CallQueue
 
 pytestmark = pytest.mark.filterwarnings("error")
 request_id: "ContextVar[str]" = ContextVar("request_id", default="none")
@@ -207,7 +207,6 @@ async def test_the_newest_states_of_a_slow_resource_manager_are_kept() -> None:
     async with manager("echo", resource_manager=held) as m:
         for n in range(CallQueue.STATES + 4):
             await end(await m.start_job("echo", x=n))
-        await asyncio.sleep(4 * PostedCalls.DELAY)  # the last ones wait for each other
         held.released.set()
     assert held.calls[0] == "register" and held.calls[-2:] == ["idle", "unregister"]
     assert len(held.calls) == CallQueue.STATES + 2 and not m.integration_errors
@@ -220,7 +219,6 @@ async def test_of_states_with_large_configs_one_waits() -> None:
         for n in range(CallQueue.STATES):
             await m.reload_plugin("echo", {"prompt": f"{n}" * 100_000})
             await end(await m.start_job("echo", x=n))
-        await asyncio.sleep(4 * PostedCalls.DELAY)  # the last ones wait for each other
         held.released.set()
     assert held.calls == ["register", "idle", "unregister"] and not m.integration_errors
 

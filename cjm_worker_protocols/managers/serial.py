@@ -66,7 +66,7 @@ class Call:
     needed: bool = False  # Whether the call is never dropped
     large: bool = False  # Of a state: whether it holds so much that no other of its key waits before it
 
-# %% ../../nbs/managers/serial.ipynb #c66398f1
+# %% ../../nbs/managers/serial.ipynb #77cbfecd
 class CallQueue(deque[Call]):
     "The calls that wait for a thread. The loop and any thread may use it."
     STATES = 16  # States with one key that may wait
@@ -89,7 +89,7 @@ class CallQueue(deque[Call]):
         most = 1 if call.large else self.STATES
         if call.key is not None and len(self) >= most:
             states = [other for other in list(self) if other.key == call.key]
-            for other in states[:max(0, len(states) - most + 1)]: self.take_back(other)
+            while len(states) >= most: self.take_back(states.pop(0))
         kept = call.needed or not self.full
         if kept: self.append(call)
         return kept
@@ -250,7 +250,7 @@ def outcome_for(
 
     return settle
 
-# %% ../../nbs/managers/serial.ipynb #d05f485d
+# %% ../../nbs/managers/serial.ipynb #d078c5d3
 class PostedCalls:
     "Calls whose results are not needed. The thread is woken for many of them together."
     DELAY = 0.005  # Seconds that posted calls wait for each other: waking the thread for each would take the interpreter from the loop
@@ -276,14 +276,14 @@ class PostedCalls:
     ) -> None:
         "Report a state. Many are made together: that takes less time than each for itself, and no job waits for it."
         self._new.append(make)
+        if self._thread.busy: self.put_all() # it may hang: no more than `STATES` are to wait
         self._wake_in(self.DELAY)
 
     def put_all(self) -> None:
         "Put what is new into the queue."
-        thread = self._thread
         while self._new:
-            if not thread.calls.put(call := self._new.popleft()()):
-                thread.failed(f"{call.label}.dropped", f"{thread.calls.limit} calls are waiting, the thread is in {thread.busy}")
+            if self._thread.calls.put(call := self._new.popleft()()): continue
+            self._thread.failed(f"{call.label}.dropped", f"too many calls wait, the thread is in {self._thread.busy}")
 
     def _wake(self) -> None:
         self._timer = None
