@@ -18,6 +18,7 @@ from web_kit import TOKEN, Client, problem, serving
 
 from cjm_worker_protocols.web import Access, WorkersApp
 from cjm_worker_protocols.web.plugins import check_params, names_path
+from cjm_worker_protocols.web.problems import Problem
 from cjm_worker_protocols.worker.describe import parameters_of
 
 HERE = [(b"host", b"localhost:8000")]
@@ -151,6 +152,7 @@ async def test_paths_that_leave_the_folder(app: WorkersApp, path: str) -> None:
         b'{"plugin_id": "shout", "metadata": {"a": 1}}',
         b'{"plugin_id": "shout\\u0000"}',
         b'{"plugin_id": {"$ref": "shout"}}',
+        b'{"plugin_id": "shout", "priority": ' + b"9" * 20 + b', "params": {"text": "x"}}',
         b"\x80\x04K\x01.",
     ],
 )
@@ -279,6 +281,19 @@ async def test_what_an_answer_leaves_to_the_log_is_there(caplog: pytest.LogCaptu
             assert "private" in caplog.text
 
 
+async def test_why_a_plugin_cannot_be_used_is_not_for_everyone() -> None:
+    """A registry's reason may name folders of the server: those who see only their own jobs get none."""
+
+    class Registry:
+        def get_plugins_by_category(self, _: Any) -> Any:
+            return [{"id": "shout", "problem": "/srv/private is gone"}]
+
+    async with api(shout, settings={"plugin_registry": Registry()}, authorize=by_user) as (_, client):
+        for user, seen in (("alice", False), ("root", True)):
+            (plugin,) = (await client.get("api/plugins", headers={"x-user": user})).json()["plugins"]
+            assert plugin["problem"] and ("private" in plugin["problem"]) is seen
+
+
 async def test_probes_say_nothing_more() -> None:
     """They are open to everyone, and have two answers."""
     app = WorkersApp(manager(shout), authorize=lambda scope: None)
@@ -372,6 +387,16 @@ async def test_files_of_the_server_in_what_is_not_declared(text: str) -> None:
     for params in ({"anything": text}, {"anything": {"a": [text]}}, {"many": ["a", text]}, {"named": {"a": text}}):
         assert await status(**params) == 422 and not app.manager.jobs, params
     assert check_params({"texts": [text]}, parameters_of(loose), ()) == {"texts": [text]}
+
+
+def test_parameters_too_deep_to_check() -> None:
+    """Lists in one another, as deep as a parser lets them pass: a problem that names the parameters."""
+    deep: "list[Any]" = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(Problem) as caught:
+        check_params({"text": deep}, None, ())
+    assert (caught.value.status, caught.value.document["field"]) == (422, "params")
 
 
 def test_schemas_that_declare_a_path() -> None:

@@ -60,7 +60,7 @@ def options_of(
     "Return the options of a job. Its key stays its own."
     return JobOptions(*[getattr(job, name) for name in JobOptions._fields])._replace(key=None)
 
-# %% ../../nbs/managers/requests.ipynb #rq000002
+# %% ../../nbs/managers/requests.ipynb #1607999a
 def check_mapping(
     name: str, # The option
     value: object # Its value
@@ -78,7 +78,8 @@ def check_options(
     "Raise `ConfigError` for an option that cannot be."
     if [*map(type, options)] == _TYPES and options == _DEFAULTS: return # as most are
     priority, key = options.priority, options.key
-    if not isinstance(priority, int) or isinstance(priority, bool): raise ConfigError("priority", "an integer", priority)
+    if not isinstance(priority, int) or isinstance(priority, bool) or priority.bit_length() > 63: # as a store keeps it
+        raise ConfigError("priority", "an integer of at most 64 bits", priority)
     check_number("timeout", options.timeout, 0, optional=True, positive=True)
     check_number("retries", options.retries, 0, whole=True)
     if options.owner is not None and not (isinstance(options.owner, str) and options.owner):

@@ -95,7 +95,7 @@ async def log_in(
     if not token.right(given): raise Problem(401, "unauthorized", "This is not the token.")
     return Response(status_code=204, headers={"set-cookie": token.set_cookie(request.scope), "cache-control": "no-store"})
 
-# %% ../../nbs/web/app.ipynb #103b455d
+# %% ../../nbs/web/app.ipynb #f7c7dd76
 @dataclass
 class ManagerPages:
     "The endpoints that say what a client may do, and with which plugins."
@@ -118,7 +118,8 @@ class ManagerPages:
     async def _plugins(self, call: ApiCall) -> ASGIApp:
         "`GET /api/plugins`"
         found = await list_plugins(self.manager)
-        return as_json({"plugins": [plugin_document(facts, await self.descriptions.of(facts)) for facts in found]})
+        details = self.views.details_for(call.access)
+        return as_json({"plugins": [plugin_document(facts, await self.descriptions.of(facts), details) for facts in found]})
 
 # %% ../../nbs/web/app.ipynb #29c7f1d6
 @dataclass

@@ -28,9 +28,9 @@ from ..worker.plugins import Source
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Description', 'UNKNOWN', 'DESCRIBE', 'SECRET', 'Paths', 'PATHS', 'PluginFacts', 'facts_of_metadata', 'list_plugins',
-           'find_plugin', 'is_loaded', 'Descriptions', 'public_schema', 'plugin_document', 'is_allowed_path',
-           'may_be_path', 'names_path', 'check_value', 'check_params']
+__all__ = ['Description', 'UNKNOWN', 'DESCRIBE', 'SECRET', 'HIDDEN', 'Paths', 'PATHS', 'PluginFacts', 'facts_of_metadata',
+           'list_plugins', 'find_plugin', 'is_loaded', 'Descriptions', 'public_schema', 'plugin_document',
+           'is_allowed_path', 'may_be_path', 'names_path', 'check_value', 'check_params']
 
 # %% ../../nbs/web/plugins.ipynb #5b9365a2
 class PluginFacts(NamedTuple):
@@ -154,15 +154,19 @@ def _named(properties: Any) -> Any:
     secret = {name for name, part in properties.items() if isinstance(part, Mapping) and any(word in str(name).lower() for word in SECRET)}
     return {name: public_schema({**part, "writeOnly": True} if name in secret else part) for name, part in properties.items()}
 
-# %% ../../nbs/web/plugins.ipynb #e90ef808
+# %% ../../nbs/web/plugins.ipynb #752577fe
+HIDDEN = "It cannot be used here."  # The problem of a plugin for those who may not see the reason
+
 def plugin_document(
     facts: PluginFacts, # A plugin
-    description: Description # What is known of its parameters
+    description: Description, # What is known of its parameters
+    details: bool = True # Whether the client may see why it cannot be used
 ) -> dict[str, Any]: # JSON-safe
     "Describe a plugin as JSON."
+    problem = facts.problem or description["problem"]
     schema = public_schema(facts.schema) if facts.schema is not None else None
     return {"id": facts.id, "name": facts.name or facts.id, "description": facts.description or description["about"],
-            "configured": facts.configured, "problem": facts.problem or description["problem"], "streams": description["streams"],
+            "configured": facts.configured, "problem": problem if details or not problem else HIDDEN, "streams": description["streams"],
             "parameters": description["parameters"], "config_schema": json_safe(schema, 10_000, 1000, 16)}
 
 # %% ../../nbs/web/plugins.ipynb #cde90893
@@ -193,7 +197,7 @@ def names_path(
     if isinstance(schema, list): return any(map(names_path, schema))
     return isinstance(schema, Mapping) and (schema.get("format") in PATHS or any(map(names_path, schema.values())))
 
-# %% ../../nbs/web/plugins.ipynb #5e8809ae
+# %% ../../nbs/web/plugins.ipynb #9f84185a
 def check_value(
     value: Any, # From JSON
     schema: Any, # What the plugin declares
@@ -223,4 +227,5 @@ def check_params(
     "Check the parameters of a job. Raises a `Problem` that names the one at fault."
     schemas = {p["name"]: p["schema"] for p in parameters or () if p["kind"] != "var_keyword"}
     others: Any = next((p["schema"] for p in parameters or () if p["kind"] == "var_keyword"), {})
-    return {name: check_value(value, schemas.get(name, others), allowed, f"params.{name}") for name, value in params.items()}
+    try: return {name: check_value(value, schemas.get(name, others), allowed, f"params.{name}") for name, value in params.items()}
+    except RecursionError: raise Problem(422, "invalid", "params: expected fewer lists and objects in one another.", "params") from None
