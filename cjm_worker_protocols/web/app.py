@@ -121,7 +121,7 @@ class ManagerPages:
         details = self.views.details_for(call.access)
         return as_json({"plugins": [plugin_document(facts, await self.descriptions.of(facts), details) for facts in found]})
 
-# %% ../../nbs/web/app.ipynb #29c7f1d6
+# %% ../../nbs/web/app.ipynb #28ef72e6
 @dataclass
 class WorkerPages:
     "The endpoints that show what happens now: workers, events and metrics."
@@ -143,7 +143,7 @@ class WorkerPages:
         workers = [*self.manager.workers, *await self.manager.other_workers()]
         usage = await self.live.usage.take(workers)
         listed = [worker_document(worker, usage["workers"].get(str(worker.pid))) for worker in workers]
-        return as_json({"workers": listed, "memory_limit": usage.get("memory_limit"), "memory_used": usage.get("memory_used")})
+        return as_json({**usage, "workers": listed})
 
     async def _events(self, call: ApiCall) -> ASGIApp:
         "`GET /api/events?job=&last_event_id=`"

@@ -70,7 +70,7 @@ def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
         with open(value, "rb") as file: return ResultView("file", name, os.fstat(file.fileno()).st_size, media_type(file.read(16)))
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 
-# %% ../../nbs/web/documents.ipynb #41629d04
+# %% ../../nbs/web/documents.ipynb #d0ca4139
 FACTS = ("id", "plugin_id", "status", "progress", "message", "waiting_for", "worker_pid", "priority", "timeout", "retries", "attempts",
          "owner", "position", "retried_from", "expires", "key", "restartable")
 TIMES = ("created_at", "started_at", "loading_at", "loaded_at", "completed_at")
@@ -88,9 +88,8 @@ def error_of(
 ) -> dict[str, Any] | None: # `None` without an error
     "Give the error of a job."
     if job.error is None: return None
-    shown = {name: getattr(job.error, name) for name in ("category", "message", "exit_code", "signal")}
-    if details: shown.update(traceback=job.error.traceback, stderr_tail=job.error.stderr_tail)
-    return shown
+    facts = job.error.to_dict()
+    return facts if details else {name: facts[name] for name in ("category", "message", "exit_code", "signal")}
 
 def job_document(
     job: Job, # A job

@@ -214,7 +214,7 @@ class JobPages:
         "`GET /api/jobs/{id}`"
         return as_json(self.views.document(await self.visible.find(call.access, call.job_id), call.access))
 
-# %% ../../nbs/web/jobs.ipynb #11395fdd
+# %% ../../nbs/web/jobs.ipynb #ec705160
 @dataclass
 class JobOutputs:
     "The endpoints that send what a job yields and returns."
@@ -243,8 +243,7 @@ class JobOutputs:
     async def _result(self, call: ApiCall) -> ASGIApp:
         "`GET /api/jobs/{id}/result`"
         job = await self.visible.find(call.access, call.job_id)
-        own = self.uploads.of(job)
-        return result_response(job, [*self.allow_paths, *([own.path] if own else [])], self.uploads.root.path)
+        return result_response(job, [*self.allow_paths, *self.uploads.folders(job)], self.uploads.root.path)
 
     async def _stream(self, call: ApiCall) -> ASGIApp:
         "`GET /api/jobs/{id}/stream`"

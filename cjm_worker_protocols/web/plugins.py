@@ -99,7 +99,7 @@ def is_loaded(
     "Say whether this process has a plugin already."
     return isinstance(source, bytes) or source.partition(":")[0] in sys.modules
 
-# %% ../../nbs/web/plugins.ipynb #ab9fd61f
+# %% ../../nbs/web/plugins.ipynb #9fe46879
 Description = dict[str, Any]  # `about`, `parameters`, `streams`, and `problem` when it cannot be imported
 UNKNOWN: Description = {"about": "", "parameters": None, "streams": None, "problem": ""}
 DESCRIBE = "cjm_worker_protocols.worker.describe:describe"
@@ -119,9 +119,9 @@ class Descriptions:
     ) -> Description: # `UNKNOWN` when there is nothing to import
         "Describe a plugin. The first call for one that this process has not imported takes as long as importing it."
         if facts.source is None: return UNKNOWN
-        key = facts.source, facts.path
-        if key not in self._known: self._known[key] = asyncio.get_running_loop().create_task(self._describe(facts))
-        return await asyncio.shield(self._known[key]) if not self._known[key].done() else self._known[key].result()
+        task = self._known.get(key := (facts.source, facts.path))
+        if task is None: task = self._known[key] = asyncio.get_running_loop().create_task(self._describe(facts))
+        return task.result() if task.done() else await asyncio.shield(task)
 
     async def _describe(self, facts: PluginFacts) -> Description:
         if facts.source is not None and is_loaded(facts.source):

@@ -138,7 +138,7 @@ class UploadRoot:
             self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
         return self.path
 
-# %% ../../nbs/web/uploads.ipynb #b1233e18
+# %% ../../nbs/web/uploads.ipynb #6de06150
 class Uploads:
     "Keeps the files that come with jobs, as long as their jobs."
     def __init__(self,
@@ -170,8 +170,8 @@ class Uploads:
         "Keep the files of a job as long as the one that repeats it. A store does so by itself."
         if (folder := self._of.get(old)) is not None: self._of[job] = folder
 
-    def of(self,
+    def folders(self,
         job: Job # A job
-    ) -> UploadFolder | None: # `None` when it has none
-        "Find the files of a job."
-        return self._of.get(job)
+    ) -> list[Path]: # At most one
+        "Find where the files of a job are."
+        return [self._of[job].path] if job in self._of else []

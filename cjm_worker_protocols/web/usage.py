@@ -33,7 +33,7 @@ def usage_by_pid(
                                   "gpu_memory": worker.usage.gpu_memory}
     return found
 
-# %% ../../nbs/web/usage.ipynb #4118ff3e
+# %% ../../nbs/web/usage.ipynb #5d26a2e0
 def measure_all(
     workers: Sequence[WorkerView], # Those of all managers
     resources: Any, # The manager's resource manager; `None` without one
@@ -55,7 +55,7 @@ class Measurements:
         resources: Any # The manager's resource manager; `None` without one
     ):
         self._resources, self._own = resources, ProcessResourceManager()
-        self.last: dict[str, Any] = {"workers": {}}  # As `measure_all` returns it
+        self.last: dict[str, Any] = {"workers": {}, "memory_limit": None, "memory_used": None}  # As `measure_all` returns it
 
     async def take(self,
         workers: Sequence[WorkerView] # Of all managers
