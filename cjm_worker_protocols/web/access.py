@@ -25,18 +25,23 @@ MAY = ("start", "cancel", "retry")  # What a client may do, besides reading
 __all__ = ['Scope', 'MAY', 'LOCAL', 'Authorize', 'READS', 'Access', 'AccessTypeError', 'ask_app', 'header', 'content_type',
            'bearer_token', 'is_loopback', 'is_loopback_address', 'check_host', 'check_origin', 'TokenAccess']
 
-# %% ../../nbs/web/access.ipynb #68614f9c
+# %% ../../nbs/web/access.ipynb #278c00e0
 class Access(NamedTuple):
     "Who a client is, and what it sees and may do."
     user: str | None  # Its name: jobs that it starts are its own
     sees: str = "own"  # `own` jobs, or `all` jobs, the workers, `/metrics` and the events of others
     may: Collection[str] = MAY  # Any of `start`, `cancel` and `retry`
 
+    @property
+    def owner(self) -> str | None: # `None` is every owner; empty text is none
+        "Whose jobs the client sees."
+        return None if self.sees == "all" else self.user or ""
+
     def owns(self,
         owner: str | None # A job's owner
     ) -> bool: # A job without an owner is visible to those who see all
         "Say whether the client sees a job."
-        return self.sees == "all" or owner is not None and owner == self.user
+        return self.owner in (None, owner)
 
     def check(self,
         action: str # One of `MAY`

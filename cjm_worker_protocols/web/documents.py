@@ -122,11 +122,11 @@ def counts_document(
     "Name every status."
     return {status: counts.get(status, 0) for status in ("pending", "running", *sorted(ENDS))}
 
-# %% ../../nbs/web/documents.ipynb #3e89869b
+# %% ../../nbs/web/documents.ipynb #d154b6ef
 def worker_document(
     worker: WorkerView, # A worker, as `manager.workers` lists it
     usage: dict[str, Any] | None = None # What it uses, if it was measured
 ) -> dict[str, Any]: # JSON-safe
     "Describe a worker."
-    used = {"memory": None, "cpu": None, "gpu_memory": None, **(usage or {})}
-    return {**worker._asdict(), "gone": False, "exit_code": None, "signal": None, **used}
+    unknown = dict.fromkeys(("exit_code", "signal", "memory", "cpu", "gpu_memory"))
+    return {**worker._asdict(), "gone": False, **unknown, **(usage or {})}

@@ -120,7 +120,7 @@ class JobWaits:
         if job.done: await job.wait() # a client reads its end
         return True
 
-# %% ../../nbs/web/jobs.ipynb #435a621b
+# %% ../../nbs/web/jobs.ipynb #2aa5a0e2
 @dataclass
 class VisibleJobs:
     "The jobs of a manager that a client sees. Each method raises what the manager's does."
@@ -130,8 +130,8 @@ class VisibleJobs:
         access: Access # A client
     ) -> dict[str, int]: # By status; with a job store that counts, of all that it keeps
         "Count the jobs that a client sees."
-        count, owner = getattr(self.manager.job_store, "count", None), None if access.sees == "all" else access.user or ""
-        if count is not None: return counts_document(await asyncio.to_thread(count, self.manager.worker_type, owner))
+        count = getattr(self.manager.job_store, "count", None)
+        if count is not None: return counts_document(await asyncio.to_thread(count, self.manager.worker_type, access.owner))
         return counts_document(Counter(job.status for job in self.manager.get_all_jobs() if access.owns(job.owner)))
 
     async def select(self,
@@ -140,8 +140,8 @@ class VisibleJobs:
     ) -> list[Job]: # The newest first
         "List the jobs that a client sees, with a job store those of all processes."
         before = wanted.get("before")
-        if access.sees != "all" and not access.user or before is not None and await self.look(access, before) is None: return []
-        return await self.manager.list_jobs(owner=None if access.sees == "all" else access.user, **wanted)
+        if access.owner == "" or before is not None and await self.look(access, before) is None: return []
+        return await self.manager.list_jobs(owner=access.owner, **wanted)
 
     async def look(self,
         access: Access, # A client

@@ -34,7 +34,7 @@ __all__ = ['ALL', 'EVERYONE', 'SAMPLE', 'PAUSE', 'LINGER', 'LOOK', 'owner_topic'
            'JobChanges', 'WorkerChanges', 'Changes', 'send_changes', 'send_usage', 'watch_store', 'OpenedJobs',
            'LiveEvents', 'events_response']
 
-# %% ../../nbs/web/live.ipynb #cfc5229b
+# %% ../../nbs/web/live.ipynb #f11ba1a4
 def owner_topic(
     owner: str # A user's name
 ) -> str: # Unlike any other topic
@@ -47,7 +47,7 @@ def topics_of(
     details: bool = False # Whether it sees the lines that the job logs
 ) -> set[str]: # The topics of its events
     "Name what a client gets."
-    mine = ALL if access.sees == "all" else owner_topic(access.user or "")
+    mine = ALL if access.owner is None else owner_topic(access.owner)
     of_job = (f"job:{job_id}", *((f"log:{job_id}",) if details else ())) if job_id else ()
     return {EVERYONE, mine, *of_job}
 
