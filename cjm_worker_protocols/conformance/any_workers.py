@@ -49,7 +49,7 @@ def newborn(
     fields = kept(it)
     return fields, {name: fresh.get(name) for name in fields}
 
-# %% ../../nbs/conformance/any_workers.ipynb #35a5a812
+# %% ../../nbs/conformance/any_workers.ipynb #c4f7ecbf
 class Roster(Model):
     "A resource manager, and beside it what the contract says of its workers."
     def __init__(self,
@@ -64,24 +64,15 @@ class Roster(Model):
         self.known: dict[int, dict[str, Any]] = {}  # The model
         self.gone: set[int] = set()  # Pids that were unregistered
         self.configs: list[dict[str, Any]] = []  # The caller's
-        self.numbers = [self.it.processes.living() if living else self.it.processes.gone() for _ in range(3)]
-        self.used: dict[int, int] = {}  # The pids, in the order in which they came up
+        self.pids = [self.it.processes.living() if living else self.it.processes.gone() for _ in range(3)]
+        self.it.pids.update({pid: f"PID_{n}" for n, pid in enumerate(self.pids, 1)})
 
     def teardown(self) -> None:
-        for pid in self.numbers:
+        for pid in self.pids:
             with suppress(Exception): self.it.impl.unregister_worker(pid)
 
-    def pid(self,
-        n: int # Its number
-    ) -> int: # `PID_1` is the first that comes up
-        "Return a process id."
-        if n not in self.used:
-            self.used[n] = self.numbers[len(self.used)]
-            self.it.pids[self.used[n]] = f"PID_{len(self.used)}"
-        return self.used[n]
-
     def compare(self) -> None:
-        for pid in self.numbers:
+        for pid in self.pids:
             got, want = seen(self.it, pid), self.known.get(pid)
             if want is None:
                 if got is None or self.excused("unregister_forgets"): continue
@@ -91,13 +82,13 @@ class Roster(Model):
                 if got.get(name) != want[name]:
                     raise Broken(f"{name} of worker {pid} is {shown(got.get(name))}, and by the contract it is {shown(want[name])}")
 
-# %% ../../nbs/conformance/any_workers.ipynb #3b8837fd
+# %% ../../nbs/conformance/any_workers.ipynb #d28f6d0f
 def register(
     roster: Roster, # Where
     n: int # The number of a pid
 ) -> None:
     "Register a worker, and forget whatever was known of its pid."
-    pid = roster.pid(n)
+    pid = roster.pids[n]
     if n and roster.excused("workers_are_apart") or pid in roster.known and roster.excused("register_replaces"): return
     if pid in roster.gone and roster.excused("reused_pid", "unregister_forgets"): return
     roster.known[pid] = dict(roster.fresh)
@@ -108,7 +99,7 @@ def unregister(
     n: int # The number of a pid
 ) -> None:
     "Unregister a worker, whether or not it is there."
-    pid = roster.pid(n)
+    pid = roster.pids[n]
     if pid not in roster.known and roster.excused("unregister_idempotent", "workers_are_apart"): return
     roster.known.pop(pid, None)
     roster.gone.add(pid)
@@ -122,14 +113,14 @@ def register_anew(
     unregister(roster, n)
     register(roster, n)
 
-# %% ../../nbs/conformance/any_workers.ipynb #0c1b7b9d
+# %% ../../nbs/conformance/any_workers.ipynb #2ec5d637
 def update(
     roster: Roster, # Where
     n: int, # The number of a pid
     given: dict[str, Any] # Some of the fields
 ) -> None:
     "Store what is given, None like all else, leave what is omitted, and ignore an unknown pid."
-    pid, mine = roster.pid(n), {name: copy.deepcopy(_allowed(roster, name, value)) for name, value in given.items()}
+    pid, mine = roster.pids[n], {name: copy.deepcopy(_allowed(roster, name, value)) for name, value in given.items()}
     if pid not in roster.known and roster.excused("unknown_pid", "workers_are_apart"): return
     if len(given) < len(FIELDS) and roster.excused("partial"): return
     if pid in roster.known: roster.known[pid].update(copy.deepcopy(mine))

@@ -41,16 +41,14 @@ class Outcome(NamedTuple):
     outcome: str  # One of `OUTCOMES`
     reason: str = ""  # Why it was skipped, blocked, or not observable
 
-# %% ../../nbs/conformance/report.ipynb #838355d1
+# %% ../../nbs/conformance/report.ipynb #f4f43e4c
+@dataclass(eq=False, repr=False)
 class Report:
     "How all checks ended."
-    def __init__(self,
-        target: str, # What was checked
-        protocol: str, # The protocol that it was checked against
-        outcomes: tuple[Outcome, ...], # One for each check
-        findings: tuple[Finding, ...] # The broken rules, and what is wrong with the waivers
-    ):
-        self.target, self.protocol, self.outcomes, self.findings = target, protocol, outcomes, findings
+    target: str  # What was checked
+    protocol: str  # The protocol that it was checked against
+    outcomes: tuple[Outcome, ...]  # One for each check
+    findings: tuple[Finding, ...]  # The broken rules, and what is wrong with the waivers
 
     @property
     def ok(self) -> bool: # Whether there is no finding of level `error`
