@@ -33,15 +33,15 @@ class RedisCounters(NamedTuple):
     failures: int  # Attempts to write or to read that failed
     away: bool  # Whether the last attempt failed
 
-# %% ../../../nbs/integrations/redis/broadcaster.ipynb #ec43307f
+# %% ../../../nbs/integrations/redis/broadcaster.ipynb #bd2e83d9
 class RedisSettings(NamedTuple):
     "Where the stream is, and how patient a broadcaster is."
     url: Secret  # `redis://`, `rediss://` with TLS, or `unix://`
     stream: str  # The key of the stream
     timeout: float  # Seconds to connect, and for an answer
     longest_pause: float  # Seconds between two attempts, at most
-    buffer: int = 10_000  # Events that may wait to be written
-    buffer_bytes: int = 1 << 24  # Bytes that may wait
+    buffer: int  # Events that may wait to be written; then the oldest go
+    buffer_bytes: int  # Bytes that may wait
 
     def checked(self) -> RedisSettings: # These settings
         """Check the settings.
