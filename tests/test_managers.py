@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import Counter
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from cjm_worker_protocols.engines.local import LocalEngine
 from cjm_worker_protocols.managers.hooks import HookCaller
 from cjm_worker_protocols.managers.process import Deadline
 from cjm_worker_protocols.managers.broadcast import BroadcastQueue
-from cjm_worker_protocols.managers.serial import CallThread, SerialExecutor
+from cjm_worker_protocols.managers.serial import Call, CallThread, SerialExecutor
 
 
 class Panic(BaseException):
@@ -301,6 +302,27 @@ def test_two_threads_that_ask_first_share_one_thread(monkeypatch: pytest.MonkeyP
     executor.abandon()
     started[0].join(5)
     assert not started[0].is_alive()
+
+
+async def test_an_executor_that_was_closed_leaves_no_descriptor() -> None:
+    before = len(os.listdir("/dev/fd"))
+    for how in (SerialExecutor.close, SerialExecutor.abandon):
+        executor = SerialExecutor("test", 10, Counter(), 5.0)
+        assert await executor.ask("add", lambda: 1 + 1) == 2
+        ended = how(executor)
+        if ended is not None:
+            await ended
+        await until(lambda: len(os.listdir("/dev/fd")) <= before)
+
+
+async def test_a_state_comes_before_what_is_posted_or_asked_after_it() -> None:
+    executor, made = SerialExecutor("test", 10, Counter(), 5.0), list[str]()
+    for name in ("first", "second"):
+        executor.post_state(partial(Call, "update", partial(made.append, name), key=1))
+    executor.post("unregister", partial(made.append, "third"))
+    executor.post_state(partial(Call, "update", partial(made.append, "fourth"), key=2))
+    assert await executor.ask("look", made.copy) == ["first", "second", "third", "fourth"]
+    await executor.close()
 
 
 def _serial_threads() -> "set[threading.Thread]":
