@@ -84,9 +84,9 @@ async def round_trips(folder: str, rounds: int, jobs: int) -> "list[Row]":
         for _ in range(jobs):
             await (await manager.start_job("noop"))
 
-    async def limit() -> None:
+    async def limit(commits: int) -> None:
         for _ in range(jobs):
-            for _ in range(3):
+            for _ in range(commits):
                 await loop.run_in_executor(None, commit)
         await run(plain)
 
@@ -112,7 +112,9 @@ async def round_trips(folder: str, rounds: int, jobs: int) -> "list[Row]":
             times = await interleave(
                 rounds,
                 kept=lambda: timed(lambda: run(kept)),
-                limit=lambda: timed(limit),
+                plain=lambda: timed(lambda: run(plain)),
+                limit=lambda: timed(lambda: limit(3)),
+                least=lambda: timed(lambda: limit(2)),
                 bare=lambda: timed(bare),
                 many_kept=lambda: timed(lambda: pipelined(kept)),
                 many=lambda: timed(lambda: pipelined(plain)),
@@ -125,10 +127,13 @@ async def round_trips(folder: str, rounds: int, jobs: int) -> "list[Row]":
     rows = [
         compare(what, each["kept"], "three commits by `run_in_executor` and ours without a store", each["limit"], Target("at most", 1.3)),
         compare(what, each["kept"], "three bare commits", each["bare"]),
+        compare(what, each["kept"], "ours without a store", each["plain"]),
         compare("durable no-op jobs, pipelined", rates["many_kept"], "undurable ones", rates["many"], Target("at least", 0.4), rates=True),
     ]
     names = {"huey": ("Huey on SQLite", 0.5), "dbos": ("DBOS on SQLite", 0.1)}
-    return rows + [compare(what, each["kept"], names[name][0], each[name], Target("at most", names[name][1])) for name in peers]
+    rows += [compare(what, each["kept"], names[name][0], each[name], Target("at most", names[name][1])) for name in peers]
+    least = "two commits by `run_in_executor` and ours without a store"  # so many a durable job takes
+    return rows + [compare(least, each["least"], names[name][0], each[name]) for name in peers if name == "dbos"]
 
 
 async def taking_over(folder: str, pending: int) -> "list[Row]":
