@@ -201,6 +201,7 @@ class Line(Stacks):
         self.key = key
         self.blocked = ""  # Why its jobs cannot run now
         self.refused = False  # Whether that is the resource manager's word, and not a lack of room on the engine's side
+        self.refused_at = -math.inf  # When the resource manager last refused one of its jobs, by the loop's clock
         self.asking = False  # Whether the resource manager is asked about one of its jobs
 
     def head(self) -> Ticket: # It stays in line

@@ -53,7 +53,7 @@ class BlockedLines:
         refused: bool # Whether the resource manager said so
     ) -> None:
         "Let the jobs behind this line pass."
-        line.blocked, line.refused = reason, refused
+        line.blocked, line.refused, line.refused_at = reason, refused, self.alarm.now() if refused else line.refused_at
         for waiting in line.some(): self.show(waiting, reason)
         if refused: self.alarm.set(self.RETRY)
 

@@ -57,6 +57,15 @@ def test_what_a_seed_has_found_is_mended(seed: int) -> None:
     assert not outcome.violations, explain(outcome)
 
 
+def test_refused_jobs_of_two_places_do_not_end_each_others_workers() -> None:
+    """The resource manager refuses all; with one worker, and plugins of two interpreters, one takes the other's place now and then."""
+    jobs = [Op(0, 0.0, "start", (place, (("work", 0.01),), 0, None, 0, {})) for place in ("far", "near") for _ in range(3)]
+    config = {"max_workers": 1, "backoff_base": 0.0, "backoff_max": 0.01}
+    scenario = Scenario(0, (*jobs, Op(0, 20.0, "shutdown")), config, registry=True, resources=Admission, moods=Moods(full=1.0))
+    outcome = run(scenario)
+    assert not outcome.violations and 2 <= outcome.counts["deaths"] <= 10, explain(outcome)  # 969 without a rest after a refusal
+
+
 @pytest.mark.parametrize("seed", range(0, 60, 5))
 def test_a_seed_gives_one_trace(seed: int) -> None:
     """Also when everything else in the process is different."""
