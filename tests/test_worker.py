@@ -24,7 +24,7 @@ from repo import ROOT
 
 from cjm_worker_protocols.core.frames import LARGE, Frame, FrameReader, Kind, encode
 from cjm_worker_protocols.engines.connection import Claims
-from cjm_worker_protocols.worker.channel import ClaimReader
+from cjm_worker_protocols.worker.channel import Channel, ClaimReader
 from cjm_worker_protocols.worker.plugins import AdaptedPlugin, PluginTable, pack
 
 ENDS = (Kind.RESULT, Kind.FAILED, Kind.CANCELLED)
@@ -1202,3 +1202,19 @@ def test_a_worker_that_skips_a_job_leaves_the_claim_of_the_next() -> None:
     claims.put(9)
     assert not reader.take(8) and reader.take(9) and not reader.take(9) and not claims.withdraw()
     claims.close()
+
+
+def test_a_frame_is_received_while_a_thread_that_a_job_left_sends() -> None:
+    """A frame that is on its way from another thread is no torn one: the worker goes on."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        channel = Channel(ours)
+        sender = threading.Thread(target=channel.send, args=(Kind.OUTPUT, 0, bytes(8 << 20)))  # more than the socket takes
+        sender.start()
+        select.select([theirs], [], [])
+        theirs.sendall(encode(Kind.STOP, 0))
+        received = channel.receive()
+        assert received is not None and received.kind == Kind.STOP and sender.is_alive()
+        while sender.is_alive():
+            theirs.recv(1 << 20)
+        sender.join()

@@ -147,7 +147,12 @@ class FrameWriter:
         self.lock = threading.RLock()
         self._sock, self._segments, self._stderr, self._whole = sock, segments, Descriptor(2), WholeFrames("sent")
         self._later = list[OutgoingFrame]()  # what signal handlers said while a frame was being sent
-        self.check = self._whole.check  # Raises `TornFrameError` or `LostChannelError` if nothing more can be written
+
+    def check(self) -> None:
+        "Raise `TornFrameError` or `LostChannelError` if nothing more can be written. A frame that another thread sends now is no torn one."
+        if not (self._whole.torn and self.lock.acquire(blocking=False)): return
+        try: self._whole.check()
+        finally: self.lock.release()
 
     def write(self,
         frame: OutgoingFrame # The frame
