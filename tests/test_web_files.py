@@ -12,6 +12,7 @@ from test_web import api, by_user, count, look, shout, spin
 from web_kit import problem
 
 from cjm_worker_protocols.web import app as web_app
+from cjm_worker_protocols.web.files import SAFE, with_safe_headers
 from cjm_worker_protocols.web.streams import OpenRequests
 
 
@@ -251,3 +252,16 @@ async def test_the_openapi_document_is_valid() -> None:
             schema = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
             jsonschema.validate((await client.get(url)).json(), {**schema, "components": document["components"]})
         assert set(document["paths"]["/api/jobs/{id}/cancel"]) == {"post"} and open_job["status"] in ("pending", "running")
+
+
+async def test_headers_of_a_response_stay_beside_the_safe_ones() -> None:
+    """Two of one name, as two cookies, both; and its own in place of a safe one."""
+    sent = []
+
+    async def send(message: "dict[str, Any]") -> None:
+        sent.append(message)
+
+    own = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2"), (b"content-security-policy", b"default-src 'self'")]
+    await with_safe_headers(send)({"type": "http.response.start", "status": 200, "headers": own})
+    headers = sent[0]["headers"]
+    assert headers[:3] == own and {name for name, _ in headers} == {b"set-cookie", *SAFE} and len(headers) == 2 + len(SAFE)

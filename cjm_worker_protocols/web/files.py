@@ -33,7 +33,9 @@ def with_safe_headers(
     "Add the headers to a response that lacks them."
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message = {**message, "headers": [*{**SAFE, **dict(message.get("headers", ()))}.items()]}
+            given = [*message.get("headers", ())]
+            have = dict(given)
+            message = {**message, "headers": given + [header for header in SAFE.items() if header[0] not in have]}
         await send(message)
     return sending
 
