@@ -468,7 +468,7 @@ async def test_forms_with_too_many_parts() -> None:
     ],
 )
 async def test_forms_that_break_parsers(charset: bytes, more: bytes, expected: int) -> None:
-    """Charsets that are none, headers without an end, a field of a megabyte, what is no JSON: a problem, and no job."""
+    """An unknown charset, headers that do not end, a field of a megabyte, or text that is not JSON: a problem, and no job."""
     app = WorkersApp(manager(shout))
     body = b'--x\r\ncontent-disposition: form-data; name="plugin_id"\r\n\r\nshout\xff_\r\n--x\r\n' + more + b"\r\n--x--\r\n"
     headers = [(b"content-type", b"multipart/form-data; boundary=x; charset=" + charset), (b"sec-fetch-site", b"same-origin")]

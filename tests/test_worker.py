@@ -22,12 +22,11 @@ import pytest
 from harness import finish, manager, script
 from repo import ROOT
 
-from cjm_worker_protocols.core.frames import LARGE, Frame, FrameReader, Kind, encode
+from cjm_worker_protocols.core.frames import LARGE, LAST_KINDS, Frame, FrameReader, Kind, encode
 from cjm_worker_protocols.engines.connection import Claims
 from cjm_worker_protocols.worker.channel import Channel, ClaimReader
 from cjm_worker_protocols.worker.plugins import AdaptedPlugin, PluginTable, pack
 
-ENDS = (Kind.RESULT, Kind.FAILED, Kind.CANCELLED)
 needs_loops = pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio.get_event_loop makes no loop")
 
 
@@ -120,7 +119,7 @@ class Driven:
 
     def ended(self) -> Ended:
         """The end of the job that runs."""
-        frames = self.until(*ENDS)
+        frames = self.until(*LAST_KINDS)
         return Ended(Kind(frames[-1].kind), frames[-1].value(), frames)
 
     def result(self, plugin: str, config: "dict[str, Any] | None" = None, **parameters: Any) -> Any:

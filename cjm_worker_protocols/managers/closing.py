@@ -61,7 +61,7 @@ class OpenJobs:
         "Note that no worker has a job any more, for the time being or for ever."
         del self.running[ticket.job.id]
         if ticket.live.streamed is not None: ticket.live.streamed.release()
-        if self.moves: self.moves.wake()
+        self.moves.wake()
 
     def forget(self,
         ticket: Ticket # It ends, or is left to the next app
@@ -69,7 +69,7 @@ class OpenJobs:
         "Remove a job."
         known = self.tickets.pop(ticket.job.id, None)
         self._taken.discard(ticket.job.id)
-        if self.moves: self.moves.wake()
+        self.moves.wake()
         return known is not None
 
 # %% ../../nbs/managers/closing.ipynb #ce0bd2d5

@@ -120,9 +120,9 @@ def emit_of(
     event_type: str, # The event's type
     data: dict[str, Any] # What else the event says
 ) -> None:
-    "Emit an event of a job, in the job's context. A caller asks first whether it is `heard`."
+    "Emit an event of a job, in the job's context, if any listener or broadcaster is there."
     job = ticket.job
-    events.emit(event_type, {"job_id": job.id, "plugin_id": job.plugin_id, "owner": job.owner, **data}, ticket.context)
+    if events.heard: events.emit(event_type, {"job_id": job.id, "plugin_id": job.plugin_id, "owner": job.owner, **data}, ticket.context)
 
 # %% ../../nbs/managers/ends.ipynb #38e02525
 def payload_of(

@@ -64,14 +64,14 @@ class JobNews:
         **data: Any # What else the event says
     ) -> None:
         "Emit `job:queued`."
-        if self.events.heard: emit_of(ticket, self.events, "job:queued", {"metadata": ticket.job.metadata, **data})
+        emit_of(ticket, self.events, "job:queued", {"metadata": ticket.job.metadata, **data})
 
     def began(self, report: Began) -> None: # Which worker has it
         "Note that a job runs."
         ticket, job, pid = report.ticket, report.ticket.job, report.worker.pid
         job.worker_pid, job.started_at, job.status, job.waiting_for = pid, now(), "running", ""
         job.attempts += 1
-        if self.events.heard: emit_of(ticket, self.events, "job:started", {"pid": pid, "attempt": job.attempts})
+        emit_of(ticket, self.events, "job:started", {"pid": pid, "attempt": job.attempts})
 
     def loading(self, report: Loading) -> None: # Begins or has ended
         "Note when a plugin was loaded."
@@ -84,7 +84,7 @@ class JobNews:
         "Note the progress of a job."
         job = report.ticket.job
         job.progress, job.message = report.fraction, report.message
-        if self.events.heard: emit_of(report.ticket, self.events, "job:progress", {"progress": job.progress, "message": job.message})
+        emit_of(report.ticket, self.events, "job:progress", {"progress": job.progress, "message": job.message})
 
     def yielded(self, report: Yielded) -> None: # What the plugin yielded
         "Keep the chunks of a job."
