@@ -265,6 +265,21 @@ async def test_tensors_arrive_whole(size: int) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.needs_torch
+async def test_tensors_of_other_shapes_and_kinds_arrive_whole() -> None:
+    """What is more than its memory, as an attribute or another layout, arrives too."""
+    torch = pytest.importorskip("torch", reason="torch is not installed: pip install torch")
+    named, size = torch.arange(LARGE), LARGE // 8
+    named.of = "a picture"
+    sent = [named, torch.tensor(1.5), torch.zeros(0, 3), torch.ones(2, 3, dtype=torch.float8_e4m3fn), torch.arange(size).reshape(2, -1).T]
+    sent += [torch.ones(size, dtype=torch.complex64).conj(), torch.eye(9).to_sparse(), torch.arange(3.0).expand(size, 3)]
+    async with manager(echo) as m:
+        came = await (await m.start_job("echo", value=sent))
+    for one, other in zip(sent, came):
+        assert (one.dtype, one.shape, one.layout, vars(one)) == (other.dtype, other.shape, other.layout, vars(other))
+        assert torch.equal(one.to_dense(), other.to_dense())
+
+
 # What is refused
 
 

@@ -20,10 +20,11 @@ __all__ = ['reduce_tensor', 'rebuild_tensor', 'reducers']
 def reduce_tensor(
     tensor: Any # A tensor
 ) -> Any: # What pickle expects of a reducer
-    "Take a dense tensor on the CPU apart into its memory, data type and shape. Any other is left to PyTorch."
+    "Take a dense tensor on the CPU apart into its memory, data type and shape. Any other, or one with attributes, is left to PyTorch."
     torch = sys.modules["torch"]
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    if not dense or tensor.requires_grad or tensor.is_conj() or tensor.is_neg() or not tensor.numel(): return tensor.__reduce_ex__(5)
+    plain = dense and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg() or vars(tensor))
+    if not plain or not tensor.numel(): return tensor.__reduce_ex__(5)
     try: memory = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
     except RuntimeError: return tensor.__reduce_ex__(5) # without numpy
     return rebuild_tensor, (pickle.PickleBuffer(memory), str(tensor.dtype).partition(".")[2], tuple(tensor.shape))
