@@ -168,9 +168,8 @@ class Prefetcher:
         worker: WorkerProxy # A busy one
     ) -> Ticket | None: # It has to be put in line
         "Take back what must no longer come next."
-        ahead = worker.prefetched
-        first = None if ahead is None else self._queue.next((), self._limits.now(worker))
-        if ahead is None or first is None: return None
+        if (ahead := worker.prefetched) is None: return None
+        if (first := self._queue.next((), self._limits.now(worker))) is None: return None
         if not self._queue.passing.may_stay_before(ahead, first, self._patience - EARLY, self._recheck.now()): return worker.revoke()
         self._check_later(first)
         return None

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core.config import WorkerConfig
 from ..core.errors import log_safely
-from ..core.frames import OutgoingFrame
+from ..core.frames import Frame, OutgoingFrame
 from ..core.jobs import Job, JobCancelled, JobError, JobExpired
 from ..engines.base import Engine, Exit
 from .closing import Closing, OpenJobs
@@ -28,8 +28,7 @@ from .marks import Marker
 from .output import log_of, worker_log
 from .pool import WorkerPool
 from .proxy import WorkerProxy
-from .reports import (Began, Ended, Freed, Gone, Loading, Logged, Progressed, Ready, Report,
-    Returned, RoomChanged, Started, Ticket, Unmarked, Withdrawn, Yielded)
+from .reports import Reports, Ticket
 from .retries import Attempts, WaitTimers, error_of_loss, may_retry, waits_for_free
 from .running import JobNews
 from .scheduler import Scheduler
@@ -53,19 +52,20 @@ class WorkerNews:
         if self._events.heard: self._events.emit(event_type, data, Context())
 
     def started(self,
-        report: Started # A process exists
+        worker: WorkerProxy # Its process exists
     ) -> None:
         "Emit `worker:started`."
-        self._emit("worker:started", pid=report.worker.pid)
+        self._emit("worker:started", pid=worker.pid)
 
     def ready(self,
-        report: Ready # A worker can take jobs
+        worker: WorkerProxy, # It can take jobs
+        host_pid: int, # Its process id where it lives
+        host: str # Where it lives
     ) -> None:
         "Register a worker, and emit `worker:ready`."
-        worker = report.worker
-        if self._resources is not None: self._resources.register(worker.pid, report.host, report.host_pid, worker.facts)
+        if self._resources is not None: self._resources.register(worker.pid, host, host_pid, worker.facts)
         self.update(worker)
-        self._emit("worker:ready", pid=worker.pid, host=report.host, host_pid=report.host_pid)
+        self._emit("worker:ready", pid=worker.pid, host=host, host_pid=host_pid)
 
     def update(self,
         worker: WorkerProxy # It does something else now
@@ -77,10 +77,10 @@ class WorkerNews:
         resources.executor.post_state(partial(resources.state, worker.pid, worker.status, job, holds, self._hooks.resource))
 
     def gone(self,
-        report: Gone # A process has ended
+        worker: WorkerProxy, # Its process has ended
+        exit: Exit # How
     ) -> None:
         "Unregister a worker, and emit `worker:exited`."
-        worker, exit = report.worker, report.exit
         if worker.ready and self._resources is not None: self._resources.unregister(worker.pid)
         if worker.pid: self._emit("worker:exited", pid=worker.pid, exit_code=exit.exit_code, signal=exit.signal)
 
@@ -102,21 +102,19 @@ class Lifecycle:
         self._finisher = JobFinisher(EndNews(table, integrations, hooks), integrations.store, hooks)
         self.store, self.jobs = integrations.store, OpenJobs()
         self._expiring = WaitTimers()
-        self.pool = WorkerPool(config, engine, lambda placement: hello(worker_log.getEffectiveLevel(), placement), self._report,
+        self.news = JobNews(integrations, lambda: self.scheduler.limits.concurrency, config.stall_timeout)
+        mark = Marker(self.store, make_frame, self._drop, lambda: self.scheduler.dispatch()).mark if self.store is not None else None
+        reports = Reports(
+            started=self._worker_news.started, room_changed=self._room_changed, ready=self._ready, gone=self._gone, freed=self._freed,
+            logged=log_of, began=self._began, loading=self.news.loading, progressed=self.news.progressed, yielded=self.news.yielded,
+            ended=self._ended, returned=lambda ticket: self.scheduler.add(ticket), unmarked=mark, withdrawn=self._withdrawn)
+        self.pool = WorkerPool(config, engine, lambda placement: hello(worker_log.getEffectiveLevel(), placement), reports,
                                lambda: self.scheduler.changed(), lambda e, own: self._fail_waiting(lambda: JobError(*e.args), own))
         self.scheduler = Scheduler(config, self.pool, self._blocked, self._refused)
         admission = integrations.resources and integrations.resources.admission
         if admission: self.scheduler.admit_with(admission, answers.estimate, self.tags)
-        self.news = JobNews(integrations, self.scheduler.limits, config.stall_timeout)
         self.attempts = Attempts(self.scheduler, self.news, self.store, self.tags)
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            Started: self._worker_news.started, RoomChanged: self._room_changed, Ready: self._ready, Logged: log_of, Began: self._began,
-            Loading: self.news.loading, Progressed: self.news.progressed, Yielded: self.news.yielded, Ended: self._ended,
-            Returned: self._returned, Freed: self._freed, Gone: self._gone, Withdrawn: self._withdrawn}
         self.closing = Closing(self.jobs, self.pool, self.scheduler, self.store, self.cancel, self._fail_waiting)
-        if self.store is not None: self._handlers[Unmarked] = Marker(self.store, make_frame, self._drop, self.scheduler.dispatch).mark
-
-    def _report(self, report: Report) -> None: self._handlers[type(report)](report)
 
     def accept(self,
         ticket: Ticket, # A job
@@ -178,8 +176,8 @@ class Lifecycle:
         "With a job store: leave the jobs that have not ended to the next app."
         self.closing.leave(self._forget)
 
-    def _withdrawn(self, report: Withdrawn) -> None:
-        if self.store is not None: self.store.unmark(report.ticket)
+    def _withdrawn(self, ticket: Ticket) -> None:
+        if self.store is not None: self.store.unmark(ticket)
 
     def _drop(self, ticket: Ticket, error: JobError, worker: WorkerProxy) -> None:
         self._fail(ticket, error)
@@ -192,54 +190,50 @@ class Lifecycle:
     def _refused(self, ticket: Ticket, reason: str) -> None:
         self._fail(ticket, JobError("load", reason))
 
-    def _room_changed(self, report: RoomChanged) -> None:
-        self.pool.room_changed(report.worker)
+    def _room_changed(self, worker: WorkerProxy) -> None:
+        self.pool.room_changed(worker)
         self.scheduler.changed()
 
-    def _ready(self, report: Ready) -> None:
+    def _ready(self, worker: WorkerProxy, host_pid: int, host: str) -> None:
         self.pool.keep_standby()
-        self._worker_news.ready(report)
+        self._worker_news.ready(worker, host_pid, host)
         self.scheduler.changed()
 
-    def _began(self, report: Began) -> None:
-        self.jobs.began(report.ticket, report.worker)
-        self.scheduler.began(report.ticket)
-        self.news.began(report)
-        self._worker_news.update(report.worker)
+    def _began(self, worker: WorkerProxy, ticket: Ticket) -> None:
+        self.jobs.began(ticket, worker)
+        self.scheduler.began(ticket)
+        self.news.began(worker, ticket)
+        self._worker_news.update(worker)
 
-    def _returned(self, report: Returned) -> None: self.scheduler.add(report.ticket)
+    def _freed(self, worker: WorkerProxy) -> None:
+        self._worker_news.update(worker)
+        self.scheduler.changed(worker)
 
-    def _freed(self, report: Freed) -> None:
-        self._worker_news.update(report.worker)
-        self.scheduler.changed(report.worker)
-
-    def _ended(self, report: Ended) -> None:
+    def _ended(self, worker: WorkerProxy, ticket: Ticket, frame: Frame, error: JobError | None) -> None:
         "The worker goes on first, so that it works while this process keeps its books."
-        worker, ticket = report.worker, report.ticket
         self.jobs.stopped(ticket)
         try: self.scheduler.changed(worker)
         finally:
-            error = error_in(report.frame) if report.error is None else report.error
+            error = error or error_in(frame)
             if error is not None: self._retry_or_fail(ticket, error)
             else:
                 self._forget(ticket)
-                if self._finisher.complete(ticket, report.frame): self.pool.succeeded(worker)
+                if self._finisher.complete(ticket, frame): self.pool.succeeded(worker)
         if ticket.job.status == "pending": self.scheduler.dispatch()
         if worker.ticket is not None: return
         self._worker_news.update(worker)
         if self.pool.closing: worker.stop("shutdown") # so far only its job was asked to stop
 
-    def _gone(self, report: Gone) -> None:
-        "End the job of a worker that has ended, or let it wait for another."
-        worker, exit, run, ahead = report.worker, report.exit, report.run, report.prefetched
+    def _gone(self, worker: WorkerProxy, exit: Exit, run: PresentJob | None, ahead: Ticket | None, unsent: Ticket | None) -> None:
+        "End the job of a worker that has ended, or let it wait for another; one was sent ahead or not at all, and waits again."
         if ahead is not None and ahead.job.done: ahead = None # it was cancelled meanwhile
-        if ahead is not None and ahead.tag not in exit.never_begun: self._began(Began(worker, ahead)) # its predecessor's end was lost
+        if ahead is not None and ahead.tag not in exit.never_begun: self._began(worker, ahead) # its predecessor's end was lost
         self.pool.gone(worker, exit)
-        self._worker_news.gone(report)
+        self._worker_news.gone(worker, exit)
         try:
             if ahead is not None and ahead.job.id in self.jobs.running: self._lost(worker, PresentJob(ahead), exit)
             elif ahead is not None: self.attempts.put_back(ahead)
-            if report.unsent is not None: self.scheduler.put_back(report.unsent)
+            if unsent is not None: self.scheduler.put_back(unsent)
             if run is not None: self._lost(worker, run, exit)
         finally: self.pool.replace(worker, exit)
 

@@ -17,8 +17,7 @@ from ..core.jobs import JobError
 from ..engines.base import Exit
 from .given import PresentJob
 from .proxy import PluginName, WorkerProxy
-from cjm_worker_protocols.managers.reports import (Freed, Loading, Logged, Progressed, Ready, Report, RoomChanged, Started, Ticket,
-    Yielded)
+from .reports import Reports, Ticket
 
 _log = logging.getLogger(__name__)
 
@@ -30,9 +29,9 @@ class JobListener:
     "Takes what a worker says of its present job."
     def __init__(self,
         worker: WorkerProxy, # The worker
-        report: Callable[[Report], None] # Takes what is to be reported
+        reports: Reports # What is called
     ):
-        self._worker, self._report = worker, report
+        self._worker, self._reports = worker, reports
 
     def hear(self,
         present: PresentJob, # The job
@@ -41,8 +40,8 @@ class JobListener:
         "Take a frame."
         present.hear(frame.kind)
         if frame.kind == Kind.CHUNK: self._yielded(present, frame)
-        elif frame.kind == Kind.PROGRESS: self._report(Progressed(present.ticket, *frame.value()))
-        elif frame.kind in (Kind.LOADING, Kind.LOADED): self._loads(Loading(present.ticket, present.loading, frame.value()))
+        elif frame.kind == Kind.PROGRESS: self._reports.progressed(present.ticket, *frame.value())
+        elif frame.kind in (Kind.LOADING, Kind.LOADED): self._loads(present.ticket, present.loading, frame.value())
 
     def _yielded(self, present: PresentJob, frame: Frame) -> None:
         ticket = present.ticket
@@ -52,23 +51,26 @@ class JobListener:
             present.fail(error)
             asyncio.get_running_loop().call_soon(self._worker.cancel, ticket, error, context=Context())
             if isinstance(e, KeyboardInterrupt): raise
-        else: self._report(Yielded(self._worker, ticket, chunks, len(frame.body)))
+        else: self._reports.yielded(self._worker, ticket, chunks, len(frame.body))
 
-    def _loads(self, report: Loading) -> None:
-        self._worker.loaded.hear(report, asyncio.get_running_loop().time())
+    def _loads(self, ticket: Ticket, begins: bool, value: Any) -> None:
+        self._worker.loaded.hear(ticket, begins, value, asyncio.get_running_loop().time())
         self._worker.limit()
-        self._report(report)
+        self._reports.loading(ticket, begins, value)
 
 # %% ../../nbs/managers/listener.ipynb #97f23fc6
 class WorkerListener:
     "Takes what a worker says. What code of the app raises meanwhile is logged, so that the next frame is handled all the same."
     def __init__(self,
         worker: WorkerProxy, # The worker
-        report: Callable[[Report], None] # Takes what is to be reported
+        reports: Reports # What is called
     ):
-        self._worker, self._report, self._jobs = worker, report, JobListener(worker, report)
+        self._worker, self._reports, self._jobs = worker, reports, JobListener(worker, reports)
 
-    def on_frame(self, frame: Frame) -> None: self._safely("a frame", self._hear, frame)
+    def on_frame(self, frame: Frame) -> None:
+        if self._worker.gone: return
+        try: self._hear(frame)
+        except BaseException as e: self._failed("a frame", e)
 
     def on_output(self, stream: str, text: str) -> None:
         self._safely("the output", self._printed, stream, text, self._worker.ticket, True)
@@ -81,9 +83,11 @@ class WorkerListener:
     def _safely(self, what: str, take: Callable[..., None], *arguments: Any) -> None:
         if self._worker.gone: return
         try: take(*arguments)
-        except BaseException as e:
-            log_safely(_log, logging.ERROR, "handling %s of worker %d failed", what, self._worker.pid, error=e)
-            ends_app(e)
+        except BaseException as e: self._failed(what, e)
+
+    def _failed(self, what: str, error: BaseException) -> None:
+        log_safely(_log, logging.ERROR, "handling %s of worker %d failed", what, self._worker.pid, error=error)
+        ends_app(error)
 
     def _hear(self, frame: Frame) -> None:
         worker, kind, present = self._worker, frame.kind, self._worker.given.present
@@ -91,23 +95,23 @@ class WorkerListener:
         ticket = present.ticket if present is not None else None
         if kind in LAST_KINDS:
             if present is not None and not worker.steps.terminated: worker.job_ended(present, frame)
-        elif kind == Kind.LOG: self._report(Logged(worker, ticket, frame.value()))
+        elif kind == Kind.LOG: self._reports.logged(worker.pid, ticket, frame.value())
         elif kind == Kind.OUTPUT:
             stream, text = frame.value()
             for line in filter(None, text.split("\n")): self._printed(stream, line, ticket)
         elif kind == Kind.REPLY: self._replied(frame.tag, *frame.value())
         elif kind == Kind.READY and not worker.ready:
             worker.became_ready()
-            self._report(Ready(worker, *frame.value()))
+            self._reports.ready(worker, *frame.value())
         elif present is not None and not worker.steps.terminated: self._jobs.hear(present, frame)
 
     def _printed(self, stream: str, line: str, ticket: Ticket | None, mixed: bool = False) -> None:
         self._worker.stderr_tail.add(stream, line, mixed)
-        self._report(Logged(self._worker, ticket, (stream, logging.INFO if stream == "stdout" else logging.WARNING, line, stream)))
+        self._reports.logged(self._worker.pid, ticket, (stream, logging.INFO if stream == "stdout" else logging.WARNING, line, stream))
 
     def _room_changed(self, reason: str, competes: Callable[[Any], bool]) -> None:
-        if self._worker.wait_for(reason, competes): self._report(Started(self._worker))
-        self._report(RoomChanged(self._worker))
+        if self._worker.wait_for(reason, competes): self._reports.started(self._worker)
+        self._reports.room_changed(self._worker)
 
     def _replied(self, tag: int, done: bool | None, reason: str | None, loaded: list[tuple[PluginName, dict[str, Any]]]) -> None:
         worker = self._worker
@@ -116,4 +120,4 @@ class WorkerListener:
         if done is None: worker.stop("room") # a module that it has imported has changed on disk
         if worker.given.present is not None or worker.stopping: return
         worker.limit()
-        self._report(Freed(worker))
+        self._reports.freed(worker)

@@ -14,7 +14,7 @@ from ..core.frames import OutgoingFrame
 from ..core.jobs import JobError
 from .following import read_chunks
 from .proxy import WorkerProxy
-from .reports import Ticket, Unmarked
+from .reports import Ticket
 from .store import StoreClient
 
 # %% auto #0
@@ -53,10 +53,10 @@ class Marker:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def mark(self,
-        report: Unmarked # A worker has a job that is not marked
+        worker: WorkerProxy, # A worker
+        ticket: Ticket # The job that it is about to be sent
     ) -> None:
         "Mark a job, then have its frame sent."
-        worker, ticket = report.worker, report.ticket
         if ticket.frame is not None: return self._client.mark(ticket, partial(self._marked, worker, ticket))
         task = asyncio.get_running_loop().create_task(self._prepare(worker, ticket))
         self._tasks.add(task)

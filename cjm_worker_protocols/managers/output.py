@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core.errors import ends_app
 from ..core.jobs import Job
-from .reports import Logged
+from .reports import Ticket
 
 worker_log = logging.getLogger("cjm_worker_protocols.worker")  # What plugins log and print goes here
 
@@ -51,11 +51,13 @@ def forward_log(
     logger.handle(record)
 
 def log_of(
-    report: Logged # What a plugin logged or printed
+    worker_pid: int, # The worker whose plugin logged or printed
+    ticket: Ticket | None, # The job that it runs
+    fields: tuple[Any, ...] # As in a LOG frame: logger, level, text, path, line, function, time, extra
 ) -> None:
     "Log it in the context of its job, whatever the app's handlers and filters raise: logging has its own way to complain."
-    job, context = (report.ticket.job, report.ticket.context.copy()) if report.ticket is not None else (None, Context())
-    try: context.run(forward_log, report.worker.pid, job, *report.fields)
+    job, context = (ticket.job, ticket.context.copy()) if ticket is not None else (None, Context())
+    try: context.run(forward_log, worker_pid, job, *fields)
     except BaseException as e: ends_app(e)
 
 # %% ../../nbs/managers/output.ipynb #fc2f81d4

@@ -17,7 +17,7 @@ from ..engines.base import Engine, Exit, OwnInterpreter
 from .listener import WorkerListener
 from .process import Alarm
 from .proxy import WorkerProxy
-from .reports import Report, Started
+from .reports import Reports
 
 _log = logging.getLogger(__name__)
 
@@ -127,11 +127,11 @@ class WorkerPool:
         config: WorkerConfig, # How many, and all the times
         engine: Engine, # Where they live
         hello: Callable[[Hashable], bytes], # Makes the first frame for a new worker of that placement
-        report: Callable[[Report], None], # Takes what workers report
+        reports: Reports, # Called by workers
         on_change: Callable[[], None], # Called when a worker may be had that could not be had before
         on_unavailable: Callable[[JobError, Hashable], None] # Called when no worker of a placement will come for the jobs that wait now
     ):
-        self._config, self._engine, self._hello, self._report = config, engine, hello, report
+        self._config, self._engine, self._hello, self._reports = config, engine, hello, reports
         self._on_change, self._on_unavailable = on_change, on_unavailable
         self._loop = asyncio.get_running_loop()
         self.workers = WorkerList()
@@ -206,8 +206,8 @@ class WorkerPool:
     def _start(self, standby: bool, placement: Hashable) -> bool:
         "Start a worker. When the engine cannot, that is a failed start."
         if self.closing: return False
-        worker = WorkerProxy(self._config, self._report, standby, placement)
-        listener = WorkerListener(worker, self._report)
+        worker = WorkerProxy(self._config, self._reports, standby, placement)
+        listener = WorkerListener(worker, self._reports)
         try: worker.start(lambda events: self._engine.start_worker(self._config, events, placement), listener, self._hello(placement))
         except Exception as e:
             hopeless, restarts = isinstance(e, self.HOPELESS) or getattr(e, "permanent", False), self._restarts_of(placement)
@@ -219,7 +219,7 @@ class WorkerPool:
             return False
         self.workers.append(worker)
         self._empty.clear()
-        if worker.pid: self._report(Started(worker))
+        if worker.pid: self._reports.started(worker)
         return True
 
     @property

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..engines.base import Exit
 from .given import GivenJobs, PresentJob
 from .output import Tail
 from .process import ManagedProcess
-from .reports import Began, Ended, Gone, Loading, Report, Returned, Ticket, Unmarked, Withdrawn
+from .reports import Reports, Ticket
 
 PluginName = tuple[str, str]  # Its id, and its name in the registry
 
@@ -95,12 +95,14 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
         return next(iter(self.values())).used if self else 0.0
 
     def hear(self,
-        report: Loading, # The worker loads a job's plugin, or has loaded it
+        ticket: Ticket, # The job whose plugin the worker loads, or has loaded
+        begins: bool, # Whether it begins to load
+        value: Any, # Then, those that stay
         now: float # The time
     ) -> None:
         "Note what a worker says of a load."
-        if report.begins: self.keep(report.value)
-        else: self.use(report.ticket.plugin, report.ticket.config, now)
+        if begins: self.keep(value)
+        else: self.use(ticket.plugin, ticket.config, now)
 
     @property
     def last(self) -> tuple[str | None, str | None, dict[str, Any]]: # Each empty or `None` when nothing is loaded
@@ -110,15 +112,15 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
 
 # %% ../../nbs/managers/proxy.ipynb #5f295597
 class WorkerProxy(ManagedProcess):
-    "A worker process and its jobs. Its attributes are for reading; it calls `report` with what becomes of them."
+    "A worker process and its jobs. Its attributes are for reading; it reports what becomes of them."
     def __init__(self,
         config: WorkerConfig, # How long it may take to start, load, run and stop
-        report: Callable[[Report], None], # Takes what it reports, on the manager's loop
+        reports: Reports, # Called on the manager's loop
         standby: bool = False, # Whether it is a spare one
         placement: Hashable = None # What it takes of where it lives
     ):
         super().__init__(config, standby, placement)
-        self._report, self.given, self.commands, self.loaded = report, GivenJobs(), Commands(), LoadedPlugins()
+        self._reports, self.given, self.commands, self.loaded = reports, GivenJobs(), Commands(), LoadedPlugins()
         self.reserved = False  # Whether it is kept for a job that admission is asked about
         self.marking: Ticket | None = None  # A job whose frame is sent when the job store has it as started
         self.last_plugin, self.stderr_tail = "", Tail(config.stderr_tail)  # The plugin of its last job
@@ -166,7 +168,7 @@ class WorkerProxy(ManagedProcess):
         if ticket.unmarked: return self._mark(ticket)
         self.given.send(ticket, self.handle)
         self._begin(ticket)
-        self._report(Began(self, ticket))
+        self._reports.began(self, ticket)
 
     def _begin(self, ticket: Ticket | None) -> None:
         if self.given.begin(ticket): self.stderr_tail.begin()
@@ -174,7 +176,7 @@ class WorkerProxy(ManagedProcess):
 
     def _mark(self, ticket: Ticket) -> None:
         self.marking = ticket
-        self._report(Unmarked(self, ticket))
+        if self._reports.unmarked is not None: self._reports.unmarked(self, ticket)
 
     def marked(self) -> None:
         "Send the job that is marked now, or return it if the worker cannot take it any more."
@@ -182,12 +184,12 @@ class WorkerProxy(ManagedProcess):
         if ticket is None: return
         if self.free: self.run(ticket)
         elif self.can_prefetch(ticket): self.prefetch(ticket)
-        else: self._report(Returned(ticket))
+        else: self._reports.returned(ticket)
 
     def withdraw(self) -> Ticket | None: # The job; `None` if there was none
         "Take back the job that is being marked."
         ticket, self.marking = self.marking, None
-        if ticket is not None: self._report(Withdrawn(ticket))
+        if ticket is not None: self._reports.withdrawn(ticket)
         return ticket
 
     def can_prefetch(self,
@@ -209,7 +211,7 @@ class WorkerProxy(ManagedProcess):
     def revoke(self) -> Ticket | None: # The job; `None` if there was none, or if the worker has begun it
         "Take the prefetched job back."
         if self.given.ahead is None: return self.withdraw() if self.given.present is not None else None
-        if (ticket := self.given.revoke(self.handle)) is not None: self._report(Withdrawn(ticket))
+        if (ticket := self.given.revoke(self.handle)) is not None: self._reports.withdrawn(ticket)
         return ticket
 
     def cancel(self,
@@ -223,7 +225,7 @@ class WorkerProxy(ManagedProcess):
         if present is not None and present.ticket is ticket and not late and not (present.finished and error.category == "timeout"):
             present.fail(error)
             self.stop("job")
-        if returned is not None: self._report(Returned(returned))
+        if returned is not None: self._reports.returned(returned)
 
     def command(self,
         kind: Kind, # UNLOAD or RELOAD
@@ -266,9 +268,9 @@ class WorkerProxy(ManagedProcess):
         following, self.last_plugin, self.stopping = self.given.ahead, ended.ticket.job.plugin_id, ""
         self.loaded.use_again(ended.ticket.plugin, asyncio.get_running_loop().time())
         self._begin(following)
-        try: self._report(Ended(self, ended.ticket, frame, ended.error))
+        try: self._reports.ended(self, ended.ticket, frame, ended.error)
         finally:
-            if following is not None: self._report(Began(self, following))
+            if following is not None: self._reports.began(self, following)
 
     def has_ended(self,
         exit: Exit # How
@@ -278,4 +280,4 @@ class WorkerProxy(ManagedProcess):
         self.given.begin(None)
         self.deadline.clear()
         self.commands.end()
-        self._report(Gone(self, exit, present, ahead, self.withdraw()))
+        self._reports.gone(self, exit, present, ahead, self.withdraw())

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, NamedTuple, Union
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..core.frames import Frame, OutgoingFrame
 from ..core.jobs import Job, JobError, LiveJob
@@ -19,14 +20,20 @@ if TYPE_CHECKING:
     from cjm_worker_protocols.managers.requests import Signature
 
 # %% auto #0
-__all__ = ['Report', 'Ticket', 'Started', 'RoomChanged', 'Ready', 'Logged', 'Began', 'Loading', 'Progressed', 'Yielded', 'Ended',
-           'Returned', 'Unmarked', 'Withdrawn', 'Freed', 'Gone']
+__all__ = ['Ticket', 'Reports']
 
 # %% ../../nbs/managers/reports.ipynb #8ed347a5
 class Ticket:
     "A job on its way to a worker."
-    __slots__ = ("job", "live", "tag", "place", "name", "config", "frame", "placement", "signature", "context", "plugin", "share", "line",
-                 "blocked", "unbegun", "unmarked", "queued", "turn", "start", "on_begin")
+    frame: OutgoingFrame | None = None  # What is sent to the worker; of a job that was taken over it is made when that comes up
+    blocked = ""  # Why it cannot run now; empty when it is ready
+    unmarked = False  # Whether the job store does not have it as started, and has to, before its frame is sent
+    unbegun = 0  # How often a worker died that had not begun it
+    queued = 0  # The place under which it is in line; 0 when it is not
+    turn: int | None = None  # Its owner's turn before it was taken out of line, until a worker begins it
+    start = 0  # Its owner's turn since
+    on_begin: Callable[[float], None] | None = None  # Called with the time when a worker begins it
+
     def __init__(self,
         job: Job, # The job
         live: LiveJob, # Its live part
@@ -39,18 +46,10 @@ class Ticket:
     ):
         self.job, self.live, self.tag, self.place = job, live, tag, tag
         self.name, self.config, self.placement, self.signature = name, config, placement, signature
-        self.frame: OutgoingFrame | None = None  # What is sent to the worker; of a job that was taken over it is made when that comes up
         self.context = copy_context() if context is None else context  # Of `start_job`: the job's hooks, log records and events run in it
         self.plugin = job.plugin_id, name  # What has to be loaded
         self.share = job.priority, job.owner  # Among which jobs it waits for a turn
         self.line = job.plugin_id, placement  # Among which jobs it waits for a worker
-        self.blocked = ""  # Why it cannot run now; empty when it is ready
-        self.unmarked = False  # Whether the job store does not have it as started, and has to, before its frame is sent
-        self.unbegun = 0  # How often a worker died that had not begun it
-        self.queued = 0  # The place under which it is in line; 0 when it is not
-        self.turn: int | None = None  # Its owner's turn before it was taken out of line, until a worker begins it
-        self.start = 0  # Its owner's turn since
-        self.on_begin: Callable[[float], None] | None = None  # Called with the time when a worker begins it
 
     @property
     def size(self) -> int: # Bytes; 0 as long as there is no frame
@@ -68,82 +67,20 @@ class Ticket:
         return -self.job.priority, self.place
 
 # %% ../../nbs/managers/reports.ipynb #1e3068d7
-class Started(NamedTuple):
-    "The worker's process exists."
-    worker: WorkerProxy  # The worker
-
-class RoomChanged(NamedTuple):
-    "The worker waits for room where it is to live, or waits no longer."
-    worker: WorkerProxy  # Its `waiting` says for what
-
-class Ready(NamedTuple):
-    "The worker can take jobs."
-    worker: WorkerProxy  # The worker
-    host_pid: int  # Its process id where it lives
-    host: str  # Where it lives
-
-class Logged(NamedTuple):
-    "The plugin logged a record, or printed a line."
-    worker: WorkerProxy  # The worker
-    ticket: Ticket | None  # The job that it runs
-    fields: tuple[Any, ...]  # As in a LOG frame: logger, level, text, path, line, function, time, extra
-
-# %% ../../nbs/managers/reports.ipynb #12762615
-class Began(NamedTuple):
-    "The worker has a job."
-    worker: WorkerProxy  # The worker
-    ticket: Ticket  # The job
-
-class Loading(NamedTuple):
-    "The worker loads the job's plugin, or has loaded it."
-    ticket: Ticket  # The job
-    begins: bool  # Whether it begins to load
-    value: Any  # Which other plugins stay loaded; when it has loaded, how many jobs of this one may run at the same time
-
-class Progressed(NamedTuple):
-    "The plugin reported progress."
-    ticket: Ticket  # The job
-    fraction: float  # How much is done, from 0 to 1
-    message: str  # What is being done
-
-class Yielded(NamedTuple):
-    "The plugin yielded."
-    worker: WorkerProxy  # The worker
-    ticket: Ticket  # The job
-    chunks: list[Any]  # What it yielded
-    size: int  # Bytes that they took on the way
-
-class Ended(NamedTuple):
-    "A job has ended, and the worker has not."
-    worker: WorkerProxy  # The worker
-    ticket: Ticket  # The job
-    frame: Frame  # RESULT, FAILED or CANCELLED
-    error: JobError | None  # The job's error, if the manager ended it
-
-# %% ../../nbs/managers/reports.ipynb #re000002
-class Returned(NamedTuple):
-    "A prefetched job was taken back, and waits again."
-    ticket: Ticket  # The job
-
-class Unmarked(NamedTuple):
-    "The worker is about to be sent a job that the job store does not have as started."
-    worker: WorkerProxy  # The worker
-    ticket: Ticket  # The job
-
-class Withdrawn(NamedTuple):
-    "A job was taken back from a worker that had not begun it."
-    ticket: Ticket  # The job
-
-class Freed(NamedTuple):
-    "The worker has done what it was commanded to do."
-    worker: WorkerProxy  # The worker
-
-class Gone(NamedTuple):
-    "The worker's process has ended."
-    worker: WorkerProxy  # The worker
-    exit: Exit  # How it ended
-    run: PresentJob | None  # What it did with its present job
-    prefetched: Ticket | None  # The job that it had not begun
-    unsent: Ticket | None = None  # The job that was not sent to it yet
-
-Report = Union[Started, RoomChanged, Ready, Logged, Began, Loading, Progressed, Yielded, Ended, Returned, Unmarked, Withdrawn, Freed, Gone]
+@dataclass(slots=True)
+class Reports:
+    "What is called when something becomes of a worker, or of its jobs."
+    started: Callable[[WorkerProxy], None]  # The process exists
+    room_changed: Callable[[WorkerProxy], None]  # The worker waits for room where it is to live, as its `waiting` says, or waits no longer
+    ready: Callable[[WorkerProxy, int, str], None]  # The worker can take jobs; its process id where it lives, and where that is
+    gone: Callable[[WorkerProxy, Exit, PresentJob | None, Ticket | None, Ticket | None], None]  # The process has ended
+    freed: Callable[[WorkerProxy], None]  # The worker has done what it was commanded to do
+    logged: Callable[[int, Ticket | None, tuple[Any, ...]], None]  # The plugin of that worker's pid has logged; fields as in LOG
+    began: Callable[[WorkerProxy, Ticket], None]  # The worker has a job
+    loading: Callable[[Ticket, bool, Any], None]  # The worker begins to load the job's plugin, or has loaded it, as the frame says
+    progressed: Callable[[Ticket, float, str], None]  # How much of a job is done, from 0 to 1, and what is being done
+    yielded: Callable[[WorkerProxy, Ticket, list[Any], int], None]  # What the plugin yielded, and the bytes that it took on the way
+    ended: Callable[[WorkerProxy, Ticket, Frame, JobError | None], None]  # The job's last frame, and its error if the manager ended it
+    returned: Callable[[Ticket], None]  # A prefetched job was taken back, and waits again
+    unmarked: Callable[[WorkerProxy, Ticket], None] | None  # The worker is about to get a job that the job store does not have as started
+    withdrawn: Callable[[Ticket], None]  # A job was taken back from a worker that had not begun it

@@ -16,8 +16,8 @@ from ..core.jobs import Chunks, now
 from ..engines.base import WorkerHandle
 from .ends import emit_of
 from .integrations import Integrations
-from .limits import RunLimits
-from .reports import Began, Loading, Progressed, Ticket, Yielded
+from .proxy import WorkerProxy
+from .reports import Ticket
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class JobNews:
     "Notes what workers say of the jobs that they run, and emits events of jobs."
     def __init__(self,
         integrations: Integrations, # The app's
-        limits: RunLimits, # Which learns how many jobs of a plugin may run at the same time
+        limits: Callable[[], dict[str, int]], # Returns how many jobs of a plugin may run at the same time, where the worker has said so
         stall_timeout: float # Seconds in which a stream's reader has to move on
     ):
         self.events, self._store, self._limits, self._stall_timeout = integrations.events, integrations.store, limits, stall_timeout
@@ -66,33 +66,47 @@ class JobNews:
         "Emit `job:queued`."
         emit_of(ticket, self.events, "job:queued", {"metadata": ticket.job.metadata, **data})
 
-    def began(self, report: Began) -> None: # Which worker has it
+    def began(self,
+        worker: WorkerProxy, # A worker
+        ticket: Ticket # The job that it has
+    ) -> None:
         "Note that a job runs."
-        ticket, job, pid = report.ticket, report.ticket.job, report.worker.pid
-        job.worker_pid, job.started_at, job.status, job.waiting_for = pid, now(), "running", ""
-        job.attempts += 1
+        job, pid = ticket.job, worker.pid
+        job.worker_pid, job.started_at, job.status, job.waiting_for, job.attempts = pid, now(), "running", "", job.attempts + 1
         emit_of(ticket, self.events, "job:started", {"pid": pid, "attempt": job.attempts})
 
-    def loading(self, report: Loading) -> None: # Begins or has ended
+    def loading(self,
+        ticket: Ticket, # A job
+        begins: bool, # Whether its plugin begins to be loaded, or has been
+        value: Any # Then, how many jobs of this one may run at the same time, if the plugin says so
+    ) -> None:
         "Note when a plugin was loaded."
-        job = report.ticket.job
-        if report.begins: job.loading_at, job.loaded_at = now(), None
+        job = ticket.job
+        if begins: job.loading_at, job.loaded_at = now(), None
         else: job.loaded_at = now()
-        if not report.begins and report.value is not None: self._limits.concurrency[job.plugin_id] = report.value
+        if not begins and value is not None: self._limits()[job.plugin_id] = value
 
-    def progressed(self, report: Progressed) -> None: # How far it is
+    def progressed(self,
+        ticket: Ticket, # A job
+        fraction: float, # How much is done, from 0 to 1
+        message: str # What is being done
+    ) -> None:
         "Note the progress of a job."
-        job = report.ticket.job
-        job.progress, job.message = report.fraction, report.message
-        emit_of(report.ticket, self.events, "job:progress", {"progress": job.progress, "message": job.message})
+        ticket.job.progress, ticket.job.message = fraction, message
+        emit_of(ticket, self.events, "job:progress", {"progress": fraction, "message": message})
 
-    def yielded(self, report: Yielded) -> None: # What the plugin yielded
+    def yielded(self,
+        worker: WorkerProxy, # A worker
+        ticket: Ticket, # Its job
+        new: list[Any], # What the plugin yielded
+        size: int # Bytes that this took on the way
+    ) -> None:
         "Keep the chunks of a job."
-        ticket, chunks = report.ticket, report.ticket.live.chunks
+        chunks = ticket.live.chunks
         index, lost = chunks.stop, chunks.lost
-        if self._store is not None: self._store.keep(ticket.job, index, report.chunks)
-        chunks.extend(report.chunks, report.size)
+        if self._store is not None: self._store.keep(ticket.job, index, new)
+        chunks.extend(new, size)
         if chunks.lost and not lost: log_safely(_log, logging.WARNING, "job %s: the oldest chunks of its stream are dropped", ticket.job.id)
         if self.events.heard:
-            for n, chunk in enumerate(report.chunks, index): emit_of(ticket, self.events, "job:chunk", {"index": n, "chunk": chunk})
-        if chunks.full() and not report.worker.stopping: apply_backpressure(report.worker.handle, chunks, self._stall_timeout)
+            for n, chunk in enumerate(new, index): emit_of(ticket, self.events, "job:chunk", {"index": n, "chunk": chunk})
+        if chunks.full() and not worker.stopping: apply_backpressure(worker.handle, chunks, self._stall_timeout)

@@ -20,7 +20,8 @@ from cjm_worker_protocols.core import jobs
 from cjm_worker_protocols.extensions.store import StoredJob
 from cjm_worker_protocols.managers import recovery
 from cjm_worker_protocols.managers.marks import Marker
-from cjm_worker_protocols.managers.reports import Unmarked
+from cjm_worker_protocols.managers.proxy import WorkerProxy
+from cjm_worker_protocols.managers.reports import Ticket
 from cjm_worker_protocols.managers.stored import job_of
 
 from .clock import EPOCH, Stuck, VirtualLoop
@@ -101,9 +102,9 @@ def _noted_jobs(book: Book) -> Iterator[None]:
         book.take_over(job)
         return job
 
-    def mark(marker: Marker, report: Unmarked) -> None:
-        book.comes_up(report.ticket.job.id)
-        real_mark(marker, report)
+    def mark(marker: Marker, worker: WorkerProxy, ticket: Ticket) -> None:
+        book.comes_up(ticket.job.id)
+        real_mark(marker, worker, ticket)
 
     clock = SimpleNamespace(time=lambda: EPOCH + book.now)
     with patch.object(recovery, "job_of", noted_job_of), patch.object(recovery, "time", clock), patch.object(Marker, "mark", mark):

@@ -16,7 +16,8 @@ from repo import ROOT
 
 from cjm_worker_protocols.managers import recovery
 from cjm_worker_protocols.managers.marks import Marker
-from cjm_worker_protocols.managers.reports import Unmarked
+from cjm_worker_protocols.managers.proxy import WorkerProxy
+from cjm_worker_protocols.managers.reports import Ticket
 from cjm_worker_protocols.managers.store import StoreChanges
 from cjm_worker_protocols.managers.writer import Ending
 
@@ -125,9 +126,9 @@ def test_jobs_that_are_run_twice_are_found(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_job_that_is_sent_before_it_is_marked_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a job store: as by a manager that saves a commit."""
 
-    def mark(marker: Marker, report: Unmarked) -> None:
-        report.ticket.unmarked = False
-        report.worker.marked()
+    def mark(marker: Marker, worker: WorkerProxy, ticket: Ticket) -> None:
+        ticket.unmarked = False
+        worker.marked()
 
     monkeypatch.setattr(Marker, "mark", mark)
     assert _first_found() in ("marked before it is sent", "no unexpected exception")  # one that was taken over has no frame yet
