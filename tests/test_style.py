@@ -14,20 +14,20 @@ import engines
 import pytest
 from repo import LIB, NBS, ROOT, modules, notebooks
 
-CELL = 60  # Lines of an export cell, blank ones and directives apart
+CELL = 60  # Lines of an export cell: not blank ones, directives, and those below the first of a docstring
 LARGE_CELLS = {  # Classes whose cell may be larger, and how large
-    "BaseJobManager": 143,
-    "EntryPointRegistry": 123,
-    "EventStreams": 82,
-    "Job": 68,
+    "BaseJobManager": 115,
+    "EntryPointRegistry": 110,
+    "EventStreams": 78,
+    "Job": 64,
     "Lifecycle": 148,
-    "ManagerView": 91,
-    "RedisBroadcaster": 104,
+    "ManagerView": 84,
+    "RedisBroadcaster": 92,
     "Scheduler": 130,
     "WorkerPool": 137,
     "WorkerProxy": 150,
 }
-LONG_CELL, LONG_SHARE = 40, 0.20  # Lines of a long cell, and the share of all exported lines in such cells
+LONG_CELL, LONG_SHARE = 40, 0.195  # Lines of a long cell, and the share of all exported lines in such cells
 HIDDEN_SHARE = 0.15  # Of the lines that are not exported
 NOT_SHOWN: "dict[str, int]" = {}  # Export cells with nothing shown below them
 COLUMNS = 140
@@ -59,6 +59,14 @@ class Cell(NamedTuple):
     @property
     def lines(self) -> "list[str]":
         return [line for line in self.text.splitlines() if line.strip() and not line.startswith("#|")]
+
+    @property
+    def size(self) -> int:
+        """How many lines it has; what a docstring says below its first line is free."""
+        documented = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        tree = ast.parse("\n".join(self.lines))
+        found = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)]
+        return len(self.lines) - sum((node.end_lineno or 0) - node.lineno for node in found)
 
     @property
     def exports(self) -> bool:
@@ -116,14 +124,14 @@ def test_an_export_cell_holds_one_small_thing() -> None:
     too_large = []
     for cell in exported():
         limits = [LARGE_CELLS.get(name, CELL) for name in re.findall(r"^class (\w+)", cell.text, re.M)]
-        if (size := len(cell.lines)) > max(limits, default=CELL):
-            too_large.append(f"{cell} has {size} lines")
+        if cell.size > max(limits, default=CELL):
+            too_large.append(f"{cell} has {cell.size} lines")
     assert not too_large, "\n".join(too_large)
 
 
 def test_most_code_is_in_short_cells() -> None:
     """The share of exported lines in cells over 40 lines."""
-    sizes = [len(cell.lines) for cell in exported()]
+    sizes = [cell.size for cell in exported()]
     assert sum(size for size in sizes if size > LONG_CELL) <= LONG_SHARE * sum(sizes)
 
 

@@ -1,4 +1,4 @@
-"Events for the browsers of many processes or hosts: a Redis stream that each of them follows."
+"Events for the browsers of many processes or hosts, through a Redis stream."
 
 from cjm_worker_protocols import lazy_names
 

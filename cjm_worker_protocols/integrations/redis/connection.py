@@ -33,7 +33,9 @@ class RedisExtraError(FactError, ImportError):
 
 # %% ../../../nbs/integrations/redis/connection.ipynb #28838eca
 class RedisUrlError(FactError, ValueError):
-    "The URL of a Redis server cannot be used. The message never shows it, since its password may be anywhere in it."
+    """The URL of a Redis server cannot be used.
+
+    The message never shows it, since its password may be anywhere in it."""
     reason: str = "it has another form"  # What is wrong with the URL
     template = ("url: expected redis://[user:password@]host[:port][/db][?settings], or rediss:// for TLS, or unix://[user:password@]/path; "
                 "write /, ? and # in a password as %2F, %3F and %23 ({0.reason}; the URL is not shown)")

@@ -98,7 +98,7 @@ class RedisWriter:
     def begin(self,
         reader: asyncio.Future[None] | None = None # Done when the reader has taken its place
     ) -> None:
-        "Start the task, unless it runs. Call it on the loop."
+        "Start the task, unless it runs; call this on the loop."
         if reader is not None: self._reader = reader
         if self.task is None or self.task.done(): self.task = spawn(self._write_all())
 
@@ -131,7 +131,9 @@ class RedisWriter:
             self.batches.end(failed=False)
 
     def end(self, closing: float) -> None: # Seconds for what waits
-        "Stop when the closed outbox is empty, or after `closing` seconds. Call it on the loop."
+        """Stop when the closed outbox is empty, or after `closing` seconds.
+
+        Call it on the loop."""
         self.wanted.set()
         if self.task is None or self.task.done(): return self.unwritten()
         limit = self.task.get_loop().call_later(closing, self.task.cancel)

@@ -1,4 +1,4 @@
-"The plugins of all installed packages, found and configured without importing any of them."
+"The plugins of all installed packages, found without importing any of them."
 
 from cjm_worker_protocols import lazy_names
 

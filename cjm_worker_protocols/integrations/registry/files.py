@@ -36,7 +36,9 @@ def check_owner(
 def is_private(
     status: os.stat_result # Of an opened file
 ) -> bool: # Whether a secret may be in it
-    "Say whether only its owner can read a file; of root's files, whether only root and the file's group can."
+    """Say whether only its owner can read a file.
+
+    A file of root may also be readable for its group."""
     return not status.st_mode & (0o037 if status.st_uid == 0 else 0o077)
 
 # %% ../../../nbs/integrations/registry/files.ipynb #7017cce2
@@ -60,10 +62,9 @@ def read_file(
     limit: int, # The most bytes it may have
     folder: int | None = None # A descriptor from `own_folder`
 ) -> tuple[bytes, os.stat_result]: # Its bytes, and what `fstat` says of it
-    """Read a regular file, whole or not at all. Links are followed.
+    """Read a regular file, whole or not at all, and follow links.
 
-    :raises OSError: when it cannot be read, is larger than `limit`, or is no regular file.
-    """
+    :raises OSError: when it cannot be read, is larger than `limit`, or is no regular file."""
     opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder)
     try:
         status = os.fstat(opened)
@@ -79,10 +80,11 @@ def read_file(
 def make_folder(
     path: str # A folder, absolute
 ) -> None:
-    """Make a folder and those above it, with mode 0700. One that exists stays as it is.
+    """Make a folder and those above it, with mode 0700.
 
-    :raises OSError: when that fails.
-    """
+    One that exists stays as it is.
+
+    :raises OSError: when that fails."""
     if os.path.isdir(path): return
     make_folder(os.path.dirname(path))
     with suppress(FileExistsError): os.mkdir(path, 0o700)
@@ -98,11 +100,12 @@ def _lock(file: int) -> bool:
 def locked(
     folder: str # A folder, which is made if it is missing
 ) -> Iterator[int]: # A descriptor of it
-    """Keep other threads and processes from changing what is in a folder, by a lock on its file `.lock`.
+    """Lock a folder, so that no other thread or process changes what is in it.
+
+    The lock is on its file `.lock`.
 
     :raises TimeoutError: when another process holds the lock for `LOCK_TIMEOUT` seconds.
-    :raises OSError: when the folder cannot be written, other users may write it, or `.lock` is a link.
-    """
+    :raises OSError: when the folder cannot be written, other users may write it, or `.lock` is a link."""
     make_folder(folder)
     with own_folder(folder) as opened:
         lock = os.open(".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=opened)
@@ -119,10 +122,11 @@ def write_file(
     path: str, # A file. One that is a link stays one, and the file that it leads to is written
     data: bytes # What is to be in it
 ) -> None:
-    """Replace a file, so that at any moment the old one or the new one is there. Only its owner may read it.
+    """Replace a file that only its owner may read.
 
-    :raises OSError: when it cannot be written, or other users may write its folder.
-    """
+    At any moment the whole old file or the whole new one is there.
+
+    :raises OSError: when it cannot be written, or other users may write its folder."""
     folder, name = os.path.split(os.path.realpath(path))
     draft = f"{name}.draft"
     with own_folder(folder) as opened:

@@ -74,7 +74,9 @@ class InstalledPlugin:
 def check_id(
     plugin_id: str # From an entry point, a manifest, or code
 ) -> str: # What is wrong with it; empty when nothing is
-    "Check that an id has 1 to 128 characters: ASCII letters, digits and `_`, and between them `. : + -`."
+    """Check that an id has 1 to 128 characters, all of which are allowed.
+
+    They are ASCII letters, digits and `_`, and between them `. : + -`."""
     if re.fullmatch(r"\w([\w.:+-]{0,126}\w)?", plugin_id, re.ASCII): return ""
     return f"expected an id of 1 to 128 letters, digits and '_', with '.', ':', '+' and '-' between them (got {plugin_id[:80]!r})"
 
@@ -94,7 +96,9 @@ def _escaped(found: re.Match[str]) -> str: return "%" + found[0].encode("utf-8",
 def file_name(
     plugin_id: str # Any text
 ) -> str: # Without `/`, not beginning with a dot
-    "Turn an id into the name of a file, without its ending. Different ids give different names, also where case does not count."
+    """Turn an id into the name of a file, without its ending.
+
+    Different ids give different names, also where case does not count."""
     safe = re.sub(r"[^a-z0-9_@.-]|^\.", _escaped, plugin_id)
     if len(safe) <= 200: return safe
     from hashlib import sha256
@@ -262,7 +266,10 @@ def import_path() -> list[str]: # Absolute, each once
 def import_path_of(
     python: str # The path of an interpreter
 ) -> tuple[str, ...]: # Absolute
-    "Ask an interpreter for its import path. Raises `OSError` or `ValueError` when it does not say, within 30 s."
+    """Ask an interpreter for its import path.
+
+    :raises OSError: when it cannot be started, or does not answer within 30 s.
+    :raises ValueError: when it answers something else."""
     code = "import json, sys; print(json.dumps([entry for entry in sys.path if entry]))"
     done = run([python, "-c", code], env=without_settings(os.environ), stdin=DEVNULL, stdout=PIPE, stderr=PIPE, timeout=30, check=False)
     said = done.stderr[-200:].decode("utf-8", "replace").strip()

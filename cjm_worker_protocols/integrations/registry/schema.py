@@ -30,7 +30,9 @@ __all__ = ['JSON_LIMIT', 'DEPTH_LIMIT', 'PluginConfigError', 'PluginSchemaError'
 
 # %% ../../../nbs/integrations/registry/schema.ipynb #682d4a23
 class PluginConfigError(FactError, ValueError):
-    "A setting of a plugin is not what the plugin's schema asks for. A secret is not shown."
+    """A setting of a plugin is not what the plugin's schema asks for.
+
+    A secret is not shown."""
     plugin_id: str  # The plugin
     key: str  # The setting; empty for the config as a whole
     expected: str  # What would have been right
@@ -212,7 +214,9 @@ def has_secret(
 def schema_file(
     plugin: InstalledPlugin # A plugin
 ) -> str | None: # A path; None when there is none
-    "Find the file of a plugin's schema. Only the topmost package is looked up, which imports nothing."
+    """Find the file of a plugin's schema.
+
+    Only the topmost package is looked up, which imports nothing."""
     module, _, name = plugin.target.partition(":")
     top, *below = module.split(".")
     folders = [os.path.join(plugin.path, top)]
@@ -254,7 +258,9 @@ def shown(
     plain: Any, # The same config in the open
     path: Sequence[Any] # Where the value is
 ) -> str: # At most 200 characters
-    "Show a value in an error; of a larger one only the keys, since a misspelled one may hold a secret."
+    """Show a value in an error; of a larger one only the keys.
+
+    A misspelled key may hold a secret."""
     value, plain = at(hidden, path), at(plain, path)
     if isinstance(value, Secret): return f"{value} that is a {type(plain).__name__}"
     if isinstance(value, dict): return f"an object with {', '.join(map(repr, value)) or 'no key'}"[:200]
@@ -280,7 +286,9 @@ class Answers:
         config: dict[str, Any], # A config, or a part of one, of plain data
         partly: bool # Whether it is a part
     ) -> dict[str, Any]: # The judge's answer
-        "Ask the judge, or remember what it said. Raises what `judge` raises."
+        """Ask the judge, or return its answer to the same question.
+
+        Raises what `judge` raises."""
         question = sha256(json.dumps([schema, config, partly]).encode()).digest()  # it may have secrets, so it is not kept
         if question not in self._kept:
             if len(self._kept) >= 1000: self._kept = {}
@@ -293,14 +301,14 @@ class Answers:
 
 # %% ../../../nbs/integrations/registry/schema.ipynb #65d2196d
 class ConfigSchema:
-    "What a plugin's config may be. Without a schema it may be anything."
+    "What a plugin's config may be; without a schema, anything."
     def __init__(self,
         plugin_id: str, # The plugin
         text: str | None, # Its JSON Schema; None without one
         where: str = "", # Where that is from, for errors
         answers: Answers | None = None # Where to keep the judge's answers
     ):
-        "Read a schema. Raises `PluginSchemaError` for what is no JSON object."
+        ":raises PluginSchemaError: when the schema is no JSON object."
         self._id, self._where, self._free, self._answers = plugin_id, where, text is None, answers or Answers()
         try: self._schema = parse_json(text or "{}")
         except ValueError as e: raise PluginSchemaError(plugin_id, where, f"{type(e).__name__}: {e}") from None

@@ -1,4 +1,4 @@
-"Measure what each worker uses, with `ProcessResourceManager`; and make a resource manager that cannot clear end in the right state."
+"Measure what workers use, and adapt resource managers that cannot clear."
 
 from cjm_worker_protocols import lazy_names
 

@@ -1,4 +1,4 @@
-"Events for browsers, as server-sent events: an event broadcaster that is also an ASGI app."
+"Server-sent events: an event broadcaster that is also an ASGI app."
 
 from cjm_worker_protocols import lazy_names
 

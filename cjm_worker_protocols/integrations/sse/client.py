@@ -77,7 +77,7 @@ class Cursor:
         self._on_gap, self._greeting = settings.on_gap, b"retry: %d\n: connected\n" % (settings.retry * 1000)
 
     def behind(self) -> bool: # Whether an event, or the end, is to be sent
-        "Whether there is more to send."
+        "Say whether there is more to send."
         return self._until != _NEVER or self._place.position not in (None, self._place.log.ring.head)
 
     def stop(self, position: int) -> None: # The last place to send
@@ -114,7 +114,9 @@ class Cursor:
 
 # %% ../../../nbs/integrations/sse/client.ipynb #47e5f5be
 class Connection:
-    "The connection of a request, as far as the server lets it be found, and the task that serves it."
+    """The connection of a request, and the task that serves it.
+
+    Some servers do not let the connection be found."""
     def __init__(self,
         scope: Message, # The request, as ASGI has it
         receive: Receive # The server's, whose owner may have a transport
@@ -136,7 +138,7 @@ class Connection:
         if self._task is not None: self._task.cancel()
 
     def aborted(self) -> bool: # Whether nothing else cancelled the task
-        "Whether the task was cancelled by `abort`."
+        "Say whether `abort` cancelled the task."
         return self.late and not getattr(self._task, "uncancel", int)()
 
 # %% ../../../nbs/integrations/sse/client.ipynb #bb2d495a
@@ -178,11 +180,15 @@ class StreamClient:
 
     @property
     def unsent(self) -> int: # Bytes
-        "What is held until the client has read it: a write that waits, and the connection's buffer."
+        """The bytes held until the client has read them.
+
+        They are in a write that waits, and in the connection's buffer."""
         return 0 if self.gone or self.connection.late else self._waiting + self.connection.unsent
 
     def fail(self, error: BaseException) -> None: # What `send` raised
-        "Send nothing more, and end. An `OSError` is how some servers say that the client has left."
+        """Send nothing more, and end.
+
+        Some servers raise an `OSError` to say that the client has left."""
         self.ended = True
         if isinstance(error, Exception) and not isinstance(error, OSError): self.error = error
         self.end(0)

@@ -154,7 +154,7 @@ class Notifier:
         return loop
 
     def notify(self) -> None:
-        "Wake in the next turn of the loop. You may call it from any thread."
+        "Wake in the next turn of the loop; any thread may call this."
         with self._lock:
             if self.loop is None or self._called: return
             with suppress(RuntimeError):  # the loop is closed, and nothing waits on it
@@ -162,13 +162,13 @@ class Notifier:
                 self._called = True
 
     def wake(self) -> None:
-        "Wake now. Call it on the loop, outside of any task."
+        "Wake now; call this on the loop, outside of any task."
         with self._lock: self._called = False
         self._waiters.wake()
         for follower in list(self.followers): follower()
 
     async def wait(self) -> None:
-        "Wait until there may be news. Call it on the loop that is bound."
+        "Wait until there may be news; call this on the loop that is bound."
         await self._waiters.wait()
 
 # %% ../../../nbs/integrations/sse/log.ipynb #eeb44f11
@@ -199,7 +199,7 @@ class EventLog:
         key: Hashable = None, # A later event of the same key replaces this one
         event_id: str | None = None # The event's id; by default the next number
     ) -> None:
-        "Add an event. You may call it from any thread."
+        "Add an event; any thread may call this."
         with self._lock: self.ring.append(f"{self._epoch}-{self.ring.head + 1}" if event_id is None else event_id, block, topic, key)
         self.notifier.notify()
 
@@ -240,10 +240,14 @@ class EventLog:
             return found, b""
 
     def follow(self) -> None:
-        "Prepare to be read. A log that is filled from elsewhere begins here."
+        """Prepare to be read.
+
+        A log that is filled from elsewhere begins here."""
 
     def close(self) -> None:
-        "Let subscriptions end when they have read what is kept. You may call it from any thread."
+        """Let subscriptions end when they have read what is kept.
+
+        You may call it from any thread."""
         self.closed = True
         self.notifier.notify()
 
@@ -259,7 +263,9 @@ class Place:
         self.position: int | None = None  # until the log says where the client begins
 
     def begin(self) -> bytes: # What the client gets first, often nothing
-        "Take a position. A log that is filled from elsewhere may not have one yet."
+        """Take a position.
+
+        A log that is filled from elsewhere may not have one yet."""
         if self.position is not None or (found := self.log.resume(self._last_event_id, self._since)) is None: return b""
         self.position, first = found
         return first

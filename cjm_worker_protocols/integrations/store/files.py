@@ -17,7 +17,9 @@ __all__ = ['ORPHAN', 'SideFiles', 'old_files']
 
 # %% ../../../nbs/integrations/store/files.ipynb #a041a569
 class SideFiles:
-    "The files beside one database. Every method may block, and raises `OSError`."
+    """The files beside one database.
+
+    Every method may block, and raises `OSError`."""
     LIMIT = 1 << 20  # Bytes up to which a pickle is kept in the row
 
     def __init__(self,
@@ -60,14 +62,16 @@ class SideFiles:
         name: str | None, # The name of a file
         data: bytes | None # What the row holds, where there is no file
     ) -> bytes | None: # The pickle
-        "Read what `put` was given. Raises `FileNotFoundError` when the file is gone."
+        """Read what `put` was given.
+
+        :raises FileNotFoundError: when the file is gone."""
         if name is None: return data
         with open(os.path.join(self.folder, name), "rb") as stream: return stream.read()
 
     def remove(self,
         names: Iterable[str | None] # Names of files; `None` is ignored
     ) -> None:
-        "Remove files. Those that do not exist are ignored."
+        "Remove files, and ignore those that do not exist."
         for name in filter(None, names):
             try: os.remove(os.path.join(self.folder, name))
             except FileNotFoundError: pass
@@ -79,7 +83,11 @@ def old_files(
     files: SideFiles, # The files of a database
     age: float = ORPHAN # Seconds; younger ones may belong to a row that is being written
 ) -> set[str]: # Their names
-    "List the files that are not being written. One that no row names is of a process that died before. Raises `OSError`."
+    """List the files that are not being written.
+
+    One that no row names is of a process that died before.
+
+    :raises OSError: when the folder cannot be read."""
     limit = time.time() - age
     def is_old(name: str) -> bool:
         try: return os.stat(os.path.join(files.folder, name)).st_mtime < limit

@@ -21,7 +21,11 @@ def forget_jobs(
     database: StoreDatabase, # Where
     job_ids: Sequence[str] # Jobs; unknown ones are ignored
 ) -> None:
-    "Remove jobs with their chunks, then their files, and give space back to the file system. Raises `JobStoreError`."
+    """Remove jobs and their chunks, then their files.
+
+    This gives space back to the file system.
+
+    :raises JobStoreError: when the file has any fault."""
     names: list[str | None] = []
     with database.use() as db:
         with transaction(db):
@@ -49,7 +53,9 @@ class Retention:
     def ended(self,
         count: int # Jobs that have ended just now
     ) -> None:
-        "Remove old jobs now and then. Raises `JobStoreError`."
+        """Remove old jobs now and then.
+
+        :raises JobStoreError: when the file has any fault."""
         self._ends += count
         if self._ends < max(self.EVERY, self.keep_ended // 10): return
         self._ends = 0

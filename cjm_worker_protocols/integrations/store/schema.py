@@ -43,7 +43,10 @@ MIGRATIONS: dict[int, Sequence[str]] = {  # By version: the statements that lead
 def make_database(
     path: str # Where none is
 ) -> None:
-    "Make an empty database that only its owner may read. Raises `sqlite3.Error` and `OSError`."
+    """Make an empty database that only its owner may read.
+
+    :raises sqlite3.Error: when SQLite cannot make it.
+    :raises OSError: when the file cannot be made."""
     new = f"{path}-new"
     if os.path.exists(new): os.remove(new)
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
@@ -57,7 +60,10 @@ def make_database(
 def check_file(
     path: str # A database that exists
 ) -> None:
-    "Raise `StorePermissionError` unless the file is this user's alone, and `StoreDamagedError` when it is empty."
+    """Check that the file can be this user's database.
+
+    :raises StorePermissionError: when it is not this user's alone.
+    :raises StoreDamagedError: when it is empty, or no regular file."""
     facts = os.stat(path)
     if not stat.S_ISREG(facts.st_mode) or not facts.st_size: raise StoreDamagedError(path, f"{facts.st_size} bytes")
     if facts.st_uid != os.geteuid() and os.geteuid() != 0: raise StorePermissionError(path, f"it belongs to user {facts.st_uid}")
@@ -66,7 +72,9 @@ def check_file(
 def check_folder(
     path: str # A folder beside the database
 ) -> None:
-    "Make a folder that only its owner may use. Raises `StorePermissionError` when others may."
+    """Make a folder that only its owner may use.
+
+    :raises StorePermissionError: when others may."""
     os.makedirs(path, 0o700, exist_ok=True)
     facts = os.lstat(path)
     if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077: raise StorePermissionError(path, f"its mode is {facts.st_mode & 0o777:o}")
@@ -78,7 +86,10 @@ def migrate(
     migrations: dict[int, Sequence[str]], # By version: the statements that lead to the next one
     version: int = VERSION # The schema that is wanted
 ) -> int: # The version that was found
-    "Bring a schema up to date. Raises `StoreVersionError` for a newer one, and `StoreDamagedError` for the database of another program."
+    """Bring a schema up to date.
+
+    :raises StoreVersionError: when it is newer than what is known here.
+    :raises StoreDamagedError: when the database belongs to another program."""
     (application,), (found,) = db.execute("PRAGMA application_id").fetchone(), db.execute("PRAGMA user_version").fetchone()
     if application != APPLICATION: raise StoreDamagedError(path, "it belongs to another program")
     if found > version: raise StoreVersionError(path, f"version {found}, and {version} is known here")
@@ -115,7 +126,9 @@ def open_database(
     durability: str, # `process` or `power`
     timeout: float # Seconds to wait for locks
 ) -> sqlite3.Connection: # For any thread, one at a time
-    "Open the database. The caller holds the lock for opening. Raises `JobStoreError`."
+    """Open the database, while the caller holds the lock for opening.
+
+    :raises JobStoreError: when the file has any fault."""
     db = None
     try:
         if not os.path.exists(path): make_database(path)

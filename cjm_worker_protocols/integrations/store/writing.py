@@ -97,7 +97,7 @@ def is_alone(
     moves: dict[str, JobMove], # Jobs that are moved
     *others: Sequence[Any] # Other changes
 ) -> bool: # Whether it takes a single statement
-    "Say whether a batch is one change, which SQLite makes a transaction of by itself."
+    "Say whether a batch is one statement, a transaction by itself."
     changes = len(added) + len(moves) + sum(map(len, others))
     if added: return changes == 1 + (added[0].id in moves) and not added[0].key
     return changes == 1 and not others[-1]
@@ -111,7 +111,9 @@ def write_batch(
     ended: Sequence[JobEnd], # Jobs that have ended
     chunks: Sequence[JobChunk] # What jobs have yielded
 ) -> Written: # What came of it
-    "Write a batch, large pickles first. Raises `JobStoreError`, and has changed nothing then."
+    """Write a batch, large pickles first.
+
+    :raises JobStoreError: when the file has any fault; nothing is changed then."""
     answer, params, results = Written({}, {}, []), list[Payload](), list[Payload]()
     files, done, moves = database.files, False, {move.id: move for move in moved}
     try:
