@@ -19,7 +19,9 @@ if sys.argv and sys.argv[0].endswith("/cjm-workers"): _quiet_ctrl_c(True)  # the
 def main(
     argv: "Sequence[str] | None" = None # The arguments; None for those of this process
 ) -> int: # The exit code
-    "Run the command of this process. What it needs is imported here; until that has happened, and at the end, Ctrl-C is quiet."
+    """Run the command of this process.
+
+    What it needs is imported here. Until that has happened, and at the end, Ctrl-C prints no traceback."""
     _quiet_ctrl_c(True)
     try:
         from .entry import main as run

@@ -1,4 +1,6 @@
-"A manager over HTTP, with a live page: `WorkersApp`. It needs the extra `web`."
+"""A manager over HTTP, with a live page: `WorkersApp`.
+
+It needs the extra `web`."""
 
 from cjm_worker_protocols import lazy_names
 

@@ -54,7 +54,9 @@ def _repr_size(value: Any) -> int:
 def view_result(
     value: Any # The result of a job
 ) -> ResultView: # Its kind
-    "Look at a result. Whatever its own code raises, the answer says at least its type."
+    """Show a result for the page.
+
+    Whatever its own code raises, the answer says at least its type."""
     name = type(value).__name__
     if isinstance(value, (bytes, bytearray, memoryview)):
         view = memoryview(value).cast("B") if not isinstance(value, memoryview) or value.c_contiguous else memoryview(bytes(value))

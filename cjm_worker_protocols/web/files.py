@@ -44,7 +44,9 @@ TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
          ".svg": "image/svg+xml", ".png": "image/png"}  # Of the files of the page
 
 class StaticFiles:
-    "The files of one folder, read once: no path of a request reaches the file system."
+    """The files of one folder, all read when this is made.
+
+    No path of a request reaches the file system."""
     def __init__(self,
         folder: Path # Its files, and not those of folders in it
     ):
@@ -55,7 +57,9 @@ class StaticFiles:
         name: str, # Of a file
         known_tag: Any = None # The client's `If-None-Match`
     ) -> Response: # An ASGI app
-        "Answer with a file, or 304 when the client has it. Raises a `Problem` for an unknown one."
+        """Answer with a file, or 304 when the client has it.
+
+        :raises Problem: when there is no such file."""
         if name not in self._files: raise Problem(404, "not-found", "No such file.")
         (body, kind), tag = self._files[name], self._tags[name]
         headers = {"etag": tag, **PAGE_HEADERS}
@@ -65,7 +69,9 @@ class StaticFiles:
         request: Request, # For a page
         path: str # Below the path where the app is mounted
     ) -> Response: # An ASGI app
-        "Answer a request for `/` or `/static/NAME`. Raises a `Problem`."
+        """Answer a request for `/` or `/static/NAME`.
+
+        :raises Problem: when there is no such file."""
         if request.method not in ("GET", "HEAD"): raise Problem(405, "method", "Expected GET, HEAD.", headers={"allow": "GET, HEAD"})
         name = "index.html" if path == "/" else path.removeprefix("/static/")
         return self.response(name, request.headers.get("if-none-match"))

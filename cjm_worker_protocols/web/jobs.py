@@ -44,7 +44,7 @@ def as_json(
     status: int = 200, # The HTTP status
     headers: Mapping[str, str] | None = None # Further headers
 ) -> Response: # An ASGI app
-    "Answer with JSON. No cache keeps it."
+    "Answer with JSON that no cache keeps."
     return Response(encode_json(document), status, {"cache-control": "no-store", **(headers or {})}, "application/json")
 
 # %% ../../nbs/web/jobs.ipynb #77c58527
@@ -55,7 +55,7 @@ class JobRequest:
     def __init__(self,
         given: Mapping[str, Any] # The members of the JSON object
     ):
-        "Raises a `Problem` that names the field that is unknown, missing or of another type."
+        ":raises Problem: when a field is unknown, missing or wrong; it names the field."
         if others := given.keys() - {"plugin_id", "params", *OPTIONS}:
             raise Problem(422, "invalid", f"{min(others)}: there is no such field.", min(others))
         plugin_id, params = given.get("plugin_id"), given.get("params", {})
@@ -112,7 +112,7 @@ class JobWaits:
         job: Job, # A job that it has started
         timeout: float # Seconds
     ) -> bool: # False when the client has left
-        "Wait for a job's end. One request too many of a client does not wait."
+        "Wait for a job's end, unless the client has too many requests that wait."
         if not job.done: await wait_shortly(job, min(timeout, QUICK))
         if not job.done and self.waiting.enter(call.client):
             try: return await wait_for_end(job, call.request, max(0, timeout - QUICK), self.stopping)
@@ -123,7 +123,9 @@ class JobWaits:
 # %% ../../nbs/web/jobs.ipynb #2aa5a0e2
 @dataclass
 class VisibleJobs:
-    "The jobs of a manager that a client sees. Each method raises what the manager's does."
+    """The jobs of a manager that a client sees.
+
+    Each method raises what the manager's does."""
     manager: BaseJobManager  # Runs the jobs
 
     async def counts(self,
@@ -155,7 +157,9 @@ class VisibleJobs:
         access: Access, # A client
         job_id: str # What it asks for
     ) -> Job: # A job that it sees
-        "Find a job. Raises a `Problem`: a foreign job looks like an unknown one."
+        """Find a job.
+
+        :raises Problem: when there is none, or it is another client's, which looks the same."""
         if (job := await self.look(access, job_id)) is None: raise Problem(404, "not-found", "No such job, or no longer kept.")
         return job
 
@@ -264,7 +268,10 @@ class RequestReader:
     async def read(self,
         request: Request # Of a client
     ) -> JobRequest: # Its parameters name only files that the client may name
-        "Read a request. Raises a `Problem` that names the field at fault, and `RegistryUnavailableError`."
+        """Read a request.
+
+        :raises Problem: when a field is wrong; it names the field.
+        :raises RegistryUnavailableError: when the registry does not answer."""
         form = await self.uploads.read(request) if content_type(request.scope) == "multipart/form-data" else None
         asked = JobRequest(parse_object(await read_body(request, MAX_BODY)) if form is None else form.fields)
         declared = (await self.descriptions.of(await find_plugin(self.manager, asked.plugin_id)))["parameters"]

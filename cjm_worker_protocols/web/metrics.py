@@ -45,5 +45,7 @@ def manager_metrics(
 def resource_metrics(
     resources: Any # The manager's resource manager; `None` without one
 ) -> str: # Empty when it does not measure
-    "Write what a measuring resource manager knows. It takes a while: call it on a thread. Raises what the resource manager raises."
+    """Write what a measuring resource manager knows.
+
+    It takes a while: call it on a thread. Raises what the resource manager raises."""
     return str(resources.snapshot().prometheus()) if callable(getattr(resources, "snapshot", None)) else ""

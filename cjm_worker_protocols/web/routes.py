@@ -66,7 +66,9 @@ class Routes:
         method: str, # Of a request
         path: str # Below the path where the app is mounted
     ) -> tuple[Route, str]: # The route, and the job's id if the path has one
-        "Find a route. Raises a `Problem` when there is none."
+        """Find a route.
+
+        :raises Problem: when there is none."""
         before, _, found = path.partition("/api/jobs/")
         job_id, slash, after = found.partition("/")
         methods = self._table.get("/api/jobs/{id}" + slash + after if job_id and not before else path)
@@ -90,7 +92,10 @@ async def body_parts(
     request: Request, # A request
     limit: int # Bytes
 ) -> AsyncGenerator[bytes, None]: # The body, as it comes
-    "Read a body in parts. Raises a `Problem` when it is larger than the limit, and `ClientDisconnect`."
+    """Read a body in parts.
+
+    :raises Problem: when it is larger than the limit.
+    :raises ClientDisconnect: when the client leaves."""
     size, more = 0, True
     while more:
         message = await request.receive()
@@ -104,7 +109,9 @@ async def read_body(
     request: Request, # A request
     limit: int # Bytes
 ) -> bytes: # Its body
-    "Read a body. Raises what `body_parts` raises."
+    """Read a body.
+
+    Raises what `body_parts` raises."""
     return b"".join([part async for part in body_parts(request, limit)])
 
 def _constant(name: str) -> Any: raise ValueError(f"{name} is no JSON")
@@ -114,7 +121,9 @@ decode_json = json.JSONDecoder(parse_constant=_constant).decode # json.loads wou
 def parse_object(
     body: bytes # JSON
 ) -> dict[str, Any]: # Its members
-    "Read a JSON object. Raises a `Problem` for anything else."
+    """Read a JSON object.
+
+    :raises Problem: when the text is anything else."""
     try: value = decode_json(body.decode() or "{}")
     except (ValueError, RecursionError) as e: raise Problem(400, "malformed", f"Expected a JSON object ({e}).") from None
     if not isinstance(value, dict): raise Problem(400, "malformed", "Expected a JSON object.")
@@ -125,7 +134,9 @@ def parse_object(
 def parse_query(
     text: bytes # What follows the question mark
 ) -> Mapping[str, str]: # Of several parameters with one name the last
-    "Read the parameters of a query. Raises a `Problem` when there are too many."
+    """Read the parameters of a query.
+
+    :raises Problem: when there are too many."""
     try: return MappingProxyType(dict(parse_qsl(text.decode("latin-1"), keep_blank_values=True, max_num_fields=100)))
     except ValueError as e: raise Problem(400, "malformed", f"Expected a query ({e}).") from None
 
@@ -136,7 +147,9 @@ def query_number(
     low: float, # The least
     high: float # The most
 ) -> float: # The number
-    "Read a number from the query. Raises a `Problem` for anything else."
+    """Read a number from the query.
+
+    :raises Problem: when the text is anything else."""
     if (text := query.get(name)) is None: return default
     try:
         if low <= (value := float(text)) <= high: return value
@@ -147,7 +160,9 @@ def query_flag(
     query: Mapping[str, str], # Of a request
     name: str # Of a parameter
 ) -> bool: # False without it
-    "Read `true` or `false` from the query. Raises a `Problem` for anything else."
+    """Read `true` or `false` from the query.
+
+    :raises Problem: when the text is anything else."""
     text = query.get(name, "false")
     if text not in ("true", "false"): raise Problem(422, "invalid", f"{name}: expected true or false.", name)
     return text == "true"

@@ -83,7 +83,11 @@ class NotAManagerError(FactError, TypeError):
 async def made(
     target: Any # A manager, or a function that makes one; it may be async
 ) -> BaseJobManager: # The manager
-    "Get the manager. Raises `NotAManagerError`, and what the function raises."
+    """Get the manager.
+
+    Raises what the function raises, and:
+
+    :raises NotAManagerError: when it returns something else."""
     found = target if isinstance(target, BaseJobManager) or not callable(target) else target()
     if inspect.isawaitable(found): found = await found
     if not isinstance(found, BaseJobManager): raise NotAManagerError(found)
@@ -91,7 +95,9 @@ async def made(
 
 # %% ../../nbs/web/serve.ipynb #aa7481a2
 class StopSignal:
-    "Drains the manager and stops the server at the first signal, and ends the process at the second."
+    """Stops the server at the first signal, and ends the process at the second.
+
+    Before the server stops, the manager drains."""
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self,
@@ -126,7 +132,9 @@ async def opened(
     url: str, # Of the page
     wanted: bool # Whether a browser is to show it
 ) -> AsyncIterator[None]: # For `async with`
-    "Show the page in a browser. The token is not part of the browser's command line, which other users can read."
+    """Show the page in a browser.
+
+    The token is not part of the browser's command line, which other users can read."""
     if not wanted:
         yield
         return

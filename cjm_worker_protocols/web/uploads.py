@@ -39,7 +39,7 @@ def safe_name(
 
 # %% ../../nbs/web/uploads.ipynb #5a193650
 class UploadFolder:
-    "A folder with the files of one request. It is removed with this object."
+    "A folder with the files of one request, removed with this object."
     def __init__(self,
         root: Path # Where it is made
     ):
@@ -57,7 +57,9 @@ class UploadFolder:
         upload: UploadFile, # A file of a form
         number: int # Which of the form
     ) -> Path: # Where it is
-        "Keep a file. It takes a while: call it on a thread."
+        """Keep a file.
+
+        It takes a while: call it on a thread."""
         folder = self.path/str(number) # two files may have one name
         folder.mkdir(mode=0o700)
         upload.file.seek(0)
@@ -83,7 +85,9 @@ class Form(NamedTuple):
 def form_fields(
     fields: Mapping[str, str] # The fields that are no files
 ) -> dict[str, Any]: # As in the JSON of a request
-    "Read the fields of a form: all but the plugin's id are JSON. Raises a `Problem` that names the wrong one."
+    """Read the fields of a form: all but the plugin's id are JSON.
+
+    :raises Problem: when one is wrong; it names the field."""
     found: dict[str, Any] = {}
     for name, text in fields.items():
         try: found[name] = text if name in ("plugin_id", "key") else decode_json(text)
@@ -96,7 +100,9 @@ async def read_form(
     limit: int, # Bytes
     root: Path # Where its files go
 ) -> Form: # Its fields and files
-    "Read a form, and keep its files. Raises a `Problem`."
+    """Read a form, and keep its files.
+
+    :raises Problem: when the form is wrong or too large."""
     parser = MultiPartParser(request.headers, body_parts(request, limit), max_files=MAX_FILES, max_fields=MAX_FIELDS)
     try: parsed = await parser.parse()
     except (MultiPartException, ValueError) as e: raise Problem(400, "malformed", f"Expected a form: {e}") from None
@@ -117,7 +123,9 @@ async def read_form(
 def folder_beside(
     store: Any # The manager's job store; `None` without one
 ) -> Path | None: # `None` when the store keeps none
-    "Name the folder where the store keeps uploads. Every process that has the store has it too."
+    """Name the folder where the store keeps uploads.
+
+    Every process that has the store has it too."""
     path = getattr(store, "uploads", None)
     return Path(path) if isinstance(path, str) else None
 
@@ -151,14 +159,18 @@ class Uploads:
     async def read(self,
         request: Request # With a form
     ) -> Form: # Its fields and files
-        "Read a form, and keep its files. Raises a `Problem`."
+        """Read a form, and keep its files.
+
+        :raises Problem: when the form is wrong or too large."""
         return await read_form(request, self._limit, self.root.make())
 
     def keep(self,
         job: Job, # A job
         folder: UploadFolder | None # Its files; `None` when it has none
     ) -> None:
-        "Keep files as long as a job: not those that came again with the key of a job that has its own."
+        """Keep files as long as a job.
+
+        Not kept are files that came again, with the key of a job that has its own."""
         if folder is None or job in self._of or not any(folder.path in path.parents for path in paths_in(job.params)): return
         self._of[job] = folder
         if self.root.beside is not None: folder.outlive(job.id)
@@ -167,7 +179,9 @@ class Uploads:
         job: Job, # A new job
         old: Job # The job that it repeats
     ) -> None:
-        "Keep the files of a job as long as the one that repeats it. A store does so by itself."
+        """Keep the files of a job as long as the one that repeats it.
+
+        A store does so by itself."""
         if (folder := self._of.get(old)) is not None: self._of[job] = folder
 
     def folders(self,

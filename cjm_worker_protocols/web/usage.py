@@ -25,7 +25,9 @@ __all__ = ['usage_by_pid', 'measure_all', 'Measurements']
 def usage_by_pid(
     resources: Any # A resource manager that measures
 ) -> dict[str, Any]: # By pid: `memory` and `gpu_memory` in bytes and `cpu` in cores, each `None` when unknown
-    "Measure the workers of a resource manager. It takes a while: call it on a thread. Raises what the resource manager raises."
+    """Measure the workers of a resource manager.
+
+    It takes a while: call it on a thread. Raises what the resource manager raises."""
     found = {}
     for worker in resources.snapshot().workers:
         cpu = worker.usage.cpu_percent
@@ -39,7 +41,9 @@ def measure_all(
     resources: Any, # The manager's resource manager; `None` without one
     own: ProcessResourceManager # Measures them if that one does not
 ) -> dict[str, Any]: # `workers` by pid, and the machine's `memory_limit` and `memory_used`, in bytes
-    "Measure all workers. It takes a while: call it on a thread. Raises what the resource manager raises."
+    """Measure all workers.
+
+    It takes a while: call it on a thread. Raises what the resource manager raises."""
     found, here = usage_by_pid(resources) if callable(getattr(resources, "snapshot", None)) else {}, ("", "localhost", socket.gethostname())
     others = {view.pid for view in workers if view.pid and str(view.pid) not in found and view.host in here}
     known = {worker.pid for worker in own.snapshot(measure=False).workers}
@@ -60,7 +64,7 @@ class Measurements:
     async def take(self,
         workers: Sequence[WorkerView] # Of all managers
     ) -> dict[str, Any]: # As `measure_all` returns it
-        "Measure workers now. If that fails, the last measurement counts."
+        "Measure workers now; if that fails, return the last measurement."
         try: self.last = await asyncio.to_thread(measure_all, workers, self._resources, self._own)
         except Exception as e: log_safely(_log, logging.WARNING, "measuring workers failed", error=e)
         return self.last
