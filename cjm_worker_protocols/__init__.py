@@ -1,4 +1,4 @@
-"Worker processes for heavy plugins, and three optional protocols to plug a registry, a resource manager and an event hub into them."
+"Worker processes for heavy plugins, and three optional protocols for your app."
 
 __version__ = "0.0.1"
 
@@ -19,7 +19,9 @@ def lazy_names(
     package: "dict[str, object]", # The variables of a package
     names: "dict[str, str]" # Names, with spaces between them, by the module that they are imported from
 ) -> "tuple[Callable[[str], object], Callable[[], list[str]]]": # The package's `__getattr__` and `__dir__`
-    "Import each name of a package when it is first asked for, and list all of them in its `__all__`."
+    """Import each name of a package when it is first asked for.
+
+    `__all__` lists all of them."""
     where = {name: module for module, found in names.items() for name in found.split()}
     package["__all__"] = [*where]
     def look_up(name: str) -> object:

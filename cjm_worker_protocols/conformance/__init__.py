@@ -1,4 +1,4 @@
-"Is an implementation right? `check` it, and read what to mend."
+"Check an implementation, and read what to mend."
 
 from .checks import CHECKS as CHECKS, FactoryError as FactoryError, ProbeError as ProbeError, ProtocolError as ProtocolError
 from .kit import HypothesisMissing as HypothesisMissing, check as check, check_async as check_async

@@ -66,14 +66,18 @@ class Listener:
 def pauses(
     seconds: float # In all
 ) -> Iterator[float]: # None at first, long ones later
-    "Generate pauses between looks. Their number is fixed, so that a busy machine gets as many looks as an idle one."
+    """Generate pauses between looks.
+
+    Their number is fixed, so that a busy machine gets as many looks as an idle one."""
     for n in range(20): yield seconds * max(0, n - 3) ** 2 / 1496
 
 def differs(
     got: list[Any], # What a client has
     want: list[Event] # What it must have
 ) -> str: # In one line
-    "Say what a client has, and what it must have: the types, unless those are the same."
+    """Say what a client has, and what it must have.
+
+    Types are named, unless those are the same."""
     types = [t for t, _ in got], [t for t, _ in want]
     if types[0] != types[1]: return f"has {shown(types[0])}, and by the contract {shown(types[1])}"
     one, other = next((pair for pair in zip(got, want) if pair[0] != pair[1]), (got, want))
@@ -215,7 +219,9 @@ async def sends(
     stage: Stage, # Where
     *events: Event # What is broadcast at once
 ) -> None:
-    "Broadcast one event or more. Every client gets all of them, in any order."
+    """Broadcast one event or more.
+
+    Every client gets all of them, in any order."""
     if stage.excused("nobody") and not stage.here(): return
     if stage.excused("concurrent"): events = events[:1]
     mine, calls = [*map(copy.deepcopy, events)], [*map(_call, events)]  # one by one, so that no two share a dict
@@ -236,7 +242,7 @@ async def _well(stage: Stage, ending: Ending) -> None:
 async def caller_changes(
     stage: Stage # Where
 ) -> None:
-    "The caller changes its data, which must change nothing else."
+    "Change the caller's data, which must change nothing else."
     if not stage.data or stage.excused("data_not_kept"): return
     for data in stage.data: change(data)
     stage.data.clear()
@@ -263,7 +269,9 @@ async def cancelled(
     stage: Stage, # Where
     steps: int # Of the event loop, before it is cancelled
 ) -> None:
-    "Cancel a broadcast. Whether a client gets it is open; the next one works."
+    """Cancel a broadcast.
+
+    Whether a client gets it is open; the next one works."""
     if stage.excused("cancelled"): return
     stage.cancels += 1
     event: Event = (CANCELLED, {"n": stage.cancels})

@@ -119,7 +119,9 @@ def register_anew(
     roster: Roster, # Where
     n: int # The number of a pid
 ) -> None:
-    "Unregister a worker and register it again: what a manager keeps for too long shows only then."
+    """Unregister a worker and register it again.
+
+    What a manager keeps for too long shows only then."""
     unregister(roster, n)
     register(roster, n)
 
@@ -129,7 +131,9 @@ def update(
     n: int, # The number of a pid
     given: dict[str, Any] # Some of the fields
 ) -> None:
-    "Store what is given, None like all else, leave what is omitted, and ignore an unknown pid."
+    """Store what is given, None too, and leave what is omitted.
+
+    An unknown pid is ignored."""
     pid, mine = roster.pids[n], {name: _allowed(roster, name, value) for name, value in given.items()}
     if pid not in roster.known and roster.excused("unknown_pid", "workers_are_apart"): return
     if len(mine) < len(FIELDS) and roster.excused("partial"): return
@@ -145,7 +149,7 @@ def _allowed(roster: Roster, name: str, value: Any) -> Any:
 def caller_changes(
     roster: Roster # Where
 ) -> None:
-    "The caller changes its configs, which must change nothing else."
+    "Change the caller's configs, which must change nothing else."
     if not roster.configs or roster.excused("config_is_copied"): return
     for config in roster.configs: change(config)
     roster.configs.clear()

@@ -70,7 +70,7 @@ class ProtocolError(ValueError):
 
 # %% ../../nbs/conformance/checks.ipynb #1c93847f
 class Limits:
-    "How many seconds things may take. Raise them for a slow machine."
+    "How many seconds things may take; raise them for a slow machine."
     CALL = 5.0  # One call
     CHECK = 20.0  # One check; then the kit gives it up
     EVENT = 2.5  # An event's way to a client

@@ -48,7 +48,9 @@ def _names(code: CodeType) -> frozenset[str]:
 def footprint(
     root: Any # Any object
 ) -> int: # How many; texts count 1 more for each 16 characters, arrays and buffers 1 more for each item
-    "Count the references that can be followed from an object, through its own classes and the global variables of its own code."
+    """Count the references that can be followed from an object.
+
+    They lead through its own classes, and the global variables of its own code."""
     seen, todo, total = {id(root)}, [root], 0
     while todo:
         below = _referents(todo.pop())

@@ -60,7 +60,9 @@ class Outside(NamedTuple):
 
 @contextmanager
 def outside() -> Iterator[Outside]: # The folder
-    "Make a folder outside. In it are `kit-outside` with several suffixes, and a folder of that name with files in it."
+    """Make a folder outside of the registry's.
+
+    In it are `kit-outside` with several suffixes, and a folder of that name with files in it."""
     root = next((path for path in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", "/dev/shm") if path and os.access(path, os.W_OK)), "/")
     folder = os.path.join(os.path.realpath(root), f"kit-{os.urandom(8).hex()}")
     inner, up = os.path.join(folder, "kit-outside"), "../" * 24

@@ -24,7 +24,9 @@ __all__ = []
 def watched(
     loop: asyncio.AbstractEventLoop # The running loop
 ) -> Iterator[Callable[[], bool]]: # Whether the loop should have been woken
-    "See whether another thread schedules work on a loop without waking it. Of contexts that overlap only the first sees anything."
+    """See whether another thread schedules work on a loop without waking it.
+
+    Of contexts that overlap only the first sees anything."""
     home, last, seen = threading.get_ident(), "", list[str]()
 
     def heard(name: str, real: Callable[..., Any]) -> Callable[..., Any]:

@@ -29,12 +29,14 @@ class Processes:
         weakref.finalize(self, _end, self._started, self._pipe)
 
     def living(self) -> int: # One of `MOST`, in turn
-        "The pid of a living process; where none can be started, the pid of no process."
+        """Return the pid of a living process.
+
+        Where none can be started, it is the pid of no process."""
         try: return self._alive(next(self._turns) % self.MOST).pid
         except OSError: return self.gone()
 
     def gone(self) -> int: # A different one each time
-        "The pid of no process."
+        "Return the pid of no process."
         return next(_GONE)
 
     def close(self) -> None:

@@ -36,7 +36,9 @@ def conformance_tests(
     waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check
     deep: bool = False # Whether to search random sequences of calls too, for some seconds; needs hypothesis
 ) -> Callable[[str], None]: # A test; assign it to a name that begins with `test_`
-    """Make one test for each check. The kit runs once, with the first of them.
+    """Make one test for each check.
+
+    The kit runs once, with the first of them.
 
     A broken rule fails its test, with the finding as the message, or warns with `ConformanceWarning`.
     A check that cannot be made is skipped with the reason.

@@ -53,7 +53,9 @@ def part_of(
 def id_of(
     metadata: Any # A plugin's
 ) -> Any: # None when it has none
-    "Read a plugin's id from `get_unique_id()`, `unique_id` or `id`, as the manager does."
+    """Read a plugin's id, as the manager does.
+
+    It is `get_unique_id()`, `unique_id` or `id`."""
     if callable(getattr(metadata, "get_unique_id", None)): return metadata.get_unique_id()
     found = (part_of(metadata, name) for name in ("unique_id", "id"))
     return next((value for value in found if value is not None), None)

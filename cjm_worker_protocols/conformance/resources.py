@@ -102,7 +102,7 @@ def kept(
 def takes_any_pid(
     it: Subject # A resource manager
 ) -> bool: # False for one that looks processes up
-    "Whether it accepts workers that have no process."
+    "Return whether it accepts workers that have no process."
     pid = it.pid(living=False)
     it.afterwards.append(lambda: it.impl.unregister_worker(pid))
     try:

@@ -144,7 +144,9 @@ class Outcomes(dict[str, Outcome]):
 
     @property
     def excused(self) -> frozenset[str]: # Ids
-        "The checks that are waived or have warned: a search must not report their rules again."
+        """The checks that are waived or have warned.
+
+        A search must not report their rules again."""
         return frozenset(o.id for o in self.values() if o.outcome in ("skipped", "warned"))
 
 # %% ../../nbs/conformance/run.ipynb #02c674a1
@@ -155,7 +157,9 @@ def finding_of(
     level: str, # `error` or `warning`
     advised: str = "" # What to add to the advice
 ) -> Finding: # With the advice that fits best
-    "Write a finding. What was raised may say how to mend it; else the check does, or its rule."
+    """Write a finding.
+
+    What was raised may say how to mend it; else the check does, or its rule."""
     error, member = how.__cause__, how.member or check.member
     fix = " ".join(filter(None, (how.fix or advice(error) or check.fix, how.also)))
     if error and "Connection" in type(error).__name__:
@@ -192,7 +196,9 @@ class Verdicts:
         check: Check, # That does not return
         subject: Subject # That it was made on
     ) -> None:
-        "Keep an error that cannot be waived, whatever the rule: no other check can be made."
+        """Keep an error that cannot be waived, whatever the rule.
+
+        After it no other check can be made."""
         self.outcomes.end(check, "failed")
         self.findings.append(finding_of(check, subject, _HUNG, "error"))
         for other in self.checks:

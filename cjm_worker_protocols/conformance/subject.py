@@ -79,7 +79,7 @@ class Cleanup(list[Callable[[], Any]]):
         self.coroutines: list[Any] = []  # Closed at the end, unless they were awaited
 
     def undo(self) -> list[Any]: # What still has to be awaited
-        "Make the calls. What they raise is ignored."
+        "Make the calls, and ignore what they raise."
         left = list[Any]()
         for call in self:
             with suppress(Exception): left.append(call())

@@ -53,7 +53,9 @@ class YieldingStr(_Yielding, str):
 
 # %% ../../nbs/conformance/threads.ipynb #6146c3c5
 class SharedSetting:
-    "A setting of the process that contexts may change, also at the same time; the last to end puts it back."
+    """A setting of the process that several contexts may change at the same time.
+
+    The last to end puts it back."""
     def __init__(self,
         read: Callable[[], Any], # Gives its value
         write: Callable[[Any], object] # Sets it
@@ -110,7 +112,9 @@ def no_errors(
 async def on_a_thread(
     call: Callable[[], Any] # As silent there as here
 ) -> Any: # What it returns
-    "Make a call on a thread of its own, and wait for it. It raises what the call raises; a call that hangs keeps no program from ending."
+    """Make a call on a thread of its own, and wait for it.
+
+    It raises what the call raises. A call that hangs does not keep the program from ending."""
     done: Future[Any] = Future()
     done.set_running_or_notify_cancel()  # so that giving it up does not cancel it
 
