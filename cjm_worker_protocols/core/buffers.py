@@ -35,12 +35,14 @@ class SizedBuffer:
         item: Any, # The newest
         size: int # Bytes that it takes, about
     ) -> None:
-        "Add an item. The caller then takes away as many as `over` says."
+        "Add an item; the caller then takes away as many as `over` says."
         self._total += size
         self._items.append((item, self._total))
 
     def popleft(self) -> Any: # The oldest item
-        "Take an item away. Raises `IndexError` when there is none."
+        """Take an item away.
+
+        :raises IndexError: when there is none."""
         item, self._before = self._items.popleft()
         return item
 
@@ -66,7 +68,9 @@ _EMPTY = {int, float, bool, type(None)}  # types whose values have no characters
 def json_size(
     value: Any # A JSON-safe value
 ) -> int: # Bytes
-    "Estimate what a value takes: its characters, and 64 for each item of a collection."
+    """Estimate what a value takes in memory.
+
+    It is the number of its characters, and 64 for each item of a collection."""
     kind = type(value)
     if kind is str or kind is bytes: return len(value)
     if kind is not dict and kind is not list: return 0

@@ -96,7 +96,7 @@ def job_line(
     job: Job, # A job
     width: int | None = None # The most columns; None for no limit
 ) -> str: # One line that any terminal can show
-    "Describe a job in one line. Of a text that is too long the end stays."
+    "Describe a job in one line; of a text that is too long the end stays."
     label = f"{MARKS[job.status]} {clean(label_of(job), 30)}"
     head = progress_line(label, job.progress, "") if job.status == "running" else f"{label}  "
     room = None if width is None else max(1, width - sum(map(columns, head)))
@@ -139,7 +139,9 @@ MOST = 20  # Jobs that a table shows
 def foremost(
     jobs: Sequence[Job] # The oldest first
 ) -> Sequence[Job]: # At most 20
-    "Choose the jobs to show: all if they fit, else first those that have not ended, then the newest that have."
+    """Choose the jobs to show: all if they fit.
+
+    If not, first come those that have not ended, then the newest that have."""
     if len(jobs) <= MOST: return jobs
     return [*(job for job in jobs if not job.done), *(job for job in reversed(jobs) if job.done)][:MOST]
 

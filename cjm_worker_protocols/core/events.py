@@ -75,7 +75,9 @@ def json_safe(
     items: int = 1000, # The most items kept, in all collections together
     depth: int = 8 # The deepest nesting that is shown
 ) -> Any: # What `json.dumps(..., allow_nan=False)` accepts
-    "Describe a value in JSON's own types. What JSON cannot hold becomes text; what is left out is counted."
+    """Describe a value in JSON's own types.
+
+    What JSON cannot hold becomes text, and what is left out is counted."""
     kind = type(value)
     if value is None or kind is bool or kind is int and abs(value) < _HUGE: return value
     if kind is str and len(value) <= length and value.isascii(): return value
@@ -84,7 +86,7 @@ def json_safe(
 
 # %% ../../nbs/core/events.ipynb #458625a4
 class EventStream:
-    "An async iterator over the events from now on. It belongs to one event loop."
+    "An async iterator over the events from now on; it belongs to one event loop."
     def __init__(self,
         limit: int, # Events that may wait for this listener
         limit_bytes: int = 64 << 20, # Bytes that they may take
@@ -114,7 +116,9 @@ class EventStream:
     def __aiter__(self) -> EventStream: return self
 
     async def __anext__(self) -> Event:
-        "Return the next event. Raises `WrongLoopError` on another loop than its own."
+        """Return the next event.
+
+        :raises WrongLoopError: on another loop than its own."""
         loop = asyncio.get_running_loop()
         if self.loop is None: self.loop = loop
         if self.loop is not loop: raise WrongLoopError("manager.events()")

@@ -25,7 +25,9 @@ __all__ = ['LAST_KINDS', 'PLAIN', 'UNPICKLABLE', 'LARGE', 'ALIGNED', 'HEADER', '
 
 # %% ../../nbs/core/frames.ipynb #67d22d21
 class Kind(IntEnum):
-    "The meaning of a frame. Its tag names the job or the command that it belongs to; a comment below lists the body."
+    """The meaning of a frame.
+
+    Its tag names the job or the command that it belongs to; a comment below lists the body."""
     INIT = 1  # to the worker: sys.path or None, the packed loader, the manager's log level, how many plugins may be loaded
     RUN = 2  # to the worker, valid with its claim: plugin id, plugin name, config, whether to stream, parameters
     CANCEL = 3  # to the worker: cancel that job if it calls `check_cancel`
@@ -75,7 +77,11 @@ def _dump_by_value(value: Any, file: Any, leave_out: Callable[[pickle.PickleBuff
 def check_python(
     *version: int # Major and minor, of the Python that pickled something by value
 ) -> None:
-    "Check the version. Such a pickle calls this before anything else of it is read. :raises ForeignBytecodeError: in another one."
+    """Check the version of Python that made a pickle.
+
+    The pickle calls this before anything else of it is read.
+
+    :raises ForeignBytecodeError: when it is another one."""
     if version != sys.version_info[:2]: raise ForeignBytecodeError(version[:2], sys.version_info[:2])
 
 # opcodes that call it and drop what it returns; they leave no entry in the memo, which would shift those of the pickle behind them
@@ -93,7 +99,9 @@ def _by_value(body: bytes) -> bool:
 def dumps(
     value: Any # Anything
 ) -> bytes: # Its pickle
-    "Pickle `value`, by value where the other process could not import it. Raises what pickling raises."
+    """Pickle `value`, by value where the other process could not import it.
+
+    Raises what pickling raises."""
     if type(value) in PLAIN: return pickle.dumps(value, 5)
     try: body = pickle.dumps(value, 5)
     except UNPICKLABLE:
@@ -191,12 +199,14 @@ def encode(
     tag: int, # The job's or the command's number; 0 for neither
     value: Any = None # The body, of modest size
 ) -> bytes: # The whole frame
-    "Encode one frame. Raises what pickling `value` raises."
+    """Encode one frame.
+
+    Raises what pickling `value` raises."""
     return in_one_piece(kind, tag, dumps(value))
 
 # %% ../../nbs/core/frames.ipynb #05d47a24
 class OutgoingFrame:
-    "A frame that is to be sent. `len` counts its segment too."
+    "A frame to send; `len` counts its segment too."
     __slots__ = ("pieces", "segment", "whole")
 
     def __init__(self,
@@ -213,7 +223,9 @@ class OutgoingFrame:
     def __bytes__(self) -> bytes: return b"".join(self.without_segment())
 
     def without_segment(self) -> list[Any]: # `bytes` and memoryviews
-        "Return the pieces of the same frame for a connection that carries no segments. Raises what `Segment.map` does."
+        """Return the pieces of this frame for a connection without segments.
+
+        Raises what `Segment.map` raises."""
         if self.segment is None: return self.pieces
         kind, _, buffers, tag, size = HEADER.unpack(self.pieces[0])
         return [HEADER.pack(kind, 0, buffers, tag, size), self.segment.map()]
@@ -236,7 +248,9 @@ def outgoing(
     lasting: bool = False, # Whether it is sent later, when what `value` refers to may have changed
     in_segment: bool = True # Whether a very large body may travel in a segment
 ) -> OutgoingFrame: # In one piece if it is small
-    "Make a frame. Raises what pickling `value` raises. A very large value is copied here, once."
+    """Make a frame.
+
+    A very large value is copied here, once. Raises what pickling `value` raises."""
     if value is None: return OutgoingFrame([in_one_piece(kind, tag, _NONE)])
     found = _pieces(value)
     if not found.buffers and len(found) == 1 and len(found[0]) < LARGE: return OutgoingFrame([in_one_piece(kind, tag, found[0])])
@@ -249,14 +263,16 @@ def outgoing(
 
 # %% ../../nbs/core/frames.ipynb #24d0bcb5
 class Frame(NamedTuple):
-    "A received frame. Its body is still pickled."
+    "A received frame, whose body is still pickled."
     kind: int  # One of `Kind`
     tag: int  # The job's or the command's number
     body: bytes | bytearray | Segment  # The pickled value
     buffers: int = 0  # How many buffers lie in the body, before the pickle
 
     def value(self) -> Any: # The value; its arrays lie in the body, and can be written to
-        "Unpickle the body. Raises what unpickling and `Segment.map` raise."
+        """Unpickle the body.
+
+        Raises what unpickling and `Segment.map` raise."""
         if not self.buffers and not isinstance(self.body, Segment): return pickle.loads(self.body)
         body = self.body.map() if isinstance(self.body, Segment) else memoryview(self.body)
         buffers, rest = _taken_apart(body, self.buffers)
@@ -282,7 +298,9 @@ class FrameReader:
     def received(self,
         count: int # Bytes that were written to `space`
     ) -> list[Frame]: # In order; often none, sometimes many
-        "Return the frames that those bytes complete. Raises `ValueError` for other bytes."
+        """Return the frames that those bytes complete.
+
+        :raises ValueError: when they are the bytes of no frame."""
         if self._large is not None:
             self._filled += count
             if self._filled < len(self._body): return []

@@ -71,7 +71,7 @@ class JobCancelled(JobError):
 
 # %% ../../nbs/core/jobs.ipynb #d4849b9f
 class JobExpired(JobError):
-    "No worker had begun the job when it had waited as long as its `expires` allows. Its category is `expired`."
+    "A job's `expires` passed before a worker began it; the category is `expired`."
     def __init__(self,
         expires: float, # Seconds that the job might wait
         waiting_for: str = "" # What it waited for, if there was no room for it
@@ -135,7 +135,7 @@ class Chunks:
         self.on_room: Callable[[], None] | None = None  # Called once, when the plugin may go on
 
     def size(self) -> int: # Bytes
-        "How much the kept chunks take."
+        "Return how much the kept chunks take."
         return self._kept.size
 
     @property
@@ -245,7 +245,7 @@ class Job(_Attached):
 
     @property
     def done(self) -> bool: # Whether the status is an end
-        "Say whether the job has ended. May be read from any thread."
+        "Whether the job has ended; any thread may read it."
         return self.status in ENDS
 
     @property
@@ -254,7 +254,10 @@ class Job(_Attached):
         return chunks.first if (chunks := live_of(self).streamed) else 0
 
     async def wait(self) -> Job: # Itself
-        "Wait for the end; the job's error is not raised. Raises `WrongLoopError`, or `ManagerClosedError` if the next app gets the job."
+        """Wait for the end, without raising the job's error.
+
+        :raises WrongLoopError: on another loop than the manager's.
+        :raises ManagerClosedError: when the next app gets the job."""
         live = live_of(self)
         live.check_loop("await job")
         if self.status not in ENDS and not live.left: await live.waiters.wait()
@@ -263,7 +266,9 @@ class Job(_Attached):
         return self
 
     def __await__(self) -> Generator[Any, None, Any]: # Gives the result
-        "Wait for the result. Raises a copy of the job's `JobError` or `JobCancelled`, and what `wait` raises."
+        """Wait for the result.
+
+        Raises a copy of the job's `JobError` or `JobCancelled`, and what `wait` raises."""
         yield from self.wait().__await__()
         if self.error is not None: raise fresh(self.error)
         return self.result
@@ -271,7 +276,9 @@ class Job(_Attached):
     def stream(self,
         start: int = 0 # Index of the first chunk you want
     ) -> JobStream: # An async iterator
-        """Iterate over what the plugin yields, from chunk `start` on, until the job ends. It belongs to the manager's event loop.
+        """Iterate over what the plugin yields, from chunk `start` on.
+
+        The iterator belongs to the manager's event loop, and ends with the job.
 
         :raises JobError: at the end, if the job failed or was cancelled.
         :raises ConfigError: when `start` is no index."""
@@ -320,7 +327,9 @@ class LiveJob:
         error: JobError | None = None, # Of the others
         ended: float | None = None # When, in seconds since the epoch; `None` is now
     ) -> None:
-        "End the job, once: first its result or error, then its status, then all that wait."
+        """End the job, once.
+
+        It sets first the result or error, then the status, and then wakes all that wait."""
         job, self._job = self._job, None
         if job is None: return
         job.result, job.error, job.progress = result, error, 1.0 if status == "completed" else job.progress
@@ -341,7 +350,7 @@ class LiveJob:
 def live_of(
     job: Job # A job
 ) -> LiveJob: # Made on first use
-    "Return a job's live part. May be called from any thread."
+    "Return a job's live part; any thread may call this."
     if job._live is None:
         job._live = LiveJob(job)
         if job._attach is not None: job._attach(job)
@@ -375,7 +384,9 @@ def attach(
     cancel: Callable[[Job], None] | None = None, # Has the manager end the job
     stream_bytes: int = 64 << 20 # Bytes that the kept chunks may take
 ) -> LiveJob: # Through which the manager ends the job
-    "Make a job live. Raises `NotANewJobError` if a manager has it already."
+    """Make a job live.
+
+    :raises NotANewJobError: when a manager has it already."""
     live = live_of(job)
     if live.loop is not None: raise NotANewJobError(job)
     live.loop, live.stream_buffer, live.stream_bytes, live.cancel = loop, stream_buffer, stream_bytes, cancel
@@ -384,7 +395,11 @@ def attach(
 def request_cancel(
     job: Job # A job of any manager
 ) -> None:
-    "Have a job's manager cancel it, and do not wait for the end. Raises `WrongLoopError`; does nothing for a job that has ended."
+    """Have a job's manager cancel it, and do not wait for the end.
+
+    A job that has ended is left alone.
+
+    :raises WrongLoopError: on another loop than the manager's."""
     live = live_of(job)
     live.check_loop("request_cancel")
     if live.cancel is not None: live.cancel(job)
@@ -404,14 +419,20 @@ class JobStream:
     def __aiter__(self) -> JobStream: return self
 
     async def __anext__(self) -> Any:
-        "Return the next chunk. Raises what `read` raises, and `WrongLoopError`."
+        """Return the next chunk.
+
+        Raises what `read` raises, and `WrongLoopError`."""
         chunks = self._chunks
         self._live.check_loop("job.stream()")
         while self.cursor >= chunks.stop and not (self.job.done or self._closed or self._live.left): await chunks.waiters.wait()
         return self.read()
 
     def read(self) -> Any: # A chunk
-        "Return the next kept chunk; any thread may, once the job has ended. Raises `StreamOverflowError`, and at the end the job's error."
+        """Return the next kept chunk; once the job has ended, any thread may.
+
+        Raises the job's error at the end, and:
+
+        :raises StreamOverflowError: when chunks were dropped before they were read."""
         chunks = self._chunks
         if self._closed: raise StopAsyncIteration
         if self.cursor < chunks.first:
@@ -435,7 +456,7 @@ class JobStream:
         return taken
 
     async def aclose(self) -> None:
-        "Stop reading. A task that waits for the next chunk of this stream stops too."
+        "Stop reading, also in a task that waits for the next chunk."
         self._closed = True
         self._chunks.close(self)
         self._chunks.waiters.wake()

@@ -23,7 +23,9 @@ class RevealedSecret(str):
     def __deepcopy__(self, memo: dict[Any, Any]) -> str: return MASK if memo.get(MASK) else self
 
 class Secret:
-    "A text that only `reveal` returns. Pickled to another process, it becomes a string there."
+    """A text that only `reveal` returns.
+
+    Pickled to another process, it becomes a string there."""
     __slots__ = ("_text",)
     def __init__(self,
         text: str # The secret text
@@ -47,7 +49,9 @@ class Secret:
 def masked(
     value: Any # A config, or a part of one
 ) -> Any: # A deep copy
-    "Copy `value` with a mask in place of each secret. Raises what copying raises."
+    """Copy `value` with a mask in place of each secret.
+
+    Raises what copying raises."""
     memo: dict[Any, Any] = {MASK: True}
     return copy.deepcopy(value, memo)
 

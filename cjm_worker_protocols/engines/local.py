@@ -36,7 +36,9 @@ _EXITING = 0x4  # PF_EXITING of the kernel's include/linux/sched.h; set before t
 def still_runs(
     pid: int # A worker's
 ) -> bool: # False when it is ending, and on a system without `/proc`
-    "Return whether a process whose socket has closed goes on. Its state and its flag `PF_EXITING` say so."
+    """Return whether a process whose socket has closed goes on.
+
+    Its state and its flag `PF_EXITING` say so."""
     found = process_stat(pid)
     return bool(found) and found[0] not in b"ZX" and not int(found[6]) & _EXITING
 
@@ -54,14 +56,18 @@ def start_guarded(
     config: WorkerConfig, # Interpreter and environment
     guardian: Guardian # Ends the worker when this process has ended
 ) -> LaunchedWorker: # It leads a group of its own
-    "Start a worker's process and have it guarded. :raises OSError: when one of the two fails."
+    """Start a worker's process and have it guarded.
+
+    :raises OSError: when one of the two fails."""
     process = LaunchedWorker(config, Invocation.current(), segments=True, guardian=guardian.start(interpreter(config)))
     guardian.add(process.pid, process.mark)
     return process
 
 # %% ../../nbs/engines/local.ipynb #93f50f36
 class LocalWorker:
-    "A worker process on this machine. It counts as gone when its process has ended, and only after everything that it said."
+    """A worker process on this machine.
+
+    It counts as gone when its process has ended, and only after everything that it said."""
     host = os.uname().nodename
     facts: Mapping[str, Any] = {}
 
@@ -70,7 +76,7 @@ class LocalWorker:
         events: WorkerEvents, # What to call
         guardian: Guardian # Ends it when this process has ended
     ):
-        "Start the process. :raises OSError: when that fails; then nothing stays open."
+        ":raises OSError: when the process cannot be started; then nothing stays open."
         self._loop, self._events, self._guardian = asyncio.get_running_loop(), events, guardian
         self._gone, self._reason = False, ""
         self._last_call: asyncio.TimerHandle | None = None
@@ -135,11 +141,15 @@ class LocalEngine:
         self._guardian = Guardian()
 
     def placement(self, config: WorkerConfig, plugin_config: Mapping[str, Any]) -> Hashable:
-        "Return the interpreter that a plugin's config names as `worker_python`. :raises ConfigError: when that is no path."
+        """Return the interpreter that a plugin's config names as `worker_python`.
+
+        :raises ConfigError: when that is no path."""
         return with_interpreter(None, config, plugin_config)
 
     def start_worker(self, config: WorkerConfig, events: WorkerEvents, placement: Hashable = None) -> LocalWorker:
-        "Start a process. :raises OSError: when there is no interpreter, or when the system refuses."
+        """Start a process.
+
+        :raises OSError: when there is no interpreter, or when the system refuses."""
         return in_empty_context(LocalWorker, without_interpreter(placement, config)[0], events, self._guardian)
 
     async def close(self) -> None:

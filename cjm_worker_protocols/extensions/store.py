@@ -94,7 +94,7 @@ class JobRecordsProtocol(Protocol):
         limit: int = 100, # At most so many
         before: Optional[str] = None # Only jobs that are older than this one
     ) -> List[StoredJob]: # The newest first
-        """List jobs. When `before` is unknown, list nothing."""
+        """List jobs; when `before` is unknown, list nothing."""
         ...
 
     def payload(
@@ -109,21 +109,25 @@ class JobRecordsProtocol(Protocol):
         job_id: str, # A job
         start: int = 0 # The first chunk that is wanted
     ) -> List[Tuple[int, bytes]]: # Indexes and pickles, in order
-        """Return the kept chunks of a job, from `start` on. An implementation may return only the first of them."""
+        """Return the kept chunks of a job, from `start` on.
+
+        An implementation may return only the first of them."""
         ...
 
     def request_cancel(
         self,
         job_id: str # A job
     ) -> None:
-        """Ask the manager that holds a job to cancel it. A job that has ended, or is unknown, is ignored."""
+        """Ask the manager that holds a job to cancel it.
+
+        A job that has ended, or is unknown, is ignored."""
         ...
 
     def forget(
         self,
         job_ids: List[str] # Jobs
     ) -> None:
-        """Remove jobs, with all that belongs to them. Unknown ones are ignored."""
+        """Remove jobs, with all that belongs to them, and ignore unknown ones."""
         ...
 
 # %% ../../nbs/extensions/store.ipynb #49928f83
@@ -149,7 +153,9 @@ class JobStoreProtocol(JobRecordsProtocol, Protocol):
         self,
         manager: str # What `open` returned
     ) -> None:
-        """Let others claim what the manager holds. An unknown manager is ignored."""
+        """Let others claim what the manager holds.
+
+        An unknown manager is ignored."""
         ...
 
     def write(
@@ -160,7 +166,9 @@ class JobStoreProtocol(JobRecordsProtocol, Protocol):
         ended: List[JobEnd], # Jobs that it holds, and their end; at most one for each job
         chunks: List[JobChunk] # Chunks of jobs that it holds, in order
     ) -> Written: # What came of it
-        """Write a batch in one transaction: the new jobs, the moves, the ends, the chunks, in this order.
+        """Write a batch in one transaction.
+
+        The order is the new jobs, the moves, the ends, the chunks.
 
         A new job whose key another job of the same worker type and owner has is not added. A job that the manager
         does not hold, or that has ended, is not changed: an end is for ever. Both are part of the answer, and do not
@@ -181,13 +189,17 @@ class JobStoreProtocol(JobRecordsProtocol, Protocol):
         self,
         manager: str # Who asks
     ) -> List[str]: # Jobs that it holds, that have not ended, and that another process wants cancelled
-        """List the jobs that the manager should cancel. The caller asks about twice a second."""
+        """List the jobs that the manager should cancel.
+
+        The caller asks about twice a second."""
         ...
 
 # %% ../../nbs/extensions/store.ipynb #ab7b78f6
 @runtime_checkable
 class WorkerBoardProtocol(Protocol):
-    """Show the workers of each manager to all managers that use the store. A job store does without it."""
+    """Shows the workers of each manager to all managers that use the store.
+
+    A job store does without it."""
 
     def show_workers(
         self,

@@ -1,4 +1,6 @@
-"Workers on the nodes of a Ray cluster. Each name is imported when it is first asked for; Ray itself when a `RayEngine` is made."
+"""Workers on the nodes of a Ray cluster.
+
+Each name is imported when it is first asked for; Ray itself when a `RayEngine` is made."""
 
 from cjm_worker_protocols import lazy_names
 

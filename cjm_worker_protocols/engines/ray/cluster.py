@@ -29,7 +29,9 @@ __all__ = ['REACH', 'SHARED', 'import_ray', 'resolve', 'same_address', 'current_
 
 # %% ../../../nbs/engines/ray/cluster.ipynb #f642a002
 def import_ray() -> Any: # The module
-    "Import Ray. :raises RayMissingError: when it is not installed."
+    """Import Ray.
+
+    :raises RayMissingError: when it is not installed."""
     try: import ray
     except ImportError as e: raise RayMissingError() from e
     return ray
@@ -67,7 +69,9 @@ REACH = 5.0  # Seconds
 def check_reachable(
     address: str # As of `RayEngine`
 ) -> None:
-    "Connect to a cluster's port. :raises RayConnectionError: when nothing listens there."
+    """Connect to a cluster's port.
+
+    :raises RayConnectionError: when nothing listens there."""
     host, _, port = resolve(address).rpartition("://")[2].rpartition(":")
     if not port.isdigit(): return # an address of another kind, or none: Ray says what is wrong with it
     try: socket.create_connection((host.strip("[]"), int(port)), REACH).close()
@@ -88,7 +92,9 @@ def ray_settings(
     alone: bool, # Whether the cluster is one of this machine alone
     ours: bool # Whether this process starts it
 ) -> Iterator[None]: # For a `with` statement
-    "Give Ray settings that it reads from the environment and from its own module. The app's are restored afterwards."
+    """Give Ray settings that it reads from the environment and its own module.
+
+    The app's are restored afterwards."""
     from ray._private import ray_constants
     given = {"RAY_gcs_rpc_server_reconnect_timeout_s": _YEAR}
     if alone: given["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -134,7 +140,10 @@ def start_ray(
     address: str | None = None, # As of `RayEngine`
     **options: Any # More for `ray.init`
 ) -> None:
-    "Connect this process to a cluster, or to a Ray of its own. :raises RayConnectionError: or `RayVersionError`."
+    """Connect this process to a cluster, or to a Ray of its own.
+
+    :raises RayConnectionError: when that fails.
+    :raises RayVersionError: when the cluster has another version."""
     if address is None: options = {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1", **options}
     else:
         check_reachable(address)
@@ -190,7 +199,9 @@ class RayConnection:
         ray: Any, # The module
         address: str | None # As of `RayEngine`
     ) -> None:
-        "On the thread: connect to that, or see that this process is connected to it. :raises RayConnectionError: when it cannot be."
+        """On the thread, see that this process is connected to that cluster.
+
+        :raises RayConnectionError: when it cannot be."""
         if not wait({self._before}, self.PATIENCE).done:
             raise RayConnectionError(address, "the connection before has not ended yet")
         if not ray.is_initialized():
@@ -228,7 +239,9 @@ class SharedConnection:
     def use(self,
         engine: Any # A `RayEngine`
     ) -> RayConnection: # The one of this process
-        "Take part in the connection. :raises RayLostError: while engines hold one that was lost."
+        """Take part in the connection.
+
+        :raises RayLostError: while engines hold one that was lost."""
         with self.lock:
             for user in list(self._users): user.leave_closed_loop()
             if self.current is None: self.current = RayConnection(self._closing)

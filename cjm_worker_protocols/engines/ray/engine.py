@@ -58,7 +58,9 @@ def free_resources(
 def check_runtime_env(
     runtime_env: Any # As of `RayEngine`
 ) -> None:
-    "Check a runtime environment. :raises ConfigError: for an unknown key, and for what Ray says it cannot use."
+    """Check a runtime environment.
+
+    :raises ConfigError: for an unknown key, and for what Ray says it cannot use."""
     from ray.runtime_env import RuntimeEnv
     if not isinstance(runtime_env, Mapping): raise ConfigError("runtime_env", "a mapping, as {'pip': ['soxr']}, or None", runtime_env)
     known = RuntimeEnv.known_fields | set(inspect.signature(RuntimeEnv.__init__).parameters) - {"self", "kwargs", "_validate"}
@@ -128,7 +130,10 @@ class Failures:
     def check(self,
         placement: Hashable # Of a worker that is to be started
     ) -> None:
-        "Raise what was remembered for such a worker. :raises RayConnectionError: or `WorkerRefusedError`."
+        """Raise the failure that was remembered for such a worker, if there is one.
+
+        :raises RayConnectionError: when the cluster could not be joined.
+        :raises WorkerRefusedError: when Ray has refused such a worker."""
         for key in (None, ("refused", placement)):
             until, error = self._found.get(key, (0.0, None))
             if error is not None and asyncio.get_running_loop().time() < until: raise error.with_traceback(None)
@@ -143,7 +148,7 @@ class RaySession:
         ray: Any, # The module
         runtime_env: Mapping[str, Any] | None # Of the workers
     ):
-        "Take part in the connection of this process. :raises RayLostError: when that was lost."
+        ":raises RayLostError: when the connection of this process was lost."
         self._engine, self._ray, self._runtime_env, self.failures = engine, ray, runtime_env, Failures()
         self._connection = SHARED.use(engine)
         self._class: Any = None
@@ -188,7 +193,9 @@ class RaySession:
         for worker in list(self.workers): worker.lost(RayLostError(self._engine.address))
 
     def leave(self) -> Future[Any]: # The end of the connection, if this was its last engine
-        "End the workers that are left, and leave the connection. Their manager waits for them no longer."
+        """End the workers that are left, and leave the connection.
+
+        Their manager waits for them no longer."""
         self._heart.end()
         workers = list(self.workers)
         for worker in workers: worker.agent.end()
@@ -203,7 +210,9 @@ def placement_on_node(
     config: WorkerConfig, # Of the manager
     plugin_config: Mapping[str, Any] # Of a plugin
 ) -> Hashable: # Which names and amounts, sorted, and perhaps which interpreter
-    "Return what a plugin's workers take. :raises ConfigError: for amounts that are no numbers, or an interpreter that is no path."
+    """Return what a plugin's workers take.
+
+    :raises ConfigError: for amounts that are no numbers, or an interpreter that is no path."""
     takes = plugin_config.get("worker_resources", config.resources)
     if takes is None: takes = usual
     else: check_resources("worker_resources", takes)
@@ -244,7 +253,7 @@ class RayEngine:
         return placement_on_node(self._takes, config, plugin_config)
 
     def start_worker(self, config: WorkerConfig, events: WorkerEvents, placement: Hashable = None) -> RayWorker:
-        """Start a worker. It may wait for room on a node.
+        """Start a worker, which may wait for room on a node.
 
         :raises EngineLoopError: on another loop than that of the first worker.
         :raises RayConnectionError: for a second after the cluster could not be joined; `RayLostError` once it was lost.
@@ -270,7 +279,9 @@ class RayEngine:
             if self._session is not None and self._session.calls.loop.is_closed(): self._leave(self._session)
 
     async def close(self) -> None:
-        "Leave the cluster. A Ray that was started here ends with its last engine. Returns within `LOST` seconds."
+        """Leave the cluster, within `LOST` seconds.
+
+        A Ray that was started here ends with its last engine."""
         session = self._session
         if session is None or session.calls.loop is not asyncio.get_running_loop(): return
         if any(not worker.killed for worker in session.workers): return

@@ -23,7 +23,9 @@ class EngineLoopError(FactError, RuntimeError):
     template = "this RayEngine is used by a manager on another event loop: give each manager an engine of its own"
 
 class WorkerRefusedError(FactError, RuntimeError):
-    "Ray refuses to start such a worker, and would refuse it again. The exception of Ray is `__cause__`."
+    """Ray refuses to start such a worker, and would refuse it again.
+
+    The exception of Ray is `__cause__`."""
     permanent = True  # No later start will succeed
     placement: dict[str, float]  # What the worker would take of its node, by resource
     kind: str  # The class of Ray's exception

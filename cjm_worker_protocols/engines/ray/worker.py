@@ -83,7 +83,9 @@ class RayCalls:
         method: str, # Of it
         *arguments: Any # Of the method
     ) -> Future[Any]: # With the result
-        "Call an agent. :raises RayLostError: when the program has left Ray."
+        """Call an agent.
+
+        :raises RayLostError: when the program has left Ray."""
         if not self._ray.is_initialized(): raise RayLostError(self._address)
         future: Future[Any] = getattr(actor, method).remote(*arguments).future()
         return future
@@ -108,7 +110,7 @@ class AgentHandle:
         done: Callable[[Any], None], # Takes its result, on the loop
         *arguments: Any # Of the method
     ) -> None:
-        "Call the agent. After an error it is given up."
+        "Call the agent, and give it up after an error."
         def settle(value: Any, error: BaseException | None) -> None:
             if error is not None: self.fail(error)
             elif not self.closed: done(value)
@@ -132,7 +134,7 @@ class AgentHandle:
         self.call("signal", lambda nothing: None, int(number))
 
     def kill_worker(self) -> None:
-        "Have the agent kill its worker. It may still be reached although it seems lost."
+        "Have the agent kill its worker, also when it seems lost."
         if self._calls.client: return # its calls would wait
         with suppress(Exception): self._calls.remote(self.actor, "signal", int(signal.SIGKILL))
 
@@ -222,7 +224,9 @@ class Inbox:
     def receive(self,
         data: memoryview # Part of what the worker has said
     ) -> None:
-        "Cut bytes into frames. :raises ValueError: or `MemoryError`, or `OverflowError`, for bytes that are no frames, or too many."
+        """Cut bytes into frames.
+
+        :raises ValueError: or `MemoryError`, or `OverflowError`, for bytes that are no frames, or too many."""
         while data:
             space = self._reader.space()
             size = min(len(space), len(data))

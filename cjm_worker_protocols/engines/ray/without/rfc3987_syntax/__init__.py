@@ -1,1 +1,3 @@
-"Empty. `jsonschema` imports a module of this name, which builds parsers for seconds, and does without when it finds nothing in it."
+"""Stand in for a module that `jsonschema` can do without.
+
+The real one builds parsers for seconds. This one is empty, so that `jsonschema` does not use it."""
