@@ -70,7 +70,7 @@ _in_context = ContextVar[Any]("cjm_worker_job", default=None)
 _owners: WeakKeyDictionary[threading.Thread, RunningJob] = WeakKeyDictionary()  # the jobs of threads
 
 def current() -> RunningJob | None: # None between two jobs and outside a worker
-    "Return the job that the calling thread speaks for. It may have ended."
+    "Return the job that the calling thread speaks for, which may have ended."
     running, thread = _running, threading.current_thread()
     if thread is threading.main_thread() or running is not None and _in_context.get() is running: return running
     return _owners.get(thread, running)
@@ -100,10 +100,12 @@ def report_bar(
 
 # %% ../../nbs/worker/context.ipynb #f83192ef
 class CancelRequested(BaseException):
-    "Raised by `check_cancel` in a job that was cancelled. Like `KeyboardInterrupt`, it is not caught by `except Exception`."
+    """Raised by `check_cancel` in a job that was cancelled.
+
+    Like `KeyboardInterrupt`, it is not caught by `except Exception`."""
 
 def check_cancel() -> None:
-    """Raise `CancelRequested` if the running job was cancelled. An inner loop may call it.
+    """Stop here if the running job was cancelled; an inner loop may call it.
 
     :raises CancelRequested: when the job was cancelled."""
     job = current()
@@ -113,13 +115,13 @@ def check_cancel() -> None:
 def enter(
     job: RunningJob # The job that runs from now on
 ) -> None:
-    "Connect the functions above to a job. The worker calls this."
+    "Connect the functions above to a job, which the worker does."
     global _running
     _running = job
     _in_context.set(job)
 
 def leave() -> None:
-    "End the running job for all its threads. The worker calls this."
+    "End the running job for all its threads, which the worker does."
     global _running
     job, _running = _running, None
     _in_context.set(None)
@@ -143,7 +145,9 @@ def _sort_pool_threads(job: RunningJob) -> None:
 
 # %% ../../nbs/worker/context.ipynb #c9ebfc3d
 def follow_threads() -> None:
-    """Let each thread belong to the job that starts it. The worker calls this once.
+    """Let each thread belong to the job that starts it.
+
+    The worker calls this once.
 
     Python 3.14 can copy the context into a new thread (`sys.flags.thread_inherit_context`); earlier versions start it with an empty one."""
     start = threading.Thread.start

@@ -35,7 +35,9 @@ __all__ = ['sigterm_pending', 'StopOfService', 'ForkHooks', 'Terminated', 'Worke
 def sigterm_pending(
     pid: int # A process that blocks SIGTERM
 ) -> bool: # False where the system cannot tell
-    "Return whether a process got a SIGTERM. See `ShdPnd` in its [status](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html)."
+    """Return whether a process got a SIGTERM.
+
+    See `ShdPnd` in its [status](https://man7.org/linux/man-pages/man5/proc_pid_status.5.html)."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file: found = [line for line in file if line.startswith(b"ShdPnd:")]
     except OSError: return False
@@ -53,7 +55,9 @@ class StopOfService:
         self._poll.register(max(lifeline, 0), select.POLLIN)
 
     def explains_sigterm(self) -> bool: # False where the system cannot tell
-        "Return whether the guardian got a SIGTERM too. False when the manager has asked this worker to end."
+        """Return whether the guardian got a SIGTERM too.
+
+        It is false when the manager has asked this worker to end."""
         for _ in range(self.LOOKS if self._guardian else 0):
             if not self._lifeline.intact or self._poll.poll(0): return False
             if sigterm_pending(self._guardian): return True
@@ -164,7 +168,9 @@ _LONGEST = 1 << 17  # characters of a message or a traceback
 def describe(
     error: BaseException # Any exception
 ) -> tuple[str, str]: # Message and traceback
-    "Describe an exception as two texts of at most 128 Ki characters. At the least they name its type."
+    """Describe an exception as two texts of at most 128 Ki characters.
+
+    At the least they name its type."""
     import traceback
     message, tb = "", None
     try:
@@ -208,7 +214,9 @@ class JobExecution:
     def run(self,
         frame: Frame # Starts the job
     ) -> None:
-        "Run the job to its end. Raises `SystemExit` or `KeyboardInterrupt` when the worker has to end."
+        """Run the job to its end.
+
+        Raises `SystemExit` or `KeyboardInterrupt` when the worker has to end."""
         self._job = job = context.RunningJob(self._channel, frame.tag)
         context.enter(job)
         try:
@@ -250,7 +258,9 @@ class JobExecution:
 def edited_since(
     start: float # Seconds since the epoch
 ) -> str | None: # Its name
-    "Find an imported module whose file has changed since. A file that cannot be looked at has not."
+    """Find an imported module whose file has changed since.
+
+    A file that cannot be looked at counts as unchanged."""
     for name, module in list(sys.modules.items()):
         with suppress(Exception): # anything may stand among the modules
             if os.stat(vars(module)["__file__"]).st_ctime > start: return name
@@ -267,7 +277,7 @@ class WorkerLoop:
         self._channel, self._stdio, self._restore, self._slots, self._began = channel, stdio, restore, PluginSlots(), time.time()
 
     def serve(self) -> None:
-        "Work until the manager sends `STOP` or closes its end. Then unload."
+        "Work until the manager sends `STOP` or closes its end; then unload."
         while self._act(self._channel.receive()): # and now, while the manager reads what was said:
             self._channel.check()
             self._restore()
@@ -309,7 +319,9 @@ class WorkerLoop:
 def end_process(
     code: int # The exit code
 ) -> None:
-    "End the process. Exit handlers run for up to 5 s; threads that a plugin left behind are not waited for."
+    """End the process.
+
+    Exit handlers run for up to 5 s; threads that a plugin left behind are not waited for."""
     import atexit
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -40,7 +40,9 @@ def _readable(value: Any) -> Any:
 def record_fields(
     record: logging.LogRecord # Any record
 ) -> tuple[str, int, str, str, int, str | None, float, dict[str, Any]]: # Name, level, text, path, line, function, time, extra fields
-    "Return what crosses to the app of a record. The text includes a traceback. Raises what formatting raises."
+    """Return the fields of a record that cross to the app.
+
+    The text includes a traceback. Raises what formatting raises."""
     cached, record.exc_text = record.exc_text, None
     text = logging.Formatter().format(record)
     record.exc_text = cached # a plugin's own formatter may format exceptions in its own way
@@ -59,20 +61,26 @@ class FrameHandler(logging.Handler):
         self._channel, self._root_level = channel, logging.root.level
 
     def emit(self, record: logging.LogRecord) -> None:
-        "Send one record. A record that cannot be sent is handled as logging handles such errors."
+        """Send one record.
+
+        A record that cannot be sent is handled as logging handles such errors."""
         try: self._channel.send(Kind.LOG, job_tag(), record_fields(record))
         except Exception: self.handleError(record)
 
     def set_level(self,
         level: int # The manager's level
     ) -> None:
-        "Send only records of this level and above. Set the root logger's level too, unless a plugin has changed it."
+        """Send only records of this level and above.
+
+        Set the root logger's level too, unless a plugin has changed it."""
         self.setLevel(level)
         if logging.root.level == self._root_level: logging.root.setLevel(level)
         self._root_level = level
 
     def capture(self) -> None:
-        "Take every record that reaches the root logger. A plugin may add and remove handlers."
+        """Take every record that reaches the root logger.
+
+        A plugin may add and remove handlers."""
         call_handlers = logging.Logger.callHandlers
         def capture(logger: logging.Logger, record: logging.LogRecord) -> None:
             last, outer = logger, getattr(_rendering, "on", False)
@@ -104,7 +112,9 @@ class ProgressBar:
         raw: bytes, # One write
         tag: int # The job that it comes from
     ) -> tuple[float, str] | None: # Fraction and message; None when there is nothing to report
-        "Read the progress from one write. tqdm moves down for an inner bar, and up again."
+        """Read the progress from one write.
+
+        tqdm moves down for an inner bar, and up again."""
         if tag != self._tag: self._tag, self._depth, self._open = tag, 0, False
         if not raw.strip(b"\n") and self._open: self._depth += len(raw)
         self._depth = max(0, self._depth - raw.count(b"\x1b[A"))
@@ -136,7 +146,9 @@ class FrameFile(io.RawIOBase):
     def fileno(self) -> int: return self._fd
 
     def write(self, data: Any) -> int:
-        "Send the lines that end. A process that a plugin forked writes to the descriptor."
+        """Send the lines that end.
+
+        A process that a plugin forked writes to the descriptor."""
         raw, tag = bytes(data), job_tag()
         if not self._channel.ours: return os.write(self._fd, raw)
         if getattr(_rendering, "on", False): return len(raw)
