@@ -98,7 +98,9 @@ class RoomQuestions:
         plugin_id: str, # A plugin
         config: dict[str, Any] # Its config
     ) -> str: # Empty when it can
-        "Ask why a plugin cannot be loaded, ever or now. Raises `NoAnswerError`."
+        """Ask why a plugin cannot be loaded, ever or now.
+
+        :raises NoAnswerError: when the resource manager does not answer."""
         return await self._resources.refusal(method, plugin_id, config, self._estimate(plugin_id, config))
 
     async def now(self,
@@ -113,7 +115,9 @@ class RoomQuestions:
     async def never(self,
         pending: PendingAdmission # A job that was refused
     ) -> str: # Why it fails; empty when it waits
-        "Ask why a job can never run. That has to be said for `NEVER` seconds, because what others take at the moment does not count."
+        """Ask why a job can never run.
+
+        The reason counts only if it is given for `NEVER` seconds: at first, others may take the room for a moment."""
         job, now = pending.ticket.job, self._loop.time()
         try: reason = await self.refusal("can_ever_start", job.plugin_id, pending.ticket.config)
         except NoAnswerError: return ""
@@ -128,7 +132,7 @@ class PendingAdmissions(dict[str, PendingAdmission]):
         ticket: Ticket, # A job that was refused
         worker: WorkerProxy # An idle worker
     ) -> bool: # Whether it is worth asking again
-        "Say whether a job was refused while this worker could not be offered as a victim."
+        "Say whether a job was refused while this worker could not be a victim."
         pending = self.get(ticket.job.id)
         return pending is None or pending.offered is None or worker not in pending.offered
 
@@ -154,7 +158,9 @@ class ReservedWorkers(list[WorkerProxy]):
 
 # %% ../../nbs/managers/admission.ipynb #ad0001a6
 class RoomMaker:
-    "Makes room for a plugin: has one unloaded that no job uses, or else the emptied workers replaced."
+    """Makes room for a plugin.
+
+    It has a plugin unloaded that no job uses, or else the emptied workers replaced."""
     SETTLE = 1.0  # Seconds that the memory of an unloaded plugin may take to come back, before another one is unloaded
 
     def __init__(self,
@@ -208,7 +214,9 @@ async def decide(
     maker: RoomMaker, # Makes room
     on_blocked: Callable[[Ticket, str], None] # Called with the reason, as soon as it is known
 ) -> Decision: # Also when the job, or the worker, is no longer there
-    "Find out whether a job's plugin may be loaded, and make room for it as long as that helps."
+    """Find out whether a job's plugin may be loaded.
+
+    Make room for it as long as that helps."""
     ticket = pending.ticket
     while True:
         reason, failure = await questions.now(ticket)
@@ -223,7 +231,7 @@ async def decide(
 
 # %% ../../nbs/managers/admission.ipynb #150545e5
 class AdmissionGate:
-    "Asks about one job at a time. At most one request is open."
+    "Asks about one job at a time, with at most one open request."
     def __init__(self,
         resources: AdmissionClient, # The resource manager
         estimate: Estimate, # What a plugin takes

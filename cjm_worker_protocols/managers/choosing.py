@@ -26,7 +26,9 @@ def choose(
     ticket: Ticket, # A job
     slots: int = 1 # Plugins that a worker may keep loaded
 ) -> WorkerProxy | None: # `None` when something would have to be unloaded
-    "Choose the worker for a job: one that has its plugin loaded, else the one that has the fewest others, if it may load one more."
+    """Choose the worker for a job.
+
+    One that has its plugin loaded comes first, then the one that has the fewest others, if it may load one more."""
     found = None
     for worker in workers:
         if worker.placement != ticket.placement: continue
@@ -38,7 +40,7 @@ def least_used(
     workers: Iterable[WorkerProxy], # Idle ones
     placement: Hashable # What the job's worker takes
 ) -> WorkerProxy | None: # `None` when none will do
-    "Choose the worker whose plugin goes: the one that was not used for the longest time."
+    "Choose the worker whose plugin was not used for the longest time."
     fitting = [worker for worker in workers if worker.placement == placement]
     return min(fitting, key=lambda worker: worker.loaded.oldest_use, default=None)
 
@@ -74,7 +76,7 @@ def all_taken(
     workers: Iterable[WorkerProxy], # None of them idle
     capacity: int # How many there may be
 ) -> bool: # Not when one waits for room, so that the reason is looked for
-    "Say whether nothing can be handed out, because all workers that may be are ready, and busy."
+    "Say whether all workers that may be are ready and busy."
     ready = 0
     for worker in workers:
         if worker.standby: continue
@@ -90,7 +92,7 @@ def workers_needed(
     placement: Hashable, # What the jobs take
     idle: Iterable[WorkerProxy] # Workers
 ) -> float: # At least 1
-    "Count the workers that are wanted for jobs whose plugin is not loaded in an idle one."
+    "Count the workers wanted for jobs whose plugin no idle worker has loaded."
     useful = sum(any((plugin[0], placement) in queue.lines for plugin in w.loaded) for w in idle if w.placement == placement)
     return max(1, wanted(queue, placement, limits, most) - useful)
 

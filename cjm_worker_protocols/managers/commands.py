@@ -28,7 +28,9 @@ async def command_all(
     kind: Kind, # UNLOAD or RELOAD
     request: tuple[Any, ...] # The arguments of the worker's method; a plugin comes first
 ) -> list[bool | None]: # For each that was commanded, whether it was done; `None` when the worker ends because its code is old
-    "Command several workers, and wait until each has replied or ended. Raises what pickling `request` raises."
+    """Command several workers, and wait until each has replied or ended.
+
+    Raises what pickling `request` raises."""
     ready = [worker for worker in workers if worker.ready and not worker.standby and not worker.stopping]
     outcomes = await asyncio.gather(*(worker.command(kind, next(lifecycle.tags), request) for worker in ready))
     for _, reason in outcomes:
@@ -43,7 +45,9 @@ async def reload_all(
     stream: bool, # Whether a plugin manager's plugin is to stream
     placement: Hashable # What its worker takes of where it lives
 ) -> bool: # Whether it is loaded with this config now
-    """Load a plugin anew wherever it is loaded, or else in one idle worker, if the resource manager admits it there.
+    """Load a plugin anew wherever it is loaded, or else in one idle worker.
+
+    The resource manager has to admit it there.
 
     A worker that has imported a file which has changed since is ended: the next job loads the plugin in a fresh one."""
     holders = [worker for worker in lifecycle.pool.workers if plugin in worker.loaded]

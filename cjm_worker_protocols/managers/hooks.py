@@ -29,9 +29,11 @@ class Hooks:
     __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)  # `BaseJobManager[MyJob]` is `BaseJobManager`, as in cjm-fasthtml-workers
 
     def get_plugin_loader(self) -> Callable[[], Any]: # Returns a mapping of ids to plugins, or a plugin manager
-        """Return the function that gives a worker its plugins. It runs in the worker.
+        """Return the function that gives a worker its plugins.
 
-        It has to be importable there, or is sent by value. Raises `NotImplementedError` unless a subclass defines it."""
+        It runs in the worker. It has to be importable there, or is sent by value.
+
+        :raises NotImplementedError: unless a subclass defines it."""
         raise NotImplementedError(f"{type(self).__name__}.get_plugin_loader: "
                                   "return a function that returns a dict of plugins, or use JobManager(plugins=...)")
 
@@ -52,14 +54,18 @@ class Hooks:
         job: Job, # The job
         result_data: Any # What the plugin returned
     ) -> Any: # The job's `result`
-        "Turn what the plugin returned into the job's result. If this raises, the job fails."
+        """Turn what the plugin returned into the job's result.
+
+        If this raises, the job fails."""
         return result_data
 
     def estimate_resources(self,
         plugin_id: str, # The plugin
         plugin_config: dict[str, Any] # Its config
     ) -> dict[str, int] | None: # Bytes by kind, such as `memory` and `gpu_memory`; `None` when unknown
-        "Estimate what a plugin takes, for a resource manager that admits plugins. The default is `estimate` in its config."
+        """Estimate what a plugin takes; the default is `estimate` in its config.
+
+        A resource manager that admits plugins needs it."""
         estimate = plugin_config.get("estimate")
         return dict(estimate) if isinstance(estimate, Mapping) else None
 
@@ -94,14 +100,18 @@ def resource_of(
 def check_hooks(
     manager: type[Hooks] # A job manager's class
 ) -> None:
-    "Raise `RenamedHookError` for a hook of cjm-fasthtml-workers that would not be called."
+    """Check that no hook has its name in cjm-fasthtml-workers.
+
+    :raises RenamedHookError: when one has, and so would not be called."""
     if not hasattr(manager, "get_worker_entry_point"): return
     instead = "get_plugin_loader, which returns a function that runs in the worker and returns the plugins, or use JobManager(plugins=...)"
     raise RenamedHookError(manager.__name__, "get_worker_entry_point", instead)
 
 # %% ../../nbs/managers/hooks.ipynb #e5c30ae8
 class HookCaller:
-    "Calls hooks that may be slow and may raise: on a thread, or in a task if they are coroutine functions."
+    """Calls hooks that may be slow and may raise.
+
+    They run on a thread, or in a task if they are coroutine functions."""
     def __init__(self,
         limit: int, # Calls that may wait
         errors: Counter[str], # Counts what goes wrong, as `hooks.NAME`
@@ -117,7 +127,7 @@ class HookCaller:
         argument: Any, # What it is called with
         context: Context # Where it is called
     ) -> None:
-        "Call a hook after those that wait. Returns at once and never raises."
+        "Call a hook after those that wait; return at once, and never raise."
         name = hook.__name__
         if not inspect.iscoroutinefunction(hook): return self.executor.post(name, lambda: context.run(hook, argument))
         if len(self._awaited) >= self._limit: return self.failed(f"{name}.dropped", f"{self._limit} calls are waiting")
@@ -142,7 +152,9 @@ class HookCaller:
 
 # %% ../../nbs/managers/hooks.ipynb #ho000001
 class HookAnswers:
-    "Asks the hooks that answer at once. A failure is counted and logged, and is no answer."
+    """Asks the hooks that answer at once.
+
+    A failure is counted and logged, and is no answer."""
     def __init__(self,
         hooks: Callable[[], Hooks | None], # Returns the manager; `None` when it was dropped
         caller: HookCaller # Counts what goes wrong

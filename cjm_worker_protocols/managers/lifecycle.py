@@ -41,7 +41,7 @@ __all__ = ['WorkerNews', 'Lifecycle']
 
 # %% ../../nbs/managers/lifecycle.ipynb #fa17c5cb
 class WorkerNews:
-    "Says to the resource manager and to those who hear events what becomes of workers."
+    "Tells the resource manager and listeners what becomes of workers."
     def __init__(self,
         integrations: Integrations, # The app's
         hooks: HookAnswers # The manager's
@@ -121,7 +121,9 @@ class Lifecycle:
         waited: float = 0.0, # Seconds that it has waited already
         error: JobError | None = None # Why it cannot run
     ) -> None:
-        "Accept a job; one that was taken over waits for a `dispatch`. Raises `PendingBytesError`, and nothing has happened then."
+        """Accept a job; one that was taken over waits for a `dispatch`.
+
+        :raises PendingBytesError: when it has no room; then nothing has happened."""
         job = ticket.job
         self._table.add(job, ticket.size)
         self.jobs.add(ticket)

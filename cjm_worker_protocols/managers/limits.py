@@ -20,7 +20,7 @@ __all__ = ['jobs_of', 'RunLimits']
 def jobs_of(
     worker: WorkerProxy # A worker
 ) -> tuple[Ticket, ...]: # At most two
-    "List the job that a worker runs, or is about to run, and the one that was sent ahead to it."
+    "List the job that a worker runs or is about to run, and the one sent ahead."
     return tuple(ticket for ticket in (worker.ticket, worker.prefetched or worker.marking) if ticket is not None)
 
 # %% ../../nbs/managers/limits.ipynb #2b9e4e67
@@ -38,7 +38,9 @@ class RunLimits:
         ticket: Ticket, # A job
         besides: WorkerProxy | None = None # A worker that does not count, because the job would be its next one
     ) -> float: # Infinity without a limit
-        "Say how many more jobs of a job's plugin may start now. A job that was sent ahead counts as one that runs."
+        """Say how many more jobs of a job's plugin may start now.
+
+        A job that was sent ahead counts as one that runs."""
         known, plugin_id = self.concurrency, ticket.job.plugin_id
         limit: int | None = ticket.config.get("concurrency")
         if limit is None and known: limit = known.get(plugin_id, known.get(ticket.name))
