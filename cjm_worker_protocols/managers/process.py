@@ -41,7 +41,9 @@ def absolute_path(
 
 # %% ../../nbs/managers/process.ipynb #3ebeb3a9
 class Deadline:
-    "A timer that is set anew for each thing that may take too long. Nothing is late that the worker has already reported."
+    """A timer that is set anew for each thing that may take too long.
+
+    Nothing is late that the worker has already reported."""
     def __init__(self,
         read: Callable[[], None] # Reads what the worker has already said, which may clear the deadline or set it anew
     ):
@@ -139,7 +141,7 @@ class StopSteps:
 
 # %% ../../nbs/managers/process.ipynb #49c7ae7f
 class ManagedProcess:
-    "One worker process. Its attributes are for reading."
+    "One worker process, whose attributes are for reading."
     def __init__(self,
         config: WorkerConfig, # How long it may take to start and to stop
         standby: bool = False, # Whether it is a spare one
@@ -156,7 +158,9 @@ class ManagedProcess:
         events: WorkerEvents, # Takes what the worker says
         hello: bytes # The first frame
     ) -> None:
-        "Start the process. Raises what the engine raises."
+        """Start the process.
+
+        Raises what the engine raises."""
         self.handle = Context().run(start, events) # what the engine calls later belongs to no job
         self.steps = StopSteps(self.handle, self.deadline, self.settings.grace_timeout, partial(events.on_exit, Exit()))
         self._limit_start()

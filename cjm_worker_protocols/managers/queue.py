@@ -109,7 +109,9 @@ class Stack:
         self.key: Key | None = None  # The only entry of the line's heap that counts
 
     def head(self) -> Ticket: # It stays
-        "Return the oldest job. Raises `IndexError` when there is none."
+        """Return the oldest job.
+
+        :raises IndexError: when there is none."""
         while True:
             place, front = self.heap[0]
             if isinstance(front, Ticket) and front.queued == place: return front
@@ -165,7 +167,7 @@ class Stacks:
     def first(self,
         full: Container[str | None] = () # Owners to leave out
     ) -> Turn | None: # `None` when none is left
-        "Return the job that comes first. It stays in line."
+        "Return the job that comes first, which stays in line."
         keys, aside, found = self._keys, [], None
         while keys and found is None:
             share = keys[0][3]
@@ -205,14 +207,18 @@ class Line(Stacks):
         self.asking = False  # Whether the resource manager is asked about one of its jobs
 
     def head(self) -> Ticket: # It stays in line
-        "Return the job that comes first. Raises `IndexError` when there is none."
+        """Return the job that comes first.
+
+        :raises IndexError: when there is none."""
         turn = self.first()
         if turn is None: raise IndexError("no job is in this line")
         return turn.ticket
 
 # %% ../../nbs/managers/queue.ipynb #eee25429
 class Turns:
-    "Whose turn it is. A job that was taken out of line has the turn; when no worker begins it, its owner gets the turn back."
+    """Whose turn it is.
+
+    A job that was taken out of line has the turn; when no worker begins it, its owner gets the turn back."""
     def __init__(self) -> None:
         self.shares: dict[ShareName, Share] = {}
         self.waiting: Counter[str | None] = Counter()  # Jobs that wait, by owner
@@ -250,7 +256,7 @@ class Turns:
     def take(self,
         ticket: Ticket # A job that is given to a worker
     ) -> None:
-        "Give its owner the turn. One that was never in line only counts as the last."
+        "Give its owner the turn; one that was never in line only counts as last."
         self._clock += 2
         ticket.start = self._clock
         if not ticket.queued: return
@@ -268,7 +274,7 @@ class Turns:
     def forget(self,
         ticket: Waiting # A job that was taken
     ) -> None:
-        "It is no longer on its way to a worker."
+        "Note that a job is no longer on its way to a worker."
         if self._ahead.get(ticket.share) == ticket.start: del self._ahead[ticket.share]
 
 # %% ../../nbs/managers/queue.ipynb #d970da65
@@ -277,7 +283,9 @@ def position_of(
     shares: Mapping[ShareName, Share], # All that wait, by share
     tickets: Mapping[int, Waiting] # And by place
 ) -> int | None: # From 1 on; `None` when it is not in line
-    "Count the starts until that of a job, as things are: each owner has a turn, and nothing passes. May be called from any thread."
+    """Count the starts until that of a job, as things are.
+
+    Each owner has a turn, and nothing passes. Any thread may call this."""
     found = tickets.get(place)
     if found is None or (mine := shares.get(found.share)) is None: return None
     here = place // BLOCK
@@ -374,7 +382,9 @@ class JobQueue:
         ticket: Ticket, # A job that is given to a worker
         over: Turn | None = None # The older job that it passes, because its plugin is loaded
     ) -> Ticket: # The same job
-        "Take a job out of line: it is its owner's turn. A job that was never in line passes through."
+        """Take a job out of line: it is its owner's turn.
+
+        A job that was never in line passes through."""
         self.turns.take(ticket)
         if ticket.queued:
             if over is not None: self.passing.passes(ticket, self.turns.shares[ticket.share], over)
@@ -392,7 +402,9 @@ class JobQueue:
         ticket: Ticket, # A job that was taken
         now: float # The time, if it has passed another
     ) -> None:
-        "Note that a worker has begun a job: its owner has had the turn, and what it passed was passed."
+        """Note that a worker has begun a job, and so its owner has had the turn.
+
+        What the job passed was passed."""
         self.turns.began(ticket)
         if ticket.on_begin is not None: ticket.on_begin(now)
         ticket.on_begin, ticket.blocked = None, ""

@@ -47,7 +47,9 @@ class JobOptions(NamedTuple):
         job: Job, # A new job
         store: StoreClient | None = None # The manager's
     ) -> None:
-        "Write them into a job. Metadata that `create_job` has set is kept, unless the call has an entry of the same name."
+        """Write them into a job.
+
+        Metadata that `create_job` has set is kept, unless the call has an entry of the same name."""
         job.priority, job.timeout, job.expires, job.owner = self.priority, self.timeout, self.expires, self.owner
         job.retries, job.retry_on, job.retry_delay = self.retries, tuple(self.retry_on), self.retry_delay
         job.key, job.restartable, kept = self.key, self.restartable, 0 if store is None else store.keep_chunks
@@ -57,7 +59,7 @@ class JobOptions(NamedTuple):
 def options_of(
     job: Job # A job
 ) -> JobOptions: # For another one that repeats it
-    "Return the options of a job. Its key stays its own."
+    "Return the options of a job, without its key."
     return JobOptions(*[getattr(job, name) for name in JobOptions._fields])._replace(key=None)
 
 # %% ../../nbs/managers/requests.ipynb #1607999a
@@ -110,7 +112,9 @@ def check_reload(
     plugin_name: object, # The plugin
     config: Any # The new config
 ) -> None:
-    "Raise `ConfigError` or `ParametersNotSendableError` for arguments of `reload_plugin` that cannot be."
+    """Check the arguments of `reload_plugin`.
+
+    Raises `ConfigError` or `ParametersNotSendableError`."""
     if not isinstance(plugin_name, str): raise ConfigError("plugin_name", "the name or the id of a plugin", plugin_name)
     if not isinstance(config, dict): raise ConfigError("config", "a dict", type(config)) # the value may hold a secret
     try: dumps(config)
@@ -125,7 +129,9 @@ def make_job(
     plugin_id: str, # The job's plugin
     parameters: Mapping[str, Any] # The parameters of `start_job`
 ) -> tuple[Job, LiveJob]: # A new one, and its live part
-    "Have the hook make the record of a job. Raises `NotANewJobError` and `DuplicateJobError`."
+    """Have the hook make the record of a job.
+
+    Raises `NotANewJobError` and `DuplicateJobError`."""
     job = hooks.create_job(plugin_id, **parameters)
     if not isinstance(job, Job) or job.status != "pending": raise NotANewJobError(job)
     if job.id in jobs: raise DuplicateJobError(job.id)
@@ -181,7 +187,9 @@ async def check_room(
     plugin_id: str, # A job's plugin
     config: dict[str, Any] # The plugin's config
 ) -> None:
-    "Raise `ResourceValidationError` if the hook refuses the job, or the resource manager says that its plugin can never fit."
+    """Check that a job can be run.
+
+    :raises ResourceValidationError: when the hook refuses it, or its plugin can never fit."""
     if "concurrency" in config: check_number(f"concurrency of plugin {plugin_id!r}", config["concurrency"], 1, optional=True, whole=True)
     validating: Any = hooks._validate_resources(plugin_id, config)
     if not hasattr(validating, "__await__"): raise ConfigError("_validate_resources()", "an `async def`", validating)
@@ -198,7 +206,9 @@ def check_capacity(
     config: WorkerConfig, # Its limits
     owner: str | None = None # For whom the job would run
 ) -> None:
-    "Raise `QueueFullError` or `OwnerQueueFullError` if no further job can be accepted."
+    """Check that a further job can be accepted.
+
+    Raises `QueueFullError` or `OwnerQueueFullError`."""
     jobs, most = lifecycle.jobs, config.max_pending_per_owner
     if len(jobs.tickets) + jobs.arriving >= config.max_pending: # else fewer have not ended than may wait
         waiting = len(lifecycle.scheduler) + len(lifecycle.attempts.delayed) + jobs.arriving - jobs.exempt

@@ -27,7 +27,9 @@ def error_of_loss(
     exit: Exit, # How the worker ended
     stderr: str # The end of what it wrote to stderr
 ) -> JobError: # The job's error, unless it is tried again
-    "Return the error of a job whose worker has ended: what the manager ended it for, or a crash."
+    """Return the error of a job whose worker has ended.
+
+    It is what the manager ended the worker for, or a crash."""
     if run.error is not None: return run.error
     message = f"the worker {how_it_ended(exit)} while {'loading the plugin' if run.loading else 'running the job'}"
     return JobError("crash", message, None, exit.exit_code, exit.signal, stderr)
@@ -36,7 +38,9 @@ def waits_for_free(
     run: PresentJob, # What the worker did with the job
     exit: Exit # How the worker ended
 ) -> bool: # Whether this does not count as an attempt
-    "Note whether a worker died that had not begun its job, and say whether it is the first."
+    """Note whether a worker died that had not begun its job.
+
+    The answer is whether it is the first."""
     ticket, unbegun = run.ticket, run.ticket.tag in exit.never_begun
     ticket.unbegun += unbegun
     return run.error is None and unbegun and ticket.unbegun == 1

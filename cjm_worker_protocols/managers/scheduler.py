@@ -110,7 +110,7 @@ class Scheduler:
     def position(self,
         place: int # Of a job
     ) -> int | None: # `None` when it does not wait
-        "Say where a job stands in line. May be called from any thread."
+        "Say where a job stands in line; any thread may call this."
         ahead = self._ahead()
         if any(ticket.place == place for ticket in ahead): return 1
         found = position_of(place, self.queue.turns.shares, self.queue.tickets)

@@ -68,7 +68,7 @@ class Call:
 
 # %% ../../nbs/managers/serial.ipynb #77cbfecd
 class CallQueue(deque[Call]):
-    "The calls that wait for a thread. The loop and any thread may use it."
+    "The calls that wait for a thread; the loop and any thread may use it."
     STATES = 16  # States with one key that may wait
 
     def __init__(self,
@@ -252,7 +252,9 @@ def outcome_for(
 
 # %% ../../nbs/managers/serial.ipynb #d078c5d3
 class PostedCalls:
-    "Calls whose results are not needed. The thread is woken for many of them together."
+    """Calls whose results are not needed.
+
+    The thread is woken for many of them together."""
     DELAY = 0.005  # Seconds that posted calls wait for each other: waking the thread for each would take the interpreter from the loop
 
     def __init__(self,
@@ -267,14 +269,16 @@ class PostedCalls:
         function: Callable[[], Any], # The call
         needed: bool = False # Whether the call is never dropped
     ) -> None:
-        "Make a call whose result is not needed. Returns at once and never raises."
+        "Make a call whose result is not needed; return at once, and never raise."
         self.post_state(partial(Call, label, function, needed=needed))
         self.put_all()
 
     def post_state(self,
         make: Callable[[], Call] # Makes the call: on the loop, before the next one of another kind
     ) -> None:
-        "Report a state. Many are made together: that takes less time than each for itself, and no job waits for it."
+        """Report a state.
+
+        Many are made together: that takes less time than each for itself, and no job waits for it."""
         self._new.append(make)
         if self._thread.busy: self.put_all() # it may hang: no more than `STATES` are to wait
         self._wake_in(self.DELAY)
@@ -304,7 +308,9 @@ async def end_thread(
     thread: CallThread, # It has calls to make, or runs
     timeout: float # Seconds for the calls that wait
 ) -> None:
-    "Have a thread make the calls that wait, and end. If it hangs, drop those that are not needed."
+    """Have a thread make the calls that wait, and end.
+
+    If it hangs, drop those that are not needed."""
     last = asyncio.get_running_loop().create_future()
     Question(thread, "close", lambda: None, math.inf, timeout, outcome_for(last)).ask()
     thread.closed = True
@@ -316,7 +322,9 @@ async def end_thread(
 
 # %% ../../nbs/managers/serial.ipynb #3a59c771
 class SerialExecutor(PostedCalls):
-    "One thread that makes calls in order. Everything but `ask_blocking` belongs to the event loop."
+    """One thread that makes calls in order.
+
+    Everything but `ask_blocking` belongs to the event loop."""
     def __init__(self,
         name: str, # The integration, as it appears in logs and in the count of errors
         limit: int, # Calls that may wait
@@ -333,7 +341,9 @@ class SerialExecutor(PostedCalls):
         limit: float = math.inf, # Seconds to wait in all, whatever is in front
         patience: float = 0.0 # Seconds for which the loop itself may wait for a quick answer; then `then` may be called at once
     ) -> Question: # To be dropped when the outcome is not wanted any more
-        "Make a call. Raises `ExecutorFullError` and `ManagerClosedError`."
+        """Make a call.
+
+        Raises `ExecutorFullError` and `ManagerClosedError`."""
         thread = self._thread
         self.put_all()
         if thread.closed: raise ManagerClosedError(label)
@@ -348,7 +358,9 @@ class SerialExecutor(PostedCalls):
         limit: float = math.inf, # Seconds to wait in all, whatever is in front
         patience: float = 0.0 # Seconds for which the loop itself may wait for a quick answer
     ) -> Any: # Its result
-        "Make a call and wait for its result. Raises what the call raises, and what `call` says."
+        """Make a call and wait for its result.
+
+        Raises what the call raises, and what `call` says."""
         answer = asyncio.get_running_loop().create_future()
         question = self.call(label, function, outcome_for(answer), limit, patience)
         try: return await answer
@@ -358,7 +370,9 @@ class SerialExecutor(PostedCalls):
         label: str, # The call's name
         function: Callable[[], Any] # The call, which has `timeout` in all, whatever is in front
     ) -> Any: # Its result
-        "Make a call from a synchronous caller, whose thread waits. Raises what `ask` raises."
+        """Make a call from a synchronous caller, whose thread waits.
+
+        Raises what `ask` raises."""
         thread, answer = self._thread, queue.SimpleQueue[tuple[Any, "BaseException | None"]]()
         if thread.closed: raise ManagerClosedError(label)
         thread.calls.append(call := Call(label, function, lambda result, error: answer.put((result, error))))
@@ -371,12 +385,16 @@ class SerialExecutor(PostedCalls):
         return result
 
     def abandon(self) -> None:
-        "Make only the needed calls that wait, and end the thread, without waiting for it. May be called from any thread."
+        """Make only the needed calls that wait, and end the thread.
+
+        Any thread may call this; it does not wait."""
         self._thread.closed = True
         self._thread.calls.drop_optional()
         if self._thread.started: self._thread.wake()
 
     async def close(self) -> None:
-        "Make the calls that wait, then end the thread. If it hangs, only needed calls are still made when it comes back."
+        """Make the calls that wait, then end the thread.
+
+        If it hangs, only needed calls are still made when it comes back."""
         self.stop()
         if not self._thread.closed and (self._thread.calls or self._thread.started): await end_thread(self._thread, self.timeout)

@@ -37,7 +37,9 @@ def digest(
     plugin_id: str, # A job's plugin
     params: Mapping[str, Any] # Its parameters
 ) -> str: # The same for the same call
-    "Hash a call. May block, as it reads files; raises what pickling raises, and `OSError`."
+    """Hash a call.
+
+    It may block, as it reads files. Raises what pickling raises, and `OSError`."""
     try: text = json.dumps([plugin_id, params], sort_keys=True, default=_canonical)
     except (TypeError, ValueError): text = json.dumps([plugin_id, _canonical(dict(params))]) # keys that are not text, or a loop
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -50,7 +52,9 @@ def record_of(
     job: Job, # A new job
     digest: str = "" # Of its call, if it has a key
 ) -> NewJob: # For the store
-    "Write a new job down. Raises what pickling its parameters or its metadata raises."
+    """Write a new job down.
+
+    Raises what pickling its parameters or its metadata raises."""
     params, options = dumps((job.params, job.metadata)), _written(*_chosen(job))
     created = job.created_at.timestamp()
     return NewJob(job.id, job.plugin_id, params, created, job.priority, job.owner, job.key, digest, options, job.retried_from)
@@ -95,7 +99,9 @@ def load_params(
     job: Job, # A job that was made again
     data: bytes # What the store has of its parameters
 ) -> None:
-    "Give a job its parameters and its metadata. Raises what unpickling raises: code may have changed."
+    """Give a job its parameters and its metadata.
+
+    Raises what unpickling raises: code may have changed."""
     job.params, job.metadata = pickle.loads(data)
 
 def error_text(
@@ -118,7 +124,9 @@ def show_state(
     stored: StoredJob, # As the store knows it now
     result: bytes | None = None # The pickle of its result
 ) -> tuple[Any, JobError | None]: # Its result and its error; the job still shows no end
-    "Show how far a job is, and return its end. A result that cannot be unpickled is an error."
+    """Show how far a job is, and return its end.
+
+    A result that cannot be unpickled is an error."""
     job.attempts, job.started_at = stored.attempts, _time(stored.started)
     if stored.ended is None: job.status = stored.status
     if stored.error is not None: return None, error_from(stored.error)
