@@ -42,6 +42,9 @@ PUBLIC = {  # Documented all the same: of named tuples, of the standard library,
     *("_get_running_loop", "_enter_task", "_leave_task", "_run_exitfuncs"),
     *("_validate_resources", "_on_job_completed", "_extract_plugin_resource_identifier"),
 }
+SUMMARY = 80  # Characters of the first line of a docstring
+SECOND = re.compile(r"(?<!e\.g)(?<!i\.e)(?<!\.\.)[.!?][\"')`]* +\S")  # Where a second sentence begins: not after e.g., i.e. and ...
+NO_VERBS = ("A", "All", "An", "Each", "How", "If", "It", "Raises", "The", "This", "What", "When", "Whether", "Which", "Who")
 FOREIGN = {  # What has no public face elsewhere
     "engines/ray/cluster.py": {"_conn_str", "_raylet"},
     "engines/ray/engine.py": {"_private"},
@@ -185,6 +188,32 @@ def test_words_that_hide_who_does_what() -> None:
     text = re.sub(r"\s+", " ", "\n".join(texts)).lower().replace("events.nobody", "")  # the id of a check
     found = {word: len(re.findall(rf"\b{word}\b", text)) for word in SMELLS}
     assert not {word: n for word, n in found.items() if n > SMELL}
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_docstring_begins_with_one_sentence(module: str) -> None:
+    """A short one, on the first line; of a function, in the imperative. All else, such as what is raised, stands below."""
+    found = [(where, doc.splitlines()[0], is_call) for where, doc, is_call in docstrings(tree_of(module))]
+    wrong = [f"{where}: {first}" for where, first, is_call in found if not is_summary(first, is_call, where.endswith("__init__"))]
+    assert not wrong, "\n".join(wrong)
+
+
+def is_summary(first: str, is_call: bool, makes: bool) -> bool:
+    """Whether a line can be the first of a docstring; that of `__init__` may begin with what it raises, below that of its class."""
+    if makes and first.startswith(":raises"):
+        return True
+    ends = bool(re.search(r"[.?:][\"')`]*$", first)) and not SECOND.search(first)
+    return ends and len(first) <= SUMMARY and not (is_call and first.split()[0] in NO_VERBS)
+
+
+def docstrings(node: Any, where: str = "") -> "Iterator[tuple[str, str, bool]]":
+    """The docstrings of a module or a class and of what is public in it: whose, the text, and whether one calls it."""
+    properties = any("property" in ast.unparse(decorator) for decorator in getattr(node, "decorator_list", ()))
+    if doc := ast.get_docstring(node):
+        yield where or "the module", doc, isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not properties
+    for inner in node.body if isinstance(node, (ast.Module, ast.ClassDef)) else ():
+        if isinstance(inner, DOCUMENTED) and not private(inner.name):
+            yield from docstrings(inner, f"{where}.{inner.name}".lstrip("."))
 
 
 def generated(module: str) -> bool:

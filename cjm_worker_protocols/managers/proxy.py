@@ -185,7 +185,7 @@ class WorkerProxy(ManagedProcess):
     def marked(self) -> None:
         """Send the job that is now marked as started in the job store.
 
-        If the worker cannot take it any more, return it."""
+        If the worker cannot take it any more, report it as returned."""
         ticket, self.marking = self.marking, None
         if ticket is None: return
         if self.free: self.run(ticket)
