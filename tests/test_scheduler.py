@@ -326,7 +326,7 @@ def test_the_queue_gives_each_job_once_in_order(pushed: "list[tuple[int, str | N
     places = {ticket.tag: position_of(ticket.place, queue.turns.shares, queue.tickets) for ticket in tickets}
     while (turn := queue.next()) is not None:
         given.append(turn.ticket)
-        queue.began(queue.take(turn.ticket), 0.0)
+        queue.began(queue.take(turn.ticket), float)
     assert not queue.tickets and sorted(t.tag for t in given) == sorted(t.tag for t in tickets)
     assert [t.job.priority for t in given] == sorted((t.job.priority for t in given), reverse=True)
     by_owner = defaultdict(list)

@@ -116,7 +116,7 @@ class Waiters(dict["asyncio.Future[None]", None]):
 
     def wake(self) -> None:
         "Wake all that wait now."
-        for waiter in list(self):
+        for waiter in self:
             if not waiter.done(): waiter.set_result(None)
         self.clear()
 
@@ -296,18 +296,18 @@ class Job(_Attached):
 class LiveJob:
     "The part of a job that belongs to an event loop: who waits, and the stream."
     stream_buffer, stream_bytes = 1000, 64 << 20  # Chunks that are kept, and the bytes that they may take
+    loop: asyncio.AbstractEventLoop | None = None  # The manager's
+    cancel: Callable[[Job], None] | None = None  # Has the manager end the job; None once it has ended
+    position: Callable[[], int | None] | None = None  # Says where the job stands in line, while it may wait
+    streamed: Chunks | None = None  # None as long as there is neither a chunk nor a reader
+    read = False  # Whether its end has reached the app
+    left = False  # Whether the manager was shut down, and the job waits in the job store
 
     def __init__(self,
         job: Job # The job
     ):
         self._job: Job | None = job  # Until it has ended, so that a large result goes with the last reference to its job
-        self.loop: asyncio.AbstractEventLoop | None = None  # The manager's
-        self.cancel: Callable[[Job], None] | None = None  # Has the manager end the job; None once it has ended
         self.waiters = Waiters()
-        self.position: Callable[[], int | None] | None = None  # Says where the job stands in line, while it may wait
-        self.streamed: Chunks | None = None  # None as long as there is neither a chunk nor a reader
-        self.read = False  # Whether its end has reached the app
-        self.left = False  # Whether the manager was shut down, and the job waits in the job store
 
     @property
     def chunks(self) -> Chunks: # Made on first use

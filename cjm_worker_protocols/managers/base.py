@@ -129,7 +129,7 @@ class BaseJobManager(ManagerView, Hooks):
         :raises ConfigError: for an option or a hook that cannot be.
         :raises PluginNotSendableError: at the first call, when the loader cannot be sent."""
         options = JobOptions(priority, timeout, retries, retry_on, retry_delay, expires, owner, metadata, key, restartable, keep_chunks)
-        check_mapping("params", params)
+        if params is not None: check_mapping("params", params)
         return await start(self._session, self, plugin_id, options, dict(params, **parameters) if params else parameters)
 
     async def retry_job(self,

@@ -10,7 +10,7 @@ import inspect
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Mapping
 from contextvars import Context
 from datetime import datetime
 from functools import partial
@@ -238,11 +238,7 @@ class EventHub:
     ):
         self._origin, self._errors, self.listeners = origin, errors, Listeners(limits)
         self._queue = None if broadcaster is None else BroadcastQueue(BroadcastCaller(broadcaster, timeout, errors), SizedBuffer(*limits))
-
-    @property
-    def heard(self) -> bool: # Whether an event reaches anyone
-        "Say whether there is a broadcaster or a listener."
-        return self._queue is not None or bool(self.listeners.refs)
+        self.heard: Collection[Any] = self.listeners.refs if broadcaster is None else (broadcaster,)  # By whom; empty when by none
 
     def emit(self,
         event_type: str, # One of `Event.type`

@@ -180,8 +180,7 @@ class Prefetcher:
         worker: WorkerProxy # A busy one
     ) -> None:
         "Send a worker its next job."
-        running = worker.ticket
-        if running is None or worker.prefetched is not None: return
+        if (running := worker.ticket) is None or worker.prefetched is not None: return
         limits = self._limits.now(worker)
         turn = first = self._queue.next((), limits)
         if first is None: return

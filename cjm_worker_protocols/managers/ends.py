@@ -15,7 +15,7 @@ from ..core.errors import PendingBytesError, log_safely, text_of
 from ..core.frames import Frame, Kind
 from ..core.jobs import Job, JobCancelled, JobError, live_of, was_read
 from .broadcast import EventHub
-from .hooks import Hooks
+from .hooks import Hooks, defines
 from .integrations import Integrations
 from .reports import Ticket
 from .serial import require_sync
@@ -108,10 +108,9 @@ class JobTable:
 
 # %% ../../nbs/managers/ends.ipynb #87a85efb
 def error_in(
-    frame: Frame # The last that a worker said of a job: RESULT, FAILED or CANCELLED
-) -> JobError | None: # `None` for a RESULT
+    frame: Frame # The last that a worker said of a job: FAILED or CANCELLED
+) -> JobError: # A new one
     "Return the error that a job's last frame tells of."
-    if frame.kind == Kind.RESULT: return None
     if frame.kind == Kind.CANCELLED: return JobCancelled("the plugin stopped by itself")
     try: return JobError(*frame.value())
     except Exception as e:
@@ -150,6 +149,7 @@ class EndNews:
         hooks: Callable[[], Hooks | None] # Returns the manager; `None` when it was dropped
     ):
         self._table, self._events, self._caller, self._hooks = table, integrations.events, integrations.hooks, hooks
+        self._hooked = defines(hooks(), "_on_job_completed")
 
     def ended(self,
         ticket: Ticket, # A job
@@ -159,16 +159,14 @@ class EndNews:
         size: int # Bytes of the result
     ) -> None:
         "End a job: first its result or its error, then its status, then the rest."
-        job, events, hooks = ticket.job, self._events, self._hooks() if status == "completed" else None
-        hooked = hooks is not None and type(hooks)._on_job_completed is not Hooks._on_job_completed
+        job, events, hooks = ticket.job, self._events, self._hooks() if self._hooked and status == "completed" else None
         job.waiting_for = ""
         ticket.live.end(status, result, error)
         chunks = ticket.live.streamed
-        heard = events.heard
-        if hooked or heard: ticket.live.read = True # its end reaches the app also without the job
+        if hooks is not None or events.heard: ticket.live.read = True # its end reaches the app also without the job
         self._table.end(job, size + (chunks.size() if chunks is not None else 0))
-        if heard: emit_of(ticket, events, f"job:{status}", payload_of(job))
-        if hooks is not None and hooked: self._caller.call(hooks._on_job_completed, job.id, ticket.context.copy())
+        if events.heard: emit_of(ticket, events, f"job:{status}", payload_of(job))
+        if hooks is not None: self._caller.call(hooks._on_job_completed, job.id, ticket.context.copy())
         if status != "failed" or error is None: return
         message = error.message.partition("\n")[0].encode("utf-8", "backslashreplace").decode() # no handler fails on a lone surrogate
         facts = job.id, job.plugin_id, error.category, message
@@ -184,14 +182,16 @@ class JobFinisher:
         store: StoreClient | None, # The job store
         hooks: Callable[[], Hooks | None] # Returns the manager; `None` when it was dropped
     ):
-        self._news, self._store, self._hooks = news, store, hooks
+        self._news, self._store, self._hooks, self._hooked = news, store, hooks, defines(hooks(), "extract_job_result")
+        self._end = news.ended if store is None else self._end_in_store
 
     def complete(self,
         ticket: Ticket, # A job
         frame: Frame # The RESULT of its worker
     ) -> bool: # Whether it was read
         "End a job with its result; if that cannot be read here, the job fails."
-        what, category, hooks, context = "the result cannot be read in this process", "serialization", self._hooks(), ticket.context.copy()
+        what, category, hooks = "the result cannot be read in this process", "serialization", self._hooks() if self._hooked else None
+        context = ticket.context.copy()
         try:
             result = context.run(frame.value)
             what, category = "extract_job_result failed", "exception"
@@ -200,7 +200,7 @@ class JobFinisher:
             self.fail(ticket, JobError(category, f"{what}: {text_of(e)}"))
             if isinstance(e, KeyboardInterrupt): raise
             return False
-        self._end(ticket, "completed", result, size=len(frame.body))
+        self._end(ticket, "completed", result, None, len(frame.body))
         return True
 
     def fail(self,
@@ -208,12 +208,11 @@ class JobFinisher:
         error: JobError # Why; a `JobCancelled` cancels it
     ) -> None:
         "End a job without a result."
-        self._end(ticket, "cancelled" if isinstance(error, JobCancelled) else "failed", error=error)
+        self._end(ticket, "cancelled" if isinstance(error, JobCancelled) else "failed", None, error, 0)
 
-    def _end(self, ticket: Ticket, status: str, result: Any = None, error: JobError | None = None, size: int = 0) -> None:
-        "Show the end, with a job store when it is written."
-        if self._store is None: return self._news.ended(ticket, status, result, error, size)
+    def _end_in_store(self, ticket: Ticket, status: str, result: Any, error: JobError | None, size: int) -> None:
+        "Show the end when it is written."
         def show(ending: Ending) -> None:
             self._news.ended(ticket, ending.status, ending.result, ending.error, size)
 
-        self._store.end(Ending(ticket.job, status, result, error, show))
+        if self._store is not None: self._store.end(Ending(ticket.job, status, result, error, show))

@@ -18,15 +18,15 @@ __all__ = ['PresentJob', 'GivenJobs']
 # %% ../../nbs/managers/given.ipynb #96500665
 class PresentJob:
     "What a worker does with its present job."
-    __slots__ = ("ticket", "loading", "cooperative", "finished", "error")
+    loading = False  # Whether it loads the job's plugin now
+    cooperative = False  # Whether the plugin has asked if it is cancelled, and so can be asked to stop
+    finished = False  # Whether the job has ended and its large result is on the way
+    error: JobError | None = None  # The job's error, if the manager ends it
+
     def __init__(self,
         ticket: Ticket # The job
     ):
         self.ticket = ticket
-        self.loading = False  # Whether it loads the job's plugin now
-        self.cooperative = False  # Whether the plugin has asked if it is cancelled, and so can be asked to stop
-        self.finished = False  # Whether the job has ended and its large result is on the way
-        self.error: JobError | None = None  # The job's error, if the manager ends it
 
     def fail(self,
         error: JobError # Why the manager ends the job

@@ -19,7 +19,7 @@ from .broadcast import awaited_in
 from .serial import SerialExecutor, require_sync
 
 # %% auto #0
-__all__ = ['Hooks', 'resource_of', 'check_hooks', 'HookCaller', 'HookAnswers']
+__all__ = ['Hooks', 'resource_of', 'defines', 'check_hooks', 'HookCaller', 'HookAnswers']
 
 # %% ../../nbs/managers/hooks.ipynb #e4f7173b
 class Hooks:
@@ -96,6 +96,13 @@ def resource_of(
     for key in ("resource_id", "model_id", "model", "model_name"):
         if config.get(key) is not None: return str(config[key])
     return None
+
+def defines(
+    hooks: Hooks | None, # A manager; `None` when it was dropped
+    name: str # A hook
+) -> bool: # Else it need not be called
+    "Say whether a manager's class has a hook of its own."
+    return hooks is not None and getattr(type(hooks), name) is not getattr(Hooks, name)
 
 def check_hooks(
     manager: type[Hooks] # A job manager's class

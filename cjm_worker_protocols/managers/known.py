@@ -99,7 +99,7 @@ class KnownPlugins:
         given: GivenPlugins | None = None # All that it has, if they are known
     ):
         self.registry, self.engine, self.config, self.streams, self.given = registry, engine, config, streams, given
-        self._plans: dict[str, Plan] = {}  # By plugin: those that no registry can change
+        self.fixed: dict[str, Plan] = {}  # By plugin: those that no registry can change
 
     async def look_up(self,
         plugin_id: str # A plugin
@@ -107,11 +107,11 @@ class KnownPlugins:
         """Look a plugin up.
 
         Raises `UnknownPluginError`, `PluginNotConfiguredError` and `RegistryUnavailableError`."""
-        if (plan := self._plans.get(plugin_id)) is not None: return plan
+        if (plan := self.fixed.get(plugin_id)) is not None: return plan
         name, config = (plugin_id, {}) if self.registry is None else await self.registry.look_up(plugin_id)
         signature = None if self.given is None else self.given.signature(plugin_id, name)
         plan = Plan(name, config, self.engine.placement(self.config, config), signature)
-        if self.registry is None and self.given is not None: self._plans[plugin_id] = plan
+        if self.registry is None and self.given is not None: self.fixed[plugin_id] = plan
         return plan
 
     async def reload(self,
@@ -126,5 +126,5 @@ class KnownPlugins:
         known = await self.look_up(plugin_id)
         kept = {"worker_python": known.config.get("worker_python")}
         plan = known._replace(config=dict(config), placement=self.engine.placement(self.config, {**kept, **config}))
-        if self.registry is None: self._plans[plugin_id] = plan
+        if self.registry is None: self.fixed[plugin_id] = plan
         return plugin_id, plan

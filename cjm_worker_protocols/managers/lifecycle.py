@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core.config import WorkerConfig
 from ..core.errors import log_safely
-from ..core.frames import Frame, OutgoingFrame
+from ..core.frames import Frame, Kind, OutgoingFrame
 from ..core.jobs import Job, JobCancelled, JobError, JobExpired
 from ..engines.base import Engine, Exit
 from .closing import Closing, OpenJobs
@@ -203,7 +203,7 @@ class Lifecycle:
 
     def _began(self, worker: WorkerProxy, ticket: Ticket) -> None:
         self.jobs.began(ticket, worker)
-        self.scheduler.began(ticket)
+        self.scheduler.queue.began(ticket, self.loop.time)
         self.news.began(worker, ticket)
         self._worker_news.update(worker)
 
@@ -216,13 +216,14 @@ class Lifecycle:
         self.jobs.stopped(ticket)
         try: self.scheduler.changed(worker)
         finally:
-            error = error or error_in(frame)
+            if error is None and frame.kind != Kind.RESULT: error = error_in(frame)
             if error is not None: self._retry_or_fail(ticket, error)
             else:
-                self._forget(ticket)
+                self._expiring.stop(ticket)
+                self.jobs.forget(ticket)
                 if self._finisher.complete(ticket, frame): self.pool.succeeded(worker)
         if ticket.job.status == "pending": self.scheduler.dispatch()
-        if worker.ticket is not None: return
+        if worker.given.present is not None: return
         self._worker_news.update(worker)
         if self.pool.closing: worker.stop("shutdown") # so far only its job was asked to stop
 

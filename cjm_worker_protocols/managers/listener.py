@@ -54,7 +54,7 @@ class JobListener:
         else: self._reports.yielded(self._worker, ticket, chunks, len(frame.body))
 
     def _loads(self, ticket: Ticket, begins: bool, value: Any) -> None:
-        self._worker.loaded.hear(ticket, begins, value, asyncio.get_running_loop().time())
+        self._worker.loaded.hear(ticket, begins, value)
         self._worker.limit()
         self._reports.loading(ticket, begins, value)
 
@@ -117,7 +117,7 @@ class WorkerListener:
 
     def _replied(self, tag: int, done: bool | None, reason: str | None, loaded: list[tuple[PluginName, dict[str, Any]]]) -> None:
         worker = self._worker
-        worker.loaded.renew(loaded, asyncio.get_running_loop().time())
+        worker.loaded.renew(loaded)
         worker.commands.reply(tag, done, reason)
         if done is None: worker.stop("room") # a module that it has imported has changed on disk
         if worker.given.present is not None or worker.stopping: return

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from ..core.config import WorkerConfig
@@ -52,7 +53,9 @@ class Commands(dict[int, "asyncio.Future[tuple[bool | None, str | None]]"]):
 class LoadedPlugin:
     "A plugin that a worker has loaded."
     config: dict[str, Any]  # What it was loaded with
-    used: float  # When it was last used, by the loop's clock
+    used: int  # Its last use, counted over all workers
+
+_uses = count(1)
 
 # %% ../../nbs/managers/proxy.ipynb #c32e4572
 class LoadedPlugins(dict[PluginName, LoadedPlugin]):
@@ -64,45 +67,40 @@ class LoadedPlugins(dict[PluginName, LoadedPlugin]):
         for name in self.keys() - set(names): del self[name]
 
     def renew(self,
-        loaded: list[tuple[PluginName, dict[str, Any]]], # All that it has, with their configs
-        now: float # The loop's time
+        loaded: list[tuple[PluginName, dict[str, Any]]] # All that it has, with their configs
     ) -> None:
         "Note what a worker has loaded after a command."
         self.keep(dict(loaded))
-        for name, config in loaded: self.use(name, config, now)
+        for name, config in loaded: self.use(name, config)
 
     def use(self,
         name: PluginName, # Id and name
-        config: dict[str, Any], # Its config
-        now: float # The time
+        config: dict[str, Any] # Its config
     ) -> None:
         "Note that a plugin is loaded."
         self.pop(name, None)
-        self[name] = LoadedPlugin(config, now)
+        self[name] = LoadedPlugin(config, next(_uses))
 
     def use_again(self,
-        name: PluginName, # Id and name
-        now: float # The time
+        name: PluginName # Id and name
     ) -> None:
         "Note that a plugin was used again, if it is loaded."
         if (plugin := self.pop(name, None)) is None: return
-        plugin.used, self[name] = now, plugin
-
+        plugin.used, self[name] = next(_uses), plugin
 
     @property
-    def oldest_use(self) -> float: # By the loop's clock; 0 when nothing is loaded
+    def oldest_use(self) -> int: # A smaller number is longer ago; 0 when nothing is loaded
         "When the plugin that would be unloaded first was last used."
-        return next(iter(self.values())).used if self else 0.0
+        return next(iter(self.values())).used if self else 0
 
     def hear(self,
         ticket: Ticket, # The job whose plugin the worker loads, or has loaded
         begins: bool, # Whether it begins to load
-        value: Any, # Then, those that stay
-        now: float # The time
+        value: Any # Then, those that stay
     ) -> None:
         "Note what a worker says of a load."
         if begins: self.keep(value)
-        else: self.use(ticket.plugin, ticket.config, now)
+        else: self.use(ticket.plugin, ticket.config)
 
     @property
     def last(self) -> tuple[str | None, str | None, dict[str, Any]]: # Each empty or `None` when nothing is loaded
@@ -150,8 +148,8 @@ class WorkerProxy(ManagedProcess):
     @property
     def free(self) -> bool: # Reserved or not
         "Whether it could begin a job at once."
-        if self.standby or self.stopping or self.gone or not self.ready or self.steps.terminated: return False
-        return self.given.present is None and self.marking is None and not self.commands
+        if self.given.present is not None or self.standby or self.stopping or self.gone or not self.ready: return False
+        return self.marking is None and not self.commands and not self.steps.terminated
 
     @property
     def idle(self) -> bool: # Free and not reserved
@@ -202,9 +200,9 @@ class WorkerProxy(ManagedProcess):
         ticket: Ticket # A job that waits
     ) -> bool: # Not while its output could be taken for that of another job
         "Return whether a job may be sent ahead to this busy worker."
-        running = self.ticket
-        if running is None or self.stopping or self.commands or self.stderr_tail.mixed or self.marking is not None: return False
-        same = self.last_plugin == running.job.plugin_id == ticket.job.plugin_id
+        present = self.given.present
+        if present is None or self.stopping or self.commands or self.stderr_tail.mixed or self.marking is not None: return False
+        same = self.last_plugin == present.ticket.job.plugin_id == ticket.job.plugin_id
         return same and ticket.placement == self.placement and self.given.has_room(ticket)
 
     def prefetch(self,
@@ -278,7 +276,7 @@ class WorkerProxy(ManagedProcess):
     ) -> None:
         "Go on with the prefetched job while this process keeps its books."
         following, self.last_plugin, self.stopping = self.given.ahead, ended.ticket.job.plugin_id, ""
-        self.loaded.use_again(ended.ticket.plugin, asyncio.get_running_loop().time())
+        self.loaded.use_again(ended.ticket.plugin)
         self._begin(following)
         try: self._reports.ended(self, ended.ticket, frame, ended.error)
         finally:

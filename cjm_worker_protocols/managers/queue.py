@@ -135,7 +135,7 @@ class Stacks:
 
     def __init__(self) -> None:
         self.count = 0  # Jobs
-        self._stacks: dict[Share, Stack] = {}
+        self.stacks: dict[Share, Stack] = {}
         self._keys: list[Key] = []  # A heap, with the head of each stack; one that does not count is dropped when it comes up
 
     def push(self,
@@ -145,8 +145,8 @@ class Stacks:
     ) -> None:
         "Put a job in line, or late tickets."
         ticket.queued = ticket.place
-        stack = self._stacks.get(share)
-        if stack is None: stack = self._stacks[share] = Stack()
+        stack = self.stacks.get(share)
+        if stack is None: stack = self.stacks[share] = Stack()
         self.count, stack.count = self.count + count, stack.count + count
         heapq.heappush(stack.heap, (ticket.place, ticket))
         key = -share.priority, share.turn, stack.head().place, share
@@ -160,9 +160,9 @@ class Stacks:
     ) -> None:
         "Take a job out of line, wherever it stands."
         ticket.queued, self.count = 0, self.count - 1
-        stack = self._stacks[share]
+        stack = self.stacks[share]
         stack.discard()
-        if not stack.count: del self._stacks[share]
+        if not stack.count: del self.stacks[share]
 
     def first(self,
         full: Container[str | None] = () # Owners to leave out
@@ -171,7 +171,7 @@ class Stacks:
         keys, aside, found = self._keys, [], None
         while keys and found is None:
             share = keys[0][3]
-            stack = self._stacks.get(share)
+            stack = self.stacks.get(share)
             if stack is None or stack.key is not keys[0]: heapq.heappop(keys)
             elif share.owner in full: aside.append(heapq.heappop(keys))
             elif keys[0][1] == share.turn and keys[0][2] == (ticket := stack.head()).place: found = Turn(keys[0], ticket)
@@ -185,12 +185,14 @@ class Stacks:
         share: Share # A share
     ) -> Turn | None: # `None` when it has no job in this line
         "Return the oldest job of a share."
-        stack = self._stacks.get(share)
-        return None if stack is None else Turn((-share.priority, share.turn, stack.head().place, share), stack.head())
+        if (stack := self.stacks.get(share)) is None: return None
+        head = stack.head()
+        return Turn((-share.priority, share.turn, head.place, share), head)
+
 
     def some(self) -> list[Ticket]: # Those that are nearest to the front
         "List some of the jobs."
-        entries = [entry for stack in self._stacks.values() for entry in stack.heap[:self.SHOWN]]
+        entries = [entry for stack in self.stacks.values() for entry in stack.heap[:self.SHOWN]]
         return [ticket for place, ticket in entries if isinstance(ticket, Ticket) and ticket.queued == place]
 
 # %% ../../nbs/managers/queue.ipynb #521e7af3
@@ -231,7 +233,7 @@ class Turns:
         places: Sequence[int] # Which it takes
     ) -> Share: # Its share
         "Count a job that comes into line."
-        self.forget(ticket)
+        if ticket.start: self.forget(ticket)
         share = self.shares.get(ticket.share)
         if share is None:
             turn = self._served if ticket.share == self._last else self._served - 1
@@ -360,10 +362,11 @@ class JobQueue:
 
 
     def push(self,
-        ticket: Waiting # A job that waits, anew or again, or late tickets
+        ticket: Waiting, # A job that waits, anew or again, or late tickets
+        places: Sequence[int] = () # Those of late tickets
     ) -> Line: # Where it waits
         "Put a job in line."
-        places, line = ticket.places, self.lines.get(ticket.line)
+        places, line = places or (ticket.place,), self.lines.get(ticket.line)
         if line is None: line = self.lines[ticket.line] = Line(ticket.line)
         self.tickets.update(dict.fromkeys(places, ticket))
         line.push(ticket, self.turns.enter(ticket, places), len(places))
@@ -400,13 +403,13 @@ class JobQueue:
 
     def began(self,
         ticket: Ticket, # A job that was taken
-        now: float # The time, if it has passed another
+        clock: Callable[[], float] # Returns the time
     ) -> None:
         """Note that a worker has begun a job, and so its owner has had the turn.
 
         What the job passed was passed."""
         self.turns.began(ticket)
-        if ticket.on_begin is not None: ticket.on_begin(now)
+        if ticket.on_begin is not None: ticket.on_begin(clock())
         ticket.on_begin, ticket.blocked = None, ""
 
     def next(self,
@@ -427,8 +430,7 @@ def follows(
     ticket: Ticket # One of them
 ) -> bool: # Whether an older one of its owner, priority and plugin waits
     "Say whether a job cannot be next, so that it makes no difference now."
-    turn = queue.lines[ticket.line].first_of(queue.turns.shares[ticket.share])
-    return turn is not None and turn.ticket is not ticket
+    return queue.lines[ticket.line].stacks[queue.turns.shares[ticket.share]].head() is not ticket
 
 # %% ../../nbs/managers/queue.ipynb #deddc225
 def passer(

@@ -70,7 +70,7 @@ class TakenJobs:
         lifecycle.jobs.places.update({job.id: place for place, job in jobs.items()})
         for job in jobs.values(): attach_later(job, self._attach)
         late = LateTickets(jobs, plan.placement, partial(self.ticket, plan), queue.tickets)
-        queue.push(late)
+        queue.push(late, late.places)
         for place in late.places if lifecycle.news.events.heard else (): # an event is emitted in the context of a ticket
             if (ticket := ticket_at(queue.tickets, place)) is not None: lifecycle.news.queued(ticket)
 

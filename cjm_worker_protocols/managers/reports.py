@@ -56,10 +56,6 @@ class Ticket:
         "What its frame takes."
         return 0 if self.frame is None else len(self.frame)
 
-    @property
-    def places(self) -> tuple[int, ...]: # One, where `LateTickets` have many
-        "The places that it takes in line."
-        return (self.place,)
 
     @property
     def rank(self) -> tuple[int, int]: # Smaller is sooner

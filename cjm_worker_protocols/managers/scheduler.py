@@ -142,11 +142,6 @@ class Scheduler:
         ticket.live.position = partial(self.position, ticket.place)
         if line.blocked: self._blocks.show(ticket, line.blocked)
 
-    def began(self,
-        ticket: Ticket # A job
-    ) -> None:
-        "Note that a worker has begun a job."
-        self.queue.began(ticket, 0.0 if ticket.on_begin is None else self._recheck.now())
 
     def discard(self,
         ticket: Ticket # A job that has ended
@@ -177,14 +172,17 @@ class Scheduler:
         for worker in workers if idle and self._config.max_workers > 1 else (): # an idle one can begin at once what was sent ahead
             ahead = worker.prefetched
             if ahead is not None and self.limits.may_move(worker, ahead) and worker.revoke() is not None: self.put_back(ahead)
-        now, may = Round(set(), {}), bool(idle) or not all_taken(workers, self._pool.capacity)
-        while may and (turn := self.queue.next(now.left, self.limits.now())) is not None:
-            choice = self._chooser.choose(turn, now)
-            may = choice is None or not choice.last
-            if choice is not None and may: self._carry_out(choice, now)
+        if idle or not all_taken(workers, self._pool.capacity): self._hand_out()
         for worker in workers if self.queue.tickets else ():
             if (ahead := self._prefetcher.outdated(worker)) is not None: self.put_back(ahead)
         for worker in workers if self.queue.tickets else (): self._prefetcher.send(worker)
+
+    def _hand_out(self) -> None:
+        now, more = Round(set(), {}), True
+        while more and (turn := self.queue.next(now.left, self.limits.now())) is not None:
+            choice = self._chooser.choose(turn, now)
+            more = choice is None or not choice.last
+            if choice is not None and more: self._carry_out(choice, now)
 
     def _carry_out(self, choice: Assignment, now: Round) -> None:
         "Run a job, or ask whether it may be loaded. While another job is asked about, only what is loaded runs."

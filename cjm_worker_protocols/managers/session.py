@@ -19,7 +19,7 @@ from ..core.jobs import Job
 from ..engines.base import OwnInterpreter
 from .durable import DurableJobs
 from .ends import JobTable
-from .hooks import Hooks
+from .hooks import Hooks, defines
 from .integrations import Integrations
 from .known import KnownPlugins, module_of, warn_of_app
 from .lifecycle import Lifecycle
@@ -82,7 +82,7 @@ class Session:
     ):
         self.lifecycle: Lifecycle | None = None
         self.durable: DurableJobs | None = None  # With a job store
-        self.draining = self.closed = False
+        self.draining = self.closed = self.may_refuse = False  # Whether a hook or the resource manager may refuse a job
         self.known, self.integrations, self.table = known, integrations, JobTable(known.config)
         self._manager, self._folder = weakref.ref(manager), working_folder()  # Wherever the app goes later
         self._closing: asyncio.Task[None] | None = None
@@ -99,10 +99,10 @@ class Session:
         return self.lifecycle
 
     def _start(self, manager: Hooks) -> None:
-        known, integrations = self.known, self.integrations
-        self.frames = frames = WorkerFrames(manager, known, self._folder)
+        known, integrations, frames = self.known, self.integrations, WorkerFrames(manager, self.known, self._folder)
         self.lifecycle = Lifecycle(known.config, known.engine, frames.hello, integrations, self._manager, self.table, frames.run)
         self.lifecycle.scheduler.limits.concurrency.update(frames.concurrency)
+        self.may_refuse = defines(manager, "_validate_resources") or self.lifecycle.scheduler.gate is not None
         integrations.events.listeners.bind(self.lifecycle.loop)
         if integrations.store is None: return
         self.durable = DurableJobs(integrations.store, self.lifecycle, self.table.jobs, known.config.stream_buffer, known.look_up)
@@ -192,23 +192,23 @@ async def start(
     """Check a job, make it, write it into the job store, and accept it.
 
     If this raises, no job exists."""
-    lifecycle, config = session.bind("start_job"), session.known.config
+    lifecycle, known = session.bind("start_job"), session.known
     if session.durable is not None: await session.durable.open()
     if not isinstance(plugin_id, str): raise ConfigError("plugin_id", "the id of a plugin", plugin_id)
     check_options(options, lifecycle.store)
-    plan = await session.known.look_up(plugin_id)
-    await check_room(hooks, lifecycle, plugin_id, plan.config)
+    plan = known.fixed.get(plugin_id) or await known.look_up(plugin_id)
+    if session.may_refuse or "concurrency" in plan.config: await check_room(hooks, lifecycle, plugin_id, plan.config)
     session.check_accepts()
-    check_capacity(lifecycle, config, options.owner)
-    job, live = make_job(hooks, session.table.jobs, lifecycle, config, plugin_id, params)
+    check_capacity(lifecycle, known.config, options.owner)
+    job, live = make_job(hooks, session.table.jobs, lifecycle, known.config, plugin_id, params)
     options.write(job, lifecycle.store)
     job.retried_from = retried_from
     ticket = Ticket(job, live, next(lifecycle.tags), *plan)
-    ticket.frame = session.frames.run(ticket)
+    ticket.frame = make_frame(ticket, known.streams, hooks.prepare_execute_request(job))
     if session.durable is None or lifecycle.store is None:
         lifecycle.accept(ticket)
         return job
-    if (known := await session.durable.add(ticket)) is not None: return known
+    if (other := await session.durable.add(ticket)) is not None: return other
     try:
         session.check_accepts()
         lifecycle.accept(ticket)

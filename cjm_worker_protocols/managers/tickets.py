@@ -19,7 +19,7 @@ class LateTickets:
     """Jobs of one plugin and one share that wait.
 
     In the queue it stands for the oldest that has no ticket, as a ticket stands for its job."""
-    start, turn = -1, None  # It was never taken out of line
+    start, turn = 0, None  # It was never taken out of line
     def __init__(self,
         jobs: dict[int, Job], # By place, the oldest first
         placement: Hashable, # What their workers take of where they live
