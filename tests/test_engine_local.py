@@ -129,6 +129,19 @@ def look() -> "dict[str, Any]":
     return {"argv": sys.argv, "flags": flags, "warn": sys.warnoptions, "x": sorted(sys._xoptions)}
 
 
+def safe_path() -> "tuple[str | None, bool]":
+    """What keeps the working directory off the import path, and whether it is on it."""
+    return os.environ.get("PYTHONSAFEPATH"), "" in sys.path
+
+
+@pytest.mark.parametrize("value", [None, "1", "cjm"])
+async def test_the_working_directory_is_on_the_import_path_as_elsewhere(value: "str | None") -> None:
+    """For an interpreter of its own, and unless the app has set `PYTHONSAFEPATH`, which plugins find as it was."""
+    env = {"PYTHONPATH": f"{TESTS}", **({"PYTHONSAFEPATH": value} if value else {})}
+    async with JobManager("t", "t", plugins={"safe_path": safe_path}, worker_config=WorkerConfig(python=sys.executable, env=env)) as m:
+        assert await (await m.start_job("safe_path")) == (value, value is None or sys.version_info < (3, 11))
+
+
 APP = """
 import asyncio, json, sys
 from test_engine_local import look

@@ -636,7 +636,7 @@ def test_clients_that_do_not_read_hold_a_limited_number_of_bytes(monkeypatch: py
             reading.parser.events.clear()
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert most < 12 << 20, most
+        assert most < 25 << 20, most  # since Python 3.12, a loop holds the whole of an event of which a client has read a part
         assert broadcaster.counters.clients <= 1 + 6 and broadcaster.counters.aborted >= 94
     assert 1 <= len([r for r in caplog.records if "aborting" in r.getMessage()]) <= 3
 

@@ -63,10 +63,14 @@ class Invocation(NamedTuple):
 # %% ../../nbs/engines/launch.ipynb #f18929c4
 _PACKAGE = Path(os.path.abspath(guardian.__file__)).parents[1]
 ARGV = "CJM_WORKERS_ARGV"  # The variable with the app's arguments, which the worker removes before anything else runs
+_SAFE_PATH, _OURS = "PYTHONSAFEPATH", "cjm_worker_protocols"  # Any value but an empty one counts
 _START = f"""import sys
 path, (root, *numbers) = sys.path[:], sys.argv[1:7]
 sys.path[:] = [p for p in path if p]
 import json, os
+if os.environ.get({_SAFE_PATH!r}) == {_OURS!r}:
+    del os.environ[{_SAFE_PATH!r}]
+    if '' not in path and not sys.flags.ignore_environment: path.insert(0, '')
 sys.argv[:] = json.loads(os.environ.pop({ARGV!r}))
 sys.path[:0] = [root]
 import cjm_worker_protocols
@@ -101,7 +105,8 @@ def worker_environment(
     argv = json.dumps(invocation.argv)
     if len(argv) > _LONGEST: argv = json.dumps(invocation.argv[:1])
     marks = f"{os.environ.get(guardian.MARK, '')} {mark}".strip()
-    return {**without_settings(os.environ), **(config.env or {}), guardian.MARK: marks, ARGV: argv}
+    safe_path = {} if "-P" in invocation.flags else {_SAFE_PATH: _OURS}
+    return {**safe_path, **without_settings(os.environ), **(config.env or {}), guardian.MARK: marks, ARGV: argv}
 
 # %% ../../nbs/engines/launch.ipynb #4730ccb1
 def open_sockets(

@@ -134,7 +134,7 @@ def open_database(
         if not os.path.exists(path): make_database(path)
         check_file(path)
         if not os.access(path, os.W_OK): raise PermissionError(13, "the file may not be written")
-        db = sqlite3.connect(path, timeout, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
         migrate(db, path, MIGRATIONS)
         (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
         if mode != "wal": raise StoreLockingError(path, f"journal_mode is {mode!r} in place of 'wal'")
