@@ -251,7 +251,7 @@ def outgoing(
     """Make a frame.
 
     A very large value is copied here, once. Raises what pickling `value` raises."""
-    if value is None: return OutgoingFrame([in_one_piece(kind, tag, _NONE)])
+    if value is None: return OutgoingFrame([HEADER.pack(kind, 0, 0, tag, len(_NONE)) + _NONE])
     found = _pieces(value)
     if not found.buffers and len(found) == 1 and len(found[0]) < LARGE: return OutgoingFrame([in_one_piece(kind, tag, found[0])])
     body = _lay_out(found)
@@ -273,13 +273,14 @@ class Frame(NamedTuple):
         """Unpickle the body.
 
         Raises what unpickling and `Segment.map` raise."""
-        if not self.buffers and not isinstance(self.body, Segment): return pickle.loads(self.body)
+        if type(self.body) is bytes and not self.buffers: return pickle.loads(self.body)
         body = self.body.map() if isinstance(self.body, Segment) else memoryview(self.body)
         buffers, rest = _taken_apart(body, self.buffers)
         return pickle.loads(rest, buffers=buffers)
 
 # %% ../../nbs/core/frames.ipynb #1db6240a
-_FIRST, _LAST = min(Kind), max(Kind)  # an enum's member takes longer to find than a global
+_FIRST, _LAST = int(min(Kind)), int(max(Kind))  # an enum's member takes longer to find than a global
+_HEADER_SIZE, _read_header, _make = HEADER.size, HEADER.unpack_from, tuple.__new__  # a named tuple's own `__new__` is a function in Python
 
 class FrameReader:
     "Cut a stream of bytes into frames."
@@ -293,7 +294,8 @@ class FrameReader:
 
     def space(self) -> memoryview: # Never empty
         "Return the buffer for the next bytes."
-        return self._body[self._filled:] if self._large is not None else self._view[self._end:]
+        if self._large is not None: return self._body[self._filled:]
+        return self._view[self._end:] if self._end else self._view
 
     def received(self,
         count: int # Bytes that were written to `space`
@@ -306,25 +308,24 @@ class FrameReader:
             if self._filled < len(self._body): return []
             frame, self._large, self._body = self._large, None, memoryview(b"")
             return [frame]
-        self._end = end = self._end + count
-        frames, start, view = [], 0, self._view
-        while end - start >= HEADER.size:
-            kind, segments, buffers, tag, size = HEADER.unpack_from(view, start)
+        frames, start, end, view = [], 0, self._end + count, self._view
+        while end - start >= _HEADER_SIZE:
+            kind, segments, buffers, tag, size = _read_header(view, start)
             if not _FIRST <= kind <= _LAST: raise ValueError(f"expected a frame (got one of kind {kind})")
-            body = start + HEADER.size
+            body = start + _HEADER_SIZE
             stop = body + size
             if segments:
                 if segments > 1 or self._take_segment is None: raise ValueError(f"expected no segment (got {segments})")
                 frames.append(Frame(kind, tag, self._take_segment(size), buffers))
                 start = body
             elif stop <= end:
-                frames.append(Frame(kind, tag, (bytearray if buffers else bytes)(view[body:stop]), buffers))
+                frames.append(_make(Frame, (kind, tag, (bytearray if buffers else bytes)(view[body:stop]), buffers)))
                 start = stop
-            elif HEADER.size + size > len(view):
+            elif _HEADER_SIZE + size > len(view):
                 self._begin_large(kind, tag, buffers, bytearray(size), view[body:end])
                 start = end
             else: break
-        if start: view[:end - start] = view[start:end]
+        if 0 < start < end: view[:end - start] = view[start:end]
         self._end = end - start
         return frames
 
