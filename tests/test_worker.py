@@ -68,7 +68,7 @@ class Driven:
             theirs.close()
         number = fd if fd >= 0 else theirs.fileno()
         reader, self.claims = socket.socketpair()
-        read = reader.fileno()
+        self.reads = read = reader.fileno()  # the claims, in the worker
         main = f"{prelude}; from cjm_worker_protocols.worker.main import main; main({number}, {read})"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
         fds = {"pass_fds": [number, read], "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -1132,6 +1132,62 @@ def test_a_plugin_that_closes_the_channel_is_named(then: str, tmp_path: Path) ->
     code, said = worker.close()
     assert code == 1 and said.count("the plugin closed the worker's connection to its manager") == 1
     assert all(file.stat().st_size == 0 for file in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("which", ["frames", "claims"])
+def test_a_plugin_that_replaces_a_socket_of_the_channel_is_named(which: str) -> None:
+    """Another socket that gets the number of one of its sockets is noticed after the job, before the next is begun."""
+
+    def replaces(number: int) -> None:
+        replaces.sockets = other, _ = socket.socketpair()  # type: ignore[attr-defined]
+        os.dup2(other.fileno(), number)
+
+    worker = Driven(replaces, fd=40)
+    worker.start("replaces", number=40 if which == "frames" else worker.reads)
+    with pytest.raises(WorkerLost):
+        worker.ended()
+        worker.receive()
+    code, said = worker.close()
+    assert code == 1 and said.count("the plugin closed the worker's connection to its manager") == 1
+
+
+@pytest.mark.parametrize("how", ["os.fork", "C"])
+def test_a_child_says_nothing_however_it_was_forked(how: str) -> None:
+    """Also C code may fork, without Python's hooks: the child sends no frame, and ends where it would receive one."""
+
+    def forks(how: str) -> "int | None":
+        import ctypes
+
+        child = os.fork() if how == "os.fork" else ctypes.CDLL(None).fork()
+        if not child:
+            print("from the child")
+            return None
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def works() -> str:
+        return "worked"
+
+    with driven(forks, works) as worker:
+        ended = worker.job("forks", how=how)
+        assert (ended.kind, ended.value, ended.printed) == (Kind.RESULT, 0, [])
+        assert worker.result("works") == "worked"
+
+
+def test_what_a_plugin_holds_back_on_stdout_is_sent_with_its_job() -> None:
+    """It sets `sys.stdout` to keep what is written, or puts a buffered file in its place."""
+
+    def holds_back(how: str) -> None:
+        import io
+
+        if how == "reconfigured":
+            sys.stdout.reconfigure(write_through=False)  # type: ignore[union-attr]
+        else:
+            sys.stdout = io.TextIOWrapper(io.BufferedWriter(sys.stdout.buffer), "utf-8")  # type: ignore[type-var]
+        print(how)
+
+    with driven(holds_back) as worker:
+        for how in ("reconfigured", "replaced"):
+            assert worker.job("holds_back", how=how).printed == [("stdout", how)]
 
 
 def test_a_plugin_that_closes_the_standard_streams() -> None:

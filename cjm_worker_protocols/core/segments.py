@@ -138,11 +138,6 @@ class SegmentSocket:
         self._writable.register(sock, select.POLLOUT)
         with suppress(OSError): sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1) # the least: `poll` then allows one on its way
 
-    @property
-    def fd(self) -> int: # -1 once the socket is closed
-        "The socket's descriptor."
-        return self._sock.fileno()
-
     def wait(self) -> None:
         "Wait until at most one segment is on its way, or until the connection has ended."
         self._writable.poll()

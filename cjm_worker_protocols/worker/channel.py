@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import pickle
 import select
@@ -13,7 +14,9 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -22,8 +25,8 @@ from ..core.frames import LARGE, PLAIN, Frame, FrameReader, Kind, OutgoingFrame,
 from ..core.segments import SegmentSocket
 
 # %% auto #0
-__all__ = ['TornFrameError', 'LostChannelError', 'WholeFrames', 'Descriptor', 'BlockingSocket', 'FrameWriter', 'ChunkBuffer',
-           'FrameInbox', 'ClaimReader', 'Channel']
+__all__ = ['TornFrameError', 'LostChannelError', 'WholeFrames', 'file_behind', 'Descriptor', 'socket_behind', 'BlockingSocket',
+           'FrameWriter', 'ChunkBuffer', 'FrameInbox', 'ClaimReader', 'process_mark', 'Channel']
 
 # %% ../../nbs/worker/channel.ipynb #2f6bd97e
 class TornFrameError(FactError, BrokenPipeError):
@@ -51,13 +54,15 @@ class WholeFrames:
     def __init__(self,
         doing: str # What happens to the frames: `sent` or `received`
     ):
-        self.torn, self._doing = False, doing
+        self.torn, self._doing = False, doing  # `torn` is also set while a frame is on its way
         self._by: BaseException | None = None
 
-    def __enter__(self) -> None: self.torn = True
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+    def interrupted(self,
+        by: BaseException # What was raised in the middle of a frame
+    ) -> None:
+        "Remember what was raised; no further frame can pass."
         # a kept SIGTERM would count as still being handled, so it is copied
-        self.torn, self._by = error is not None, SystemExit(*error.args) if isinstance(error, SystemExit) else error
+        self.torn, self._by = True, SystemExit(*by.args) if isinstance(by, SystemExit) else by
 
     @property
     def ended(self) -> bool: # Whether `SystemExit` interrupted a frame
@@ -74,29 +79,43 @@ class WholeFrames:
         if self.torn: raise self.error
 
 # %% ../../nbs/worker/channel.ipynb #0d65d11d
+def file_behind(
+    fd: int # A descriptor number
+) -> tuple[int, int] | None: # The file's device and number; None if the descriptor is closed
+    "Find which file a descriptor stands for."
+    try: found = os.fstat(fd)
+    except OSError: return None
+    return found.st_dev, found.st_ino
+
 class Descriptor:
     "A descriptor number and the file that it stood for at first."
     def __init__(self,
         fd: int # An open descriptor
     ):
-        self.fd, self._file = fd, self._now(fd)
-
-    @staticmethod
-    def _now(fd: int) -> tuple[int, int] | None:
-        try: found = os.fstat(fd)
-        except OSError: return None
-        return found.st_dev, found.st_ino
+        self._fd, self._file = fd, file_behind(fd)
 
     @property
     def intact(self) -> bool: # Whether it stands for that file
         "Tell whether nothing has closed or replaced it."
-        return self._file is not None and self._now(self.fd) == self._file
+        return self._file is not None and file_behind(self._fd) == self._file
 
     def close(self) -> None:
         "Regard it as closed from now on."
         self._file = None
 
 
+
+# %% ../../nbs/worker/channel.ipynb #9e79b0bf
+_COOKIE = 57  # SO_COOKIE of Linux's asm-generic/socket.h, which the module `socket` does not have
+
+def socket_behind(
+    sock: socket.socket # An open socket
+) -> Callable[[], Any]: # Returns the same each time, unless the descriptor was closed (it may raise `OSError`) or replaced
+    "Make a call that finds which socket a descriptor stands for."
+    cookie = partial(sock.getsockopt, socket.SOL_SOCKET, _COOKIE, 8)
+    try: cookie()
+    except OSError: return partial(file_behind, sock.fileno())
+    return cookie
 
 # %% ../../nbs/worker/channel.ipynb #38d43eaa
 class BlockingSocket:
@@ -119,11 +138,12 @@ class BlockingSocket:
 
         :raises LostChannelError: when the connection was given up.
         :raises OSError: when the manager has gone."""
-        view = memoryview(data)
-        while view:
-            try: view = view[self._sock.send(view):]
+        rest: bytes | memoryview = data
+        while rest:
+            try: sent = self._sock.send(rest)
             except BlockingIOError: self._writable.poll()
             except OSError as e: raise self._named(e) from None
+            else: rest = memoryview(rest)[sent:] if sent < len(rest) else b""
 
     def receive(self,
         space: memoryview # The buffer to fill
@@ -151,8 +171,8 @@ class FrameWriter:
         sock: BlockingSocket, # Connected to the manager
         segments: SegmentSocket | None = None # Carries very large bodies
     ):
-        self.lock = threading.RLock()
-        self._sock, self._segments, self._stderr, self._whole = sock, segments, Descriptor(2), WholeFrames("sent")
+        self.lock, self.whole = threading.RLock(), WholeFrames("sent")
+        self._sock, self._segments, self._stderr = sock, segments, Descriptor(2)
         self._later = list[OutgoingFrame]()  # what signal handlers said while a frame was being sent
 
     def check(self) -> None:
@@ -162,8 +182,8 @@ class FrameWriter:
 
         :raises TornFrameError: after a frame that was not sent whole.
         :raises LostChannelError: when the connection was given up."""
-        if not (self._whole.torn and self.lock.acquire(blocking=False)): return
-        try: self._whole.check()
+        if not (self.whole.torn and self.lock.acquire(blocking=False)): return
+        try: self.whole.check()
         finally: self.lock.release()
 
     def write(self,
@@ -172,16 +192,21 @@ class FrameWriter:
         """With the lock held, write one frame; when the process is being ended, none.
 
         Raises what `check` and `BlockingSocket.send` raise."""
-        if self._whole.torn:
-            if self._whole.ended: return
+        whole = self.whole
+        if whole.torn:
+            if whole.ended: return
             if self._interrupts(): return self._later.append(frame)
-            raise self._whole.error
+            raise whole.error
         if frame.segment is not None and self._segments is not None: self._segments.wait()
+        whole.torn = True # a context manager would cost a job as much as all of this
         try:
-            with self._whole:
+            if frame.whole is not None: self._sock.send(frame.whole)
+            else:
                 for piece in self._pieces(frame): self._sock.send(piece)
-        except BaseException:
-            if not self._whole.ended: self.give_up(self._whole.error)
+            whole.torn = False
+        except BaseException as e:
+            whole.interrupted(e)
+            if not whole.ended: self.give_up(whole.error)
             raise
         while self._later: self.write(self._later.pop(0))
 
@@ -217,8 +242,8 @@ class ChunkBuffer:
         writer: FrameWriter # Sends the frames
     ):
         self._writer, self._flushed = writer, 0.0
-        self._chunks, self._size, self._tag = list[Any](), 0, 0
-        self._waiting: threading.Event | None = None  # wakes the thread that flushes
+        self.waiting, self._size, self._tag = list[Any](), 0, 0
+        self._wake: threading.Event | None = None  # wakes the thread that flushes
 
     def add(self,
         tag: int, # The job's number
@@ -226,31 +251,31 @@ class ChunkBuffer:
     ) -> None:
         "Send a chunk now, or within a millisecond."
         with self._writer.lock:
-            self._chunks.append(value)
+            self.waiting.append(value)
             self._tag, self._size = tag, self._size + (len(value) if isinstance(value, (str, bytes)) else 0)
-            full = len(self._chunks) >= self.CHUNKS or self._size >= self.CHARACTERS
+            full = len(self.waiting) >= self.CHUNKS or self._size >= self.CHARACTERS
             if full or time.monotonic() - self._flushed > self.PAUSE: self.flush()
-            elif len(self._chunks) == 1: self._flush_soon()
+            elif len(self.waiting) == 1: self._flush_soon()
 
     def flush(self) -> None:
         "With the writer's lock held, send the chunks that wait."
-        chunks, self._chunks, self._size = self._chunks, [], 0
+        chunks, self.waiting, self._size = self.waiting, [], 0
         if not chunks: return
         self._writer.write(OutgoingFrame([in_one_piece(Kind.CHUNK, self._tag, pickle.dumps(chunks, 5))]))
         self._flushed = time.monotonic()
 
     def _flush_soon(self) -> None:
-        if self._waiting is None:
-            waiting = threading.Event()
-            try: threading.Thread(target=self._flush_late, args=(waiting,), name="chunks", daemon=True).start()
+        if self._wake is None:
+            wake = threading.Event()
+            try: threading.Thread(target=self._flush_late, args=(wake,), name="chunks", daemon=True).start()
             except RuntimeError: return self.flush() # the process may start no more threads
-            self._waiting = waiting
-        self._waiting.set()
+            self._wake = wake
+        self._wake.set()
 
-    def _flush_late(self, waiting: threading.Event) -> None:
+    def _flush_late(self, wake: threading.Event) -> None:
         "On a thread of its own, send what has waited, whatever the plugin does meanwhile."
-        while waiting.wait():
-            waiting.clear()
+        while wake.wait():
+            wake.clear()
             time.sleep(self.PAUSE)
             with self._writer.lock:
                 try: self.flush()
@@ -268,9 +293,14 @@ class FrameInbox:
 
     def _fill(self) -> bool:
         "Receive once; return False when the manager has closed its end."
-        with self._whole:
+        self._whole.torn = True
+        try:
             count = self._sock.receive(self._reader.space())
             self._frames += self._reader.received(count)
+            self._whole.torn = False
+        except BaseException as e:
+            self._whole.interrupted(e)
+            raise
         return bool(count)
 
     def receive(self) -> Frame | None: # None when the manager has closed its end
@@ -278,7 +308,7 @@ class FrameInbox:
 
         :raises TornFrameError: after a frame that was not received whole.
         :raises LostChannelError: when the connection was given up."""
-        self._whole.check()
+        if self._whole.torn: self._whole.check()
         while not self._frames:
             if not self._fill(): return None
         return self._frames.pop(0)
@@ -298,22 +328,33 @@ class ClaimReader:
     def __init__(self,
         fd: int = -1 # The end to read; without one every job may begin
     ):
-        self._socket, self._next = socket.socket(fileno=fd) if fd >= 0 else None, 0
-
-    def _read(self, sock: socket.socket, flags: int = _TAKE) -> int:
-        "Read a claim that is there; 0 when there is none."
-        try: return int.from_bytes(sock.recv(8, flags), "big")
-        except BlockingIOError: return 0
+        self.socket, self._next = socket.socket(fileno=fd) if fd >= 0 else None, b""
 
     def take(self,
         tag: int # A job's number
     ) -> bool: # Whether the job may begin
         "Take the claim to a job, unless the manager has withdrawn it."
-        if (sock := self._socket) is None: return True
-        if not self._next and self._read(sock, _LOOK) == tag: self._next = self._read(sock)
-        if self._next != tag: return False # the claim of this job was withdrawn; if one was put there meanwhile, it belongs to a later job
-        self._next = 0
+        if (sock := self.socket) is None: return True
+        claim = tag.to_bytes(8, "big")
+        try:
+            if not self._next and sock.recv(8, _LOOK) == claim: self._next = sock.recv(8, _TAKE)
+        except BlockingIOError: return False # there is none
+        if self._next != claim: return False # this job's claim was withdrawn; one that was put there meanwhile belongs to a later job
+        self._next = b""
         return True
+
+# %% ../../nbs/worker/channel.ipynb #cde302e8
+_WIPE_ON_FORK = 18  # MADV_WIPEONFORK, which the module `mmap` does not have
+
+def process_mark() -> mmap.mmap: # Its first byte is 1 in this process, and 0 in one that is forked from it
+    """Mark this process.
+
+    Where the system cannot do it, a hook of `os.fork` does."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try: page.madvise(_WIPE_ON_FORK)
+    except (OSError, AttributeError): os.register_at_fork(after_in_child=lambda: page.__setitem__(0, 0))
+    page[0] = 1
+    return page
 
 # %% ../../nbs/worker/channel.ipynb #7154065c
 class Channel:
@@ -324,16 +365,17 @@ class Channel:
         segments: socket.socket | None = None # Carries very large bodies, which without it cross `sock`
     ):
         waiting, carrier = BlockingSocket(sock), SegmentSocket(segments) if segments is not None else None
-        self._pid, self._carries = os.getpid(), carrier is not None
-        self._descriptors = [Descriptor(fd) for fd in (sock.fileno(), carrier.fd if carrier is not None else -1, claims) if fd >= 0]
-        self._writer, self._inbox, self.claim = FrameWriter(waiting, carrier), FrameInbox(waiting, carrier), ClaimReader(claims).take
-        self._chunks = ChunkBuffer(self._writer)
+        self._mark, self._carries = process_mark(), carrier is not None
+        self._writer, self._inbox, claim_reader = FrameWriter(waiting, carrier), FrameInbox(waiting, carrier), ClaimReader(claims)
+        self._chunks, self.claim = ChunkBuffer(self._writer), claim_reader.take
+        behind = [(one.fileno(), socket_behind(one)) for one in (sock, segments, claim_reader.socket) if one is not None]
+        self._sockets = [(fd, now, now()) for fd, now in behind]  # each with what it stood for at first
         self.lock, self.give_up = self._writer.lock, self._writer.give_up
 
     @property
     def ours(self) -> bool: # False in a process that a plugin forked
         "Tell whether this process is the worker."
-        return os.getpid() == self._pid
+        return self._mark[0] == 1
 
     def send(self,
         kind: Kind, # The frame's kind
@@ -344,10 +386,11 @@ class Channel:
 
         Raises what pickling raises, or what `FrameWriter.write` raises."""
         frame = outgoing(kind, tag, value, in_segment=self._carries)
-        if not self.ours: return
+        if not self._mark[0]: return
         with self.lock:
-            self._chunks.flush()
-            if kind == Kind.RESULT and len(frame) >= LARGE: self._writer.write(outgoing(Kind.FINISHED, tag))
+            if self._chunks.waiting: self._chunks.flush()
+            large = frame.whole is None and len(frame) >= LARGE
+            if large and kind == Kind.RESULT: self._writer.write(outgoing(Kind.FINISHED, tag))
             self._writer.write(frame)
 
     def chunk(self,
@@ -365,14 +408,16 @@ class Channel:
         """Wait for the next frame; in a forked child, end the process.
 
         Raises what `FrameInbox.receive` raises."""
-        if not self.ours: os._exit(0)
-        self._writer.check()
+        if not self._mark[0]: os._exit(0)
+        if self._writer.whole.torn: self._writer.check()
         return self._inbox.receive()
 
     def check(self) -> None:
         "Raise `LostChannelError` if a job has closed or replaced a descriptor."
-        for descriptor in self._descriptors:
-            if not descriptor.intact: raise LostChannelError(descriptor.fd)
+        for fd, now, before in self._sockets:
+            try: same = now() == before
+            except OSError: same = False
+            if not same: raise LostChannelError(fd)
 
     def cancelled(self,
         tag: int # A job's number
