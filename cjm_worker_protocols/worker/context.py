@@ -26,13 +26,15 @@ __all__ = ['RunningJob', 'current', 'report_progress', 'report_bar', 'CancelRequ
 # %% ../../nbs/worker/context.ipynb #14526c01
 class RunningJob:
     "What the code of a job can say to the manager, until the job has ended."
+    loading = False  # whether its plugin is being loaded
+    reports = False  # whether it calls `report_progress`
+    _cooperative = _over = _warned = False
+
     def __init__(self,
         channel: Channel, # To the manager
         tag: int # The job's number
     ):
-        self.tag, self.loading = tag, False  # whether its plugin is being loaded
-        self.reports = False  # whether it calls `report_progress`
-        self._channel, self._cooperative, self._over, self._warned = channel, False, False, False
+        self._channel, self.tag = channel, tag
 
     def progress(self,
         fraction: float, # How much is done, from 0 to 1
@@ -124,15 +126,13 @@ def leave() -> None:
     "End the running job for all its threads, which the worker does."
     global _running
     job, _running = _running, None
-    _in_context.set(None)
-    if job is not None:
-        job.end()
-        _sort_pool_threads(job)
+    if job is None: return
+    job.end()
+    if "concurrent.futures.thread" in sys.modules: _sort_pool_threads(job)
 
 def _sort_pool_threads(job: RunningJob) -> None:
     "Free the idle threads of `concurrent.futures` pools; those at work belong to the job that has ended."
-    pools = sys.modules.get("concurrent.futures.thread")
-    if pools is None: return
+    pools: Any = sys.modules["concurrent.futures.thread"]
     idle, busy, frames = pools._worker.__code__, pools._WorkItem.run.__code__, sys._current_frames()
     del frames[threading.get_ident()] # a frame that refers to itself would keep the job's result alive
     for thread in threading.enumerate():

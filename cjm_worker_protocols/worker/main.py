@@ -21,7 +21,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from ..core.frames import Frame, Kind
+from ..core.frames import PLAIN, Frame, Kind
 from . import context
 from .channel import Channel, Descriptor
 from .plugins import ENDS_WORKER, Plugin, PluginSlots, drive, renew_event_loop
@@ -98,6 +98,7 @@ class WorkerSignals:
         service: StopOfService # Knows which SIGTERM is not meant for this process
     ):
         self._worker, self._main, self._shown, self._service = os.getpid(), threading.get_ident(), sys.unraisablehook, service
+        self._handler = self._on_sigterm  # makes the method an object once
         self._raised: weakref.ref[Terminated] | None = None
 
     def install(self) -> None:
@@ -112,7 +113,7 @@ class WorkerSignals:
 
     def restore(self) -> None:
         "Handle SIGTERM again, if a plugin has changed that."
-        if _signal.getsignal(signal.SIGTERM) != self._on_sigterm: signal.signal(signal.SIGTERM, self._on_sigterm)
+        if _signal.getsignal(signal.SIGTERM) is not self._handler: signal.signal(signal.SIGTERM, self._handler)
         _signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGTERM)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
@@ -158,7 +159,9 @@ class WorkerProcess:
     @staticmethod
     def disarm() -> None:
         "Stop the timers that a job has set."
-        for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF): signal.setitimer(timer, 0)
+        signal.alarm(0) # the same as `ITIMER_REAL`, and faster
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         faulthandler.cancel_dump_traceback_later()
 
 # %% ../../nbs/worker/main.ipynb #c82f6774
@@ -201,15 +204,19 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:half]}\n… {len(text) - 2 * half} characters left out …\n{text[-half:]}"
 
 # %% ../../nbs/worker/main.ipynb #d58e7d7d
+_UNREAD = "serialization", "the parameters, or the config, cannot be read in the worker: "  # category and start of an error
+_UNSENT = "serialization", "the result cannot be sent: "
+_LOADS, _RUNS = ("load", ""), ("exception", "")
+
 class JobExecution:
-    "A job in the worker, from the frame that starts it to the frame that ends it."
+    "Runs jobs, each from the frame that starts it to the frame that ends it."
     def __init__(self,
         channel: Channel, # To the manager
         slots: PluginSlots, # Has the loaded plugins
         flush: Callable[[], None] # Sends what was printed
     ):
         self._channel, self._slots, self._flush = channel, slots, flush
-        self._stage = "serialization", "the parameters, or the config, cannot be read in the worker: "  # category and start of an error
+        self._stage = _UNREAD  # of the job that runs
 
     def run(self,
         frame: Frame # Starts the job
@@ -217,12 +224,12 @@ class JobExecution:
         """Run the job to its end.
 
         Raises `SystemExit` or `KeyboardInterrupt` when the worker has to end."""
-        self._job = job = context.RunningJob(self._channel, frame.tag)
-        context.enter(job)
+        self._job, self._stage = context.RunningJob(self._channel, frame.tag), _UNREAD
+        context.enter(self._job)
         try:
             try: result = self._result(*frame.value())
             finally: WorkerProcess.disarm()
-            self._stage = "serialization", "the result cannot be sent: "
+            self._stage = _UNSENT
             self._end(Kind.RESULT, result)
         except context.CancelRequested: self._end(Kind.CANCELLED)
         except ENDS_WORKER: raise
@@ -236,10 +243,11 @@ class JobExecution:
         self._channel.send(kind, self._job.tag, value)
 
     def _result(self, plugin_id: str, name: str, config: dict[str, Any], stream: bool, parameters: dict[str, Any]) -> Any:
-        self._stage = "load", ""
+        self._stage = _LOADS
         plugin = self._slots.get((plugin_id, name), config) or self._load((plugin_id, name), config, stream)
-        self._stage = "exception", ""
-        return drive(plugin.run(**parameters), self._chunk)
+        self._stage = _RUNS
+        outcome = plugin.run(**parameters)
+        return outcome if type(outcome) in PLAIN else drive(outcome, self._chunk)
 
     def _load(self, name: tuple[str, str], config: dict[str, Any], stream: bool) -> Plugin:
         self._channel.send(Kind.LOADING, self._job.tag, self._slots.staying(name))
@@ -252,7 +260,7 @@ class JobExecution:
     def _chunk(self, value: Any) -> None:
         self._stage = "serialization", "a chunk cannot be sent: "
         self._channel.chunk(self._job.tag, value)
-        self._stage = "exception", ""
+        self._stage = _RUNS
 
 # %% ../../nbs/worker/main.ipynb #3a276b0a
 def edited_since(
@@ -275,6 +283,7 @@ class WorkerLoop:
         restore: Callable[[], None] # Restores the state of the process between two jobs
     ):
         self._channel, self._stdio, self._restore, self._slots, self._began = channel, stdio, restore, PluginSlots(), time.time()
+        self._run = JobExecution(channel, self._slots, stdio.flush).run
 
     def serve(self) -> None:
         "Work until the manager sends `STOP` or closes its end; then unload."
@@ -286,8 +295,8 @@ class WorkerLoop:
     def _act(self, frame: Frame | None) -> bool:
         "Act on a frame, and keep nothing of it; return whether another is to be received."
         if frame is None or frame.kind == Kind.STOP: return False
-        if frame.kind == Kind.RUN and self._channel.claim(frame.tag): # else the manager has withdrawn the job
-            JobExecution(self._channel, self._slots, self._stdio.flush).run(frame)
+        if frame.kind == Kind.RUN:
+            if self._channel.claim(frame.tag): self._run(frame) # else the manager has withdrawn the job
         elif frame.kind == Kind.UNLOAD: self._command(frame, self._slots.unload)
         elif frame.kind == Kind.RELOAD: self._command(frame, self._reload)
         elif frame.kind == Kind.LEVEL: self._stdio.handler.set_level(frame.value())

@@ -288,7 +288,11 @@ def same_config(
     other: Config # Another config
 ) -> bool: # Whether a plugin loaded with one need not be loaded with the other
     "Compare two configs, by value and by their pickles, without ever raising."
-    try: return config.keys() == other.keys() and all(_same(value, other[key]) for key, value in config.items())
+    try:
+        if config.keys() != other.keys(): return False
+        for key, value in config.items():
+            if not _same(value, other[key]): return False
+        return True
     except Exception: return False
 
 def _same(value: Any, other: Any) -> bool:

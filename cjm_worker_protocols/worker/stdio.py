@@ -138,7 +138,7 @@ class FrameFile(io.RawIOBase):
     ):
         super().__init__()
         self._channel, self._stream, self._fd = channel, stream, fd
-        self._tag, self._rest = 0, b""  # the last line, which has not ended, and whose it is
+        self._tag, self.rest = 0, b""  # the last line, which has not ended, and whose it is
         self._bar = ProgressBar() if stream == "stderr" else None
 
     def writable(self) -> bool: return True
@@ -154,19 +154,19 @@ class FrameFile(io.RawIOBase):
         if getattr(_rendering, "on", False): return len(raw)
         with self._channel.lock:
             if tag != self._tag: self.end_line()
-            *lines, rest = (self._rest + raw).split(b"\n")
+            *lines, rest = (self.rest + raw).split(b"\n")
             if len(rest) > self.LONGEST: rest = _shown(rest)
             if len(rest) > self.LONGEST: lines, rest = [*lines, rest], b""
-            self._tag, self._rest = tag, rest
+            self._tag, self.rest = tag, rest
             if lines: self._send(lines)
             if self._bar is not None and (found := self._bar.read(raw, tag)) is not None: report_bar(*found)
         return len(raw)
 
     def end_line(self) -> None:
         "Send the last line although it has not ended."
-        if not self._rest or not self._channel.ours: return # another thread may have held the lock when this process was forked
+        if not self.rest or not self._channel.ours: return # another thread may have held the lock when this process was forked
         with self._channel.lock:
-            rest, self._rest = self._rest, b""
+            rest, self.rest = self.rest, b""
             if rest: self._send([rest])
 
     def _send(self, lines: list[bytes]) -> None:
@@ -185,18 +185,22 @@ class WorkerStdio:
     ):
         self.handler = FrameHandler(channel)
         self._files = FrameFile(channel, "stdout", 1), FrameFile(channel, "stderr", 2)
+        self._streams = tuple(map(text_file, self._files))
 
     def install(self) -> None:
         "Take over `sys.stdout`, `sys.stderr` and logging."
-        sys.stdout, sys.stderr = map(text_file, self._files)
+        sys.stdout, sys.stderr = self._streams
         self.handler.capture()
 
     def flush(self) -> None:
         "Send all that was written so far, before the frame that ends a job."
-        for stream in (sys.stdout, sys.stderr):
-            try: stream.flush()
-            except Exception: pass # a plugin has closed or replaced it
-        for file in self._files: file.end_line()
+        stdout, stderr = self._streams
+        if sys.stdout is not stdout or sys.stderr is not stderr or not stdout.write_through or not stderr.write_through:
+            for stream in (sys.stdout, sys.stderr): # which may keep something
+                try: stream.flush()
+                except Exception: pass # a plugin has closed or replaced it
+        for file in self._files:
+            if file.rest: file.end_line()
 
 def text_file(
     raw: FrameFile # Takes the bytes
