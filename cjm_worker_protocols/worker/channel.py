@@ -48,13 +48,13 @@ class LostChannelError(FactError, BrokenPipeError):
 
 # %% ../../nbs/worker/channel.ipynb #aa7fa16f
 class WholeFrames:
-    """A context in which one frame is sent or received whole.
+    """Tells whether a frame is on its way, or what has interrupted one.
 
-    It remembers what has interrupted one."""
+    Set `torn` before a frame and reset it after; a context manager would take as long as the rest."""
     def __init__(self,
         doing: str # What happens to the frames: `sent` or `received`
     ):
-        self.torn, self._doing = False, doing  # `torn` is also set while a frame is on its way
+        self.torn, self._doing = False, doing
         self._by: BaseException | None = None
 
     def interrupted(self,
@@ -198,7 +198,7 @@ class FrameWriter:
             if self._interrupts(): return self._later.append(frame)
             raise whole.error
         if frame.segment is not None and self._segments is not None: self._segments.wait()
-        whole.torn = True # a context manager would cost a job as much as all of this
+        whole.torn = True
         try:
             if frame.whole is not None: self._sock.send(frame.whole)
             else:
