@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Generator
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from .display import folded, jobs_html
@@ -20,7 +21,7 @@ from .config import check_number
 from .errors import ManagerClosedError, NotANewJobError, StreamOverflowError, WrongLoopError
 
 # %% auto #0
-__all__ = ['ENDS', 'id_bytes', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'now', 'new_id', 'Waiters', 'Chunks', 'Job',
+__all__ = ['ENDS', 'id_bytes', 'now', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'new_id', 'Waiters', 'Chunks', 'Job',
            'LiveJob', 'live_of', 'attach_later', 'was_read', 'kept_chunks', 'attach', 'request_cancel', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #f7159f83
@@ -93,9 +94,7 @@ def fresh(
 ENDS = frozenset({"completed", "failed", "cancelled"})  # The statuses that a job never leaves
 id_bytes: Callable[[int], bytes] = os.urandom  # Where ids come from
 
-def now() -> datetime: # In UTC
-    "Return the current time."
-    return datetime.now(timezone.utc)
+now: Callable[[], datetime] = partial(datetime.now, timezone.utc)  # Returns the current time
 
 def new_id() -> str: # Like `str(uuid.uuid4())`
     "Make a random UUID."
@@ -258,7 +257,7 @@ class Job(_Attached):
 
         :raises WrongLoopError: on another loop than the manager's.
         :raises ManagerClosedError: when the next app gets the job."""
-        live = live_of(self)
+        live = self._live or live_of(self)
         live.check_loop("await job")
         if self.status not in ENDS and not live.left: await live.waiters.wait()
         if self.status not in ENDS: raise ManagerClosedError("await job")
@@ -367,7 +366,7 @@ def was_read(
     job: Job # A job that has ended
 ) -> bool: # Whether it was awaited, or streamed to its end, or is about to be
     "Say whether a job's end has reached the app."
-    live = live_of(job)
+    live = job._live or live_of(job)
     return live.read or len(live.waiters) > 0 or live.streamed is not None and len(live.streamed.waiters) > 0
 
 def kept_chunks(

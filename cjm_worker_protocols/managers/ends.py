@@ -44,15 +44,17 @@ class EndedJobs:
     ) -> None:
         "Keep a job, and forget the oldest while there is too much."
         self._sizes[job.id], self._size = size, self._size + size
-        while len(self._sizes) > self._keep or self._size > self._most and len(self._sizes) > 1: self._warn_of(self._forget())
+        while len(self._sizes) > self._keep or self._size > self._most and len(self._sizes) > 1:
+            oldest = self._forget()
+            if oldest is not None and not was_read(oldest): self._warn_of(oldest)
 
     def _forget(self) -> Job | None:
         job_id, size = self._sizes.popitem(last=False)
         self._size -= size
         return self._jobs.pop(job_id, None)
 
-    def _warn_of(self, job: Job | None) -> None:
-        if job is None or self._lost or not self._keep or was_read(job): return
+    def _warn_of(self, job: Job) -> None:
+        if self._lost or not self._keep: return
         self._lost = True
         log_safely(_log, logging.WARNING, "job %s (%s, %s) is no longer kept, and its end was not read: at most %d jobs are kept, "
                    "and %d bytes. Raise WorkerConfig.keep_finished or keep_finished_bytes, or await each job; manager.totals counts all. "

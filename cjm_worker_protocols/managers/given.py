@@ -5,7 +5,6 @@
 # %% ../../nbs/managers/given.ipynb #6d7d4824
 from __future__ import annotations
 
-from ..core.config import WorkerConfig
 from ..core.frames import Kind, encode
 from ..core.jobs import JobError
 from ..engines.base import WorkerHandle
@@ -42,13 +41,6 @@ class PresentJob:
         elif kind == Kind.COOPERATIVE: self.cooperative = True
         elif kind == Kind.FINISHED: self.finished = True
 
-    def limit(self,
-        config: WorkerConfig # Its limits
-    ) -> float | None: # Seconds; `None` is no limit
-        "Say how long the worker may take for what it does now."
-        timeout = self.ticket.job.timeout
-        if self.loading: return config.load_timeout
-        return config.job_timeout if timeout is None else timeout
 
     def overdue(self,
         limit: float # Seconds

@@ -151,7 +151,7 @@ class WorkerPool:
 
     def idle(self) -> list[WorkerProxy]: # In the order in which they were started
         "List the workers that can begin a job at once."
-        return [worker for worker in self.workers if not worker.standby and worker.idle]
+        return [worker for worker in self.workers if not worker.standby and not worker.reserved and worker.free]
 
     def want(self,
         jobs: float, # How many wait and find no idle worker

@@ -202,8 +202,7 @@ class WorkerProxy(ManagedProcess):
         "Return whether a job may be sent ahead to this busy worker."
         present = self.given.present
         if present is None or self.stopping or self.commands or self.stderr_tail.mixed or self.marking is not None: return False
-        same = self.last_plugin == present.ticket.job.plugin_id == ticket.job.plugin_id
-        return same and ticket.placement == self.placement and self.given.has_room(ticket)
+        return self.last_plugin == ticket.job.plugin_id and present.ticket.line == ticket.line and self.given.has_room(ticket)
 
     def prefetch(self,
         ticket: Ticket # A job, for which `can_prefetch` holds
@@ -264,8 +263,9 @@ class WorkerProxy(ManagedProcess):
 
         That is a command, loading a plugin, or running a job."""
         if self.stopping: return
-        present, commanded = self.given.present, self.settings.load_timeout if self.commands else None
-        limit = commanded if present is None else present.limit(self.settings)
+        present, settings = self.given.present, self.settings
+        if present is not None and not present.loading: limit = present.ticket.job.timeout or settings.job_timeout
+        else: limit = settings.load_timeout if present is not None or self.commands else None
         if limit is None: self.deadline.clear()
         elif present is None: self.deadline.set(limit, self.stop, "job")
         else: self.deadline.set(limit, self.cancel, present.ticket, present.overdue(limit))

@@ -385,13 +385,10 @@ class JobQueue:
         ticket: Ticket, # A job that is given to a worker
         over: Turn | None = None # The older job that it passes, because its plugin is loaded
     ) -> Ticket: # The same job
-        """Take a job out of line: it is its owner's turn.
-
-        A job that was never in line passes through."""
+        "Take a job out of line: it is its owner's turn."
         self.turns.take(ticket)
-        if ticket.queued:
-            if over is not None: self.passing.passes(ticket, self.turns.shares[ticket.share], over)
-            self._remove(ticket)
+        if over is not None: self.passing.passes(ticket, self.turns.shares[ticket.share], over)
+        self._remove(ticket)
         return ticket
 
     def _remove(self, ticket: Ticket) -> None:

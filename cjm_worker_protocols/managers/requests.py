@@ -11,11 +11,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..core.config import WorkerConfig, check_number
-from cjm_worker_protocols.core.errors import (ConfigError, DuplicateJobError, NotANewJobError, OwnerQueueFullError,
-    ParametersNotSendableError, QueueFullError, RegistryUnavailableError, ResourceValidationError,
-    WrongParametersError)
+from ..core.errors import (ConfigError, OwnerQueueFullError, ParametersNotSendableError, QueueFullError,
+    RegistryUnavailableError, ResourceValidationError, WrongParametersError)
 from ..core.frames import Kind, OutgoingFrame, dumps, outgoing
-from ..core.jobs import Job, LiveJob, attach
+from ..core.jobs import Job
 from .hooks import Hooks
 from .integrations import NoAnswerError
 from .lifecycle import Lifecycle
@@ -23,8 +22,8 @@ from .reports import Ticket
 from .store import StoreClient
 
 # %% auto #0
-__all__ = ['RETRIED', 'JobOptions', 'options_of', 'check_mapping', 'check_options', 'culprit', 'check_reload', 'make_job',
-           'Signature', 'make_frame', 'check_room', 'check_capacity']
+__all__ = ['RETRIED', 'JobOptions', 'options_of', 'check_mapping', 'check_options', 'culprit', 'check_reload', 'Signature',
+           'make_frame', 'check_room', 'check_capacity']
 
 # %% ../../nbs/managers/requests.ipynb #0b1d94a3
 RETRIED = ("crash", "exception", "timeout")  # The categories of failures that a job can be retried after
@@ -119,23 +118,6 @@ def check_reload(
     if not isinstance(config, dict): raise ConfigError("config", "a dict", type(config)) # the value may hold a secret
     try: dumps(config)
     except Exception as e: raise ParametersNotSendableError(plugin_name, e, culprit(config)) from e
-
-# %% ../../nbs/managers/requests.ipynb #7e038417
-def make_job(
-    hooks: Hooks, # The manager
-    jobs: Mapping[str, Job], # Its jobs, by id
-    lifecycle: Lifecycle, # Its lifecycle
-    config: WorkerConfig, # Its limits
-    plugin_id: str, # The job's plugin
-    parameters: Mapping[str, Any] # The parameters of `start_job`
-) -> tuple[Job, LiveJob]: # A new one, and its live part
-    """Have the hook make the record of a job.
-
-    Raises `NotANewJobError` and `DuplicateJobError`."""
-    job = hooks.create_job(plugin_id, **parameters)
-    if not isinstance(job, Job) or job.status != "pending": raise NotANewJobError(job)
-    if job.id in jobs: raise DuplicateJobError(job.id)
-    return job, attach(job, lifecycle.loop, config.stream_buffer, lifecycle.cancel, config.stream_buffer_bytes)
 
 # %% ../../nbs/managers/requests.ipynb #712b1c57
 class Signature:

@@ -120,7 +120,9 @@ class Scheduler:
         ticket: Ticket # A job that waits, anew or again
     ) -> None:
         "Put a job in line; it may start at once."
-        if (worker := self.at_once(ticket)) is not None: return worker.run(self.queue.take(ticket))
+        if (worker := self.at_once(ticket)) is not None:
+            self.queue.turns.take(ticket)
+            return worker.run(ticket)
         self.put_back(ticket)
         if self._config.max_workers > 1 or not follows(self.queue, ticket): self.dispatch()
 
@@ -159,6 +161,7 @@ class Scheduler:
     ) -> None:
         "Look again at the jobs that wait for room, then dispatch."
         if self.queue.tickets: self._blocks.clear(lambda line: worker is None or not line.refused or self._is_news(line.head(), worker))
+        elif self._config.max_workers == 1: return
         self.dispatch()
 
     def _is_news(self, ticket: Ticket, worker: WorkerProxy) -> bool:
@@ -167,7 +170,7 @@ class Scheduler:
 
     def dispatch(self) -> None:
         "Hand ready jobs to idle workers, and the next one also to those that are busy."
-        if self._closed or not self.queue.tickets and self._config.max_workers == 1: return
+        if self._closed: return
         workers, idle = self._pool.workers, self._pool.idle()
         for worker in workers if idle and self._config.max_workers > 1 else (): # an idle one can begin at once what was sent ahead
             ahead = worker.prefetched

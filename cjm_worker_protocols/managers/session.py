@@ -13,9 +13,10 @@ from contextvars import Context
 from typing import Any
 
 from ..core.config import check_number
-from ..core.errors import ConfigError, ManagerClosedError, ManagerDrainingError, WorkersUnavailableError, WrongLoopError
+from ..core.errors import (ConfigError, DuplicateJobError, ManagerClosedError, ManagerDrainingError, NotANewJobError,
+    WorkersUnavailableError, WrongLoopError)
 from ..core.frames import Kind, OutgoingFrame, encode
-from ..core.jobs import Job
+from ..core.jobs import Job, attach
 from ..engines.base import OwnInterpreter
 from .durable import DurableJobs
 from .ends import JobTable
@@ -26,7 +27,7 @@ from .lifecycle import Lifecycle
 from .process import IMPORTED_IN, absolute_path, working_folder
 from .reports import Ticket
 from .requests import (
-    JobOptions, check_capacity, check_options, check_room, make_frame, make_job)
+    JobOptions, check_capacity, check_options, check_room, make_frame)
 from ..worker.plugins import PluginTable, pack
 
 # %% auto #0
@@ -200,7 +201,10 @@ async def start(
     if session.may_refuse or "concurrency" in plan.config: await check_room(hooks, lifecycle, plugin_id, plan.config)
     session.check_accepts()
     check_capacity(lifecycle, known.config, options.owner)
-    job, live = make_job(hooks, session.table.jobs, lifecycle, known.config, plugin_id, params)
+    job = hooks.create_job(plugin_id, **params)
+    if not isinstance(job, Job) or job.status != "pending": raise NotANewJobError(job)
+    if job.id in session.table.jobs: raise DuplicateJobError(job.id)
+    live = attach(job, lifecycle.loop, known.config.stream_buffer, lifecycle.cancel, known.config.stream_buffer_bytes)
     options.write(job, lifecycle.store)
     job.retried_from = retried_from
     ticket = Ticket(job, live, next(lifecycle.tags), *plan)
