@@ -215,7 +215,7 @@ class Model(RuleBasedStateMachine):
         """No file is left that no row names."""
         store = self.stores[0]
         if self.jobs:
-            with store.database.use() as db:
+            with store.database as db:
                 named = {
                     name for row in db.execute("SELECT params_file, result_file FROM jobs") for name in row if name
                 }
@@ -398,7 +398,7 @@ def in_child(call: Any) -> int:
 def test_a_fork_may_not_use_what_its_parent_had_in_use(store: SQLiteJobStore) -> None:
     """Neither this store, nor another on the same file, not even while a thread of the parent uses it; and the parent keeps its locks."""
     mine = store.open(TYPE)
-    with store.database.use():
+    with store.database:
         assert in_child(lambda: store.select(TYPE)) == 3
     for call in (
         lambda: store.write(mine, [new("a")], [], [], []),
@@ -486,7 +486,7 @@ def test_a_file_that_goes_away_is_noticed(store: SQLiteJobStore) -> None:
 def test_a_newer_schema_is_refused(store: SQLiteJobStore) -> None:
     """And left as it is."""
     store.close(store.open(TYPE))
-    with store.database.use() as db:
+    with store.database as db:
         db.execute("PRAGMA user_version = 99")
     store.database.disconnect()
     before = Path(store.path).read_bytes()
@@ -518,7 +518,7 @@ def test_a_store_of_version_1_is_opened(store: SQLiteJobStore) -> None:
     """Its jobs are there, and its managers show their workers from now on."""
     mine = store.open(TYPE)
     store.write(mine, [new("a")], [], [], [])
-    with store.database.use() as db:
+    with store.database as db:
         db.executescript("ALTER TABLE managers DROP COLUMN workers; PRAGMA user_version = 1")
     store.database.disconnect()
     later = SQLiteJobStore(store.path)
@@ -585,14 +585,14 @@ def test_a_full_disk(store: SQLiteJobStore) -> None:
     """The batch is not written, what was there is, and it goes on when there is room."""
     mine = store.open(TYPE)
     store.write(mine, [new("a")], [], [], [])
-    with store.database.use() as db:
+    with store.database as db:
         (pages,) = db.execute("PRAGMA page_count").fetchone()
         db.execute(f"PRAGMA max_page_count = {pages + 5}")
     with pytest.raises(StoreFullError):
         store.write(mine, [NewJob(f"b-{n}", "plugin", b"x" * 9000, 0.0) for n in range(20)], [], [], [])
     assert states(store) == {"a": "pending"}
     store.write(mine, [], [], [ended("a")], [])
-    with store.database.use() as db:
+    with store.database as db:
         db.execute("PRAGMA max_page_count = 1000000")
     store.write(mine, [new("b")], [], [], [])
     assert states(store) == {"a": "completed", "b": "pending"}
@@ -694,7 +694,7 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytes
         sizes.append(sum(path.stat().st_size for path in tmp_path.rglob("*") if path != log))
     assert len(states(store)) <= 200 and max(sizes[15:]) < 1.5 * max(sizes[:15]) and log.stat().st_size < 20_000_000
     assert store.prune(keep_ended=5) > 90 and len(states(store)) == 5 and store.prune(keep_days=0) == 5
-    with store.database.use() as db:
+    with store.database as db:
         assert db.execute("SELECT count(*) FROM chunks").fetchone() == (0,)
     assert not os.listdir(store.database.files.folder)
 

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from ...core.errors import JobStoreError
 from .errors import StoreDamagedError, store_error
@@ -22,7 +23,9 @@ __all__ = ['StoreDatabase']
 
 # %% ../../../nbs/integrations/store/database.ipynb #162fe386
 class StoreDatabase:
-    "The database of a job store; every method may block."
+    """The database of a job store, as a context in which it is read or written; every method may block.
+
+    Entering and leaving it raise `JobStoreError` when the file has any fault."""
     def __init__(self,
         path: str, # Its file
         durability: str, # `process` or `power`
@@ -32,7 +35,7 @@ class StoreDatabase:
         self.files = SideFiles(path, durability == "power")
         self._db: sqlite3.Connection | None = None
         self._locks: LockFile | None = None
-        self._stat: os.stat_result | None = None  # Of the file that is open
+        self._inode: tuple[int, ...] = ()  # Of the file that is open, and its device
         self._mutex = threading.RLock()
 
     @property
@@ -45,38 +48,40 @@ class StoreDatabase:
         return self._locks
 
     def _connect(self) -> sqlite3.Connection:
-        if self._db is None:
-            locks = self.locks
-            try:
-                with opening(locks, self._timeout): self._db = open_database(self.path, self._durability, self._timeout)
-            except BaseException:
-                locks.close()
-                raise
-            self._stat = os.stat(self.path)
-        if not self._same(): raise StoreDamagedError(self.path, "it was removed or replaced while it was in use")
-        return self._db
+        locks = self.locks
+        try:
+            with opening(locks, self._timeout): db = open_database(self.path, self._durability, self._timeout)
+        except BaseException:
+            locks.close()
+            raise
+        self._inode = os.stat(self.path)[1:3]
+        return db
 
     def _same(self) -> bool:
-        try: return self._stat is not None and os.path.samestat(os.stat(self.path), self._stat)
+        try: return os.stat(self.path)[1:3] == self._inode
         except FileNotFoundError: return False
 
-    @contextmanager
-    def use(self) -> Iterator[sqlite3.Connection]: # A context that gives the connection
-        """Read, or prepare to write.
-
-        :raises JobStoreError: when the file has any fault."""
+    def __enter__(self) -> sqlite3.Connection: # To read, or to prepare to write
         if self._locks is not None: self._locks.check() # before the mutex, which in a forked child may be held for ever
-        with self._mutex:
-            try: yield self._connect()
-            except JobStoreError: raise
-            except (sqlite3.Error, OSError) as e: raise store_error(self.path, e) from e
+        self._mutex.acquire()
+        try:
+            if self._db is None: self._db = self._connect()
+            elif not self._same(): raise StoreDamagedError(self.path, "it was removed or replaced while it was in use")
+            return self._db
+        except BaseException as e:
+            self.__exit__(type(e), e, None)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._mutex.release()
+        if isinstance(error, (sqlite3.Error, OSError)) and not isinstance(error, JobStoreError): raise store_error(self.path, error) from error
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]: # A context that gives the connection
         """Write in one transaction.
 
         :raises JobStoreError: when the file has any fault."""
-        with self.use() as db, transaction(db): yield db
+        with self as db, transaction(db): yield db
 
     def disconnect(self) -> None:
         "Close the connection; the next use opens it again."

@@ -67,7 +67,7 @@ class Holders:
         database: StoreDatabase # The database
     ):
         self._database = database
-        self._types: dict[int, str] = {}  # Of the managers in this process
+        self._managers: dict[str, tuple[int, str]] = {}  # Those in this process, by name: number and worker type
 
     def open(self,
         worker_type: str # Of the manager's workers
@@ -81,7 +81,7 @@ class Holders:
         except BaseException:
             if number: locks.unlock(number)
             raise
-        self._types[number] = worker_type
+        self._managers[str(number)] = number, worker_type
         return str(number)
 
     def find(self,
@@ -90,29 +90,28 @@ class Holders:
         """Look a manager of this process up.
 
         :raises ConfigError: when it is none of them."""
-        number = int(manager) if manager.isdecimal() else 0
-        if number not in self._types: raise ConfigError("manager", "a name that open returned, before close", manager)
-        return number, self._types[number]
+        if manager not in self._managers: raise ConfigError("manager", "a name that open returned, before close", manager)
+        return self._managers[manager]
 
     def close(self,
         manager: str # A name that `open` returned here
     ) -> None:
         "Let others take over what the manager holds."
-        number = int(manager) if manager.isdecimal() else 0
-        if self._types.pop(number, None) is None: return
+        number, _ = self._managers.pop(manager, (0, ""))
+        if not number: return
         try:
             with self._database.change() as db:
                 db.execute("UPDATE managers SET holder = 0 WHERE holder = ?", (number,))
                 remove_idle(db)
         finally: self._database.locks.unlock(number)
-        if not self._types: self._database.disconnect()
+        if not self._managers: self._database.disconnect()
 
     def claim(self,
         manager: str # Who takes them
     ) -> list[StoredJob]: # By `place`
         "Take over what no living manager holds."
         (number, worker_type), locks = self.find(manager), self._database.locks
-        with self._database.use() as db:
+        with self._database as db:
             if not free_holders(db, worker_type, locks): return []
         with self._database.change() as db:
             taken = take_over(db, number, worker_type, free_holders(db, worker_type, locks))
@@ -136,5 +135,5 @@ def shown_workers(
     """Return what the managers show that are alive.
 
     :raises JobStoreError: when the file has any fault."""
-    with database.use() as db: rows = db.execute("SELECT number, workers FROM managers WHERE workers IS NOT NULL").fetchall()
+    with database as db: rows = db.execute("SELECT number, workers FROM managers WHERE workers IS NOT NULL").fetchall()
     return {str(number): workers for number, workers in rows if database.locks.alive(number)}

@@ -27,15 +27,15 @@ class LockFile:
         path: str # The database
     ):
         ":raises JobStoreError: when the file cannot be opened."
-        self.path, self._pid = path, os.getpid()
+        self.path, self._name, self._pid = path, f"{path}-locks", os.getpid()
         self._mine: set[int] = set()  # Bytes that managers of this process have locked
         self._mutex = threading.RLock()
         self._open()
 
     def _open(self) -> None:
-        try: self._file = os.open(f"{self.path}-locks", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try: self._file = os.open(self._name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as e: raise store_error(self.path, e) from e
-        self._stat = os.fstat(self._file)
+        self._inode = os.fstat(self._file)[1:3] # and its device
 
     def check(self) -> None:
         """Check that this process may use its locks.
@@ -47,7 +47,7 @@ class LockFile:
 
     def current(self) -> bool: # Whether other processes see the same file
         "Say whether the lock file is still the one beside the database."
-        try: return self._file >= 0 and os.path.samestat(os.stat(f"{self.path}-locks"), self._stat)
+        try: return self._file >= 0 and os.stat(self._name)[1:3] == self._inode
         except OSError: return False
 
     def _shut(self) -> None:

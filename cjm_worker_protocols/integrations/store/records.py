@@ -36,7 +36,7 @@ def select_jobs(
         values.append(before)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     query = f"SELECT {COLUMNS} FROM jobs {where} ORDER BY place DESC LIMIT ?"
-    with database.use() as db: return [StoredJob._make(row) for row in db.execute(query, (*values, limit))]
+    with database as db: return [StoredJob._make(row) for row in db.execute(query, (*values, limit))]
 
 # %% ../../../nbs/integrations/store/records.ipynb #d39fa260
 class SQLiteRecords:
@@ -62,7 +62,7 @@ class SQLiteRecords:
     def __repr__(self) -> str: return f"{type(self).__name__}({self.path!r})"
 
     def _all(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        with self.database.use() as db: return db.execute(query, values).fetchall()
+        with self.database as db: return db.execute(query, values).fetchall()
 
     def read(self, worker_type: str, job_ids: list[str]) -> list[StoredJob]:
         query = f"SELECT {COLUMNS} FROM jobs WHERE worker_type = ? AND id = ?"
@@ -83,7 +83,7 @@ class SQLiteRecords:
 
     def payload(self, job_id: str) -> tuple[bytes, bytes | None] | None:
         query = "SELECT params_file, params, result_file, result FROM jobs WHERE id = ?"
-        with self.database.use() as db:
+        with self.database as db:
             row = db.execute(query, (job_id,)).fetchone()
             if row is None: return None
             files = self.database.files

@@ -27,7 +27,7 @@ def forget_jobs(
 
     :raises JobStoreError: when the file has any fault."""
     names: list[str | None] = []
-    with database.use() as db:
+    with database as db:
         with transaction(db):
             ids = [(job_id,) for job_id in job_ids]
             for job_id in ids: names += db.execute("SELECT params_file, result_file FROM jobs WHERE id = ?", job_id).fetchone() or ()
@@ -69,13 +69,13 @@ class Retention:
         files = self._database.files
         def is_known(job_id: str) -> bool: return db.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is not None
 
-        with self._database.use() as db:
+        with self._database as db:
             older = "SELECT place FROM jobs WHERE ended IS NOT NULL ORDER BY ended DESC, place DESC LIMIT -1 OFFSET ?"
             many = f"(SELECT count(*) FROM jobs) > ? AND place IN ({older})" # counting saves sorting
             old = f"SELECT id FROM jobs WHERE ended IS NOT NULL AND (ended < ? OR {many})"
             ids = [job_id for (job_id,) in db.execute(old, (time.time() - keep_days * 86400, keep_ended, keep_ended))]
         for start in range(0, len(ids), self.BATCH): forget_jobs(self._database, ids[start:start + self.BATCH])
-        with self._database.use() as db:
+        with self._database as db:
             if orphans := old_files(files):
                 files.remove(orphans.difference(*db.execute("SELECT params_file, result_file FROM jobs")))
             remove_unowned(files.uploads, is_known)

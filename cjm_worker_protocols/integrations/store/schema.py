@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from ...core.errors import JobStoreError
 from cjm_worker_protocols.integrations.store.errors import (StoreDamagedError, StoreLockingError, StorePermissionError,
@@ -107,18 +106,11 @@ def migrate(
         db.execute(f"PRAGMA user_version={version}")
     return int(found)
 
-@contextmanager
 def transaction(
     db: sqlite3.Connection # A database
-) -> Iterator[None]: # A context
-    "Change the database as a whole, or not at all."
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction: db.execute("ROLLBACK")
-        raise
+) -> sqlite3.Connection: # The same: a context, which commits, or rolls back if that or anything in it fails
+    "Begin to change the database as a whole, or not at all."
+    return db.execute("BEGIN IMMEDIATE").connection
 
 # %% ../../../nbs/integrations/store/schema.ipynb #14d7b1ee
 def open_database(

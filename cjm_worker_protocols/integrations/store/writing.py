@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from typing import Any, Optional
 
 from ...extensions.store import JobChunk, JobEnd, JobMove, NewJob, StoredJob, Written
@@ -117,18 +116,19 @@ def write_batch(
     answer, params, results = Written({}, {}, []), list[Payload](), list[Payload]()
     files, done, moves = database.files, False, {move.id: move for move in moved}
     try:
-        with database.use() as db: # so that faults of the files have their names too
+        with database as db: # so that faults of the files have their names too
             for job in added:
                 if job.retried_from is not None: share_uploads(files.uploads, job.retried_from, job.id)
                 params.append(files.put(job.params))
             for end in ended: results.append(files.put(end.result))
-            with nullcontext() if is_alone(added, moves, ended, chunks) else transaction(db):
+            with db if is_alone(added, moves, ended, chunks) else transaction(db):
                 if added: add_jobs(db, manager, added, params, moves, answer)
                 if moves: answer.refused.extend(move_jobs(db, manager[0], moves.values()))
                 if ended: answer.refused.extend(end_jobs(db, manager[0], ended, results))
                 if chunks: add_chunks(db, manager[0], chunks)
         done = True
     finally:
-        files.remove(name for job, (name, _) in zip(added, params) if not done or job.id not in answer.places)
-        files.remove(name for end, (name, _) in zip(ended, results) if not done or end.id in answer.refused)
+        if any(name for name, _ in (*params, *results)):
+            files.remove(name for job, (name, _) in zip(added, params) if not done or job.id not in answer.places)
+            files.remove(name for end, (name, _) in zip(ended, results) if not done or end.id in answer.refused)
     return answer
