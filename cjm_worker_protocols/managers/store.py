@@ -24,7 +24,7 @@ from .stored import digest, load_params, record_of, show_state, started
 from .writer import Ending, StoreWriter, failure_of
 
 # %% auto #0
-__all__ = ['StoreReader', 'StoredValues', 'SecondEnds', 'chunks_of', 'answer_of', 'new_record', 'StoreChanges', 'StoreClient']
+__all__ = ['StoreReader', 'StoredValues', 'SecondEnds', 'chunks_of', 'new_record', 'StoreChanges', 'StoreClient']
 
 # %% ../../nbs/managers/store.ipynb #3dc99f65
 class StoreReader:
@@ -176,18 +176,6 @@ def chunks_of(
     return kept
 
 # %% ../../nbs/managers/store.ipynb #30bcc8f9
-async def answer_of(
-    added: asyncio.Future[StoredJob | None], # Set when a new job is written
-    forget: Callable[[], None] # Removes the job
-) -> StoredJob | None: # The job that has its key already
-    """Wait for the answer.
-
-    When the caller leaves just after it has come, the new job is removed."""
-    try: return await added
-    except asyncio.CancelledError:
-        if added.done() and not added.cancelled() and added.exception() is None and added.result() is None: forget()
-        raise
-
 async def new_record(
     job: Job, # A new job
     reader: StoreReader # On whose thread files are read
@@ -222,7 +210,10 @@ class StoreChanges:
         self.writer.batch.added[job.id] = record, added
         if begins: self.writer.batch.moved[job.id] = started(job), None
         self.writer.wake(now=True)
-        known = await answer_of(added, partial(self.forget, job))
+        try: known = await added
+        except asyncio.CancelledError: # the caller leaves, maybe just after the answer has come
+            if added.done() and not added.cancelled() and added.exception() is None and added.result() is None: self.forget(job)
+            raise
         if known is not None and known.digest != record.digest: raise KeyConflictError(str(job.key), known.id)
         return known
 

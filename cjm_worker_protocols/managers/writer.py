@@ -145,21 +145,22 @@ class OncePerTurn:
     def __init__(self,
         call: Callable[[], None] # Does what has come since
     ):
-        self._call, self._soon, self._done = call, False, False  # Whether the turn's end makes the call; whether it was made in this turn
+        self._call, self._turns = call, False  # Whether the end of this turn is waited for
+        self._done, self._wanted = False, False  # Whether the call was made in this turn; whether it is to be made at its end
 
     def wake(self,
-        now: bool # Whether to make it at once, if that was not done in this turn
+        now: bool = False # Whether to make it at once, if that was not done in this turn
     ) -> None:
         "Have the call made."
-        if not self._soon: asyncio.get_running_loop().call_soon(self._turn, context=Context())
-        self._soon = True
-        if now and not self._done:
-            self._done = True
-            self._call()
+        if not self._turns: asyncio.get_running_loop().call_soon(self._turn, context=Context())
+        self._turns, self._wanted = True, self._done or not now
+        if self._wanted: return
+        self._done = True
+        self._call()
 
     def _turn(self) -> None:
-        self._soon = self._done = False
-        self._call()
+        self._turns = self._done = False
+        if self._wanted: self._call()
 
 # %% ../../nbs/managers/writer.ipynb #e9d5b890
 class StoreWriter:
@@ -178,16 +179,8 @@ class StoreWriter:
         self.manager = ""  # Its name in the store
         self.batch, self._idle = WriteBatch(), Waiters()  # What is written next; those that wait until nothing is being written
         self._present: WriteBatch | None = None  # What is being written, or could not be
-        self._turns = OncePerTurn(self._write)
+        self.wake = OncePerTurn(self._write).wake  # Has the batch written: what comes while another is written, after that
         self._pause: asyncio.TimerHandle | None = None  # Until a batch that failed is written again
-
-    def wake(self,
-        now: bool = False # Whether at once, if it is the first in this turn of the loop
-    ) -> None:
-        """Have the batch written, with what else comes in this turn.
-
-        If one is being written, it is written after that."""
-        if self._present is None: self._turns.wake(now)
 
     def _write(self) -> None:
         if self._present is not None or not self.batch: return
@@ -209,7 +202,8 @@ class StoreWriter:
 
     def _next(self) -> None:
         self._pause = self._present = None
-        self.wake() if self.batch else self._idle.wake()
+        if self.batch: self.wake()
+        elif self._idle: self._idle.wake()
 
     async def flush(self) -> None:
         """Write what waits, for a limited time.
