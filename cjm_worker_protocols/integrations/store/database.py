@@ -74,7 +74,8 @@ class StoreDatabase:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._mutex.release()
-        if isinstance(error, (sqlite3.Error, OSError)) and not isinstance(error, JobStoreError): raise store_error(self.path, error) from error
+        if isinstance(error, (sqlite3.Error, OSError)) and not isinstance(error, JobStoreError):
+            raise store_error(self.path, error) from error
 
     @contextmanager
     def change(self) -> Iterator[sqlite3.Connection]: # A context that gives the connection
