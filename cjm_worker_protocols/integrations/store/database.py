@@ -23,9 +23,9 @@ __all__ = ['StoreDatabase']
 
 # %% ../../../nbs/integrations/store/database.ipynb #162fe386
 class StoreDatabase:
-    """The database of a job store, as a context in which it is read or written; every method may block.
+    """The database of a job store: a context in which it is read or written.
 
-    Entering and leaving it raise `JobStoreError` when the file has any fault."""
+    Every method may block. Entering and leaving it raise `JobStoreError` when the file has any fault."""
     def __init__(self,
         path: str, # Its file
         durability: str, # `process` or `power`
