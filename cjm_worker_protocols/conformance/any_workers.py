@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from .checks import Broken, FactoryError, NotObservable
-from .resources import FIELDS, WORKER, kept, seen, takes_any_pid, worker
+from .resources import FIELDS, WORKER, kept, new_worker, seen, takes_any_pid
 from .search import Model, Search, calling, find
 from .subject import Subject, shown, wait_for
 
@@ -52,10 +52,9 @@ def newborn(
 
     :raises NotObservable: when the probe does not show it.
     :raises Broken: when these few calls show a mistake already."""
-    pid = it.pid()
-    it.call("register_worker", pid=pid, worker_type=WORKER)
-    fresh = copy.deepcopy(worker(it, pid))
-    it.call("unregister_worker", pid)
+    worker = new_worker(it)
+    fresh = copy.deepcopy(worker.known())
+    worker.unregister()
     fields = kept(it)
     return fields, {name: fresh.get(name) for name in fields}
 

@@ -36,15 +36,6 @@ def full() -> dict[str, Any]: # The caller may change it
     "Return a fresh copy of the snapshot of a running worker."
     return copy.deepcopy(FULL)
 
-def new_worker(
-    it: Subject # A resource manager
-) -> int: # Its pid
-    "Register a worker."
-    pid = it.pid()
-    it.call("register_worker", pid=pid, worker_type=WORKER)
-    it.afterwards.append(lambda: it.impl.unregister_worker(pid))
-    return pid
-
 # %% ../../nbs/conformance/resources.ipynb #c526f44c
 def seen(
     it: Subject, # A resource manager
@@ -59,41 +50,77 @@ def seen(
     if not isinstance(value, (Mapping, type(None))): raise ProbeError(*asked, f"{shown(value)}, a {type(value).__name__}")
     return None if value is None else dict(value)
 
-def worker(
-    it: Subject, # A resource manager
-    pid: int # A worker that must exist
-) -> dict[str, Any]: # What is known of it
-    """Do the same for a worker that must exist.
+# %% ../../nbs/conformance/resources.ipynb #c526f44d
+class CheckedWorker:
+    "A worker of a resource manager under check. It is unregistered after the check."
+    def __init__(self,
+        it: Subject, # A resource manager
+        living: bool = True # Whether it has a process
+    ):
+        self.it, self.pid = it, it.pid(living)
+        it.afterwards.append(lambda: it.impl.unregister_worker(self.pid))
 
-    :raises Broken: when there is no such worker."""
-    known = seen(it, pid)
-    if known is None: raise Broken("there is no such worker")
-    return known
+    def register(self,
+        worker_type: str = WORKER # Its type
+    ) -> None:
+        "Register it."
+        self.it.call("register_worker", pid=self.pid, worker_type=worker_type)
 
-def expect(
-    it: Subject, # A resource manager
-    pid: int, # A worker
-    **fields: Any # What must be known of it
-) -> None:
-    """Compare some fields of a worker.
+    def unregister(self) -> None:
+        "Unregister it."
+        self.it.call("unregister_worker", self.pid)
 
-    :raises Broken: when one has another value."""
-    known = worker(it, pid)
-    for name, value in fields.items():
-        if known.get(name) != value:
-            raise Broken(f"{name} is {shown(known.get(name))}" + (f" (sent: {shown(value)})" if value is not None else ""))
+    def update(self,
+        fields: dict[str, Any] = FULL # To send; they are copied
+    ) -> None:
+        "Update it."
+        self.it.call("update_worker_state", pid=self.pid, **copy.deepcopy(fields))
+
+    def known(self) -> dict[str, Any]: # By field
+        """Ask the probe what is known of it.
+
+        :raises Broken: when there is no such worker."""
+        known = seen(self.it, self.pid)
+        if known is None: raise Broken("there is no such worker")
+        return known
+
+    def expect(self,
+        fields: Mapping[str, Any] # What must be known of it
+    ) -> None:
+        """Compare some fields.
+
+        :raises Broken: when one has another value."""
+        known = self.known()
+        for name, value in fields.items():
+            if known.get(name) != value:
+                raise Broken(f"{name} is {shown(known.get(name))}" + (f" (sent: {shown(value)})" if value is not None else ""))
 
 # %% ../../nbs/conformance/resources.ipynb #05c89d02
+def new_worker(
+    it: Subject # A resource manager
+) -> CheckedWorker: # The worker
+    "Register a worker."
+    worker = CheckedWorker(it)
+    worker.register()
+    return worker
+
+def running_worker(
+    it: Subject # A resource manager
+) -> CheckedWorker: # The worker
+    "Register a worker, and send all fields of one that runs a job."
+    worker = new_worker(it)
+    worker.update()
+    return worker
+
 def kept(
     it: Subject # A resource manager
-) -> list[str]: # Names of fields
+) -> list[str]: # Names of fields, in the contract's order
     """List the fields that a worker has after all of them were sent.
 
     :raises NotObservable: when it has none."""
-    pid = new_worker(it)
-    it.call("update_worker_state", pid=pid, **full())
-    known = worker(it, pid)
-    it.call("unregister_worker", pid)
+    worker = running_worker(it)
+    known = worker.known()
+    worker.unregister()
     it.trail.clear()
     it.pids.clear()
     if found := [name for name in FIELDS if name in known]: return found
@@ -103,8 +130,7 @@ def takes_any_pid(
     it: Subject # A resource manager
 ) -> bool: # False for one that looks processes up
     "Return whether it accepts workers that have no process."
-    pid = it.pid(living=False)
-    it.afterwards.append(lambda: it.impl.unregister_worker(pid))
+    pid = CheckedWorker(it, living=False).pid
     try:
         it.impl.register_worker(pid=pid, worker_type=WORKER)
         return it.probe is None or seen(it, pid) is not None
@@ -121,27 +147,24 @@ _UPDATE = "update_worker_state"
       _ASSIGN)
 def _(it: Subject) -> None:
     "After each full snapshot in a worker's life, every field that the record has is as it was sent."
-    fields = kept(it)
-    pid = new_worker(it)
+    fields, worker = kept(it), new_worker(it)
     for snapshot in LIFE:
-        it.call(_UPDATE, pid=pid, **copy.deepcopy(snapshot))
-        expect(it, pid, **{name: snapshot[name] for name in fields if snapshot[name] is not None})
+        worker.update(snapshot)
+        worker.expect({name: snapshot[name] for name in fields if snapshot[name] is not None})
 
 @rule("resources.partial", _UPDATE, "Other callers, cjm-fasthtml-workers among them, send only what has changed.",
       _ASSIGN, "warning", ("resources.snapshot",))
 def _(it: Subject) -> None:
     "A field that is sent alone is stored, and an omitted one stays as it was."
-    fields = kept(it)
-    pid, known = new_worker(it), full()
-    it.call(_UPDATE, pid=pid, **copy.deepcopy(known))
-    for name in (name for name in FIELDS if name in fields):
-        try: it.call(_UPDATE, pid=pid, **{name: copy.deepcopy(NEWS[name])})
+    fields, worker, known = kept(it), running_worker(it), full()
+    for name in fields:
+        try: worker.update({name: NEWS[name]})
         except Broken as e:
             if e.__cause__ and refused(e.__cause__):
                 raise NotObservable(f"an update of {name} alone is not accepted, as another finding says") from None
             raise
         known[name] = NEWS[name]
-        expect(it, pid, **{name: known[name] for name in fields})
+        worker.expect({name: known[name] for name in fields})
 
 # %% ../../nbs/conformance/resources.ipynb #d70bb932
 _STALE = {
@@ -153,24 +176,23 @@ _STALE = {
     "config": "The configuration of a plugin that was unloaded would still be shown."}
 
 # %% ../../nbs/conformance/resources.ipynb #e338f337
-def _takes_alone(it: Subject, pid: int, name: str) -> bool:
+def _takes_alone(worker: CheckedWorker, name: str) -> bool:
     "Whether one field can be sent without the others."
-    try: it.call(_UPDATE, pid=pid, **{name: copy.deepcopy(NEWS[name])})
+    try: worker.update({name: NEWS[name]})
     except Broken: return False
-    return bool(worker(it, pid).get(name) == NEWS[name])
+    return bool(worker.known().get(name) == NEWS[name])
 
 def _clears(name: str) -> None:
     def clears(it: Subject) -> None:
         if name not in kept(it): raise NotObservable(f"what the probe returns has no {name!r}")
-        pid = new_worker(it)
-        it.call(_UPDATE, pid=pid, **full())
-        try: it.call(_UPDATE, pid=pid, **{**full(), name: None})
+        worker = running_worker(it)
+        try: worker.update({**FULL, name: None})
         except Broken as e:
             raise Broken(e.actual, f"Accept None for {name} too, which the contract allows, and store it.") from e.__cause__
-        expect(it, pid, **{name: None})
-        if not _takes_alone(it, pid, name): return  # which is another rule
-        it.call(_UPDATE, pid=pid, **{name: None})
-        expect(it, pid, **{name: None})
+        worker.expect({name: None})
+        if not _takes_alone(worker, name): return  # which is another rule
+        worker.update({name: None})
+        worker.expect({name: None})
     clears.__doc__ = f"An explicit None clears {name}."
     fix = (f"Do not write `if {name} is not None`: that cannot tell None from an omitted field. "
            "Use `UNSET` as the default, and store None when it is given.")
@@ -184,39 +206,37 @@ for _name in FIELDS: _clears(_name)
       ("resources.snapshot",))
 def _(it: Subject) -> None:
     "An empty string and an empty dict are values like others."
-    fields = kept(it)
-    pid = new_worker(it)
-    it.call(_UPDATE, pid=pid, **full())
+    fields, worker = kept(it), running_worker(it)
     empty = {name: {} if name == "config" else "" for name in fields if name != "status"}  # there may be a list of statuses
     if not empty: raise NotObservable("what the probe returns has no field that may be empty")
-    it.call(_UPDATE, pid=pid, **{**full(), **empty})
-    expect(it, pid, **empty)
-    for name in filter(partial(_takes_alone, it, pid), empty):
-        it.call(_UPDATE, pid=pid, **{name: copy.copy(empty[name])})
-        expect(it, pid, **{name: empty[name]})
+    worker.update({**FULL, **empty})
+    worker.expect(empty)
+    for name in filter(partial(_takes_alone, worker), empty):
+        worker.update({name: empty[name]})
+        worker.expect({name: empty[name]})
 
 @rule("resources.config_is_copied", _UPDATE, "The caller goes on using its dict, and the record would change with it.",
       "Keep a copy: `copy.deepcopy(config)`.", "warning", ("resources.snapshot",))
 def _(it: Subject) -> None:
     "The stored config does not change with the caller's."
     if "config" not in kept(it): raise NotObservable("what the probe returns has no 'config'")
-    pid, sent = new_worker(it), full()
-    it.call(_UPDATE, pid=pid, **sent)
-    if sent != full():
+    worker, sent = new_worker(it), full()
+    it.call(_UPDATE, pid=worker.pid, **sent)
+    if sent != FULL:
         raise Broken(f"the caller's config is now {shown(sent['config'])} (sent: {shown(FULL['config'])})")
     sent["config"]["options"]["beam"] = 99
     sent["config"]["model"] = "another"
     it.trail.append("the caller changes its config")
-    expect(it, pid, config=FULL["config"])
+    worker.expect({"config": FULL["config"]})
 
 # %% ../../nbs/conformance/resources.ipynb #66697568
 @rule("resources.unknown_pid", _UPDATE, "The last update of a worker may come after it has gone.",
       "Begin with `if pid not in self.workers: return`.")
 def _(it: Subject) -> None:
     "An update for an unknown pid is ignored."
-    pid = it.pid(living=False)
-    it.call(_UPDATE, pid=pid, **full())
-    expect_same(seen(it, pid), None, "there is a worker now: {}")
+    worker = CheckedWorker(it, living=False)
+    worker.update()
+    expect_same(seen(it, worker.pid), None, "there is a worker now: {}")
 
 # %% ../../nbs/conformance/resources.ipynb #dcbabee7
 @rule("resources.register_replaces", "register_worker",
@@ -224,14 +244,14 @@ def _(it: Subject) -> None:
       "Assign a fresh record, whatever was there: `self.workers[pid] = …`.", requires=("resources.snapshot",))
 def _(it: Subject) -> None:
     "Registering a pid again replaces the old record."
-    pid = new_worker(it)
-    fresh = worker(it, pid)
-    it.call(_UPDATE, pid=pid, **full())
-    it.call("register_worker", pid=pid, worker_type=WORKER)
-    _not_stale(worker(it, pid), fresh)
-    try: it.call("register_worker", pid=pid, worker_type="llm")
+    worker = new_worker(it)
+    fresh = worker.known()
+    worker.update()
+    worker.register()
+    _not_stale(worker.known(), fresh)
+    try: worker.register("llm")
     except Broken: return  # it has a list of types, and knows no other
-    known = worker(it, pid)
+    known = worker.known()
     if stale := [name for name, value in fresh.items() if value == WORKER == known.get(name)]:
         raise Broken(f"{stale[0]} is {WORKER!r}, as it was in the old record")
 
@@ -244,16 +264,16 @@ def _not_stale(known: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
       "Remove the record: `self.workers.pop(pid, None)`.")
 def _(it: Subject) -> None:
     "An unregistered worker is no longer known."
-    pid = new_worker(it)
-    it.call("unregister_worker", pid)
-    expect_same(seen(it, pid), None, "there is still a worker: {}")
+    worker = new_worker(it)
+    worker.unregister()
+    expect_same(seen(it, worker.pid), None, "there is still a worker: {}")
 
 @rule("resources.unregister_idempotent", "unregister_worker", "The manager and the app may both clean up.",
       "Use `self.workers.pop(pid, None)`, which accepts an unknown pid, and not `del`.")
 def _(it: Subject) -> None:
     "Unregistering again, or a pid that was never registered, is no error."
-    pid = new_worker(it)
-    for gone in (pid, pid, it.pid(living=False)): it.call("unregister_worker", gone)
+    worker = new_worker(it)
+    for gone in (worker, worker, CheckedWorker(it, living=False)): gone.unregister()
 
 # %% ../../nbs/conformance/resources.ipynb #7dcba601
 @rule("resources.reused_pid", "register_worker", "The system uses pids again.",
@@ -261,29 +281,28 @@ def _(it: Subject) -> None:
       requires=("resources.unregister_forgets", "resources.unknown_pid", "resources.snapshot"))
 def _(it: Subject) -> None:
     "A pid that is used again begins with nothing of the worker before, not even a late update."
-    pid = new_worker(it)
-    fresh = worker(it, pid)
-    it.call(_UPDATE, pid=pid, **full())
-    it.call("unregister_worker", pid)
-    it.call(_UPDATE, pid=pid, **full())
-    it.call("register_worker", pid=pid, worker_type=WORKER)
-    _not_stale(worker(it, pid), fresh)
+    worker = new_worker(it)
+    fresh = worker.known()
+    worker.update()
+    worker.unregister()
+    worker.update()
+    worker.register()
+    _not_stale(worker.known(), fresh)
 
 @rule("resources.workers_are_apart", _UPDATE, "A manager has several workers.",
       "Keep a record for each pid, and make a new one for each: a default dict as an argument is shared.",
       requires=("resources.snapshot", "resources.unregister_idempotent", "resources.unregister_forgets", "resources.unknown_pid"))
 def _(it: Subject) -> None:
     "A call for one worker, or for an unknown pid, does not touch another worker."
-    fields, one, unknown = kept(it), new_worker(it), it.pid(living=False)
-    it.call(_UPDATE, pid=one, **full())
+    fields, one, unknown = kept(it), running_worker(it), CheckedWorker(it, living=False)
     other = new_worker(it)
     mine: dict[str, Any] = dict(zip(FIELDS, ("stopping", "mine", "mine", "mine", "mine", {"mine": 1})))
-    for given in ({**full(), "job_id": "mine"}, mine): it.call(_UPDATE, pid=other, **given)
-    it.call(_UPDATE, pid=unknown, **{**full(), "job_id": "unknown"})
-    it.call("unregister_worker", unknown)
-    expect(it, one, **{name: FULL[name] for name in fields})
-    it.call("unregister_worker", one)
-    expect(it, other, **{name: mine[name] for name in fields})
+    for given in ({**FULL, "job_id": "mine"}, mine): other.update(given)
+    unknown.update({**FULL, "job_id": "unknown"})
+    unknown.unregister()
+    one.expect({name: FULL[name] for name in fields})
+    one.unregister()
+    other.expect({name: mine[name] for name in fields})
 
 # %% ../../nbs/conformance/resources.ipynb #b0b54ce5
 _SPELLING = "Other callers, or the next version of the manager, may spell the call in another way."
@@ -294,10 +313,9 @@ _NAMES = "Name the parameters as the contract does, and use them: Python fills t
       ("resources.register_worker.every_call", "resources.unregister_forgets"))
 def _(it: Subject) -> None:
     "Arguments given by position do what they do by name."
-    one, other = worker(it, new_worker(it)), it.pid()
-    it.afterwards.append(lambda: it.impl.unregister_worker(other))
-    it.call("register_worker", other, WORKER)
-    known = worker(it, other)
+    one, other = new_worker(it).known(), CheckedWorker(it)
+    it.call("register_worker", other.pid, WORKER)
+    known = other.known()
     if lost := [name for name, value in one.items() if value == WORKER != known.get(name)]:
         raise Broken(f"{lost[0]} is {shown(known.get(lost[0]))}, and by name {WORKER!r}")
 
@@ -305,7 +323,7 @@ def _(it: Subject) -> None:
       "warning", ("resources.unregister_worker.every_call", "resources.unregister_forgets"))
 def _(it: Subject) -> None:
     "Arguments given by name do what they do by position."
-    pid = new_worker(it)
+    pid = new_worker(it).pid
     it.call("unregister_worker", pid=pid)
     expect_same(seen(it, pid), None, "there is still a worker: {}")
 
@@ -313,16 +331,16 @@ def _(it: Subject) -> None:
       ("resources.update_worker_state.every_call", "resources.register_replaces"))
 def _(it: Subject) -> None:
     "Arguments given by position do what they do by name."
-    fields, pid = kept(it), new_worker(it)
+    fields, worker = kept(it), new_worker(it)
 
     def after(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        it.call("register_worker", pid=pid, worker_type=WORKER)
+        worker.register()
         it.call(_UPDATE, *args, **kwargs)
-        return worker(it, pid)
+        return worker.known()
     for n in range(1, len(FIELDS) + 1):
         given = {name: full()[name] for name in FIELDS[:n]}
-        want = after(pid=pid, **given)
-        for known in (after(pid, **given), after(pid, *given.values())):
+        want = after(pid=worker.pid, **given)
+        for known in (after(worker.pid, **given), after(worker.pid, *given.values())):
             if lost := [name for name in given if name in fields and want.get(name) == given[name] != known.get(name)]:
                 raise Broken(f"{lost[0]} is {shown(known.get(lost[0]))}, and by name {shown(given[lost[0]])}")
 
@@ -333,21 +351,20 @@ def _(it: Subject) -> None:
 def _(it: Subject) -> None:
     "Several threads may call at once, and nothing of what they send is lost."
     fields, any_pid = kept(it) if it.probe else [], takes_any_pid(it)
-    pids = [[it.pid(living=not any_pid) for _ in range(8 if any_pid else 1)] for _ in range(it.processes.MOST)]
-    it.afterwards += [partial(it.impl.unregister_worker, pid) for mine in pids for pid in mine]
+    workers = [[CheckedWorker(it, living=not any_pid) for _ in range(8 if any_pid else 1)] for _ in range(it.processes.MOST)]
     it.trail.append("3 threads, each of which registers and updates workers, and unregisters every other")
-    no_errors(at_once([partial(_some_workers, it.impl, mine) for mine in pids]))
-    for n, pid in chain(*map(enumerate, pids)):
-        known = seen(it, pid)
+    no_errors(at_once([partial(_some_workers, it.impl, mine) for mine in workers]))
+    for n, worker in chain(*map(enumerate, workers)):
+        known = seen(it, worker.pid)
         if n % 2: expect_same(known, None, "a worker that was unregistered is still there: {}")
         if not n % 2 and known is None: raise Broken("a worker that was registered is not there")
-        if known is not None and "job_id" in fields and known.get("job_id") != f"job-{pid}":
+        if known is not None and "job_id" in fields and known.get("job_id") != f"job-{worker.pid}":
             raise Broken(f"job_id of one worker is {shown(known.get('job_id'))}")
 
-def _some_workers(manager: Any, pids: list[int]) -> None:
+def _some_workers(manager: Any, workers: list[CheckedWorker]) -> None:
     "What one thread does: workers that stay, and workers that go."
-    for n, pid in enumerate(pids):
-        mine = YieldingInt(pid)
+    for n, worker in enumerate(workers):
+        mine = YieldingInt(worker.pid)
         manager.register_worker(pid=mine, worker_type=WORKER)
-        manager.update_worker_state(pid=mine, **{**full(), "job_id": f"job-{pid}"})
+        manager.update_worker_state(pid=mine, **{**full(), "job_id": f"job-{worker.pid}"})
         if n % 2: manager.unregister_worker(mine)
