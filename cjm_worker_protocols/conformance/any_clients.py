@@ -17,8 +17,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from .any_workers import change
-from .checks import Broken, Limits, NotObservable, ProbeError
-from .clients import Client, Event, connect
+from .checks import Broken, Factory, Limits, NotObservable, ProbeError
+from .clients import Client, Data, Event, connect
 from .search import Model, Search, calling, find
 from .subject import Subject, described, settled, shown
 from .threads import on_a_thread
@@ -149,7 +149,7 @@ class Stage(Model):
         except Exception as e: search.stop(e)
         super().__init__(search, impl)
         self.listeners: list[Listener] = []  # In the order in which they came
-        self.data: list[dict[str, Any]] = []  # The caller's
+        self.data: list[Data] = []  # The caller's
         self.cancels, self._do = 0, do  # how many broadcasts were cancelled
 
     def here(self) -> list[Listener]: # In order
@@ -182,7 +182,7 @@ class Stage(Model):
     def teardown(self) -> None:
         with suppress(Exception): self._do(asyncio.wait_for(self.it.afterwards.run(), 2.0))
 
-async def _made(fresh: Callable[[], Any]) -> Any: return await settled(fresh())
+async def _made(fresh: Factory) -> Any: return await settled(fresh())
 
 # %% ../../nbs/conformance/any_clients.ipynb #e863d8be
 async def joins(
@@ -283,7 +283,7 @@ async def cancelled(
     await returned(stage.search, ending)
 
 # %% ../../nbs/conformance/any_clients.ipynb #9a010ee5
-DATA: list[dict[str, Any]] = [{}, {"job_id": "job-1", "n": None}, {"text": "naïve\nline", "deep": {"list": [1, 2.5, None, True]}}]
+DATA: list[Data] = [{}, {"job_id": "job-1", "n": None}, {"text": "naïve\nline", "deep": {"list": [1, 2.5, None, True]}}]
 EVENTS: list[Event] = [*product(("kit:a", "job:b"), DATA)]  # Plain ones first
 _EVENT, _STEPS = st.sampled_from(EVENTS), st.sampled_from(range(4))
 _WHICH = st.sampled_from((0, 0, 0, 1, 2))  # most happens to one client
@@ -296,7 +296,7 @@ CALLS = calling(
 # %% ../../nbs/conformance/any_clients.ipynb #9fd5b65c
 async def any_clients(
     it: Subject, # A broadcaster
-    fresh: Callable[[], Any] | None = None # Makes another
+    fresh: Factory | None = None # Makes another
 ) -> None:
     """Search through sequences of broadcasts.
 

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
 from hypothesis import strategies as st
 
-from .checks import Broken, FactoryError, NotObservable
+from .checks import Broken, Factory, FactoryError, NotObservable
 from .resources import FIELDS, WORKER, kept, new_worker, seen, takes_any_pid
 from .search import Model, Search, calling, find
+from .signatures import Values
 from .subject import Subject, shown, wait_for
 
 # %% auto #0
@@ -26,11 +27,11 @@ VALUES: dict[str, list[Any]] = {name: [f"{name}-1", None, "", f"{name}-2"] for n
 
 def update_of(
     chosen: Iterable[tuple[str, int]] # Fields, and which of their values
-) -> dict[str, Any]: # To send
+) -> Values: # To send
     "Make an update."
     return {name: VALUES[name][n] for name, n in chosen}
 
-def _with_plain(chosen: Iterable[tuple[str, int]]) -> dict[str, Any]:
+def _with_plain(chosen: Iterable[tuple[str, int]]) -> Values:
     return update_of((name, 0) for name in FIELDS) | update_of(chosen)
 
 _CHOSEN = st.lists(st.tuples(st.sampled_from(FIELDS), st.sampled_from(range(4))), max_size=len(FIELDS))
@@ -38,7 +39,7 @@ SOME, EVERY = _CHOSEN.map(update_of), _CHOSEN.map(_with_plain)  # made of the sa
 
 # %% ../../nbs/conformance/any_workers.ipynb #bcd960e3
 def change(
-    value: dict[str, Any] # The caller's
+    value: Values # The caller's
 ) -> None:
     "Change a dict, and all dicts in it."
     for below in list(value.values()):
@@ -47,7 +48,7 @@ def change(
 
 def newborn(
     it: Subject # A resource manager
-) -> tuple[list[str], dict[str, Any]]: # The fields that it keeps, and those of a new worker
+) -> tuple[list[str], Values]: # The fields that it keeps, and those of a new worker
     """Look up what the model has to know.
 
     :raises NotObservable: when the probe does not show it.
@@ -64,15 +65,15 @@ class Roster(Model):
     def __init__(self,
         search: Search, # The search that this is a run of
         fields: list[str], # The fields that the manager keeps
-        fresh: dict[str, Any], # Those of a new worker
+        fresh: Values, # Those of a new worker
         living: bool # Whether each worker needs a process
     ):
         try: super().__init__(search, wait_for(search.fresh()) if search.fresh else search.it.impl)
         except FactoryError as e: search.stop(e)
         self.fields, self.fresh = fields, fresh
-        self.known: dict[int, dict[str, Any]] = {}  # The model
+        self.known: dict[int, Values] = {}  # The model
         self.gone: set[int] = set()  # Pids that were unregistered
-        self.configs: list[dict[str, Any]] = []  # The caller's
+        self.configs: list[Values] = []  # The caller's
         self.pids = [self.it.processes.living() if living else self.it.processes.gone() for _ in range(3)]
         self.it.pids.update({pid: f"PID_{n}" for n, pid in enumerate(self.pids, 1)})
 
@@ -128,7 +129,7 @@ def register_anew(
 def update(
     roster: Roster, # Where
     n: int, # The number of a pid
-    given: dict[str, Any] # Some of the fields
+    given: Values # Some of the fields
 ) -> None:
     """Store what is given, None too, and leave what is omitted.
 
@@ -162,7 +163,7 @@ CALLS = calling((register, _PIDS), (update, _PIDS, SOME), (update, _PIDS, EVERY)
 # %% ../../nbs/conformance/any_workers.ipynb #e3c07676
 def any_workers(
     it: Subject, # A resource manager
-    fresh: Callable[[], Any] | None = None # Makes another
+    fresh: Factory | None = None # Makes another
 ) -> None:
     """Search through sequences of calls to a resource manager.
 
@@ -170,7 +171,7 @@ def any_workers(
     :raises NotObservable: when the probe does not show enough."""
     if "resources.snapshot" in it.excused:
         raise NotObservable("resources.snapshot is waived, and every sequence rests on it")
-    search, fields, newly, broken = Search("resources", it, fresh), list[str](), dict[str, Any](), None
+    search, fields, newly, broken = Search("resources", it, fresh), list[str](), Values(), None
     try: fields, newly = newborn(it)
     except Broken as e: broken = e  # the search may find a shorter way
     trail = it.trail

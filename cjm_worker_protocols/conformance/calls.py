@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from .checks import MEMBERS, NAMES, Broken, Limits, rule
 from .signatures import (
-    astray, legal_calls, manager_call, mended, refused, samples_for, signature_text)
+    Values, astray, legal_calls, manager_call, mended, refused, samples_for, signature_text)
 from .subject import TIMEOUTS, Subject, advice, closest, described, shown, shown_call, within
 
 # %% auto #0
@@ -72,7 +73,7 @@ def _takes(name: str, protocol: type, member: str) -> None:
 def prepared(
     it: Subject, # An implementation
     protocol: type # One of the four
-) -> dict[str, Any]: # A value for every parameter
+) -> Values: # A value for every parameter
     "Return values to call with, and have their worker unregistered after the check."
     given = samples_for(it, protocol)
     if protocol is NAMES["resources"]: it.afterwards.append(lambda: it.impl.unregister_worker(given["pid"]))
@@ -141,23 +142,23 @@ def _every_call(name: str, protocol: type, member: str) -> None:
         if name == "resources": it.call("register_worker", pid=values["pid"], worker_type=values["worker_type"])
         return (_all_awaited if name == "events" else _all_called)(it, protocol, member, values)
 
-def _all_called(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> None:
-    for positional, named in legal_calls(protocol, member):
-        args, kwargs, error = tuple(values[n] for n in positional), {n: values[n] for n in named}, None
-        try: getattr(it.impl, member)(*args, **kwargs)
-        except (Exception, SystemExit) as e: error = e
-        _accepted(it, protocol, member, args, kwargs, error, values)
+def _all_called(it: Subject, protocol: type, member: str, values: Values) -> None:
+    for call in legal_calls(protocol, member):
+        with _accepted(it, protocol, member, call, values) as (args, kwargs): getattr(it.impl, member)(*args, **kwargs)
 
-async def _all_awaited(it: Subject, protocol: type, member: str, values: Mapping[str, Any]) -> None:
-    for positional, named in legal_calls(protocol, member):
-        args, kwargs, error = tuple(values[n] for n in positional), {n: values[n] for n in named}, None
-        try: await within(Limits.CALL, getattr(it.impl, member)(*args, **kwargs))
-        except (Exception, SystemExit) as e: error = e
-        _accepted(it, protocol, member, args, kwargs, error, values)
+async def _all_awaited(it: Subject, protocol: type, member: str, values: Values) -> None:
+    for call in legal_calls(protocol, member):
+        with _accepted(it, protocol, member, call, values) as (args, kwargs):
+            await within(Limits.CALL, getattr(it.impl, member)(*args, **kwargs))
 
-def _accepted(it: Subject, protocol: type, member: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-              error: BaseException | None, values: Mapping[str, Any]) -> None:
-    "Raises `Broken` when a call was refused, or a value went astray. What the method itself raises is another rule."
+@contextmanager
+def _accepted(it: Subject, protocol: type, member: str, call: tuple[list[str], list[str]],
+              values: Values) -> Iterator[tuple[tuple[Any, ...], Values]]:
+    "Make one call. Raises `Broken` when it is refused, or a value goes astray. What the method itself raises is another rule."
+    positional, named = call
+    args, kwargs, error = tuple(values[n] for n in positional), {n: values[n] for n in named}, None
+    try: yield args, kwargs
+    except (Exception, SystemExit) as e: error = e
     wrong = f"it raised {described(error)}" if error and refused(error) else astray(getattr(it.impl, member), args, values)
     if not wrong: return
     it.trail[:] = [it.named(shown_call(member, args, kwargs))]

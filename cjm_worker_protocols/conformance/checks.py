@@ -15,7 +15,7 @@ from ..extensions.protocols import EventBroadcasterProtocol, PluginRegistryProto
 from ..extensions.store import JobStoreProtocol
 
 # %% auto #0
-__all__ = ['CHECKS', 'ProbeError', 'FactoryError', 'text_of', 'ProtocolError', 'Limits', 'Check']
+__all__ = ['Factory', 'Probe', 'CHECKS', 'ProbeError', 'FactoryError', 'text_of', 'ProtocolError', 'Limits', 'Check']
 
 # %% ../../nbs/conformance/checks.ipynb #9f6c4d3b
 @dataclass(eq=False)
@@ -106,6 +106,9 @@ def short_name(
     return next(name for name, known in NAMES.items() if known is protocol)
 
 # %% ../../nbs/conformance/checks.ipynb #e8347948
+Factory = Callable[[], Any]  # Makes an implementation; may be asynchronous
+Probe = Callable[..., Any]  # Reads what the contract gives no way to read
+
 class Check(NamedTuple):
     "One rule of the contract."
     id: str  # Like `resources.unregister_idempotent`

@@ -90,7 +90,7 @@ async def connect(
 async def broadcast(
     it: Subject, # A broadcaster
     event_type: str, # What happened
-    data: dict[str, Any] # The facts
+    data: Data # The facts
 ) -> None:
     """Broadcast an event.
 
@@ -109,7 +109,8 @@ async def awaited(
     except (Exception, SystemExit) as e: raise Broken(f"it raised {described(e)}") from e
 
 # %% ../../nbs/conformance/clients.ipynb #0120032d
-Event = tuple[str, dict[str, Any]]  # Type and data
+Data = dict[str, Any]  # Of an event
+Event = tuple[str, Data]  # Type and data
 LIVES = (
     "worker:started", "worker:ready", "job:queued", "job:started", "job:progress", "job:chunk", "job:chunk", "job:completed",
     "job:queued", "job:cancelled", "job:queued", "job:started", "job:failed", "worker:exited", "kit:last")  # Of a worker and its jobs
@@ -117,7 +118,7 @@ LIVES = (
 # %% ../../nbs/conformance/clients.ipynb #b5368178
 def payload(
     **data: Any # The facts, with the `job_id` or `pid` that they are about
-) -> dict[str, Any]: # As the manager would send it
+) -> Data: # As the manager would send it
     "Make the data of an event."
     return {**data, "worker_type": "kit", "time": "2030-01-01"}
 
@@ -132,7 +133,7 @@ def life(
 
 def apart(
     got: Any, # What became of some data
-    want: dict[str, Any] # What they were
+    want: Data # What they were
 ) -> tuple[str, str]: # As they are shown
     "Show only the parts of two data that differ."
     if not isinstance(got, dict): return shown(got), shown(want)

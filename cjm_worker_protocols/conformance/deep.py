@@ -10,7 +10,7 @@ from typing import Any
 
 from .any_clients import any_clients
 from .any_workers import any_workers
-from .checks import Check, callable_checks, short_name
+from .checks import Check, Factory, callable_checks, short_name
 
 # %% auto #0
 __all__ = []
@@ -27,7 +27,7 @@ _SEARCHES: dict[str, tuple[str, str, Callable[..., Any]]] = {
 # %% ../../nbs/conformance/deep.ipynb #921f5825
 def deep_checks(
     protocol: type, # One of the four
-    fresh: Callable[[], Any] | None = None # Makes an implementation; may be asynchronous
+    fresh: Factory | None = None # Makes an implementation; may be asynchronous
 ) -> list[Check]: # One, or none for a registry
     "Return the checks that search."
     if (name := short_name(protocol)) not in _SEARCHES: return []

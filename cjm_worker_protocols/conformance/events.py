@@ -14,7 +14,7 @@ from itertools import count
 from typing import Any
 
 from .checks import Broken, Limits, NotObservable, ProbeError, rule
-from .clients import LIVES, Client, apart, awaited, broadcast, connect, life, payload
+from .clients import LIVES, Client, Data, apart, awaited, broadcast, connect, life, payload
 from .subject import TIMEOUTS, Subject, described, expect_same, shown, within
 
 # %% auto #0
@@ -195,7 +195,7 @@ async def _(it: Subject) -> None:
 async def _(it: Subject) -> None:
     "What the caller does with its data afterwards does not reach the clients."
     client, want = await connect(it), {"n": 1, "deep": {"n": 1}}
-    data: dict[str, Any] = copy.deepcopy(want)
+    data: Data = copy.deepcopy(want)
     await broadcast(it, "kit:kept", data)
     data["n"] = data["deep"]["n"] = 2
     it.trail.append("the caller changes its data")
@@ -234,7 +234,7 @@ _ODD = (
     "kit:ünï©ode ✓")
 
 # %% ../../nbs/conformance/events.ipynb #ebf42e50
-async def _refused(it: Subject, event_type: str, data: dict[str, Any]) -> bool:
+async def _refused(it: Subject, event_type: str, data: Data) -> bool:
     "Whether a broadcast is refused with an exception, which is right. Raises `Broken` when it hangs, or ends the program."
     try: await broadcast(it, event_type, data)
     except Broken as e:
@@ -267,7 +267,7 @@ async def _(it: Subject) -> None:
       "nothing was queued.", requires=("events.delivered",))
 async def _(it: Subject) -> None:
     "Data that cannot be sent are refused with an exception, and the next event still flows."
-    loop: dict[str, Any] = {}
+    loop: Data = {}
     loop["self"] = loop
     values = {"an object": object(), "a set": {1}, "bytes that are no text": b"\xff", "a dict in itself": loop}
     client, accepted = await connect(it), []

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from .checks import Check, Limits, protocol_of
+from .checks import Check, Factory, Limits, Probe, protocol_of
 from .report import Report
 from .run import DEEP, Run, check_here, check_on_loop, makes
 from .silence import muted, quiet
@@ -30,7 +30,7 @@ class HypothesisMissing(ImportError):
 # %% ../../nbs/conformance/kit.ipynb #7293379f
 def searches(
     protocol: type, # One of the four
-    fresh: Callable[[], Any] | None # Makes an implementation; None for a single object
+    fresh: Factory | None # Makes an implementation; None for a single object
 ) -> list[Check]: # One, or none for a registry
     """Return the checks that `deep=True` adds.
 
@@ -51,7 +51,7 @@ def check(
     target: Any, # A factory, which makes a fresh implementation for each check; or an implementation
     protocol: type | str, # One of the four protocols; or `registry`, `resources`, `events` or `store`
     *,
-    probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
+    probe: Probe | None = None, # Reads what the contract gives no way to read
     waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check
     deep: bool = False # Whether to search random sequences of calls too, for some seconds; needs hypothesis
 ) -> Report: # What was found
@@ -86,7 +86,7 @@ async def check_async(
     target: Any, # A factory, which makes a fresh implementation for each check; or an implementation
     protocol: type | str, # One of the four protocols; or `registry`, `resources`, `events` or `store`
     *,
-    probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
+    probe: Probe | None = None, # Reads what the contract gives no way to read
     waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check
     deep: bool = False # Whether to search random sequences of calls too, for some seconds; needs hypothesis
 ) -> Report: # What was found

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .checks import FactoryError, ProbeError
+from .checks import FactoryError, Probe, ProbeError
 from .kit import HypothesisMissing, check
 from .report import Report
 from .run import checks_of
@@ -32,7 +32,7 @@ def conformance_tests(
     target: Any, # A factory, which makes a fresh implementation for each check; or an implementation
     protocol: type | str, # One of the four protocols; or `registry`, `resources`, `events` or `store`
     *,
-    probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read, as for `check`
+    probe: Probe | None = None, # Reads what the contract gives no way to read, as for `check`
     waive: Mapping[str, str] | None = None, # Why a rule need not hold, by the id of its check
     deep: bool = False # Whether to search random sequences of calls too, for some seconds; needs hypothesis
 ) -> Callable[[str], None]: # A test; assign it to a name that begins with `test_`

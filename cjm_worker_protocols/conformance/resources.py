@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 from .checks import Broken, NotObservable, ProbeError, rule
-from .signatures import SAMPLES, refused
+from .signatures import SAMPLES, Values, refused
 from .subject import Subject, expect_same, probed, shown
 from .threads import YieldingInt, at_once, no_errors
 
@@ -22,17 +22,17 @@ __all__ = []
 # %% ../../nbs/conformance/resources.ipynb #2211cc4c
 FIELDS = ("status", "job_id", "plugin_name", "plugin_id", "loaded_plugin_resource", "config")  # All fields of a worker
 _RUNNING = ("running", "job-1", "Whisper large-v3, on the GPU", "plugin-1", "large-v3", {"model": "large-v3", "options": {"beam": 5}})
-FULL: dict[str, Any] = dict(zip(FIELDS, _RUNNING))  # The snapshot of a worker that runs a job
-_OTHER: dict[str, Any] = dict(zip(FIELDS, ("running", "job-2", "llama", "plugin-2", "7b", {"model": "7b"})))
-_EMPTY: dict[str, Any] = dict.fromkeys(FIELDS)
-LIFE: tuple[dict[str, Any], ...] = (
+FULL: Values = dict(zip(FIELDS, _RUNNING))  # The snapshot of a worker that runs a job
+_OTHER: Values = dict(zip(FIELDS, ("running", "job-2", "llama", "plugin-2", "7b", {"model": "7b"})))
+_EMPTY: Values = dict.fromkeys(FIELDS)
+LIFE: tuple[Values, ...] = (
     *({**_EMPTY, "status": status} for status in ("starting", "standby", "idle")), FULL, {**FULL, "job_id": None, "status": "idle"},
     _OTHER, {**FULL, "job_id": None, "status": "stopping"})  # A worker starts, waits, runs a job, runs another, stops
 NEWS = {**_OTHER, "status": "stopping"}  # Another value for each field
 WORKER: str = SAMPLES["worker_type"]  # The type of all workers
 
 # %% ../../nbs/conformance/resources.ipynb #b0c3df7a
-def full() -> dict[str, Any]: # The caller may change it
+def full() -> Values: # The caller may change it
     "Return a fresh copy of the snapshot of a running worker."
     return copy.deepcopy(FULL)
 
@@ -40,7 +40,7 @@ def full() -> dict[str, Any]: # The caller may change it
 def seen(
     it: Subject, # A resource manager
     pid: int # A worker
-) -> dict[str, Any] | None: # None when there is no such worker
+) -> Values | None: # None when there is no such worker
     """Ask the probe for a worker.
 
     :raises NotObservable: when there is no probe.
@@ -71,12 +71,12 @@ class CheckedWorker:
         self.it.call("unregister_worker", self.pid)
 
     def update(self,
-        fields: dict[str, Any] = FULL # To send; they are copied
+        fields: Values = FULL # To send; they are copied
     ) -> None:
         "Update it."
         self.it.call("update_worker_state", pid=self.pid, **copy.deepcopy(fields))
 
-    def known(self) -> dict[str, Any]: # By field
+    def known(self) -> Values: # By field
         """Ask the probe what is known of it.
 
         :raises Broken: when there is no such worker."""
@@ -85,7 +85,7 @@ class CheckedWorker:
         return known
 
     def expect(self,
-        fields: Mapping[str, Any] # What must be known of it
+        fields: Values # What must be known of it
     ) -> None:
         """Compare some fields.
 
@@ -255,7 +255,7 @@ def _(it: Subject) -> None:
     if stale := [name for name, value in fresh.items() if value == WORKER == known.get(name)]:
         raise Broken(f"{stale[0]} is {WORKER!r}, as it was in the old record")
 
-def _not_stale(known: Mapping[str, Any], fresh: Mapping[str, Any]) -> None:
+def _not_stale(known: Values, fresh: Values) -> None:
     "Raises `Broken` when a field is as it was sent of the old worker, and not as it is of a new one."
     if stale := [name for name in FIELDS if known.get(name) == FULL[name] != fresh.get(name)]:
         raise Broken(f"{stale[0]} is {shown(known[stale[0]])}, as it was in the old record")
@@ -296,7 +296,7 @@ def _(it: Subject) -> None:
     "A call for one worker, or for an unknown pid, does not touch another worker."
     fields, one, unknown = kept(it), running_worker(it), CheckedWorker(it, living=False)
     other = new_worker(it)
-    mine: dict[str, Any] = dict(zip(FIELDS, ("stopping", "mine", "mine", "mine", "mine", {"mine": 1})))
+    mine: Values = dict(zip(FIELDS, ("stopping", "mine", "mine", "mine", "mine", {"mine": 1})))
     for given in ({**FULL, "job_id": "mine"}, mine): other.update(given)
     unknown.update({**FULL, "job_id": "unknown"})
     unknown.unregister()
@@ -333,7 +333,7 @@ def _(it: Subject) -> None:
     "Arguments given by position do what they do by name."
     fields, worker = kept(it), new_worker(it)
 
-    def after(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    def after(*args: Any, **kwargs: Any) -> Values:
         worker.register()
         it.call(_UPDATE, *args, **kwargs)
         return worker.known()

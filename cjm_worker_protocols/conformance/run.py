@@ -16,7 +16,7 @@ from typing import Any
 
 from . import calls, events, hostile, leaks, other_loop, resources, slow_clients, store  # noqa: F401
 from .checks import (
-    CHECKS, MEMBERS, Broken, Check, FactoryError, Limits, NotObservable, ProbeError, protocol_of)
+    CHECKS, MEMBERS, Broken, Check, Factory, FactoryError, Limits, NotObservable, Probe, ProbeError, protocol_of)
 from .processes import Processes
 from .report import Finding, Outcome, Report
 from .silence import quiet
@@ -264,9 +264,9 @@ class Run:
     def __init__(self,
         target: Any, # A factory or an implementation
         protocol: type | str, # One of the four, or its short name
-        probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
+        probe: Probe | None = None, # Reads what the contract gives no way to read
         waive: Mapping[str, str] | None = None, # Reasons, by the ids of checks
-        deeper: Callable[[type, Callable[[], Any] | None], list[Check]] | None = None, # Makes the checks that search
+        deeper: Callable[[type, Factory | None], list[Check]] | None = None, # Makes the checks that search
         advised: str = "" # What to add to the advice
     ):
         self.protocol, self.probe = protocol_of(protocol), probe

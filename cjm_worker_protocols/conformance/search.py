@@ -19,7 +19,7 @@ from hypothesis.control import current_build_context
 from hypothesis.errors import Flaky, NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
-from .checks import Broken, NotObservable, ProbeError
+from .checks import Broken, Factory, NotObservable, ProbeError
 from .subject import Subject, described
 from .threads import SharedSetting
 
@@ -87,7 +87,7 @@ class Search:
     def __init__(self,
         protocol: str, # The short name of the protocol
         it: Subject, # The subject of the check
-        fresh: Callable[[], Any] | None = None, # Makes an implementation for a run; without it all runs are on one object
+        fresh: Factory | None = None, # Makes an implementation for a run; without it all runs are on one object
         *threads: int # `threading.get_native_id()` of the others that make its calls
     ):
         self.protocol, self.it, self.fresh, self.threads = protocol, it, fresh, threads

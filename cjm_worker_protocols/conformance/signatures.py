@@ -19,7 +19,8 @@ from .subject import Subject, closest
 __all__ = []
 
 # %% ../../nbs/conformance/signatures.ipynb #2bc62a5e
-SAMPLES: dict[str, Any] = {
+Values = dict[str, Any]  # Of parameters or fields, by name
+SAMPLES: Values = {
     "category": "kit-category", "plugin_id": "kit-plugin", "pid": 4_194_305, "worker_type": "transcription", "status": "running",
     "job_id": "kit-job", "plugin_name": "kit-name", "loaded_plugin_resource": "kit-resource", "config": {"model": "kit-model"},
     "event_type": "kit:event", "data": {"kit": "data"},
@@ -30,7 +31,7 @@ SAMPLES: dict[str, Any] = {
 def samples_for(
     it: Subject, # An implementation
     protocol: type # One of the four
-) -> dict[str, Any]: # A value for every parameter; the pid is that of a living process
+) -> Values: # A value for every parameter; the pid is that of a living process
     """Return values to call with.
 
     The dicts are fresh, because an implementation may write into them."""
@@ -61,24 +62,23 @@ def legal_calls(
             if chosen: yield required, [*chosen]
 
 # %% ../../nbs/conformance/signatures.ipynb #25383063
-BY_POSITION = {"get_plugins_by_category", "get_plugin", "load_plugin_config", "unregister_worker", "broadcast", "open", "write", "claim",
-               "cancellations", "close", "read", "payload", "chunks", "request_cancel", "forget"}  # Not the others
+BY_NAME = {"register_worker", "update_worker_state", "select"}  # All others get their arguments by position
 
 # %% ../../nbs/conformance/signatures.ipynb #901b81a8
 def manager_call(
     protocol: type, # One of the four
     member: str, # Its method
-    given: Mapping[str, Any] # A value for each parameter
-) -> tuple[tuple[Any, ...], dict[str, Any]]: # Positional and keyword arguments
+    given: Values # A value for each parameter
+) -> tuple[tuple[Any, ...], Values]: # Positional and keyword arguments
     "Return the arguments as the manager passes them."
     values = {p.name: given[p.name] for p in parameters_of(protocol, member)}
-    return (tuple(values.values()), {}) if member in BY_POSITION else ((), values)
+    return ((), values) if member in BY_NAME else (tuple(values.values()), {})
 
 # %% ../../nbs/conformance/signatures.ipynb #7189d57a
 def astray(
     method: Any, # The implementation's
     args: tuple[Any, ...], # Positional arguments
-    given: Mapping[str, Any] # The values of the call, by their names in the contract
+    given: Values # The values of the call, by their names in the contract
 ) -> str: # Empty when each arrives under its own name, or the signature does not say
     "Find a positional argument that arrives under the name of another."
     try: bound = inspect.signature(method, follow_wrapped=False).bind_partial(*args).arguments

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from .checks import CHECKS, Broken, NotObservable, ProbeError, text_of
+from .checks import CHECKS, Broken, NotObservable, Probe, ProbeError, text_of
 from .processes import Processes
 
 # %% auto #0
@@ -101,7 +101,7 @@ class Subject:
     "One implementation, and the calls that a check has made to it."
     def __init__(self,
         impl: Any, # The implementation
-        probe: Callable[..., Any] | None = None, # Reads what the contract gives no way to read
+        probe: Probe | None = None, # Reads what the contract gives no way to read
         processes: Processes | None = None, # Where pids come from
         excused: frozenset[str] = frozenset() # Ids of checks that are waived or have warned: a search passes over their rules
     ):
@@ -220,7 +220,7 @@ def advice(
 async def try_check(
     id: str, # The check's id
     impl: Any, # An implementation
-    probe: Callable[..., Any] | None = None # Reads what the contract gives no way to read
+    probe: Probe | None = None # Reads what the contract gives no way to read
 ) -> str: # What the check saw, or `passes`
     "Make one check of one implementation."
     it = Subject(impl, probe)

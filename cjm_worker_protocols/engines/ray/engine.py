@@ -24,17 +24,19 @@ from .worker import RayCalls, RayWorker
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['why_waiting', 'free_resources', 'check_runtime_env', 'Heartbeat', 'Failures', 'RaySession', 'placement_on_node',
-           'RayEngine']
+__all__ = ['Amounts', 'why_waiting', 'free_resources', 'check_runtime_env', 'Heartbeat', 'Failures', 'RaySession',
+           'placement_on_node', 'RayEngine']
 
 # %% ../../../nbs/engines/ray/engine.ipynb #9957dd9d
+Amounts = Mapping[str, float]  # Of a node's resources, by name
+
 def why_waiting(
-    takes: Mapping[str, float], # What a worker takes, by resource
+    takes: Amounts, # What a worker takes, by resource
     nodes: list[Mapping[str, Any]], # As `ray.nodes()` returns them
-    free: Collection[Mapping[str, float]] # What is free on each node
+    free: Collection[Amounts] # What is free on each node
 ) -> tuple[str, frozenset[str]]: # For `Job.waiting_for`; and which resources others would have to give back
     "Say why a worker has no place yet."
-    def fit(rooms: Iterable[Mapping[str, float]]) -> bool:
+    def fit(rooms: Iterable[Amounts]) -> bool:
         return any(all(room.get(name, 0) >= amount for name, amount in takes.items()) for room in rooms)
 
     wanted = ", ".join(f"{name} {amount:g}" for name, amount in takes.items() if amount)
@@ -49,7 +51,7 @@ def why_waiting(
 # %% ../../../nbs/engines/ray/engine.ipynb #0211c014
 def free_resources(
     ray: Any # The module, connected
-) -> list[Mapping[str, float]]: # One entry for each node; a single one through a client, which cannot know more
+) -> list[Amounts]: # One entry for each node; a single one through a client, which cannot know more
     "Return what is free on the nodes."
     try: return list(ray._private.state.available_resources_per_node().values())
     except ray.exceptions.RaySystemError: return [ray.available_resources()]
@@ -206,7 +208,7 @@ class RaySession:
 
 # %% ../../../nbs/engines/ray/engine.ipynb #f47083c7
 def placement_on_node(
-    usual: Mapping[str, float], # What a worker of the engine takes, unless its plugin or `WorkerConfig.resources` says otherwise
+    usual: Amounts, # What a worker of the engine takes, unless its plugin or `WorkerConfig.resources` says otherwise
     config: WorkerConfig, # Of the manager
     plugin_config: Mapping[str, Any] # Of a plugin
 ) -> Hashable: # Which names and amounts, sorted, and perhaps which interpreter

@@ -16,11 +16,12 @@ from urllib.parse import unquote
 
 from ...core.errors import FactError
 
+JsonObject = dict[str, Any]  # A schema, a config, or a part of one
 CPU_LIMIT, WALL_LIMIT, MEMORY_LIMIT = 1.0, 30.0, 1 << 30  # Processor seconds and seconds for one answer, and bytes of memory
 
 # %% auto #0
-__all__ = ['CPU_LIMIT', 'WALL_LIMIT', 'MEMORY_LIMIT', 'REFERENCES', 'COMBINED', 'items', 'copied', 'merged', 'SchemaReader',
-           'declared', 'answer', 'serve', 'JudgeError', 'judge']
+__all__ = ['JsonObject', 'CPU_LIMIT', 'WALL_LIMIT', 'MEMORY_LIMIT', 'REFERENCES', 'COMBINED', 'items', 'copied', 'merged',
+           'SchemaReader', 'declared', 'answer', 'serve', 'JudgeError', 'judge']
 
 # %% ../../../nbs/integrations/registry/judge.ipynb #1c7c15ae
 def items(
@@ -38,9 +39,9 @@ def copied(
     return [copied(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 def merged(
-    low: dict[str, Any], # Settings
+    low: JsonObject, # Settings
     high: Mapping[str, Any] # Settings that count more
-) -> dict[str, Any]: # A new dict
+) -> JsonObject: # A new dict
     "Merge two configs, objects key by key; all else is replaced."
     both = dict(low)
     for key, value in high.items():
@@ -82,11 +83,11 @@ class SchemaReader:
     def applying(self,
         schema: Any, # The schema, or a part of it
         combined: Iterable[str] = ("allOf",) # Which combinations to look into
-    ) -> list[dict[str, Any]]: # Each once
+    ) -> list[JsonObject]: # Each once
         """List a part and those that apply to the same value.
 
         They are joined to it by reference, or in combination."""
-        ahead, found = [schema], dict[int, dict[str, Any]]()
+        ahead, found = [schema], dict[int, JsonObject]()
         for one in ahead:  # which grows meanwhile
             if not isinstance(one, dict) or id(one) in found: continue
             found[id(one)] = one
@@ -96,7 +97,7 @@ class SchemaReader:
 
 # %% ../../../nbs/integrations/registry/judge.ipynb #5d6b3cb2
 def declared(
-    schemas: Iterable[dict[str, Any]] # From `SchemaReader.applying`
+    schemas: Iterable[JsonObject] # From `SchemaReader.applying`
 ) -> dict[str, list[Any]]: # Their schemas, by name
     "List the properties that some schemas declare."
     found: dict[str, list[Any]] = {}
@@ -105,15 +106,15 @@ def declared(
     return found
 
 # %% ../../../nbs/integrations/registry/judge.ipynb #09b5589a
-def _defaults(reader: SchemaReader, schema: Any, above: frozenset[int] = frozenset()) -> dict[str, Any]:
+def _defaults(reader: SchemaReader, schema: Any, above: frozenset[int] = frozenset()) -> JsonObject:
     "The defaults that a schema, or a part of it, declares. `above` are the parts that it is in, for a schema that contains itself."
-    schemas, found = reader.applying(schema), dict[str, Any]()
+    schemas, found = reader.applying(schema), JsonObject()
     ids = frozenset(map(id, schemas))
     if ids & above: return {}
     for key, several in declared(schemas).items():
         parts = [one for below in several for one in reader.applying(below)]
         given = [one["default"] for one in parts if "default" in one]
-        inner = dict[str, Any]()
+        inner = JsonObject()
         for below in () if given else several: inner = merged(_defaults(reader, below, above | ids), inner)
         if given or inner: found[key] = copied(given[0]) if given else inner
     return found
@@ -123,11 +124,11 @@ def _errors(validator: Any, config: Any, partly: bool) -> list[Any]:
     "What is wrong with a config. A part of one need not have all that is required."
     return [error for error in validator.iter_errors(config) if not (partly and error.validator in ("required", "dependentRequired"))]
 
-def _fitted(validator: Any, every: dict[str, Any], config: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+def _fitted(validator: Any, every: JsonObject, config: JsonObject) -> tuple[JsonObject, list[Any]]:
     "The defaults that leave a config no less valid than it is, and what is then wrong with it."
     errors = _errors(validator, merged(every, config), False)
     if not errors: return every, errors
-    kept, errors = dict[str, Any](), _errors(validator, config, False)
+    kept, errors = JsonObject(), _errors(validator, config, False)
     for key, value in every.items():
         with_it = {**kept, key: value}
         now = _errors(validator, merged(with_it, config), False)
@@ -135,7 +136,7 @@ def _fitted(validator: Any, every: dict[str, Any], config: dict[str, Any]) -> tu
     return kept, errors
 
 # %% ../../../nbs/integrations/registry/judge.ipynb #8e7fc079
-def _described(error: Any) -> dict[str, Any]:
+def _described(error: Any) -> JsonObject:
     "A `ValidationError` of `jsonschema` in the words of our errors. Without `got`, the value at `path` is what was given."
     path, rule, got = [*error.absolute_path], error.validator, None
     wanted: Any = error.validator_value
@@ -156,9 +157,9 @@ def _described(error: Any) -> dict[str, Any]:
 # %% ../../../nbs/integrations/registry/judge.ipynb #fd36ad34
 def answer(
     schema: Any, # A JSON Schema
-    config: dict[str, Any], # A config without defaults
+    config: JsonObject, # A config without defaults
     partly: bool # Whether it is a part of a config, which gets no defaults and need not have all that is required
-) -> dict[str, Any]: # `broken` for a schema that is none; else `defaults`, and `error` if there is one
+) -> JsonObject: # `broken` for a schema that is none; else `defaults`, and `error` if there is one
     "Validate a config, in the process that can be killed."
     jsonschema = import_module("jsonschema")
     try:
@@ -168,7 +169,7 @@ def answer(
     if kind is jsonschema.Draft3Validator: return {"broken": "draft 3, whose secrets cannot be found: use draft 4 or later"}
     validator = kind(schema, registry=import_module("referencing").Registry())  # which fetches nothing
     try:
-        kept = dict[str, Any]()
+        kept = JsonObject()
         if partly: errors = _errors(validator, config, True)
         else: kept, errors = _fitted(validator, _defaults(SchemaReader(schema), schema), config)
         return {"defaults": kept, "error": _described(jsonschema.exceptions.best_match(errors)) if errors else None}
@@ -206,9 +207,9 @@ class JudgeError(FactError, RuntimeError):
 
 def judge(
     schema: Any, # A JSON Schema
-    config: dict[str, Any], # A config without defaults, of plain data
+    config: JsonObject, # A config without defaults, of plain data
     partly: bool = False # Whether it is a part of a config, which gets no defaults and need not have all that is required
-) -> dict[str, Any]: # `defaults` by property, and `error` with `path`, `expected` and, where that is no value of the config, `got`
+) -> JsonObject: # `defaults` by property, and `error` with `path`, `expected` and, where that is no value of the config, `got`
     """Validate a config in a process that is killed when it takes too long.
 
     :raises JudgeError: when the schema is broken or too slow, or the process cannot be started.
@@ -224,7 +225,7 @@ def judge(
     except OSError as e: raise JudgeError(f"no process to check it in: {e.strerror}", again=True) from None
     except subprocess.TimeoutExpired: raise JudgeError(f"one that was not checked within {WALL_LIMIT:g} s", again=True) from None
     if done.returncode == -signal.SIGPROF: raise JudgeError(f"one that takes more than {CPU_LIMIT:g} s of processor time to check a config")
-    try: found: dict[str, Any] = json.loads(done.stdout.rpartition(b"\n")[2])
+    try: found: JsonObject = json.loads(done.stdout.rpartition(b"\n")[2])
     except ValueError: raise JudgeError(f"no answer from its process, which exited with {done.returncode}", again=True) from None
     if "broken" in found: raise JudgeError(found["broken"])
     return found

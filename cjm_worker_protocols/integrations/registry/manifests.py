@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from .files import check_owner, own_folder, read_file
-from .scan import InstalledPlugin, ScanResult, change_times, find_problem, import_extra
+from .scan import Groups, InstalledPlugin, ScanResult, change_times, find_problem, import_extra
 
 # %% auto #0
 __all__ = ['read_manifests']
@@ -37,7 +37,7 @@ def _table(data: bytes) -> dict[str, str]:
     return table
 
 # %% ../../../nbs/integrations/registry/manifests.ipynb #688b453d
-def _category(table: Mapping[str, str], groups: Mapping[str, Any]) -> Any:
+def _category(table: Mapping[str, str], groups: Groups) -> Any:
     "The category that a manifest names, by itself or by its entry point group."
     known = {str(name): category for group, category in groups.items() for name in (group, category)}
     if "category" not in table and len(groups) == 1: return next(iter(groups.values()))
@@ -45,7 +45,7 @@ def _category(table: Mapping[str, str], groups: Mapping[str, Any]) -> Any:
     if category not in known: raise _ManifestError(f"expected a category, one of {', '.join(known)} (got {category:.80})")
     return known[category]
 
-def _described(folder: str, name: str, data: bytes, groups: Mapping[str, Any]) -> InstalledPlugin:
+def _described(folder: str, name: str, data: bytes, groups: Groups) -> InstalledPlugin:
     "What a manifest says. Raises whatever is wrong with it."
     table = _table(data)
     plugin_id, target = table.get("id", name.removesuffix(".toml")), table["target"]
@@ -56,7 +56,7 @@ def _described(folder: str, name: str, data: bytes, groups: Mapping[str, Any]) -
 # %% ../../../nbs/integrations/registry/manifests.ipynb #5f4a7902
 def read_manifests(
     folder: str, # Absolute. It need not exist
-    groups: Mapping[str, Any] # Categories by entry point group
+    groups: Groups # Which a manifest may name
 ) -> ScanResult: # Its `found` are records of plugins
     "Read the plugins that a folder of TOML files describes."
     snapshot, category, names = ScanResult(), next(iter(groups.values())), list[str]()

@@ -23,17 +23,19 @@ from .schema import ConfigSchema, PluginConfigError, PluginSchemaError, parse_se
 from ...worker.plugins import check_plugin
 
 # %% auto #0
-__all__ = ['AnyPath', 'DuplicatePluginError', 'RegistryLoader', 'EntryPointRegistry']
+__all__ = ['Plugins', 'AnyPath', 'DuplicatePluginError', 'RegistryLoader', 'EntryPointRegistry']
 
 # %% ../../../nbs/integrations/registry/registry.ipynb #a875029b
-def _set_apart(rivals: list[InstalledPlugin], settled: dict[str, InstalledPlugin]) -> list[str]:
+Plugins = dict[str, InstalledPlugin]  # By id
+
+def _set_apart(rivals: list[InstalledPlugin], settled: Plugins) -> list[str]:
     "Give each its qualified id, unless a package claims the same id twice."
     ids = [f"{claim.id}@{claim.distribution}" for claim in rivals]
     known = {name: replace(claim, id=name) for name, claim in zip(ids, rivals) if ids.count(name) == 1}
     settled.update(known)
     return list(known)
 
-def _choose(rivals: list[InstalledPlugin], settled: dict[str, InstalledPlugin]) -> InstalledPlugin:
+def _choose(rivals: list[InstalledPlugin], settled: Plugins) -> InstalledPlugin:
     "What stands under an id that several claim."
     first, *rest = rivals
     if not first.distribution:
@@ -48,9 +50,9 @@ def _choose(rivals: list[InstalledPlugin], settled: dict[str, InstalledPlugin]) 
     who = " and ".join(f"{claim.origin} ({claim.target})" for claim in rivals)
     return replace(first, target="", distribution="", version="", name="", problem=f"{who} claim this id: {remedy}")
 
-def _settle(claims: Iterable[InstalledPlugin]) -> dict[str, InstalledPlugin]:
+def _settle(claims: Iterable[InstalledPlugin]) -> Plugins:
     "Every claim as a record with an id of its own, sorted. Those of the code come first in `claims`."
-    by_id, damaged, settled = dict[str, list[InstalledPlugin]](), list[InstalledPlugin](), dict[str, InstalledPlugin]()
+    by_id, damaged, settled = dict[str, list[InstalledPlugin]](), list[InstalledPlugin](), Plugins()
     for claim in claims:
         if check_id(claim.id): damaged.append(claim)
         elif claim not in (rivals := by_id.setdefault(claim.id, [])): rivals.append(claim)
@@ -75,7 +77,7 @@ class _Listing:
     "All plugins as they were read at one time, and what they were read from."
     path: list[str]  # The import path
     watched: list[ScanResult]  # Of installed packages, of further interpreters, of manifests, of switches
-    plugins: dict[str, InstalledPlugin]
+    plugins: Plugins
     by_category: dict[Any, list[InstalledPlugin]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class _Listing:
         "Whether all that it was read from is as it was."
         return self.path == import_path() and all(part.fresh() for part in self.watched)
 
-def _marked(plugins: dict[str, InstalledPlugin], off: list[str], problems: Mapping[str, str]) -> dict[str, InstalledPlugin]:
+def _marked(plugins: Plugins, off: list[str], problems: Mapping[str, str]) -> Plugins:
     "The same plugins with what is known beside their descriptions: which are disabled, and what workers found out."
     return {plugin_id: replace(plugin, enabled=file_name(plugin_id) not in off, problem=plugin.problem or problems.get(plugin_id, ""))
             for plugin_id, plugin in plugins.items()}

@@ -31,11 +31,12 @@ from ...worker.plugins import check_plugin
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['GROUP', 'InstalledPlugin', 'check_id', 'PluginIdError', 'file_name', 'find_problem', 'RegistryExtraError',
+__all__ = ['GROUP', 'Groups', 'InstalledPlugin', 'check_id', 'PluginIdError', 'file_name', 'find_problem', 'RegistryExtraError',
            'import_extra', 'ScanResult', 'change_times', 'import_path', 'import_path_of', 'read_installed']
 
 # %% ../../../nbs/integrations/registry/scan.ipynb #741a02b1
 GROUP = "cjm_worker_protocols.plugins"  # The entry point group of plugins
+Groups = Mapping[str, Any]  # Categories by entry point group
 
 @dataclass(frozen=True)
 class InstalledPlugin:
@@ -179,7 +180,7 @@ class _Metadata(Distribution):
     def read_text(self, filename: str) -> str | None: return self._text
     def locate_file(self, path: Any) -> Any: raise FileNotFoundError(path)
 
-def _plugins_of(name: str, version: str, data: bytes, groups: Mapping[str, Any]) -> Iterator[InstalledPlugin]:
+def _plugins_of(name: str, version: str, data: bytes, groups: Groups) -> Iterator[InstalledPlugin]:
     "The plugins that a package offers in its `entry_points.txt`, or one with a problem."
     try: points = [point for point in _Metadata(data.decode("utf-8-sig")).entry_points if point.group in groups]
     except Exception as e:
@@ -317,7 +318,7 @@ def _counting(same: list[_Package], watched: _Watched) -> _Package:
     return max((package for package in whole if package.folder == whole[0].folder), key=_Package.rank)
 
 def read_installed(
-    groups: Mapping[str, Any], # Categories by entry point group
+    groups: Groups, # What to look for
     python: str = "" # An interpreter; empty for this one
 ) -> ScanResult: # Its `found` are records of plugins
     "Read the plugins of all packages that an interpreter can import."

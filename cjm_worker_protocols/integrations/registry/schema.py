@@ -18,7 +18,8 @@ from typing import Any
 from ...core.errors import FactError
 from ...core.masking import Secret
 from .files import read_file
-from .judge import COMBINED, REFERENCES, JudgeError, SchemaReader, declared, items, judge, merged
+from .judge import (
+    COMBINED, REFERENCES, JsonObject, JudgeError, SchemaReader, declared, items, judge, merged)
 from .scan import InstalledPlugin, RegistryExtraError
 
 JSON_LIMIT, DEPTH_LIMIT = 1 << 20, 100  # The most bytes of a schema or a config, and the most levels of nesting
@@ -116,7 +117,7 @@ _MAPS = ("properties", "patternProperties", "dependentSchemas", "dependencies", 
 
 class _Marks:
     "The marks of secrets in a schema, and what is above each part of it, found in time that grows with its size."
-    def __init__(self, schema: dict[str, Any]):
+    def __init__(self, schema: JsonObject):
         self.named, self._marked = list[tuple[str, Any]](), list[int]()  # Each declared setting, and the parts with a mark
         self._above: dict[int, list[tuple[int, bool]]] = {}  # By part: those above it, and whether a name lies between
         parts: list[tuple[Any, str]] = [(schema, "")]  # Each part, and the keyword whose value it is
@@ -132,7 +133,7 @@ class _Marks:
         self._reader = SchemaReader(schema)
         self._look(schemas, "id" if "draft-04" in str(schema.get("$schema")) else "$id")
 
-    def _look(self, schemas: list[dict[str, Any]], identifier: str) -> None:
+    def _look(self, schemas: list[JsonObject], identifier: str) -> None:
         "Find the marks, and follow the references. Where parts have ids of their own, no reference is certain."
         nested = any(isinstance(part.get(identifier), str) for part in schemas[1:])
         for part in schemas:
@@ -185,7 +186,7 @@ class SecretNames:
         return self.hide(item, wrong, 2 if self.others else secret, self.any)
 
 def secret_names(
-    schema: dict[str, Any] # A JSON Schema, or what is meant as one
+    schema: JsonObject # A JSON Schema, or what is meant as one
 ) -> SecretNames: # In time that grows with the size of the schema
     "Find the settings that a schema calls secret."
     marks = _Marks(schema)
@@ -279,13 +280,13 @@ def find_number(
 # %% ../../../nbs/integrations/registry/schema.ipynb #819fcfe6
 class Answers:
     "Keeps the judge's answers, by schema and config."
-    def __init__(self) -> None: self._kept: dict[bytes, dict[str, Any] | JudgeError] = {}
+    def __init__(self) -> None: self._kept: dict[bytes, JsonObject | JudgeError] = {}
 
     def ask(self,
-        schema: dict[str, Any], # A JSON Schema
-        config: dict[str, Any], # A config, or a part of one, of plain data
+        schema: JsonObject, # A JSON Schema
+        config: JsonObject, # A config, or a part of one, of plain data
         partly: bool # Whether it is a part
-    ) -> dict[str, Any]: # The judge's answer
+    ) -> JsonObject: # The judge's answer
         """Ask the judge, or return its answer to the same question.
 
         Raises what `judge` raises."""
@@ -327,20 +328,20 @@ class ConfigSchema:
         return found
 
     def hide(self,
-        config: dict[str, Any] # A part of a config
-    ) -> dict[str, Any]: # A copy
+        config: JsonObject # A part of a config
+    ) -> JsonObject: # A copy
         "Hide the secrets in a part of a config, which may be wrong."
         if self._free: return config
         try: wrong = self._ask(config, True)["error"] is not None
         except PluginSchemaError: wrong = True
-        hidden: dict[str, Any] = self._names.hide(config, wrong)
+        hidden: JsonObject = self._names.hide(config, wrong)
         return hidden
 
     def checked(self,
-        config: dict[str, Any], # A config without defaults
+        config: JsonObject, # A config without defaults
         origins: Mapping[str, str], # Where each setting comes from, for errors
         partly: bool = False # Whether it is a part of a config, which gets no defaults and need not have all that is required
-    ) -> dict[str, Any]: # A copy with defaults, and its secrets hidden
+    ) -> JsonObject: # A copy with defaults, and its secrets hidden
         """Validate a config.
 
         :raises PluginConfigError: when it is not what the schema asks for.
@@ -359,7 +360,7 @@ class ConfigSchema:
             raise PluginSchemaError(self._id, self._where, f"a secret that is no text, {number!r}")
         return dict(hidden)
 
-    def _ask(self, config: dict[str, Any], partly: bool) -> dict[str, Any]:
+    def _ask(self, config: JsonObject, partly: bool) -> JsonObject:
         if not find_spec("jsonschema"): raise RegistryExtraError("jsonschema", f"the schema of plugin {self._id!r}")
         try: return self._answers.ask(self._schema, revealed(config), partly)
         except JudgeError as e: raise PluginSchemaError(self._id, self._where, e.reason) from None

@@ -25,7 +25,7 @@ from ...core.errors import FactError, should_log
 from .client import Cursor, Message, Receive, Send, StreamClient, StreamSettings
 from .delivery import OpenStreams
 from .format import EventMarkError, EventRenderer, KeyOf, Render, TopicOf, as_json
-from .log import EventLog, Subscription, topic_set
+from .log import Callback, EventLog, Subscription, Topics, topic_set
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class UnsupportedScopeError(FactError, NotImplementedError):
 # %% ../../../nbs/integrations/sse/app.ipynb #85cf58ea
 def asked_for(
     scope: Message # An HTTP request, as ASGI has it
-) -> tuple[frozenset[str] | None, str]: # Topics, `None` for everything; the id of the last event, or empty
+) -> tuple[Topics, str]: # Topics; the id of the last event, or empty
     """Read what a client asks for.
 
     That is `?topic=`, which may stand more than once, and `?last_event_id=` or the header `Last-Event-ID`."""
@@ -84,8 +84,8 @@ class AuthorizeError(FactError, TypeError):
 async def granted(
     authorize: Authorize | None, # The app's function; `None` lets every client have everything
     scope: Message, # The request
-    asked: frozenset[str] | None # The topics that the client asks for
-) -> frozenset[str] | Refusal | None: # The topics it gets, `None` for everything, or a refusal
+    asked: Topics # The topics that the client asks for
+) -> Topics | Refusal: # The topics it gets, or a refusal
     """Ask the app which topics a client may have.
 
     :raises AuthorizeError: when the answer is neither a bool nor topics
@@ -107,7 +107,7 @@ class ChainedHandler:
     "A signal handler that does something, and then calls the earlier handler."
     signum: int  # The signal
     before: Callable[..., Any]  # The handler that was set
-    call: Callable[[], None]  # Called first
+    call: Callback  # Called first
 
     def __call__(self, signum: int, frame: Any) -> None:
         self.call()
@@ -127,11 +127,11 @@ class ChainedHandler:
 class SignalWatch:
     "Hears the signals that stop a server, while streams are open."
     def __init__(self) -> None:
-        self._callbacks: dict[Callable[[], None], None] = {}
+        self._callbacks: dict[Callback, None] = {}
         self._handlers: list[ChainedHandler] = []
 
     def open(self,
-        callback: Callable[[], None] # Called when a signal comes, as a signal handler
+        callback: Callback # Called when a signal comes, as a signal handler
     ) -> None:
         "Watch for a broadcaster that has streams."
         if threading.current_thread() is not threading.main_thread(): return
@@ -144,7 +144,7 @@ class SignalWatch:
         if any(handler.late for handler in self._handlers): callback()
 
     def close(self,
-        callback: Callable[[], None] # What `open` got
+        callback: Callback # What `open` got
     ) -> None:
         """Stop watching for a broadcaster.
 
@@ -166,7 +166,7 @@ class ServerStop:
     LINGER = 5.0  # Seconds after which the server may be expected to have stopped
 
     def __init__(self,
-        end: Callable[[], None], # Ends the streams
+        end: Callback, # Ends the streams
         before: Callable[[], Awaitable[Any]] | None, # Awaited first
         timeout: float = STOPPING # Seconds that it may take
     ):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ...core.config import check_number
 from ...core.errors import ConfigError
-from .log import LIMIT, Batch, EventLog, Place
+from .log import LIMIT, Batch, EventLog, Place, Topics
 
 _NEVER = float("inf")
 
@@ -55,7 +55,7 @@ class JoinedReads:
 
     def read(self,
         position: int, # Where to begin
-        topics: frozenset[str] | None # The client's topics
+        topics: Topics # The client's topics
     ) -> tuple[Batch, bytes]: # The events, and all of them as one piece
         "Read the events behind a position, and join them."
         key: Any = position, self.log.ring.head, topics
@@ -69,7 +69,7 @@ class Cursor:
     "A client's place in the log, and what the client is sent next."
     def __init__(self,
         reads: JoinedReads, # The log, shared with other clients
-        topics: frozenset[str] | None, # The client's topics; `None` is everything
+        topics: Topics, # The client's topics
         last_event_id: str, # The last event that the client has had; empty is none
         settings: StreamSettings # How clients are served
     ):

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 from ...core.errors import FactError, text_of
 
-Render = Callable[[str, dict[str, Any]], "str | None"]
-TopicOf = Callable[[str, dict[str, Any]], "str | None"]
-KeyOf = Callable[[str, dict[str, Any]], Hashable]
+Data = dict[str, Any]  # Of an event
+Render = Callable[[str, Data], "str | None"]
+TopicOf = Callable[[str, Data], "str | None"]
+KeyOf = Callable[[str, Data], Hashable]
 
 # %% auto #0
-__all__ = ['Render', 'TopicOf', 'KeyOf', 'RESERVED', 'EventTypeError', 'EventDataError', 'EventMarkError', 'check_type',
+__all__ = ['Data', 'Render', 'TopicOf', 'KeyOf', 'RESERVED', 'EventTypeError', 'EventDataError', 'EventMarkError', 'check_type',
            'encode_event', 'as_json', 'RenderedEvent', 'EventRenderer', 'ServerSentEvent', 'decode_event', 'notice']
 
 # %% ../../../nbs/integrations/sse/format.ipynb #39b3fadc
@@ -82,7 +83,7 @@ _json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 def as_json(
     event_type: str, # The event's type, for the error message
-    data: dict[str, Any] # The event's data
+    data: Data # The event's data
 ) -> str: # One line
     """Write data as JSON.
 
@@ -111,7 +112,7 @@ class EventRenderer:
 
     def render(self,
         event_type: str, # The event's type
-        data: dict[str, Any] # The event's data
+        data: Data # The event's data
     ) -> RenderedEvent | None: # `None` when the event is left out
         """Prepare an event.
 

@@ -20,13 +20,15 @@ from ...core.errors import FactError
 from ...core.jobs import Waiters
 from .format import ServerSentEvent, decode_event, notice
 
+Callback = Callable[[], None]
+Topics = frozenset[str] | None  # `None` is everything
 LIMIT = 1 << 18  # Bytes of one write, about: what a stuck client can hold
 OLDEST = ("0", "0-0")  # Ids that mean: begin with the oldest event that is kept
 EVERYONE: Any = object()  # The topic of the broadcaster's own events: every client gets them
 
 # %% auto #0
-__all__ = ['LIMIT', 'OLDEST', 'EVERYONE', 'KeptEvent', 'choose', 'Batch', 'Ring', 'BroadcastLoopError', 'Notifier', 'topic_set',
-           'EventLog', 'Place', 'Subscription']
+__all__ = ['Callback', 'Topics', 'LIMIT', 'OLDEST', 'EVERYONE', 'KeptEvent', 'choose', 'Batch', 'Ring', 'BroadcastLoopError',
+           'Notifier', 'topic_set', 'EventLog', 'Place', 'Subscription']
 
 # %% ../../../nbs/integrations/sse/log.ipynb #110899a8
 class KeptEvent(NamedTuple):
@@ -39,7 +41,7 @@ class KeptEvent(NamedTuple):
 
 def choose(
     events: Sequence[KeptEvent], # The oldest first
-    topics: frozenset[str] | None # The client's topics; `None` is everything
+    topics: Topics # The client's topics
 ) -> list[bytes]: # The blocks of some of them
     "Choose the events of some topics, and the newest of each key."
     chosen, seen = [], set()
@@ -105,7 +107,7 @@ class Ring:
 
     def read(self,
         position: int, # Where to begin
-        topics: frozenset[str] | None = None, # The client's topics; `None` is everything
+        topics: Topics = None, # The client's topics
         limit: int = LIMIT # Bytes; a first event that is larger is returned all the same
     ) -> Batch: # The events, and where to continue
         "Read the events behind a position, up to a number of bytes."
@@ -128,14 +130,14 @@ class BroadcastLoopError(FactError, RuntimeError):
 class Notifier:
     "Wakes, on one event loop, the code that waits for the next event."
     def __init__(self,
-        rebound: Callable[[], None] # Called whenever the notifier belongs to another loop
+        rebound: Callback # Called whenever the notifier belongs to another loop
     ):
         self.loop: asyncio.AbstractEventLoop | None = None
         self._rebound, self._lock = rebound, threading.RLock()  # a signal handler may call `notify` amid a call
         self._reset()
 
     def _reset(self) -> None:
-        self.followers: dict[Callable[[], None], None] = {}  # called on the loop whenever there is news
+        self.followers: dict[Callback, None] = {}  # called on the loop whenever there is news
         self._waiters, self._called = Waiters(), False
 
     def bind(self,
@@ -184,7 +186,7 @@ class EventLog:
     def __init__(self,
         history: int = 4096, # Events to keep, for clients that are slow or come back
         history_bytes: int = 1 << 24, # Bytes to keep at most
-        rebound: Callable[[], None] = lambda: None, # Called whenever the log belongs to another event loop
+        rebound: Callback = lambda: None, # Called whenever the log belongs to another event loop
         first_id: str = "" # The id before the first event; by default ids are `EPOCH-NUMBER`, with an epoch of this log's own
     ):
         self.notifier, self.closed = Notifier(rebound), False
@@ -205,7 +207,7 @@ class EventLog:
 
     def read(self,
         position: int, # Where to begin
-        topics: frozenset[str] | None, # The client's topics; `None` is everything
+        topics: Topics, # The client's topics
         limit: int # Bytes
     ) -> Batch: # The events, and where to continue
         "Read the events behind a position."
@@ -256,7 +258,7 @@ class Place:
     "How far a client has read a log."
     def __init__(self,
         log: EventLog, # What it reads
-        topics: frozenset[str] | None, # The client's topics; `None` is everything
+        topics: Topics, # The client's topics
         last_event_id: str | None # The last event that it has had; `0` is the oldest that is kept, `None` or empty is now
     ):
         self.log, self.topics, self._last_event_id, self._since = log, topics, last_event_id, time.monotonic()
