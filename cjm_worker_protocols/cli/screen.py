@@ -24,7 +24,7 @@ from ..core.events import json_safe
 
 # %% auto #0
 __all__ = ['Facts', 'TAIL', 'Label', 'NEW', 'REPORTS', 'to_json', 'Output', 'output_of', 'read_all', 'Writer', 'Screen',
-           'JsonLines', 'text_of', 'continued', 'RunningJobs', 'amounts', 'summary', 'description', 'paint', 'JobEnds',
+           'JsonLines', 'text_of', 'continued', 'RunningJobs', 'amounts', 'summary', 'description', 'paint', 'job_end',
            'Terminal', 'LogToScreen']
 
 # %% ../../nbs/cli/screen.ipynb #6022e7ed
@@ -296,29 +296,22 @@ def paint(
     "Color a text for a terminal."
     return text if os.environ.get("NO_COLOR") else f"\x1b[{code}m{text}\x1b[0m"
 
-class JobEnds:
-    "What stays on the screen of a job that has ended."
-    def __init__(self,
-        lines: Callable[[Any], Iterable[str]], # Turns a result into lines
-        traces: bool # Whether to show the traceback of a job that failed
-    ):
-        self._lines, self._traces = lines, traces
-
-    def shown(self,
-        event: str, # `job:completed`, `job:failed` or `job:cancelled`
-        job: Facts, # As `RunningJobs.update` gives it
-        data: Facts # What the event says
-    ) -> Iterator[str]: # Lines
-        "Say how a job ended."
-        status = event.removeprefix("job:")
-        color, head, lines = 33, "cancelled", list[str]()
-        if status == "completed": color, head, lines = 32, "", [*self._lines(data["result"])]
-        elif status == "failed":
-            color, head = 31, clean(brief(data["error"]["message"]))
-            if self._traces: lines = (data["error"]["traceback"] or "").splitlines()
-        took = "" if job["took"] is None else paint(2, f"{job['took']:.1f} s")
-        yield "  ".join(filter(None, (f"{paint(color, MARKS[status])} {job['label']}", took, head)))
-        yield from ("    " + clean(line) for line in lines)
+def job_end(
+    event: str, # `job:completed`, `job:failed` or `job:cancelled`
+    job: Facts, # As `RunningJobs.update` gives it
+    data: Facts, # What the event says
+    lines_of: Callable[[Any], Iterable[str]], # Turns a result into lines
+    traces: bool # Whether to show the traceback of a job that failed
+) -> Iterator[str]: # Lines
+    "Say how a job ended."
+    status, color, head, lines = event.removeprefix("job:"), 33, "cancelled", list[str]()
+    if status == "completed": color, head, lines = 32, "", [*lines_of(data["result"])]
+    elif status == "failed":
+        color, head = 31, clean(brief(data["error"]["message"]))
+        if traces: lines = (data["error"]["traceback"] or "").splitlines()
+    took = "" if job["took"] is None else paint(2, f"{job['took']:.1f} s")
+    yield "  ".join(filter(None, (f"{paint(color, MARKS[status])} {job['label']}", took, head)))
+    yield from ("    " + clean(line) for line in lines)
 
 # %% ../../nbs/cli/screen.ipynb #44f06177
 class Terminal:
@@ -332,7 +325,7 @@ class Terminal:
         traces: bool = False, # Whether to show the traceback of a job that failed
         output: Output | None = None # The terminal; None for stdout
     ):
-        self._jobs, self._ends = RunningJobs(label), JobEnds(lines, traces)
+        self._jobs, self._lines, self._traces = RunningJobs(label), lines, traces
         self._height, self._due = 0, False  # Lines to draw over, and whether a redraw is scheduled
         self._lock = threading.RLock()
         self._writer = Writer(output or output_of(sys.stdout, 1), getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -344,7 +337,7 @@ class Terminal:
 
     def _show_job(self, event: str, data: Facts, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock: ended = self._jobs.update(event, data, loop.time())
-        if ended: self._draw(self._ends.shown(event, ended, data))
+        if ended: self._draw(job_end(event, ended, data, self._lines, self._traces))
         elif not self._due and self._writer.waiting < self.LIMIT:
             self._due = True
             loop.call_later(self.DELAY, self._draw)

@@ -63,18 +63,20 @@ def outside() -> Iterator[Outside]: # The folder
     """Make a folder outside of the registry's.
 
     In it are `kit-outside` with several suffixes, and a folder of that name with files in it."""
-    root = next((path for path in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", "/dev/shm") if path and os.access(path, os.W_OK)), "/")
+    root = next((path for path in (os.environ.get("TMPDIR", ""), "/tmp", "/var/tmp", "/dev/shm") if os.access(path, os.W_OK)), "/")
     folder = os.path.join(os.path.realpath(root), f"kit-{os.urandom(8).hex()}")
-    inner, up = os.path.join(folder, "kit-outside"), "../" * 24
-    files = [f"{inner}{suffix}" for suffix in _FILES if suffix]
-    for name in ("config", "plugin"): files += [os.path.join(inner, f"{name}{suffix}") for suffix in _FILES]
-    ways = {inner: "/…", up + inner.lstrip("/"): "../…", f"./{up}{inner.lstrip('/')}": "./../…"}
+    inner = os.path.join(folder, "kit-outside")
+    up = "../" * 24 + inner.lstrip("/")
+    stems = (inner, f"{inner}/config", f"{inner}/plugin")
+    files = {stem + suffix: text for stem in stems for suffix, text in _FILES.items()}
+    del files[inner]  # a folder
+    ways = {inner: "/…", up: "../…", f"./{up}": "./../…"}
     ids = {f"{way}{suffix}": f"{short}/kit-outside{suffix}" for suffix in ("", ".json") for way, short in ways.items()}
     try:
         with suppress(OSError):  # where nothing can be written, there is nothing to find
             os.makedirs(inner, 0o700)
-            for file in files:
-                with open(file, "w") as written: written.write(_FILES[os.path.splitext(file)[1]])
+            for file, text in files.items():
+                with open(file, "w") as written: written.write(text)
         yield Outside(folder, ids)
     finally:
         for file in files:

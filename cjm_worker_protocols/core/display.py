@@ -123,12 +123,14 @@ def html_bar(
 # %% ../../nbs/core/display.ipynb #30915162
 def html_table(
     heads: Sequence[str], # Of the columns
-    rows: Iterable[Sequence[Any]] # Their cells; an empty one for None
+    rows: Iterable[Sequence[Any]], # Their cells; an empty one for None
+    numbers: int = 1000 # The first column of numbers, which are aligned to the right
 ) -> str: # HTML
     "Make an HTML table."
     def line(tag: str, cells: Sequence[Any]) -> str:
         texts = (cell if isinstance(cell, Html) else html.escape(str("" if cell is None else cell)) for cell in cells)
-        return "<tr>" + "".join(f'<{tag} style="text-align:left">{text}</{tag}>' for text in texts) + "</tr>"
+        aligned = (f'<{tag} style="text-align:{"left" if n < numbers else "right"}">{text}</{tag}>' for n, text in enumerate(texts))
+        return "<tr>" + "".join(aligned) + "</tr>"
 
     body = "".join(line("td", row) for row in rows)
     return f'<table style="color:inherit;font-variant-numeric:tabular-nums"><thead>{line("th", heads)}</thead><tbody>{body}</tbody></table>'

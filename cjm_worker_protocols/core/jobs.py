@@ -25,6 +25,7 @@ __all__ = ['ENDS', 'id_bytes', 'now', 'JobError', 'JobCancelled', 'JobExpired', 
            'LiveJob', 'live_of', 'attach_later', 'was_read', 'kept_chunks', 'attach', 'request_cancel', 'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #f7159f83
+@dataclass(eq=False, repr=False)
 class JobError(RuntimeError):
     """The error of a failed job.
 
@@ -32,17 +33,15 @@ class JobError(RuntimeError):
     be loaded), `serialization` (a parameter, chunk or result could not cross between the processes), `start` (no worker
     could be started), `expired` (it waited too long, see `JobExpired`) and `interrupted` (the app died or was shut down
     meanwhile, and a job store has the job). A `JobCancelled` has `cancelled`."""
-    def __init__(self,
-        category: str, # The kind of failure
-        message: str, # What happened, in one line
-        traceback: str | None = None, # The traceback in the worker, as text
-        exit_code: int | None = None, # The dead worker's exit code
-        signal: int | None = None, # The number of the signal that ended the worker
-        stderr_tail: str = "" # The end of what the worker wrote to stderr
-    ):
-        super().__init__(category, message, traceback, exit_code, signal, stderr_tail)
-        self.category, self.message, self.traceback = category, message, traceback
-        self.exit_code, self.signal, self.stderr_tail = exit_code, signal, stderr_tail
+    category: str  # The kind of failure
+    message: str  # What happened, in one line
+    traceback: str | None = None  # The traceback in the worker, as text
+    exit_code: int | None = None  # The dead worker's exit code
+    signal: int | None = None  # The number of the signal that ended the worker
+    stderr_tail: str = ""  # The end of what the worker wrote to stderr
+
+    def __post_init__(self) -> None:
+        self.args = tuple(self.to_dict().values())  # for pickle
 
     def __str__(self) -> str:
         parts = [f"{self.category}: {self.message}"]
@@ -54,7 +53,7 @@ class JobError(RuntimeError):
 
     def to_dict(self) -> dict[str, Any]: # JSON-safe
         "Return the same facts as plain data."
-        return {name: getattr(self, name) for name in ("category", "message", "traceback", "exit_code", "signal", "stderr_tail")}
+        return {name: getattr(self, name) for name in JobError.__dataclass_fields__}
 
     def _repr_html_(self) -> str:
         head, *rest = str(self).split("\n\n", 1)

@@ -152,15 +152,6 @@ def _variables(plugin_id: str, known: Iterable[str], schema: ConfigSchema, keys:
         key = meant[0] if meant else said.lower()
         yield f"the environment variable {name}", {key: parse_setting(os.environ.get(name, ""), schema.types(key))}
 
-# %% ../../../nbs/integrations/registry/config.ipynb #df96cf50
-class _Schemas:
-    "The schemas of plugins."
-    def __init__(self) -> None: self._made = lru_cache(1000)(partial(ConfigSchema, answers=Answers()))
-
-    def of(self, plugin: InstalledPlugin) -> ConfigSchema:
-        "The schema of a plugin's config. Raises `PluginSchemaError`."
-        return self._made(plugin.id, *schema_text(plugin))
-
 # %% ../../../nbs/integrations/registry/config.ipynb #249d8b70
 class Configs:
     "Loads and saves the configs of plugins."
@@ -169,7 +160,13 @@ class Configs:
         overrides: Mapping[str, Mapping[str, Any]] # What the code says, by plugin
     ):
         self._overrides: dict[str, Settings] = {plugin_id: copied(values) for plugin_id, values in overrides.items()}
-        self.files, self._schemas = _ConfigFiles(folder), _Schemas()
+        self.files, self._made = _ConfigFiles(folder), lru_cache(1000)(partial(ConfigSchema, answers=Answers()))
+
+    def schema(self,
+        plugin: InstalledPlugin # A plugin
+    ) -> ConfigSchema: # Made once, as long as it stays the same
+        "Read the schema of a plugin's config. Raises `PluginSchemaError`."
+        return self._made(plugin.id, *schema_text(plugin))
 
     def load(self,
         plugin: InstalledPlugin, # A plugin
@@ -178,7 +175,7 @@ class Configs:
         """Merge all layers, and validate the result.
 
         Raises what `EntryPointRegistry.load_plugin_config` raises."""
-        schema, (stored, private) = self._schemas.of(plugin), self.files.read(plugin.id)
+        schema, (stored, private) = self.schema(plugin), self.files.read(plugin.id)
         said, file = self._overrides.get(plugin.id, {}), self.files.path(plugin.id) if stored else ""
         variables = _variables(plugin.id, known, schema, dict.fromkeys([*schema.settings, *stored, *said]))
         config, origins = Settings(), dict[str, str]()
@@ -198,7 +195,7 @@ class Configs:
 
         Raises what `load` raises for a file or a schema."""
         stored, _ = self.files.read(plugin_id)
-        return self._schemas.of(plugin).hide(stored) if plugin and stored else stored
+        return self.schema(plugin).hide(stored) if plugin and stored else stored
 
     def change(self,
         plugin: InstalledPlugin, # A plugin
@@ -208,6 +205,6 @@ class Configs:
         """Change a plugin's file, unless the plugin could not be loaded with it.
 
         Raises what `EntryPointRegistry.save_plugin_config` raises."""
-        schema = self._schemas.of(plugin)
+        schema = self.schema(plugin)
         check = partial(schema.checked, origins={}, partly=True)
         return self.files.change(plugin.id, lambda stored: change(stored, schema), check, key)

@@ -62,7 +62,7 @@ def read_manifests(
     snapshot, category, names = ScanResult(), next(iter(groups.values())), list[str]()
 
     def damaged(file: str, problem: str) -> None:
-        snapshot.found.append(InstalledPlugin("", "", file, f"{os.path.join(folder, file)}: {problem}", category=category))
+        snapshot.found.append(InstalledPlugin("", "", os.path.basename(file), f"{file}: {problem}", category=category))
 
     times = change_times(folder, ())
     try:
@@ -74,11 +74,9 @@ def read_manifests(
                     data, status = read_file(name, _LIMIT, opened)
                     check_owner(status, name)
                     snapshot.found.append(_described(folder, name, data, groups))
-                except Exception as e: damaged(name, _reason(e))
+                except Exception as e: damaged(os.path.join(folder, name), _reason(e))
     except FileNotFoundError: pass
-    except OSError as e:
-        problem = f"{folder}: cannot use this folder of manifests: {e.strerror}"
-        snapshot.found.append(InstalledPlugin("", "", os.path.basename(folder), problem, category=category))
+    except OSError as e: damaged(folder, f"cannot use this folder of manifests: {e.strerror}")
     snapshot.watch(folder, names, times)
     return snapshot
 

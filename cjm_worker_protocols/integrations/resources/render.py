@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.display import Html, html_table
 from ...extensions.hosts import NO_PID
 from .gpu import Gpu
 from .limits import Memory
@@ -62,9 +63,13 @@ class Snapshot:
     gpus: tuple[Gpu, ...] | None = None  # All GPUs; None when they cannot be listed
     gpu_problem: str | None = None  # Why something about the GPUs is unknown; None without a driver
 
+    def rows(self) -> list[tuple[str, ...]]: # One for each worker; the lost ones come last
+        "Make the rows of a table."
+        return [*map(row, self.workers), *(row(worker, lost=True) for worker in self.lost)]
+
     def table(self) -> str: # Lines of text
         "Show all workers as a table for a terminal."
-        rows = [_HEAD, *map(row, self.workers), *(row(worker, lost=True) for worker in self.lost)]
+        rows = [_HEAD, *self.rows()]
         widths = [max(map(len, column)) for column in zip(*rows)]
         return "\n".join([*(_aligned(cells, widths) for cells in rows), "", *summary(self)])
 
@@ -110,14 +115,9 @@ def page(
     snapshot: Snapshot # All workers
 ) -> str: # HTML, with every text escaped
     "Show all workers as an HTML table."
-    def line(worker: Worker, lost: bool) -> str:
-        sides = ["left"] * _NUMBERS + ["right"] * (len(_HEAD) - _NUMBERS)
-        cells = "".join(f'<td style="text-align:{side}">{html.escape(cell)}</td>' for side, cell in zip(sides, row(worker, lost)))
-        return f'<tr{" style=opacity:0.5" if lost else ""}>{cells}<td>{sparkline(usage.rss for usage in worker.history)}</td></tr>'
-
-    head = "".join(f"<th>{name}</th>" for name in (*_HEAD, "rss lately"))
-    body = "".join([line(worker, False) for worker in snapshot.workers] + [line(worker, True) for worker in snapshot.lost])
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{'<br>'.join(map(html.escape, summary(snapshot)))}</p>"
+    histories = (sparkline(usage.rss for usage in worker.history) for worker in (*snapshot.workers, *snapshot.lost))
+    rows = [(*cells, Html(history)) for cells, history in zip(snapshot.rows(), histories)]
+    return html_table((*_HEAD, "rss lately"), rows, _NUMBERS) + f"<p>{'<br>'.join(map(html.escape, summary(snapshot)))}</p>"
 
 # %% ../../../nbs/integrations/resources/render.ipynb #54916d23
 _WORKER = {"rss": ("resident_memory_bytes", "Resident memory of a worker and all processes below it; a shared page counts for each."),
