@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from . import quiet_ctrl_c
 from ..core.config import WorkerConfig
 from ..core.errors import FactError
 from .screen import Facts, LogToScreen, Screen
@@ -234,14 +235,14 @@ def perform(
     """Do the work on a loop of its own, with the workers' log on the screen.
 
     Until `guarded` takes care of it, SIGINT ends the process at once and without a traceback."""
-    code, before = 1, signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    code = 1
+    quiet_ctrl_c(True)
     try:
         with logged(screen, level): code = asyncio.run(work)
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
         raise
     finally:
-        if before is signal.default_int_handler: signal.signal(signal.SIGINT, before)
+        quiet_ctrl_c(False)
         screen.close(1.0 if code > 128 else None)
     return code

@@ -33,15 +33,6 @@ def new_jobs(
     it.afterwards.append(lambda: it.impl.forget(names))
     return names
 
-def new_manager(
-    it: Subject, # A job store
-    worker_type: str = TYPE # What kind of workers it has
-) -> str: # Its name
-    "Register a manager."
-    name: str = it.call("open", worker_type)
-    it.afterwards.append(lambda: it.impl.close(name))
-    return name
-
 def job(
     id: str, # Its id
     **more: Any # More fields
@@ -50,22 +41,30 @@ def job(
     return NewJob(id, "kit-plugin", b"\x80\x00\xff" + id.encode(), DAY, **more)
 
 # %% ../../nbs/conformance/store.ipynb #3d1303e5
-def write(
-    it: Subject, # A job store
-    manager: str, # Who writes
-    added: Iterable[NewJob] = (), # New jobs
-    moved: Iterable[JobMove] = (), # Jobs and their status
-    ended: Iterable[JobEnd] = (), # Jobs and their ends
-    chunks: Iterable[JobChunk] = () # Chunks
-) -> Any: # A `Written`
-    """Write a batch.
+class CheckedManager:
+    "A manager of a job store under check. It is closed after the check."
+    def __init__(self,
+        it: Subject, # A job store
+        worker_type: str = TYPE # What kind of workers it has
+    ):
+        self.it, self.name = it, it.call("open", worker_type)
+        it.afterwards.append(lambda: it.impl.close(self.name))
 
-    :raises Broken: when it raises, or the answer is none."""
-    answer = it.call("write", manager, [*added], [*moved], [*ended], [*chunks])
-    try: fine = all(isinstance(part, Mapping) for part in (answer.places, answer.existing)) and isinstance(answer.refused, Sequence)
-    except AttributeError: fine = False
-    if not fine: raise Broken(f"it returned {shown(answer)}", "Return `extensions.store.Written(places, existing, refused)`.", "", "write")
-    return answer
+    def write(self,
+        added: Iterable[NewJob] = (), # New jobs
+        moved: Iterable[JobMove] = (), # Jobs and their status
+        ended: Iterable[JobEnd] = (), # Jobs and their ends
+        chunks: Iterable[JobChunk] = () # Chunks
+    ) -> Any: # A `Written`
+        """Write a batch.
+
+        :raises Broken: when it raises, or the answer is none."""
+        answer = self.it.call("write", self.name, [*added], [*moved], [*ended], [*chunks])
+        try: fine = all(isinstance(part, Mapping) for part in (answer.places, answer.existing)) and isinstance(answer.refused, Sequence)
+        except AttributeError: fine = False
+        if not fine:
+            raise Broken(f"it returned {shown(answer)}", "Return `extensions.store.Written(places, existing, refused)`.", member="write")
+        return answer
 
 def ids(
     it: Subject, # A job store
@@ -93,10 +92,10 @@ def expect(
 def held(
     it: Subject, # A job store
     count: int = 1 # How many
-) -> tuple[str, list[str]]: # The manager's name, and the jobs' ids
+) -> tuple[CheckedManager, list[str]]: # The manager, and the jobs' ids
     "Have a new manager add jobs, which it holds then."
-    names, manager = new_jobs(it, count), new_manager(it)
-    write(it, manager, map(job, names))
+    names, manager = new_jobs(it, count), CheckedManager(it)
+    manager.write(map(job, names))
     return manager, names
 
 # %% ../../nbs/conformance/store.ipynb #dd0e44d6
@@ -108,17 +107,17 @@ _KEPT = ("store.added_kept",)
       "Return a name that no other manager has had: `uuid4().hex`.")
 def _(it: Subject) -> None:
     "Each manager gets a name of its own."
-    one, other = new_manager(it), new_manager(it)
+    one, other = CheckedManager(it).name, CheckedManager(it).name
     if not isinstance(one, str) or not one: raise Broken(f"it returned {shown(one)}, and a name is a text")
     if one == other: raise Broken(f"two managers are called {shown(one)}")
 
 @rule("store.added_kept", "write", "The manager runs the job from what the store has kept.", _FIELDS)
 def _(it: Subject) -> None:
     "A job that was added is read as it was given, pending and never started."
-    (plain, full), manager = new_jobs(it, 2), new_manager(it)
+    (plain, full), manager = new_jobs(it, 2), CheckedManager(it)
     more = {"priority": 7, "owner": "naïve user", "key": "kit-key", "digest": "ab" * 32, "options": '{"retries": [1, null]}',
             "retried_from": "kit-job-0"}
-    write(it, manager, [job(plain), job(full, **more)])
+    manager.write([job(plain), job(full, **more)])
     for id, given in ((plain, job(plain)), (full, job(full, **more))):
         fields = {name: getattr(given, name) for name in ("plugin_id", "created", *more)}
         expect(it, id, worker_type=TYPE, status="pending", attempts=0, started=None, ended=None, error=None, **fields)
@@ -127,8 +126,8 @@ def _(it: Subject) -> None:
       "Count on, over all batches: `AUTOINCREMENT` in SQLite.", requires=_KEPT)
 def _(it: Subject) -> None:
     "Every new job has a higher place than those before, in the answer and when it is read."
-    names, manager = new_jobs(it, 4), new_manager(it)
-    places = {**write(it, manager, map(job, names[:2])).places, **write(it, manager, map(job, names[2:])).places}
+    names, manager = new_jobs(it, 4), CheckedManager(it)
+    places = {**manager.write(map(job, names[:2])).places, **manager.write(map(job, names[2:])).places}
     got = [places.get(name, 0) for name in names]
     if 0 in got or sorted({*got}) != got: raise Broken(f"the places of four new jobs are {shown(got)}")
     for name in names: expect(it, name, place=places[name])
@@ -139,13 +138,13 @@ def _(it: Subject) -> None:
       requires=(*_KEPT, "store.open_names"))
 def _(it: Subject) -> None:
     "A key is taken for one worker type and one owner. The job that has it is in the answer."
-    names, manager, other = new_jobs(it, 5), new_manager(it), new_manager(it, OTHER)
-    write(it, manager, [job(names[0], key="kit-key")])
-    answer = write(it, manager, [job(names[1], key="kit-key"), job(names[2], key="kit-key", owner="kit-owner"), job(names[3])])
+    names, manager, other = new_jobs(it, 5), CheckedManager(it), CheckedManager(it, OTHER)
+    manager.write([job(names[0], key="kit-key")])
+    answer = manager.write([job(names[1], key="kit-key"), job(names[2], key="kit-key", owner="kit-owner"), job(names[3])])
     if (known := answer.existing.get(names[1])) is None or known.id != names[0]:
         raise Broken(f"the job that has the key is not in `existing`, which is {shown(answer.existing)}")
     if names[1] in answer.places: raise Broken("a second job has the same key")
-    theirs = write(it, other, [job(names[4], key="kit-key")])
+    theirs = other.write([job(names[4], key="kit-key")])
     for name, found in ((names[2], answer), (names[3], answer), (names[4], theirs)):
         if name not in found.places: raise Broken(f"{name} was not added, though its key is free")
 
@@ -173,7 +172,7 @@ def _(it: Subject) -> None:
     "A move sets the status, the attempts and the start."
     manager, (name,) = held(it)
     for move in (JobMove(name, "running", 1, DAY + 1), JobMove(name, "pending", 1, None), JobMove(name, "running", 2, DAY + 3)):
-        if write(it, manager, moved=[move]).refused: raise Broken(f"{name} was refused, though the manager holds it")
+        if manager.write(moved=[move]).refused: raise Broken(f"{name} was refused, though the manager holds it")
         expect(it, name, status=move.status, attempts=move.attempts, started=move.started)
 
 @rule("store.ended", "write", "The end of a job is what people come back for.",
@@ -183,7 +182,7 @@ def _(it: Subject) -> None:
     manager, names = held(it, 3)
     ends = [JobEnd(names[0], "completed", DAY + 2, b"result"), JobEnd(names[1], "failed", DAY + 3, None, '{"category": "crash"}'),
             JobEnd(names[2], "cancelled", DAY + 4, None, '{"category": "cancelled"}')]
-    write(it, manager, ended=ends)
+    manager.write(ended=ends)
     for end in ends: expect(it, end.id, status=end.status, ended=end.ended, error=end.error)
 
 # %% ../../nbs/conformance/store.ipynb #53d221a9
@@ -191,13 +190,13 @@ def _(it: Subject) -> None:
       "Keep the bytes as they are, whatever their size.", requires=("store.ended",))
 def _(it: Subject) -> None:
     "Parameters and results come back byte for byte."
-    (name,), manager = new_jobs(it, 1), new_manager(it)
+    (name,), manager = new_jobs(it, 1), CheckedManager(it)
     params, result = bytes(range(256)) * 1000, b"\x00" + bytes(range(256)) * 800
-    write(it, manager, [job(name)._replace(params=params)])
+    manager.write([job(name)._replace(params=params)])
     for want in ((params, None), (params, result)):
         got = it.call("payload", name)
         if got is None or tuple(got) != want: raise Broken(f"it returned {shown(got)}")
-        if want[1] is None: write(it, manager, ended=[JobEnd(name, "completed", DAY + 2, result)])
+        if want[1] is None: manager.write(ended=[JobEnd(name, "completed", DAY + 2, result)])
 
 @rule("store.chunks", "chunks", "A page that comes back goes on where it was.",
       "Keep the newest `keep` chunks by number, and return those from `start` on, in order.", requires=_KEPT)
@@ -205,7 +204,7 @@ def _(it: Subject) -> None:
     "The newest chunks are kept, and are read in order, from any number on."
     manager, (name,) = held(it)
     for numbers in ((0, 1), (2, 3, 4), (5,)):
-        write(it, manager, chunks=[JobChunk(name, n, b"\x00chunk %d" % n, 4) for n in numbers])
+        manager.write(chunks=[JobChunk(name, n, b"\x00chunk %d" % n, 4) for n in numbers])
     for start in (0, 4):
         want, got = [(n, b"\x00chunk %d" % n) for n in range(max(2, start), 6)], [*map(tuple, it.call("chunks", name, start))]
         if not got or got != want[:len(got)]: raise Broken(f"it returned {shown(got)}, and kept are {[n for n, _ in want]}")
@@ -217,9 +216,9 @@ def _(it: Subject) -> None:
 def _(it: Subject) -> None:
     "A job that has ended is refused and does not change; the rest of the batch is written."
     manager, (name, rest) = held(it, 2)
-    write(it, manager, ended=[JobEnd(name, "completed", DAY + 2, b"result")])
-    answers = [write(it, manager, moved=[JobMove(name, "running", 5, DAY + 9), JobMove(rest, "running", 1, DAY + 1)]),
-               write(it, manager, ended=[JobEnd(name, "failed", DAY + 9, None, "{}")])]
+    manager.write(ended=[JobEnd(name, "completed", DAY + 2, b"result")])
+    answers = [manager.write(moved=[JobMove(name, "running", 5, DAY + 9), JobMove(rest, "running", 1, DAY + 1)]),
+               manager.write(ended=[JobEnd(name, "failed", DAY + 9, None, "{}")])]
     expect(it, name, status="completed", ended=DAY + 2, attempts=0)
     expect(it, rest, status="running")
     expect_same([[*answer.refused] for answer in answers], [[name]] * 2, "refused is {}")
@@ -229,10 +228,10 @@ def _(it: Subject) -> None:
       requires=("store.moved", "store.ended", "store.open_names"))
 def _(it: Subject) -> None:
     "Only the manager that holds a job changes it."
-    (name, own), manager, other = new_jobs(it, 2), new_manager(it), new_manager(it)
-    write(it, manager, [job(name)])
-    answers = [write(it, other, [job(own)], [JobMove(name, "running", 5, DAY + 9)]),
-               write(it, other, ended=[JobEnd(name, "failed", DAY + 9)])]
+    (name, own), manager, other = new_jobs(it, 2), CheckedManager(it), CheckedManager(it)
+    manager.write([job(name)])
+    answers = [other.write([job(own)], [JobMove(name, "running", 5, DAY + 9)]),
+               other.write(ended=[JobEnd(name, "failed", DAY + 9)])]
     for id in (name, own): expect(it, id, status="pending", attempts=0)
     expect_same([[*answer.refused] for answer in answers], [[name]] * 2, "refused is {}")
 
@@ -240,9 +239,9 @@ def _(it: Subject) -> None:
       "Apply new jobs, moves, ends and chunks in this order, in one transaction.", requires=("store.moved", "store.ended", "store.chunks"))
 def _(it: Subject) -> None:
     "A batch may add a job, move it, end it and keep its chunks."
-    (name,), manager = new_jobs(it, 1), new_manager(it)
-    answer = write(it, manager, [job(name)], [JobMove(name, "running", 1, DAY + 1)], [JobEnd(name, "completed", DAY + 2, b"r")],
-                   [JobChunk(name, 0, b"chunk", 9)])
+    (name,), manager = new_jobs(it, 1), CheckedManager(it)
+    answer = manager.write([job(name)], [JobMove(name, "running", 1, DAY + 1)], [JobEnd(name, "completed", DAY + 2, b"r")],
+                           [JobChunk(name, 0, b"chunk", 9)])
     expect(it, name, status="completed", attempts=1, started=DAY + 1, ended=DAY + 2)
     expect_same([*answer.refused], [], "refused is {}")
     expect_same([*map(tuple, it.call("chunks", name))], [(0, b"chunk")], "its chunks are {}")
@@ -252,23 +251,23 @@ def _(it: Subject) -> None:
       "Note the wish, and list it for the holder as long as the job has not ended.", requires=("store.ended", "store.open_names"))
 def _(it: Subject) -> None:
     "A wish to cancel a job reaches its holder, and ends with the job."
-    (manager, (name, _)), other = held(it, 2), new_manager(it)
+    (manager, (name, _)), other = held(it, 2), CheckedManager(it)
     it.call("request_cancel", name)
-    expect_same([*it.call("cancellations", manager)], [name], "it returned {} to the holder")
-    expect_same([*it.call("cancellations", other)], [], "it returned {} to another manager")
-    write(it, manager, ended=[JobEnd(name, "cancelled", DAY + 2)])
-    expect_same([*it.call("cancellations", manager)], [], "it returned {}, which has ended")
+    expect_same([*it.call("cancellations", manager.name)], [name], "it returned {} to the holder")
+    expect_same([*it.call("cancellations", other.name)], [], "it returned {} to another manager")
+    manager.write(ended=[JobEnd(name, "cancelled", DAY + 2)])
+    expect_same([*it.call("cancellations", manager.name)], [], "it returned {}, which has ended")
 
 @rule("store.forget", "forget", "Jobs are removed so that the store does not grow, and people may ask for that.",
       "Remove the job with its parameters, its result, its chunks and its key.", requires=("store.payload", "store.chunks", "store.key"))
 def _(it: Subject) -> None:
     "A forgotten job leaves nothing, and its key is free."
-    (name, again), manager = new_jobs(it, 2), new_manager(it)
-    write(it, manager, [job(name, key="kit-key")], chunks=[JobChunk(name, 0, b"chunk", 4)])
+    (name, again), manager = new_jobs(it, 2), CheckedManager(it)
+    manager.write([job(name, key="kit-key")], chunks=[JobChunk(name, 0, b"chunk", 4)])
     it.call("forget", [name, "kit-job-unknown"])
     left = {"read": ids(it, "read", TYPE, [name]), "payload": it.call("payload", name), "chunks": list(it.call("chunks", name))}
     if kept := [member for member, found in left.items() if found]: raise Broken(f"{kept[0]} still returns {shown(left[kept[0]])}")
-    if again not in write(it, manager, [job(again, key="kit-key")]).places: raise Broken("its key is still taken")
+    if again not in manager.write([job(again, key="kit-key")]).places: raise Broken("its key is still taken")
 
 # %% ../../nbs/conformance/store.ipynb #11039c9e
 def _listed(it: Subject, names: Sequence[str], **how: Any) -> list[str]:
@@ -279,8 +278,8 @@ def _listed(it: Subject, names: Sequence[str], **how: Any) -> list[str]:
       "Order by place, the highest first; `before` is a job, and the list begins with the one that is older.", requires=("store.places",))
 def _(it: Subject) -> None:
     "Jobs are listed the newest first, at most `limit`, and older than `before`."
-    names, manager = new_jobs(it, 4), new_manager(it)
-    for name in names: write(it, manager, [job(name)])
+    names, manager = new_jobs(it, 4), CheckedManager(it)
+    for name in names: manager.write([job(name)])
     newest = names[::-1]
     for how, want in (({}, newest), ({"limit": 2}, newest[:2]), ({"before": names[2]}, newest[2:]), ({"before": "kit-job-unknown"}, [])):
         expect_same(_listed(it, names, **how), want, "it listed {}")
@@ -289,10 +288,10 @@ def _(it: Subject) -> None:
       requires=("store.select_order", "store.moved", "store.open_names"))
 def _(it: Subject) -> None:
     "Status, plugin and owner choose jobs, alone and together; jobs of another worker type are not listed."
-    names, manager, other = new_jobs(it, 4), new_manager(it), new_manager(it, OTHER)
-    write(it, manager, [job(names[0]), job(names[1], owner="kit-owner"), job(names[2])._replace(plugin_id="kit-plugin-2")])
-    write(it, manager, moved=[JobMove(names[1], "running", 1, DAY + 1)])
-    write(it, other, [job(names[3])])
+    names, manager, other = new_jobs(it, 4), CheckedManager(it), CheckedManager(it, OTHER)
+    manager.write([job(names[0]), job(names[1], owner="kit-owner"), job(names[2])._replace(plugin_id="kit-plugin-2")])
+    manager.write(moved=[JobMove(names[1], "running", 1, DAY + 1)])
+    other.write([job(names[3])])
     for how, want in (({"status": "running"}, [1]), ({"status": "pending"}, [2, 0]), ({"plugin_id": "kit-plugin-2"}, [2]),
                       ({"owner": "kit-owner"}, [1]), ({"owner": "kit-owner", "status": "pending"}, []), ({}, [2, 1, 0])):
         expect_same(_listed(it, names, **how), [names[n] for n in want], "it listed {}")
@@ -303,25 +302,25 @@ def _(it: Subject) -> None:
       requires=("store.only_the_holder", "store.places"))
 def _(it: Subject) -> None:
     "A manager takes over the jobs of one that was closed, in order and as they are, and no others."
-    names, old, living, other = new_jobs(it, 5), new_manager(it), new_manager(it), new_manager(it, OTHER)
-    write(it, old, map(job, names[:3]), [JobMove(names[1], "running", 2, DAY + 1)], [JobEnd(names[2], "completed", DAY + 2)])
-    write(it, living, [job(names[3])])
-    write(it, other, [job(names[4])])
-    for manager in (old, other): it.call("close", manager)
-    new = new_manager(it)
-    claimed = [found for found in it.call("claim", new) if found.id in names]
+    names, old, living, other = new_jobs(it, 5), CheckedManager(it), CheckedManager(it), CheckedManager(it, OTHER)
+    old.write(map(job, names[:3]), [JobMove(names[1], "running", 2, DAY + 1)], [JobEnd(names[2], "completed", DAY + 2)])
+    living.write([job(names[3])])
+    other.write([job(names[4])])
+    for manager in (old, other): it.call("close", manager.name)
+    new = CheckedManager(it)
+    claimed = [found for found in it.call("claim", new.name) if found.id in names]
     expect_same([found.id for found in claimed], names[:2], "it took {}")
     expect_same((claimed[1].status, claimed[1].attempts), ("running", 2), "a running job is {} now")
-    expect_same([id for id in ids(it, "claim", new) if id in names], [], "it took {} twice")
-    if write(it, new, moved=[JobMove(names[0], "running", 1, DAY + 5)]).refused: raise Broken("the new manager does not hold what it took")
+    expect_same([id for id in ids(it, "claim", new.name) if id in names], [], "it took {} twice")
+    if new.write(moved=[JobMove(names[0], "running", 1, DAY + 5)]).refused: raise Broken("the new manager does not hold what it took")
 
 @rule("store.claim_once", "claim", "Two processes that start at the same time must not run a job twice.",
       "Find the jobs and take them in one transaction, or under one lock.", requires=("store.claim",))
 def _(it: Subject) -> None:
     "When several managers claim at once, each job is taken by one of them."
     old, names = held(it, 12)
-    it.call("close", old)
-    taken = {new_manager(it): list[str]() for _ in range(3)}
+    it.call("close", old.name)
+    taken = {CheckedManager(it).name: list[str]() for _ in range(3)}
     it.trail.append("3 threads, each of which claims for a manager")
 
     def take(manager: str) -> None:
@@ -344,7 +343,7 @@ def _some_jobs(it: Subject, manager: str, names: list[str]) -> None:
 def _(it: Subject) -> None:
     "Several threads may call at once, and nothing is lost."
     names = new_jobs(it, 12)
-    managers = [new_manager(it) for _ in range(3)]
+    managers = [CheckedManager(it).name for _ in range(3)]
     it.trail.append("3 threads, each of which adds and moves jobs")
     calls = [partial(_some_jobs, it, manager, names[n::3]) for n, manager in enumerate(managers)]
     no_errors(at_once(calls))
@@ -357,8 +356,8 @@ def _(it: Subject) -> None:
       "Commit before `write` returns, and keep nothing back in memory.", requires=("store.payload", "store.chunks"))
 def _(it: Subject) -> None:
     "What was written is read by whatever opens the same jobs next, though nothing was closed."
-    (name,), manager = new_jobs(it, 1), new_manager(it)
-    write(it, manager, [job(name)], [JobMove(name, "running", 1, DAY)], [], [JobChunk(name, 0, b"chunk", 1)])
+    (name,), manager = new_jobs(it, 1), CheckedManager(it)
+    manager.write([job(name)], [JobMove(name, "running", 1, DAY)], [], [JobChunk(name, 0, b"chunk", 1)])
     it.trail.append("probe(store)")
     need = "opens the same jobs once more: probe=lambda store: JobStore(store.path)"
     other = probed(it, need, "the same jobs once more", "another job store")

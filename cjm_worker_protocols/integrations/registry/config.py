@@ -20,7 +20,7 @@ from .files import check_owner, is_private, locked, own_folder, read_file, write
 from .judge import copied, merged
 from .scan import InstalledPlugin, ScanResult, change_times, file_name
 from cjm_worker_protocols.integrations.registry.schema import (
-    JSON_LIMIT, Answers, ConfigSchema, PluginConfigError, dump_json, has_secret, parse_json, parse_setting, schema_text,
+    JSON_LIMIT, ConfigSchema, PluginConfigError, dump_json, has_secret, parse_json, parse_setting, schema_text,
 )
 
 _log = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ class Configs:
         overrides: Mapping[str, Mapping[str, Any]] # What the code says, by plugin
     ):
         self._overrides: dict[str, Settings] = {plugin_id: copied(values) for plugin_id, values in overrides.items()}
-        self.files, self._made = _ConfigFiles(folder), lru_cache(1000)(partial(ConfigSchema, answers=Answers()))
+        self.files, self._made = _ConfigFiles(folder), lru_cache(1000)(ConfigSchema)
 
     def schema(self,
         plugin: InstalledPlugin # A plugin

@@ -279,25 +279,29 @@ def find_number(
 
 # %% ../../../nbs/integrations/registry/schema.ipynb #819fcfe6
 class Answers:
-    "Keeps the judge's answers, by schema and config."
-    def __init__(self) -> None: self._kept: dict[bytes, JsonObject | JudgeError] = {}
+    "Keeps what the judge said of the last configs of one schema."
+    KEPT = 100  # The most that are kept
+
+    def __init__(self, schema: JsonObject): # A JSON Schema
+        self._schema, self._kept = schema, dict[bytes, JsonObject | JudgeError]()
 
     def ask(self,
-        schema: JsonObject, # A JSON Schema
         config: JsonObject, # A config, or a part of one, of plain data
         partly: bool # Whether it is a part
     ) -> JsonObject: # The judge's answer
         """Ask the judge, or return its answer to the same question.
 
         Raises what `judge` raises."""
-        question = sha256(json.dumps([schema, config, partly]).encode()).digest()  # it may have secrets, so it is not kept
-        if question not in self._kept:
-            if len(self._kept) >= 1000: self._kept = {}
-            try: self._kept[question] = judge(schema, config, partly)
+        question = sha256(json.dumps([config, partly]).encode()).digest()  # it may have secrets, so it is not kept
+        found = self._kept.get(question)
+        if found is None:
+            try: found = judge(self._schema, config, partly)
             except JudgeError as e:
                 if e.again: raise
-                self._kept[question] = e
-        if isinstance(found := self._kept[question], JudgeError): raise JudgeError(found.reason)
+                found = e
+            if len(self._kept) >= self.KEPT: self._kept.clear()
+            self._kept[question] = found
+        if isinstance(found, JudgeError): raise JudgeError(found.reason)
         return found
 
 # %% ../../../nbs/integrations/registry/schema.ipynb #65d2196d
@@ -306,15 +310,14 @@ class ConfigSchema:
     def __init__(self,
         plugin_id: str, # The plugin
         text: str | None, # Its JSON Schema; None without one
-        where: str = "", # Where that is from, for errors
-        answers: Answers | None = None # Where to keep the judge's answers
+        where: str = "" # Where that is from, for errors
     ):
         ":raises PluginSchemaError: when the schema is no JSON object."
-        self._id, self._where, self._free, self._answers = plugin_id, where, text is None, answers or Answers()
+        self._id, self._where, self._free = plugin_id, where, text is None
         try: self._schema = parse_json(text or "{}")
         except ValueError as e: raise PluginSchemaError(plugin_id, where, f"{type(e).__name__}: {e}") from None
         if not isinstance(self._schema, dict): raise PluginSchemaError(plugin_id, where, f"a JSON {type(self._schema).__name__}")
-        self._names, self._reader = secret_names(self._schema), SchemaReader(self._schema)
+        self._names, self._reader, self._answers = secret_names(self._schema), SchemaReader(self._schema), Answers(self._schema)
         self.settings = declared(self._reader.applying(self._schema, COMBINED))  # Their schemas, by name
 
     def types(self,
@@ -362,5 +365,5 @@ class ConfigSchema:
 
     def _ask(self, config: JsonObject, partly: bool) -> JsonObject:
         if not find_spec("jsonschema"): raise RegistryExtraError("jsonschema", f"the schema of plugin {self._id!r}")
-        try: return self._answers.ask(self._schema, revealed(config), partly)
+        try: return self._answers.ask(revealed(config), partly)
         except JudgeError as e: raise PluginSchemaError(self._id, self._where, e.reason) from None

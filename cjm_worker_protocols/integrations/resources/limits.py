@@ -23,24 +23,22 @@ def memory_cgroup(
     """Find the control group that limits memory.
 
     It is in version 1 if that has the memory controller, else in version 2."""
-    lines = [line.split(":", 2) for line in text.split("\n") if line.count(":") >= 2]
-    for _, controllers, path in lines:
-        if "memory" in controllers.split(","): return 1, path
-    return next(((2, path) for number, controllers, path in lines if (number, controllers) == ("0", "")), None)
+    for version, begin in ((1, r"\d+:(?:[^:\n]*,)?memory(?:,[^:\n]*)?:"), (2, "0::")):  # see cgroups(7)
+        if found := re.search(f"^{begin}(.*)$", text, re.MULTILINE): return version, found[1]
+    return None
 
 # %% ../../../nbs/integrations/resources/limits.ipynb #5d54159b
+_MOUNTS = {1: r"cgroup \S* (?:\S*,)?memory(?:,|$)", 2: "cgroup2 "}  # By version
+
 def cgroup_mount(
     text: str, # Content of `/proc/self/mountinfo`
     version: int # Version of control groups, 1 or 2
 ) -> tuple[str, str] | None: # The group at the top of the mount, and the mount point; None when there is no mount
-    "Find where control groups are mounted."
-    for line in text.split("\n"):
-        fields, _, rest = line.partition(" - ")
-        kind, _, options = (rest.split(" ") + ["", "", ""])[:3]
-        if kind == "cgroup2" if version == 2 else kind == "cgroup" and "memory" in options.split(","):
-            root, point = (re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field) for field in fields.split(" ")[3:5])
-            return root, point
-    return None
+    "Find where control groups are mounted, see proc_pid_mountinfo(5)."
+    found = re.search(rf"^(?:\S+ ){{3}}(\S+) (\S+) .*? - {_MOUNTS[version]}", text, re.MULTILINE)
+    if found is None: return None
+    root, point = (re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field) for field in found.groups())
+    return root, point
 
 # %% ../../../nbs/integrations/resources/limits.ipynb #5dcf521d
 def cgroup_folders(
@@ -68,7 +66,7 @@ def parse_memory_stat(
     text: str # Content of `memory.stat`
 ) -> dict[str, int]: # Bytes by name
     "Parse what the memory of a group is used for."
-    return {name: int(value) for name, _, value in (line.partition(" ") for line in text.split("\n")) if value.isdigit()}
+    return {name: int(value) for name, value in re.findall(r"^(\S+) (\d+)$", text, re.MULTILINE)}
 
 # %% ../../../nbs/integrations/resources/limits.ipynb #21501943
 _FILES = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),

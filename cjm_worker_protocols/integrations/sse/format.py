@@ -146,11 +146,8 @@ def decode_event(
     block: bytes # The lines of one event, as a log keeps them
 ) -> ServerSentEvent: # The event
     "Read an event that `encode_event` wrote."
-    fields: dict[str, list[str]] = {"event": [], "data": [], "id": []}
-    for line in block.decode().split("\n"):
-        name, _, value = line.partition(": ")
-        if name in fields: fields[name].append(value)
-    return ServerSentEvent("".join(fields["event"]), "\n".join(fields["data"]), "".join(fields["id"]))
+    event, data, ids = (re.findall(f"^{name}: (.*)$", block.decode(), re.MULTILINE) for name in ("event", "data", "id"))
+    return ServerSentEvent("".join(event), "\n".join(data), "".join(ids))
 
 # %% ../../../nbs/integrations/sse/format.ipynb #23fce97d
 def notice(
