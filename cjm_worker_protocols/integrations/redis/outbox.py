@@ -9,10 +9,10 @@ import json
 import logging
 import secrets
 import threading
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ...core.buffers import SizedBuffer
 from ...core.errors import should_log
 from ..sse.format import EventMarkError, as_json, check_type, encode_event
 from ..sse.log import EVERYONE, LIMIT
@@ -68,21 +68,12 @@ def decode_entry(
     return block, None if topic is None else topic.decode(), key
 
 # %% ../../../nbs/integrations/redis/outbox.ipynb #d6fafbbe
-class Backlog:
+class Backlog(SizedBuffer):
     "Entries that wait, in order, up to a number and a size."
-    def __init__(self,
-        events: int, # The most entries
-        size: int # The most bytes
-    ):
-        self._most, self._size, self._bytes = events, size, 0
-        self._entries: deque[Entry] = deque()
-
-    def __len__(self) -> int: return len(self._entries)
-
     @property
     def crowded(self) -> bool: # Whether it is half full, or two batches wait
         "Whether it would be good to wait, if Redis keeps up."
-        return len(self._entries) > min(512, self._most // 2) or 2 * self._bytes > self._size
+        return len(self) > min(512, self.limit // 2) or 2 * self.size > self.limit_bytes
 
     def put(self,
         entry: Entry # The newest entry
@@ -90,17 +81,11 @@ class Backlog:
         """Add an entry, and drop the oldest to make room.
 
         An entry that alone is too large is dropped itself."""
-        if entry.size > self._size: return 1
-        self._entries.append(entry)
-        self._bytes += entry.size
-        before = len(self._entries)
-        while len(self._entries) > self._most or self._bytes > self._size: self._pop()
-        return before - len(self._entries)
-
-    def _pop(self) -> Entry:
-        entry = self._entries.popleft()
-        self._bytes -= entry.size
-        return entry
+        if entry.size > self.limit_bytes: return 1
+        self.append(entry, entry.size)
+        over = self.over()
+        for _ in range(over): self.popleft()
+        return over
 
     def take(self,
         events: int, # The most entries
@@ -109,8 +94,8 @@ class Backlog:
     ) -> list[Entry]: # The oldest first
         "Take the oldest entries."
         taken: list[Entry] = []
-        while self._entries and len(taken) < events and (first and not taken or self._entries[0].size <= size):
-            taken.append(self._pop())
+        while self and len(taken) < events and (first and not taken or self[0].size <= size):
+            taken.append(self.popleft())
             size -= taken[-1].size
         return taken
 
@@ -127,7 +112,7 @@ class Outbox:
         self.writer = secrets.token_hex(8)  # whose numbers these are
         self.written = self.lost = self._missed = 0
         self.closed = False
-        self._room, self._where, self._lock = (events, size), where, threading.Lock()
+        self._where, self._lock = where, threading.Lock()
         self.backlog, self._batch = Backlog(events, size), list[Entry]()
 
     def __len__(self) -> int:
@@ -173,5 +158,5 @@ class Outbox:
         with self._lock:
             left = len(self)
             self.lost += left
-            self.backlog, self._batch, self._missed = Backlog(*self._room), [], 0
+            self.backlog, self._batch, self._missed = Backlog(self.backlog.limit, self.backlog.limit_bytes), [], 0
             return left

@@ -10,6 +10,7 @@ import logging
 import time
 
 from .connection import RedisLink, spawn
+from ...core.jobs import Waiters
 from .outbox import Entry, Outbox
 
 _log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class BatchWatch:
 
     def __init__(self) -> None:
         self.failed, self._since = False, float("-inf")  # whether the last batch could not be written; when the present one was begun
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting = Waiters()
 
     def begin(self) -> None:
         "Note that a batch is being written."
@@ -64,13 +65,12 @@ class BatchWatch:
 
     def end(self, failed: bool) -> None: # Whether it could not be written
         "Note that a batch has ended, and wake those who wait."
-        self.failed, waiting, self._waiting = failed, self._waiting, []
-        for waiter in waiting:
-            if not waiter.done(): waiter.set_result(None)
+        self.failed = failed
+        self._waiting.wake()
 
     async def next(self, timeout: float) -> None: # Seconds at most
         "Wait until a batch has ended."
-        self._waiting.append(waiter := asyncio.get_running_loop().create_future())
+        self._waiting[waiter := asyncio.get_running_loop().create_future()] = None
         await asyncio.wait({waiter}, timeout=timeout)
 
     async def apply_backpressure(self, timeout: float) -> None: # Seconds at most

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 from urllib.parse import unquote
@@ -32,11 +32,12 @@ def items(
     return enumerate(value) if isinstance(value, list) else ()
 
 def copied(
-    value: Any # Plain data
-) -> Any: # Dicts and lists are new, all else is the same
+    value: Any, # Plain data
+    leaf: Callable[[Any], Any] = lambda leaf: leaf # Copies what is neither a dict nor a list
+) -> Any: # Dicts and lists are new
     "Copy plain data."
-    if isinstance(value, Mapping): return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, Mapping): return {key: copied(item, leaf) for key, item in value.items()}
+    return [copied(item, leaf) for item in value] if isinstance(value, (list, tuple)) else leaf(value)
 
 def merged(
     low: JsonObject, # Settings

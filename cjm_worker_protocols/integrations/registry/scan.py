@@ -207,18 +207,17 @@ def _unzipped(file: str, name: str) -> bytes:
     return b""
 
 # %% ../../../nbs/integrations/registry/scan.ipynb #64224ffb
+_METADATA = re.compile(r"(?!~)([^-]*)-?([^-]*).*\.(?:dist|egg)-info", re.IGNORECASE | re.DOTALL)  # pip renames to `~` what it removes
+
 class _Package:
     "A package's metadata, as they lie in a folder or a zip file on the import path."
     def __init__(self, folder: str, child: str, zipped: bool = False):
         self.folder, self.child, self.zipped = folder, child, zipped
-        stem, _, ending = child.rpartition(".")
         egg = child.lower() == "egg-info" and folder.lower().endswith(".egg")  # as in importlib.metadata.Lookup
-        if egg: stem = os.path.basename(folder)
-        elif ending.lower() not in ("dist-info", "egg-info") or child.startswith("~"): stem = ""  # pip renames to `~` what it removes
-        self.name, _, rest = stem.partition("-")  # Empty unless the entry holds metadata
-        self.version = rest.partition("-")[0]  # As the name of the folder says
+        found = _METADATA.fullmatch(f"{os.path.basename(folder)}.egg-info" if egg else child)
+        name, version = found.groups() if found else ("", "")
         headers = self.headers() if egg else {}
-        self.name, self.version = headers.get("Name", self.name), headers.get("Version", self.version)
+        self.name, self.version = headers.get("Name", name), headers.get("Version", version)  # The name is empty if there are no metadata
 
     @property
     def key(self) -> str:

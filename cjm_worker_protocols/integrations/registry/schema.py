@@ -19,7 +19,7 @@ from ...core.errors import FactError
 from ...core.masking import Secret
 from .files import read_file
 from .judge import (
-    COMBINED, REFERENCES, JsonObject, JudgeError, SchemaReader, declared, items, judge, merged)
+    COMBINED, REFERENCES, JsonObject, JudgeError, SchemaReader, copied, declared, items, judge, merged)
 from .scan import InstalledPlugin, RegistryExtraError
 
 JSON_LIMIT, DEPTH_LIMIT = 1 << 20, 100  # The most bytes of a schema or a config, and the most levels of nesting
@@ -201,9 +201,7 @@ def revealed(
     value: Any # A config, or a part of one
 ) -> Any: # A copy
     "Put the text of each `Secret` in its place."
-    if isinstance(value, Secret): return value.reveal()
-    if isinstance(value, Mapping): return {key: revealed(item) for key, item in value.items()}
-    return [revealed(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return copied(value, lambda leaf: leaf.reveal() if isinstance(leaf, Secret) else leaf)
 
 def has_secret(
     value: Any # A config with its secrets hidden
