@@ -16,7 +16,7 @@ from ...core.errors import should_log
 from .connection import RedisLink, spawn
 from .outbox import decode_entry
 from ..sse.format import notice
-from ..sse.log import EVERYONE, LIMIT, EventLog
+from ..sse.log import EVERYONE, LIMIT, Callback, EventLog
 
 _log = logging.getLogger(__name__)
 
@@ -133,8 +133,8 @@ class RedisLog(EventLog):
         stream: str, # The key of the stream, for the log
         history: int, # Events to keep
         history_bytes: int, # Bytes to keep
-        rebound: Callable[[], None], # Called whenever the log belongs to another event loop
-        follow: Callable[[], None] # Begins to read, if nothing does
+        rebound: Callback, # Called whenever the log belongs to another event loop
+        follow: Callback # Begins to read, if nothing does
     ):
         super().__init__(history, history_bytes, rebound, first_id="0-0")
         self.cursor = ""  # the id of the newest entry; empty until the log is filled

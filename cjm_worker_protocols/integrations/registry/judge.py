@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import unquote
 
-from ...core.errors import FactError
+from ...core.errors import FactError, text_of
 
 JsonObject = dict[str, Any]  # A schema, a config, or a part of one
 CPU_LIMIT, WALL_LIMIT, MEMORY_LIMIT = 1.0, 30.0, 1 << 30  # Processor seconds and seconds for one answer, and bytes of memory
@@ -166,7 +166,7 @@ def answer(
     try:
         kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
         kind.check_schema(schema)
-    except Exception as e: return {"broken": getattr(e, "message", f"{type(e).__name__}: {e}")[:500]}
+    except Exception as e: return {"broken": getattr(e, "message", text_of(e))[:500]}
     if kind is jsonschema.Draft3Validator: return {"broken": "draft 3, whose secrets cannot be found: use draft 4 or later"}
     validator = kind(schema, registry=import_module("referencing").Registry())  # which fetches nothing
     try:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from ...core.errors import text_of
 from .files import check_owner, own_folder, read_file
 from .scan import Groups, InstalledPlugin, ScanResult, change_times, find_problem, import_extra
 
@@ -83,4 +84,4 @@ def read_manifests(
 def _reason(error: Exception) -> str:
     "An error in a line."
     if isinstance(error, OSError) and error.strerror: return error.strerror
-    return str(error) if isinstance(error, (_ManifestError, ImportError)) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, (_ManifestError, ImportError)) else text_of(error)

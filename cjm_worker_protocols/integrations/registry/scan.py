@@ -23,7 +23,7 @@ from subprocess import DEVNULL, PIPE, TimeoutExpired, run
 from typing import Any
 from zipfile import ZipFile
 
-from ...core.errors import FactError, PluginTypeError
+from ...core.errors import FactError, PluginTypeError, text_of
 from ...core.masking import without_settings
 from .files import read_file
 from ...worker.plugins import check_plugin
@@ -185,7 +185,7 @@ def _plugins_of(name: str, version: str, data: bytes, groups: Groups) -> Iterato
     try: points = [point for point in _Metadata(data.decode("utf-8-sig")).entry_points if point.group in groups]
     except Exception as e:
         category = next(groups[group] for group in groups if group.encode() in data)
-        problem = f"cannot read its entry_points.txt: {type(e).__name__}: {e}"
+        problem = f"cannot read its entry_points.txt: {text_of(e)}"
         yield InstalledPlugin("", "", name, problem, category=category, version=version)
         return
     for point in points:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from importlib.util import find_spec
 from typing import Any
 
-from ...core.errors import FactError
+from ...core.errors import FactError, text_of
 from ...core.masking import Secret
 from .files import read_file
 from .judge import (
@@ -241,7 +241,7 @@ def schema_text(
     where = written if isinstance(written, str) else "the code"
     try: return json.dumps(written) if where == "the code" else read_file(where, JSON_LIMIT)[0].decode("utf-8-sig"), where
     except (OSError, TypeError, ValueError, RecursionError) as e:
-        raise PluginSchemaError(plugin.id, where, f"{type(e).__name__}: {e}") from None
+        raise PluginSchemaError(plugin.id, where, text_of(e)) from None
 
 # %% ../../../nbs/integrations/registry/schema.ipynb #6521a7a1
 def at(
@@ -313,7 +313,7 @@ class ConfigSchema:
         ":raises PluginSchemaError: when the schema is no JSON object."
         self._id, self._where, self._free = plugin_id, where, text is None
         try: self._schema = parse_json(text or "{}")
-        except ValueError as e: raise PluginSchemaError(plugin_id, where, f"{type(e).__name__}: {e}") from None
+        except ValueError as e: raise PluginSchemaError(plugin_id, where, text_of(e)) from None
         if not isinstance(self._schema, dict): raise PluginSchemaError(plugin_id, where, f"a JSON {type(self._schema).__name__}")
         self._names, self._reader, self._answers = secret_names(self._schema), SchemaReader(self._schema), Answers(self._schema)
         self.settings = declared(self._reader.applying(self._schema, COMBINED))  # Their schemas, by name
