@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any, NamedTuple
 
 from .checks import Broken, NotObservable, rule
@@ -32,19 +33,19 @@ HOSTILE: dict[str, tuple[str, ...]] = {
 
 # %% ../../nbs/conformance/hostile.ipynb #ca490d58
 _listeners: dict[int, list[str]] = {}  # One list of paths for each context in force
-_hooks = list[bool]()  # Not empty once the hook is there
 
 def _hear(event: str, args: tuple[object, ...]) -> None:
     if not _listeners or event not in ("open", "os.listdir", "os.scandir", "sqlite3.connect"): return
     if isinstance(path := args[0], (str, bytes, os.PathLike)):
         for opened in [*_listeners.values()]: opened.append(os.fsdecode(path))
 
+@cache
+def _listen() -> None: sys.addaudithook(_hear)  # once, since it cannot be removed
+
 @contextmanager
 def opening() -> Iterator[list[str]]: # Fills with paths
     "List the files and folders that this process opens meanwhile."
-    if not _hooks:
-        sys.addaudithook(_hear)
-        _hooks.append(True)
+    _listen()
     opened = list[str]()
     _listeners[id(opened)] = opened
     try: yield opened

@@ -27,7 +27,9 @@ def watched(
     """See whether another thread schedules work on a loop without waking it.
 
     Of contexts that overlap only the first sees anything."""
-    home, last, seen = threading.get_ident(), "", list[str]()
+    home, last = threading.get_ident(), ""
+    names: tuple[str, ...] = ("call_soon", "call_at", "call_later", "call_soon_threadsafe")
+    if any(name in getattr(loop, "__dict__", names) for name in names): names = ()  # it is watched already, or has no `__dict__`
 
     def heard(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -37,14 +39,10 @@ def watched(
             try: return real(*args, **kwargs)
             finally: last = name  # and after it, whatever it calls itself
         return call
-    names = ("call_soon", "call_at", "call_later", "call_soon_threadsafe")
-    if not any(name in getattr(loop, "__dict__", names) for name in names):  # else the loop is watched already, or has no `__dict__`
-        for name in names:
-            setattr(loop, name, heard(name, getattr(loop, name)))
-            seen.append(name)
+    for name in names: setattr(loop, name, heard(name, getattr(loop, name)))
     try: yield lambda: last not in ("", "call_soon_threadsafe")
     finally:
-        for name in seen: delattr(loop, name)
+        for name in names: delattr(loop, name)
 
 # %% ../../nbs/conformance/other_loop.ipynb #2e30fe10
 async def from_elsewhere(

@@ -25,15 +25,18 @@ class Processes:
     CATS = ("/bin/cat", "/usr/bin/cat")  # A program that reads and does nothing else
 
     def __init__(self) -> None:
-        self._started, self._turns, self._pipe = list[subprocess.Popen[bytes]](), count(), list[int]()
+        self._started, self._turns, self._pipe = dict[int, subprocess.Popen[bytes]](), count(), list[int]()
         weakref.finalize(self, _end, self._started, self._pipe)
 
     def living(self) -> int: # One of `MOST`, in turn
         """Return the pid of a living process.
 
         Where none can be started, it is the pid of no process."""
-        try: return self._alive(next(self._turns) % self.MOST).pid
+        n = next(self._turns) % self.MOST
+        try:
+            if n not in self._started or self._started[n].poll() is not None: self._started[n] = self.start()
         except OSError: return self.gone()
+        return self._started[n].pid
 
     def gone(self) -> int: # A different one each time
         "Return the pid of no process."
@@ -43,11 +46,6 @@ class Processes:
         "End the processes."
         _end(self._started, self._pipe)
 
-    def _alive(self, n: int) -> subprocess.Popen[bytes]:
-        "The process of a number: started when it is not there yet, or has ended."
-        if n >= len(self._started): self._started.append(self.start())
-        elif self._started[n].poll() is not None: self._started[n] = self.start()
-        return self._started[min(n, len(self._started) - 1)]
 
     def start(self) -> subprocess.Popen[bytes]: # A process of its own
         "Start a process that waits for the pipe to close."
@@ -56,11 +54,11 @@ class Processes:
         command = next(([cat] for cat in self.CATS if os.access(cat, os.X_OK)), python)
         return subprocess.Popen(command, stdin=self._pipe[0], close_fds=False)  # faster, and PEP 446 makes files not inheritable
 
-def _end(started: list[subprocess.Popen[bytes]], pipe: list[int]) -> None:
+def _end(started: dict[int, subprocess.Popen[bytes]], pipe: list[int]) -> None:
     "End processes, and close the pipe that they read from."
     for end in pipe: os.close(end)
-    for process in started:
+    for process in started.values():
         with suppress(OSError): process.kill()
-    for process in started: process.wait()
+    for process in started.values(): process.wait()
     started.clear()
     pipe.clear()
