@@ -9,7 +9,9 @@ if TYPE_CHECKING: from collections.abc import Sequence
 def quiet_ctrl_c(
     quiet: bool # Whether Ctrl-C ends the process at once, without a traceback; else it raises KeyboardInterrupt
 ) -> None:
-    "Switch between Python's two ways to take Ctrl-C. A process that ignores it, or has a handler of its own, is left alone."
+    """Switch between Python's two ways to take Ctrl-C.
+
+    A process that ignores it, or has a handler of its own, is left alone."""
     now = signal.getsignal(signal.SIGINT)
     if quiet and now is signal.default_int_handler: signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not quiet and now is signal.SIG_DFL: signal.signal(signal.SIGINT, signal.default_int_handler)

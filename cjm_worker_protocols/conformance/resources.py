@@ -52,7 +52,7 @@ def seen(
 
 # %% ../../nbs/conformance/resources.ipynb #c526f44d
 class CheckedWorker:
-    "A worker of a resource manager under check. It is unregistered after the check."
+    "A worker of a resource manager under check, unregistered after the check."
     def __init__(self,
         it: Subject, # A resource manager
         living: bool = True # Whether it has a process

@@ -42,7 +42,7 @@ def job(
 
 # %% ../../nbs/conformance/store.ipynb #3d1303e5
 class CheckedManager:
-    "A manager of a job store under check. It is closed after the check."
+    "A manager of a job store under check, closed after the check."
     def __init__(self,
         it: Subject, # A job store
         worker_type: str = TYPE # What kind of workers it has

@@ -165,7 +165,10 @@ class Configs:
     def schema(self,
         plugin: InstalledPlugin # A plugin
     ) -> ConfigSchema: # Made once, as long as it stays the same
-        "Read the schema of a plugin's config. Raises `PluginSchemaError`."
+        """Read the schema of a plugin's config.
+
+        :raises PluginSchemaError: when it cannot be used.
+        """
         return self._made(plugin.id, *schema_text(plugin))
 
     def load(self,

@@ -28,14 +28,14 @@ def memory_cgroup(
     return None
 
 # %% ../../../nbs/integrations/resources/limits.ipynb #5d54159b
-_MOUNTS = {1: r"cgroup \S* (?:\S*,)?memory(?:,|$)", 2: "cgroup2 "}  # By version
+_MOUNTS = {1: r"cgroup [^ \n]* (?:[^ \n]*,)?memory(?:,|$)", 2: "cgroup2 "}  # By version
 
 def cgroup_mount(
     text: str, # Content of `/proc/self/mountinfo`
     version: int # Version of control groups, 1 or 2
 ) -> tuple[str, str] | None: # The group at the top of the mount, and the mount point; None when there is no mount
     "Find where control groups are mounted, see proc_pid_mountinfo(5)."
-    found = re.search(rf"^(?:\S+ ){{3}}(\S+) (\S+) .*? - {_MOUNTS[version]}", text, re.MULTILINE)
+    found = re.search(rf"^(?:[^ \n]+ ){{3}}([^ \n]+) ([^ \n]+) .*? - {_MOUNTS[version]}", text, re.MULTILINE)
     if found is None: return None
     root, point = (re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), field) for field in found.groups())
     return root, point
