@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import json
 import logging
 import os
@@ -65,9 +66,14 @@ async def end(job: Job, limit: float = 15) -> Job:
 
 
 async def until(condition: "Callable[[], Any]", limit: float = 20) -> Any:
-    """Wait until something is true, and give what it is; the loop goes on meanwhile."""
+    """Wait until something is true, and give what it is; the loop goes on meanwhile. What tells it may be a coroutine function."""
+
+    async def look() -> Any:
+        found = condition()
+        return await found if inspect.isawaitable(found) else found
+
     end = time.monotonic() + limit * engines.patience()
-    while not (found := condition()):
+    while not (found := await look()):
         assert time.monotonic() < end, f"not so within {limit:g} s"
         await asyncio.sleep(0.01)
     return found

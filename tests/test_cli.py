@@ -568,7 +568,7 @@ def test_a_secret_comes_late_through_a_non_blocking_pipe(mine: Path) -> None:
     env = environment(CJM_WORKERS_CONFIG=str(mine / "home"))
     with subprocess.Popen([sys.executable, "-c", MAIN, "config", "set", "p", "token"], cwd=mine, env=env, stdin=read) as process:
         os.close(read)
-        time.sleep(0.5)
+        time.sleep(0.5)  # it waits by then
         os.write(write, b"tok\n")
         os.close(write)
         assert process.wait(20) == 0
@@ -807,7 +807,7 @@ def test_a_second_ctrl_c_does_not_wait(mine: Path) -> None:
     with started("run", "rude:deaf", "path=pids", cwd=mine) as process:
         pids = family(process, mine / "pids")
         os.kill(process.pid, signal.SIGINT)
-        time.sleep(0.3)
+        time.sleep(0.3)  # a command that does not wait has ended by then
         assert process.poll() is None
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(1.5) == 130

@@ -906,7 +906,7 @@ def test_two_checks_at_once_leave_stdout_as_it_was(capsys: pytest.CaptureFixture
     threads = [threading.Thread(target=lambda: reports.append(check(Hub, "events", probe=connect))) for _ in range(3)]
     for thread in threads:
         thread.start()
-        time.sleep(0.01)
+        time.sleep(0.01)  # each is at another place than the others
     for thread in threads:
         thread.join()
     assert sys.stdout is before and len(reports) == 3 and all(report.ok for report in reports)

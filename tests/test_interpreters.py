@@ -13,7 +13,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from harness import end, manager
+from harness import end, manager, until
 from repo import ROOT
 
 from cjm_worker_protocols.core.frames import Kind, check_python, dumps, outgoing
@@ -52,11 +52,7 @@ async def test_entry_points_of_another_interpreter(home: Path) -> None:
         found = await asyncio.gather(*jobs)
         assert found == [sys.prefix, str(home), str(home), sys.prefix]
         assert len([w for w in m.workers if w.status in ("idle", "running")]) <= 1
-        for _ in range(200):
-            if sum(w.status == "standby" for w in m.workers) == 2:
-                break
-            await asyncio.sleep(0.05)
-        assert sum(w.status == "standby" for w in m.workers) <= 2
+        await until(lambda: sum(w.status == "standby" for w in m.workers) == 2)
     assert not m.workers
 
 

@@ -1197,7 +1197,7 @@ async def test_unload_plugin_waits_for_the_job_that_runs(gate: Gate) -> None:
         job = await m.start_job("wait_at", gate=gate.path, tag="whole")
         await seen.until("job:progress")
         unloading = asyncio.ensure_future(m.unload_plugin("wait_at"))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # an unloading that does not wait is done by then
         assert not unloading.done()
         gate.open()
         assert (await job)[1] == "whole" and await unloading
@@ -1720,7 +1720,7 @@ async def test_a_stream_that_is_closed_ends_for_whoever_waits() -> None:
         stream = job.stream()
         await stream.__anext__()
         waiting = asyncio.ensure_future(anext(stream, "the end"))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # it waits
         await stream.aclose()
         assert await asyncio.wait_for(waiting, 5) == "the end" == await anext(stream, "the end")
         assert await first_chunk(job) == job.worker_pid

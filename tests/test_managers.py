@@ -89,13 +89,14 @@ def yields_shy() -> Any:
     return "done"
 
 
-def polite() -> None:
+def polite() -> "Iterator[str]":
     """Run until it is cancelled, and see that after a while."""
     import time
 
     from cjm_worker_protocols import check_cancel
 
     check_cancel()
+    yield "asked once"
     time.sleep(0.5)
     while True:
         check_cancel()
@@ -210,17 +211,16 @@ async def test_shutdown_reads_first(tmp_path: Path) -> None:
         await (await m.start_job("naps", seconds=0.0))
         job = await m.start_job("leaves", path=str(mark := tmp_path / "mark"))
         wait_until(lambda: mark.exists())  # the app blocks its loop
-        time.sleep(0.3)
+        time.sleep(0.3)  # the worker ends the job
     assert (job.status, job.result) == ("completed", str(mark))
 
 
 async def test_shutdown_while_a_job_is_being_cancelled() -> None:
     async with manager(polite, grace_timeout=10.0) as m:
         job = await m.start_job("polite")
-        await until(lambda: job.status == "running")
-        await asyncio.sleep(0.2)
+        await first_chunk(job)
         cancelling = asyncio.ensure_future(m.cancel_job(job.id))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # it has begun
         await asyncio.wait_for(m.shutdown(), 8)
         assert await cancelling
         assert m.workers == []
@@ -244,11 +244,9 @@ class SlowToAdmit:
 async def test_an_app_that_cancels_all_tasks_leaves_no_job_without_an_end() -> None:
     async with manager(naps, resource_manager=SlowToAdmit()) as m:
         job = await m.start_job("naps", seconds=0.0)
-        await until(lambda: m.workers and m.workers[0].status == "idle")
-        await asyncio.sleep(0.05)
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            if "Admission" in repr(task.get_coro()):
-                task.cancel()
+        asking = await until(lambda: [task for task in asyncio.all_tasks() if "Admission" in repr(task.get_coro())])
+        for task in asking:
+            task.cancel()
         assert (await end(job)).status == "completed"
 
 
@@ -379,7 +377,7 @@ async def test_hooks_that_wait_end_with_their_task() -> None:
     for n in range(3):
         caller.call(hook, n, copy_context())
     (task,) = asyncio.all_tasks() - before
-    await asyncio.sleep(0.01)
+    await until(lambda: called)
     task.cancel()
     await asyncio.wait({task}, timeout=5)
     assert task.done()
@@ -520,7 +518,7 @@ async def test_what_can_never_start_is_not_tried_again_and_again() -> None:
         busy = await m.start_job("stuck")
         await first_chunk(busy)
         waits = await m.start_job("echo", x=1)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # a timer would start many meanwhile
         assert engine.starts <= 3 and waits.status == "pending"
 
 

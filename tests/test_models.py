@@ -97,8 +97,7 @@ async def test_two_hundred_jobs_with_cancels_and_kills(tmp_path: Path) -> None:
         await asyncio.sleep(0)
         for number in range(JOBS):
             most = 1 + (dice.random() < 0.02)  # mostly each plugin has a worker of its own
-            while not (free := [kind for kind, (name, _) in enumerate(kinds) if unfinished(name) < most]):
-                await asyncio.sleep(0.01)
+            free = await until(lambda: [kind for kind, (name, _) in enumerate(kinds) if unfinished(name) < most], limit=60)
             kind = dice.choice(free)
             job = await manager.start_job(kinds[kind][0], params=kinds[kind][1])
             jobs.append((kind, job))

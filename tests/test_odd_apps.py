@@ -112,7 +112,7 @@ async def main(how, size):
     async with JobManager("fair", "fair", plugins={"work": work}, worker_config=WorkerConfig(standby=False)) as m:
         await (await m.start_job("work", size=1))
         job = await m.start_job("work", size=size, timeout=1.5)
-        await asyncio.sleep(0.1)
+        while job.status != "running": await asyncio.sleep(0.01)
         print("begun", flush=True)
         if how == "blocked": time.sleep(2)
         await job.wait()

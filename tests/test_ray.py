@@ -21,7 +21,24 @@ from typing import Any, NamedTuple
 import engines
 import psutil
 import pytest
-from harness import TESTS, Gate, Seen, alive, end, finish, first_chunk, gate, gone, gone_soon, manager, nothing_left, run, said_json, script  # noqa: F401
+from harness import (  # noqa: F401
+    TESTS,
+    Gate,
+    Seen,
+    alive,
+    end,
+    finish,
+    first_chunk,
+    gate,
+    gone,
+    gone_soon,
+    manager,
+    nothing_left,
+    run,
+    said_json,
+    script,
+    until,
+)
 from repo import ROOT
 
 from cjm_worker_protocols import JobError, RestartPolicy, WorkerConfig
@@ -175,11 +192,8 @@ def test_each_worker_has_its_own_gpu() -> None:
     async def scenario() -> None:
         async with on_ray(sees, engine=RayEngine(num_gpus=1), max_workers=3) as m:
             jobs = [await m.start_job("sees") for _ in range(3)]
-            while (
-                len(at_work := [job for job in jobs if job.status == "running"]) < 2
-                or "free now: GPU 0" not in max(job.waiting_for for job in jobs)
-            ):
-                await asyncio.sleep(0.05)
+            await until(lambda: "free now: GPU 0" in max(job.waiting_for for job in jobs))
+            at_work = await until(lambda: len(found := [job for job in jobs if job.status == "running"]) == 2 and found)
             assert sorted([await first_chunk(job) for job in at_work]) == ["0", "1"]
 
     run(scenario())
@@ -191,8 +205,7 @@ def test_what_no_node_has_is_said() -> None:
     async def scenario() -> None:
         async with on_ray("echo", resources={"no_such_thing": 1}) as m:
             job = await m.start_job("echo")
-            while "no node of the cluster has that much" not in job.waiting_for:
-                await asyncio.sleep(0.05)
+            await until(lambda: "no node of the cluster has that much" in job.waiting_for)
             assert await m.cancel_job(job.id)
 
     run(scenario())
@@ -211,18 +224,14 @@ def test_a_job_that_waits_for_room_takes_nobodys_place(gate: Gate) -> None:
             await m.reload_plugin("pid", {"worker_resources": {"thing": 1}})
             await m.reload_plugin("echo", {"worker_resources": {"no_such_thing": 1}})
             waits, never = await m.start_job("pid"), await m.start_job("echo")
-            while not (waits.waiting_for and never.waiting_for):
-                await asyncio.sleep(0.05)
+            await until(lambda: waits.waiting_for and never.waiting_for)
             runs = await m.start_job("wait_at", gate=gate.path)
-            while runs.status != "running":
-                await asyncio.sleep(0.05)
+            await until(lambda: runs.status == "running")
             assert await m.cancel_job(never.id)
-            while len(m.workers) > 2:
-                await asyncio.sleep(0.05)
+            await until(lambda: len(m.workers) <= 2)
             assert sorted(w.pid for w in m.workers) == [0, runs.worker_pid]
             assert await holder.cancel_job(held.id)
-            while not (spare := [w for w in m.workers if w.status == "standby"]):  # there is room for the other, which it keeps
-                await asyncio.sleep(0.05)
+            spare = await until(lambda: [w for w in m.workers if w.status == "standby"])  # there is room for the other, which it keeps
             gate.open()
             assert await waits > 0 and waits.started_at >= runs.completed_at and waits.worker_pid == spare[0].pid
 
@@ -239,11 +248,9 @@ def test_a_job_that_waits_for_room_takes_the_worker_that_is_free(gate: Gate) -> 
         async with on_ray("busy", resources={"thing": 1}) as holder, on_ray("wait_at", resources={"thing": 1}, max_workers=2) as m:
             await first_chunk(await holder.start_job("busy"))
             first = await m.start_job("wait_at", gate=gate.path)
-            while first.status != "running":
-                await asyncio.sleep(0.05)
+            await until(lambda: first.status == "running")
             second = await m.start_job("wait_at", gate=gate.path)
-            while "free now: thing 0" not in second.waiting_for:
-                await asyncio.sleep(0.05)
+            await until(lambda: "free now: thing 0" in second.waiting_for)
             gate.open(2)
             assert (await second)[0] == (await first)[0]
 
@@ -262,13 +269,11 @@ def test_a_worker_that_waits_for_room_hides_no_outage(settings: "dict[str, Any]"
             await first_chunk(await holder.start_job("busy"))
             await m.reload_plugin("pid", {"worker_resources": {"thing": 1}})
             waits = await m.start_job("pid")
-            while not waits.waiting_for:
-                await asyncio.sleep(0.05)
+            await until(lambda: waits.waiting_for)
             assert (await end(await m.start_job("crash"))).error.category == "crash"
             error = (await end(waits)).error
             assert error.category == "start" and "the last worker was killed by SIGKILL" in error.message
-            while m.workers:
-                await asyncio.sleep(0.05)
+            await until(lambda: not m.workers)
 
     run(scenario())
 
@@ -312,7 +317,7 @@ def test_a_job_that_was_given_to_a_dead_worker_has_not_run() -> None:
                 os.kill(pid, signal.SIGKILL)
                 job = await m.start_job("pid")
                 assert job.status == "running"
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # the agent has it by then
             finally:
                 agent.resume()
             assert await job != pid and job.attempts == 1
@@ -486,7 +491,7 @@ def test_a_reader_that_stays_away_holds_up_the_plugin(tmp_path: Path) -> None:
                 before = now
                 await asyncio.sleep(1)
             assert before < 120
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # nothing more comes
             assert int(path.read_text()) == before
             for _ in range(200):
                 await stream.__anext__()

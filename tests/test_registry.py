@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from harness import finish, nothing_left, run, said_json, script
+from harness import finish, nothing_left, run, said_json, script, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from repo import ROOT, python, said
@@ -427,7 +427,7 @@ def test_metadata_that_are_there_twice(site: Path, tmp_path: Path) -> None:
     registry = of_text()
     want = {"both": "both:wheel", "empty": "empty:whole", "half": "half:whole", "many": "many:v1_10", "rest": "rest:left"}
     assert registry.targets() == want
-    time.sleep(0.1)
+    time.sleep(0.1)  # what has just changed is not kept
     assert registry.targets() == want
     (site / "half-9.0.dist-info/METADATA").write_text("Name: half\n")  # it was not removed after all
     assert registry.targets() == {**want, "half": "half:left"}
@@ -581,7 +581,7 @@ def test_repeated_lookups_read_nothing(site: Path, monkeypatch: pytest.MonkeyPat
     """While nothing changes, nothing is scanned, listed or parsed again."""
     install(site, "one")
     registry = of_text()
-    time.sleep(0.1)
+    time.sleep(0.1)  # what has just changed is not kept
     registry.get_plugins_by_category("text")
     scans: "list[Any]" = []
     with monkeypatch.context() as patched:
@@ -1084,10 +1084,7 @@ judge.judge({{"properties": {{"a": {{"pattern": "^(a+)+$"}}}}}}, {{"a": "a" * 40
 
     with script(tmp_path / "app.py", code) as process:
         said_json(process)
-        children: "list[psutil.Process]" = []
-        while not children:
-            time.sleep(0.01)
-            children = psutil.Process(process.pid).children()
+        children = wait_until(lambda: psutil.Process(process.pid).children())
         process.kill()
         process.wait(10)
     gone, alive = psutil.wait_procs(children, 30)

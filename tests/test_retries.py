@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Gate, Seen, end, gate, manager  # noqa: F401
+from harness import Gate, Seen, end, gate, manager, until  # noqa: F401
 
 from cjm_worker_protocols import Job, JobError, check_cancel
 from cjm_worker_protocols.core import errors
@@ -119,8 +119,8 @@ async def test_a_busy_app_lets_no_job_expire() -> None:
         await (await m.start_job("pause", seconds=0))
         first = await m.start_job("pause", seconds=0.2)
         second = await m.start_job("echo", x=1, expires=2.0)
-        await asyncio.sleep(0.05)
-        time.sleep(2.3)
+        await until(lambda: first.status == "running")
+        time.sleep(2.3)  # longer than the second may wait
         assert await second == 1 and first.status == "completed"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from harness import until
 from web_kit import Client, served
 
 SAME = {"sec-fetch-site": "same-origin"}
@@ -70,10 +71,7 @@ async def test_the_browser_gets_the_token_from_a_file_of_this_user(tmp_path: Pat
     browser.chmod(0o700)
     said = tmp_path / "said"
     async with served(tmp_path, "--open", BROWSER=f"{browser} %s", SAID=str(said)) as (process, url):
-        for _ in range(1000):
-            if said.exists():
-                break
-            await asyncio.sleep(0.02)
+        await until(said.exists)
         where, _, page = said.read_text().partition("\n")
         token = url.partition("#token=")[2]
         assert where.startswith("file:///") and token not in where and url in page

@@ -425,9 +425,8 @@ async def test_each_user_sees_the_events_of_their_own_jobs() -> None:
             user.set(name)
             jobs[name] = await manager.start_job("echo", x=f"secret of {name}")
             await jobs[name]
-    await asyncio.sleep(0.05)
     clients |= {f"{name} again": await as_user(broadcaster, name, last_event_id=begin) for name in names}
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # what is sent has come by then, and what must not be sent, too
     for who, client in clients.items():
         got, name = client.received(), who.split()[0]
         seen = {data.get("job_id") for _, data in got}
@@ -453,7 +452,7 @@ async def test_a_client_of_topics_gets_no_other_event(topic: "str | None") -> No
     for n, its_topic in enumerate((topic, "a", topic)):
         await broadcaster.broadcast("t", {"n": n, "topic": its_topic})
     clients += [await as_user(broadcaster, "ann", last_event_id=begin), await as_user(broadcaster, None, topic="a", last_event_id="0")]
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # what is sent has come by then, and what must not be sent, too
     for client in clients:
         assert [data["n"] for _, data in client.received()] == [1]
         await client.close()
@@ -648,7 +647,7 @@ async def test_one_large_event_is_not_too_much_for_a_single_slow_client(monkeypa
     client = await OverAsgi.connect(broadcaster)
     for _ in range(3):
         await broadcaster.broadcast("large", {"text": "x" * 2000})
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the client reads nothing meanwhile
     while len(client.received()) < 3:
         await asyncio.sleep(0)
     assert not broadcaster.counters.aborted
@@ -972,7 +971,7 @@ def two_events_to(broadcaster: SSEBroadcaster, clients: "list[type[OverAsgi]]") 
 
     async def broadcast() -> None:
         await broadcaster.broadcast("t", {})
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # the loop is interrupted amid this, or sends to all
 
     async def leave() -> None:
         for client in connected:
@@ -984,7 +983,7 @@ def two_events_to(broadcaster: SSEBroadcaster, clients: "list[type[OverAsgi]]") 
         with pytest.raises(KeyboardInterrupt):
             loop.run_until_complete(broadcast())
         loop.run_until_complete(broadcast())
-        loop.run_until_complete(asyncio.sleep(2 * StreamClient.GRACE))
+        loop.run_until_complete(asyncio.sleep(2 * StreamClient.GRACE))  # an aborted client has ended by then
         found = [(client.task.done(), len(client.received())) for client in connected]
         loop.run_until_complete(leave())
     finally:
@@ -1055,10 +1054,9 @@ def test_a_send_that_waits_is_told_when_the_client_leaves() -> None:
         other, left = await OverAsgi.connect(broadcaster), asyncio.Event()
         stuck = asyncio.ensure_future(streamed(broadcaster, send, left.wait))
         await until(lambda: broadcaster.counters.clients == 2)
-        for _ in range(3):
+        for count in range(1, 4):
             await broadcaster.broadcast("t", {})
-            await asyncio.sleep(0.01)
-        assert len(other.received()) == 3
+            await until(lambda: len(other.received()) == count)
         left.set()
         assert await stuck is None and heard == ["cancelled"]
         await other.close()
@@ -1164,7 +1162,7 @@ def test_broadcast_from_threads_wakes_the_clients() -> None:
     broadcaster.broadcast_from_thread("early", {})
     with serve(broadcaster) as served, Client(served.port) as client:
         served.wait_for(1)
-        time.sleep(0.1)
+        time.sleep(0.1)  # the loop sleeps
         broadcaster.broadcast_from_thread("one", {})
         assert client.until(limit=2)[0].type == "one"
 
@@ -1196,7 +1194,7 @@ def test_leaving_is_noticed_at_once() -> None:
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             client.sock.close()
         served.wait_for(0)
-        served.call(asyncio.sleep(0.05))
+        served.call(asyncio.sleep(0.05))  # the last steps of those that left
         served.broadcast("t")
 
 
@@ -1453,7 +1451,7 @@ def test_a_signal_ends_a_stuck_stream_too(tmp_path: Path) -> None:
         assert said_json(process) == "ready"
         with Client(port):
             assert said_json(process) == [1, False]
-            time.sleep(2)
+            time.sleep(2)  # the client's buffers are full
             process.send_signal(signal.SIGTERM)
             start = time.monotonic()
             finish(process, 10)

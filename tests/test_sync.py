@@ -33,10 +33,7 @@ def make(**settings: Any) -> SyncJobManager:
 
 def running(job: SyncJob) -> SyncJob:
     """Wait until a job runs."""
-    deadline = time.monotonic() + 15
-    while job.status == "pending" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert job.status == "running"
+    wait_until(lambda: job.status == "running")
     return job
 
 
@@ -234,7 +231,7 @@ def test_shutdown_ends_what_others_wait_for() -> None:
     threads = [threading.Thread(target=wait, args=(running(m.start_job("stuck")), how)) for how in ("result", "stream")]
     for thread in threads:
         thread.start()
-    time.sleep(0.05)
+    time.sleep(0.05)  # both wait by then
     closing = [threading.Thread(target=m.shutdown) for _ in range(3)]
     for thread in closing:
         thread.start()
@@ -350,7 +347,7 @@ if {how == "Ctrl-C"}: job.result()
     with script(tmp_path / "app.py", source) as process:
         pid = said_json(process)
         if how == "Ctrl-C":
-            time.sleep(0.1)
+            time.sleep(0.1)  # it waits for the result by then
             process.send_signal(signal.SIGINT)
         code, _, err = finish(process)
     assert gone([pid], 5) and (code == 0) == (how == "the end of the script"), err
@@ -371,7 +368,7 @@ print(job.status)
 """
     with script(tmp_path / "app.py", source) as process:
         pid = said_json(process)
-        time.sleep(0.1)
+        time.sleep(0.1)  # it waits for the result by then
         process.send_signal(signal.SIGINT)
         code, out, err = finish(process)
     assert code == 0 and out.split() == ["interrupted", "False", "cancelled"] and not alive([pid]), err

@@ -62,11 +62,7 @@ async def test_uploads_become_paths_and_go_with_the_job() -> None:
         answer = await client.post("api/jobs?wait=true", data={"plugin_id": "several"}, files=files, headers=SAME)
         assert answer.json()["result"] == [["a", "b"], None]
         running.clear_completed_jobs()
-        for _ in range(100):
-            if not path.exists():
-                break
-            await asyncio.sleep(0.02)
-        assert not path.exists()
+        await until(lambda: not path.exists())
 
 
 SAME = {"sec-fetch-site": "same-origin"}
@@ -184,8 +180,11 @@ async def test_streams_of_a_client_are_limited() -> None:
         assert problem(await client.get(path)) == (429, "busy", None)
         assert problem(await client.get("api/events")) == (429, "busy", None)
         await opened.pop().__aexit__(None, None, None)
-        while (await client.head(path)).status_code != 200:
-            await asyncio.sleep(0.01)
+
+        async def there_is_room() -> bool:
+            return (await client.head(path)).status_code == 200
+
+        await until(there_is_room)
         for stream in opened:
             await stream.__aexit__(None, None, None)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import manager, script
+from harness import manager, script, until
 from sse_kit import free_port, wait_until_served
 from test_web import api, by_user, count, look, shout, spin
 from web_kit import TOKEN, Client, problem, serving
@@ -492,12 +492,12 @@ async def test_a_client_that_does_not_read_is_dropped(monkeypatch: pytest.Monkey
         with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             raw.sendall(f"GET /api/jobs/{job['id']}/stream HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
-            metrics = "streams 1"
-            while "streams 1" not in (metrics := (await client.get("metrics")).text):
-                await asyncio.sleep(0.01)
-            while "streams 1" in metrics:
-                metrics = (await client.get("metrics")).text
-                await asyncio.sleep(0.05)
+
+            async def streams(count: int) -> bool:
+                return f"streams {count}" in (await client.get("metrics")).text
+
+            await until(lambda: streams(1))
+            await until(lambda: streams(0))
         assert (await client.post(f"api/jobs/{job['id']}/cancel", json={})).status_code == 200
 
 

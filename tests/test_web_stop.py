@@ -80,8 +80,7 @@ async def test_a_job_that_runs_may_end_meanwhile(tmp_path: Path) -> None:
     async with mounted(tmp_path, drain_timeout=15.0) as (process, client):
         body = {"plugin_id": "nap", "params": {"seconds": 1.0}}
         waiting = asyncio.ensure_future(client.post("api/jobs?wait=true", json=body))
-        while not (running := (await client.get("api/jobs?status=running")).json()["jobs"]):
-            await asyncio.sleep(0.01)
+        running = await client.when("api/jobs?status=running", lambda found: found["jobs"])
         async with client.events(f"api/jobs/{running[0]['id']}/stream") as events:
             process.send_signal(signal.SIGTERM)
             seen = [event async for event in events]
@@ -96,8 +95,7 @@ async def test_a_request_that_waits_for_long_does_not_keep_the_server(tmp_path: 
     """It is answered when its job has been cancelled; a stream of the job ends as well."""
     async with mounted(tmp_path) as (process, client):
         waiting = asyncio.ensure_future(client.post("api/jobs?wait=true", json={"plugin_id": "count"}))
-        while not (running := (await client.get("api/jobs?status=running")).json()["jobs"]):
-            await asyncio.sleep(0.01)
+        running = await client.when("api/jobs?status=running", lambda found: found["jobs"])
         async with client.events(f"api/jobs/{running[0]['id']}/stream") as events:
             await events.__anext__()
             process.send_signal(signal.SIGTERM)

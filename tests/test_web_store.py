@@ -46,8 +46,7 @@ async def test_each_process_shows_all_jobs_at_most_a_second_late(tmp_path: Path)
             async with second.events(f"api/jobs/{job['id']}/stream") as events:
                 assert [event.data async for event in events][:-1] == [0, 1, 2, 3, 4]
             running = await first.start("spin")
-            while (await second.get(f"api/jobs/{running['id']}")).json()["status"] != "running":
-                await asyncio.sleep(0.02)
+            await second.when(f"api/jobs/{running['id']}", lambda job: job["status"] == "running")
             assert (await second.post(f"api/jobs/{running['id']}/cancel", json={})).status_code == 200
             assert (await first.get(f"api/jobs/{running['id']}")).json()["status"] == "cancelled"
             assert problem(await second.get("api/jobs/unknown")) == (404, "not-found", None)
@@ -132,11 +131,12 @@ async def server(path: Path) -> Any:
 
 async def busy(client: Client) -> "dict[str, int]":
     """The pids of the workers that run a job, by its id, once there are some."""
-    while True:
-        workers = (await client.get("api/workers")).json()["workers"]
-        if found := {worker["job_id"]: worker["pid"] for worker in workers if worker["job_id"]}:
-            return found
-        await asyncio.sleep(0.05)
+
+    def pids(found: Any) -> "dict[str, int]":
+        return {worker["job_id"]: worker["pid"] for worker in found["workers"] if worker["job_id"]}
+
+    found: "dict[str, int]" = await client.when("api/workers", pids)
+    return found
 
 
 @pytest.mark.limit(90)
@@ -151,12 +151,10 @@ async def test_two_servers_show_the_workers_and_the_counts_of_both(tmp_path: Pat
             assert workers == {mine["id"]: seen[-1]["pid"]} == await busy(two)
             (used,) = [worker for worker in (await one.get("api/workers")).json()["workers"] if worker["job_id"]]
             assert used["memory"] > 1 << 20 and used["pid"] == workers[mine["id"]]
-            while (await one.get("api/jobs")).json()["counts"]["running"] != 1:
-                await asyncio.sleep(0.05)
+            await one.when("api/jobs", lambda found: found["counts"]["running"] == 1)
             process.kill()
             await asyncio.to_thread(process.wait)
-        while any(worker["job_id"] for worker in (await one.get("api/workers")).json()["workers"]):
-            await asyncio.sleep(0.05)
+        await one.when("api/workers", lambda found: not any(worker["job_id"] for worker in found["workers"]))
     async with server(tmp_path) as (_, again):
         assert (await again.ended(mine["id"]))["error"]["category"] == "interrupted"
         assert [job["id"] for job in (await again.get("api/jobs")).json()["jobs"]] == [mine["id"]]
@@ -183,16 +181,13 @@ async def test_workers_are_shown_of_a_process_that_has_served_no_request(tmp_pat
     """It has no HTTP API at all: the worker of its own job is in the list, and gone when the process is killed."""
     async with durable(tmp_path, spin) as one, serving(WorkersApp(one)) as client:
 
-        async def theirs() -> "list[str]":
-            listed = (await client.get("api/workers")).json()["workers"]
-            return [worker["plugin_id"] for worker in listed if worker["job_id"]]
+        def theirs(found: Any) -> "list[str]":
+            return [worker["plugin_id"] for worker in found["workers"] if worker["job_id"]]
 
         with script(tmp_path / "other.py", WORKER, str(tmp_path / "jobs.db")) as process:
-            while await theirs() != ["nap"]:
-                await asyncio.sleep(0.05)
+            await client.when("api/workers", lambda found: theirs(found) == ["nap"])
             process.kill()
-            while await theirs():
-                await asyncio.sleep(0.05)
+            await client.when("api/workers", lambda found: not theirs(found))
 
 
 async def first(events: Any, wanted: Any) -> Any:

@@ -5,13 +5,14 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import uvicorn
+from harness import until
 from repo import ROOT
 
 TOKEN = "a-token-for-the-tests-1234"
@@ -37,9 +38,16 @@ class Client(httpx.AsyncClient):
 
     async def ended(self, job_id: str) -> "dict[str, Any]":
         """The document of a job once it has ended."""
-        while (found := (await self.get(f"api/jobs/{job_id}")).json())["status"] in ("pending", "running"):
-            await asyncio.sleep(0.01)
-        return dict(found)
+        found: "dict[str, Any]" = await self.when(f"api/jobs/{job_id}", lambda job: job["status"] not in ("pending", "running") and job)
+        return found
+
+    async def when(self, path: str, condition: "Callable[[Any], Any]") -> Any:
+        """Ask for a document until it meets a condition; gives what the condition gave."""
+
+        async def look() -> Any:
+            return condition((await self.get(path)).json())
+
+        return await until(look)
 
     @asynccontextmanager
     async def events(self, path: str, **headers: str) -> "AsyncIterator[AsyncIterator[Sent]]":
