@@ -232,19 +232,29 @@ async def test_shutdown_while_a_job_is_being_cancelled() -> None:
 class SlowToAdmit:
     """A resource manager that takes a while to admit."""
 
+    asked = False
+
     def register_worker(self, pid: int, worker_type: str) -> None: ...
     def unregister_worker(self, pid: int) -> None: ...
     def update_worker_state(self, pid: int, **state: Any) -> None: ...
     def can_ever_start(self, plugin_id: str, config: Any, estimate: Any = None) -> None: ...
 
     def can_start(self, plugin_id: str, config: Any, estimate: Any = None) -> None:
+        self.asked = True
         time.sleep(0.2)
 
 
-async def test_an_app_that_cancels_all_tasks_leaves_no_job_without_an_end() -> None:
-    async with manager(naps, resource_manager=SlowToAdmit()) as m:
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_app_that_cancels_all_tasks_leaves_no_job_without_an_end(begun: bool) -> None:
+    """Also one that cancels a task before its first step, of which nothing runs then."""
+    async with manager(naps, resource_manager=(room := SlowToAdmit())) as m:
         job = await m.start_job("naps", seconds=0.0)
-        asking = await until(lambda: [task for task in asyncio.all_tasks() if "Admission" in repr(task.get_coro())])
+        asking: "list[asyncio.Task[Any]]" = []
+        while not asking:
+            await asyncio.sleep(0)
+            asking = [task for task in asyncio.all_tasks() if "Admission" in repr(task.get_coro())]
+        if begun:
+            await until(lambda: room.asked)
         for task in asking:
             task.cancel()
         assert (await end(job)).status == "completed"

@@ -243,7 +243,7 @@ class AdmissionGate:
         self.questions, self.reserved, self.pending = RoomQuestions(resources, estimate), ReservedWorkers(), PendingAdmissions()
         self._maker, self._pool = RoomMaker(resources, pool, self.reserved, tags), pool
         self._on_blocked, self._on_decision = on_blocked, on_decision
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Decision] | None = None
         self.asking: PendingAdmission | None = None  # The job that the open request is about
 
     def request(self,
@@ -255,19 +255,23 @@ class AdmissionGate:
         self.reserved.add(worker)
         for other in self._pool.idle() if pending.offered is not None else ():
             if other.loaded: self.reserved.add(other)
-        self._task = Context().run(asyncio.get_running_loop().create_task, self._decide_and_report(worker, pending))
+        unknown = Decision(ticket, worker, False, "the resource manager could not be asked")
+        self._task = Context().run(asyncio.get_running_loop().create_task, self._decide(pending, unknown))
+        # the app may cancel the task, as one that cancels all tasks does, also before it has begun
+        self._task.add_done_callback(lambda task: self._report(unknown if task.cancelled() else task.result()), context=Context())
 
-    async def _decide_and_report(self, worker: WorkerProxy, pending: PendingAdmission) -> None:
+    async def _decide(self, pending: PendingAdmission, unknown: Decision) -> Decision:
         await asyncio.sleep(0) # also where the app has an eager task factory
-        decision = Decision(pending.ticket, worker, False, "the resource manager could not be asked")
-        try: decision = await decide(worker, pending, self.questions, self._maker, self._on_blocked)
+        try: return await decide(unknown.worker, pending, self.questions, self._maker, self._on_blocked)
         except Exception as e:
             log_safely(_log, logging.ERROR, "cannot find out whether there is room for plugin %r", pending.ticket.job.plugin_id, error=e)
-        finally: # also if the app cancels this task, as one that cancels all tasks does
-            self.asking = None
-            self.reserved.release()
-            if decision.admitted: self.pending.forget(pending.ticket.job.id)
-            self._on_decision(decision)
+            return unknown
+
+    def _report(self, decision: Decision) -> None:
+        self.asking = None
+        self.reserved.release()
+        if decision.admitted: self.pending.forget(decision.ticket.job.id)
+        self._on_decision(decision)
 
     def close(self) -> None:
         "Ask nothing more."
