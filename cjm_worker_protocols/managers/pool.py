@@ -83,12 +83,10 @@ class Restarts:
 class WorkerList(list[WorkerProxy]):
     "All workers of a pool, in the order in which they were started."
     def serving(self,
-        placement: Hashable = None, # Of an interpreter, to have only those that run it
-        exactly: bool = False # Whether other placements count in the same way
+        placement: Hashable = None # Of those to list; `None` for all
     ) -> list[WorkerProxy]: # Not the standby, nor those for which there is no room
         "List the workers that count."
-        own = isinstance(placement, OwnInterpreter) or exactly and placement is not None
-        return [w for w in self if not w.standby and not w.waiting and (not own or w.placement == placement)]
+        return [w for w in self if not w.standby and not w.waiting and placement in (None, w.placement)]
 
     def _without_room(self, placement: Hashable) -> list[WorkerProxy]:
         return [w for w in self if w.waiting and not w.standby and w.placement == placement]
@@ -210,8 +208,8 @@ class WorkerPool:
         if wanted: self._spare.set(max(self.STANDBY_DELAY, self._restarts_of(self._placement).wait(self._loop.time())))
 
     def _start_standby(self) -> None:
-        room = self.workers and not any(worker.waiting for worker in self.workers)
-        if room and self.workers.lacks_standby(self._placement): self._start(True, self._placement)
+        if not self.workers or any(worker.waiting for worker in self.workers): return
+        if self.workers.lacks_standby(self._placement): self._start(True, self._placement)
 
     def _start(self, standby: bool, placement: Hashable) -> bool:
         "Start a worker. When the engine cannot, that is a failed start."
@@ -224,7 +222,7 @@ class WorkerPool:
             if not hopeless: restarts.crashed(self._loop.time(), started=False)
             log_safely(_log, logging.ERROR, "cannot start a worker: %s", e)
             error, whose = JobError("start", f"no worker could be started: {text_of(e)}"), placement if hopeless else restarts.interpreter
-            if not self.workers.serving(placement, hopeless) and (restarts.hopeless or hopeless): self._on_unavailable(error, whose)
+            if not self.workers.serving(whose) and (restarts.hopeless or hopeless): self._on_unavailable(error, whose)
             elif not hopeless: self.keep_standby() if standby else self._retry.set(max(0.001, restarts.wait(self._loop.time())))
             return False
         self.workers.append(worker)
@@ -262,13 +260,13 @@ class WorkerPool:
         A new one may come after a delay."""
         if self.closing: return
         self.last_error = f"the last worker {how_it_ended(exit)}"
-        placement, restarts = worker.placement, self._restarts_of(worker.placement)
+        restarts = self._restarts_of(worker.placement)
         gone, hopeless = self.capacity <= 0 and not self.workers.serving(), restarts.hopeless and worker.stopping in ("", "start")
-        if gone or hopeless and not self.workers.serving(placement):
+        if gone or hopeless and not self.workers.serving(restarts.interpreter):
             many = f"{restarts.failed_starts} workers in a row did not start; " if restarts.failed_starts > 1 else ""
             error = JobError("start", many + self.last_error, None, exit.exit_code, exit.signal, str(worker.stderr_tail))
             self._on_unavailable(error, None if gone else restarts.interpreter)
-        self._must_wait(placement)
+        self._must_wait(worker.placement)
         self._on_change()
         if self.workers.serving(): self.keep_standby()
 

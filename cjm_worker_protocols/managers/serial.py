@@ -90,9 +90,9 @@ class CallQueue(deque[Call]):
         if call.key is not None and len(self) >= most:
             states = [other for other in list(self) if other.key == call.key]
             while len(states) >= most: self.take_back(states.pop(0))
-        kept = call.needed or not self.full
-        if kept: self.append(call)
-        return kept
+        if self.full and not call.needed: return False
+        self.append(call)
+        return True
 
     def take_back(self,
         call: Call # One that may have been made already
