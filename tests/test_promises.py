@@ -17,7 +17,7 @@ from repo import ROOT
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager
 from cjm_worker_protocols.core.errors import RegistryUnavailableError
-from cjm_worker_protocols.managers.serial import CallQueue
+from cjm_worker_protocols.managers.serial import Answer, CallQueue
 
 pytestmark = pytest.mark.filterwarnings("error")
 request_id: "ContextVar[str]" = ContextVar("request_id", default="none")
@@ -210,6 +210,19 @@ async def test_the_newest_states_of_a_slow_resource_manager_are_kept() -> None:
         held.released.set()
     assert held.calls[0] == "register" and held.calls[-2:] == ["idle", "unregister"]
     assert len(held.calls) == CallQueue.STATES + 2 and not m.integration_errors
+
+
+def test_no_wait_for_an_answer_is_longer_than_its_timeout() -> None:
+    """Also where the thread is stopped in the middle of it, which is rare: with a `SimpleQueue` it takes some thousands of waits."""
+    took = threading.Event()
+
+    def wait() -> None:
+        for timeout in (0.0, 0.000002) * 10_000:
+            assert Answer().take(timeout) is None
+        took.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    assert took.wait(60)
 
 
 async def test_of_states_with_large_configs_one_waits() -> None:

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import math
 import os
-import queue
 import threading
 import time
 from collections import Counter, deque
@@ -26,8 +25,8 @@ from ..core.errors import FactError, ManagerClosedError, count_failure
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallQueue', 'CallThread', 'Question',
-           'outcome_for', 'PostedCalls', 'end_thread', 'SerialExecutor']
+__all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallQueue', 'Answer', 'CallThread',
+           'Question', 'outcome_for', 'PostedCalls', 'end_thread', 'SerialExecutor']
 
 # %% ../../nbs/managers/serial.ipynb #bb1101ea
 class ExecutorFullError(FactError, RuntimeError):
@@ -106,6 +105,29 @@ class CallQueue(deque[Call]):
         optional = [call for call in list(self) if not call.needed]
         for call in optional: self.take_back(call)
         return len(optional)
+
+# %% ../../nbs/managers/serial.ipynb #c7ecf338
+class Answer:
+    """What a call has given, for one thread that takes it.
+
+    Before Python 3.13, `queue.SimpleQueue.get` may wait for ever in spite of a short timeout; a lock does not."""
+    def __init__(self) -> None:
+        self._missing = threading.Lock()
+        self._missing.acquire()
+
+    def put(self,
+        result: Any, # Of the call
+        error: BaseException | None # What the call raised
+    ) -> None:
+        "Give the answer, once."
+        self._outcome = result, error
+        self._missing.release()
+
+    def take(self,
+        timeout: float = 0.0 # Seconds to wait
+    ) -> tuple[Any, BaseException | None] | None: # Result and error; `None` when there is none yet, or it was taken
+        "Take the answer."
+        return self._outcome if self._missing.acquire(timeout=timeout) else None
 
 # %% ../../nbs/managers/serial.ipynb #97a8bed5
 class CallThread:
@@ -192,19 +214,17 @@ class Question(Call):
         self._thread, self._timeout, self._limit = thread, timeout, limit
         self._loop, self._asked, self._then = asyncio.get_running_loop(), time.monotonic(), then
         self._timer: asyncio.TimerHandle | None = None
-        self._outcomes: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+        self._answer = Answer()
         self._over = self._expected = False  # Whether the loop hears no more of it; whether the loop itself waits for it
 
     def _pass_on(self, result: Any, error: BaseException | None) -> None:
-        self._outcomes.put((result, error))
+        self._answer.put(result, error)
         if self._expected: return
         try: self._loop.call_soon_threadsafe(self._take)
         except RuntimeError: pass # the loop is closed
 
     def _take(self, patience: float = 0.0) -> None:
-        try: outcome = self._outcomes.get(timeout=patience)
-        except queue.Empty: return # it has not come, or was taken
-        self._settle(*outcome)
+        if (outcome := self._answer.take(patience)) is not None: self._settle(*outcome)
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
         if self._over: return
@@ -373,14 +393,14 @@ class SerialExecutor(PostedCalls):
         """Make a call from a synchronous caller, whose thread waits.
 
         Raises what `ask` raises."""
-        thread, answer = self._thread, queue.SimpleQueue[tuple[Any, "BaseException | None"]]()
+        thread, answer = self._thread, Answer()
         if thread.closed: raise ManagerClosedError(label)
-        thread.calls.append(call := Call(label, function, lambda result, error: answer.put((result, error))))
+        thread.calls.append(call := Call(label, function, answer.put))
         thread.wake()
-        try: result, error = answer.get(timeout=self.timeout)
-        except queue.Empty:
+        if (outcome := answer.take(self.timeout)) is None:
             thread.calls.take_back(call)
-            raise ExecutorTimeout(label, self.timeout, thread.busy) from None
+            raise ExecutorTimeout(label, self.timeout, thread.busy)
+        result, error = outcome
         if error is not None: raise error
         return result
 

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from typing import Any, BinaryIO
 
 from ..core.errors import FactError
@@ -200,7 +200,7 @@ def answer(
     Raises what `refusal` makes of an error, and:
 
     :raises CancelRequested: when the job is cancelled."""
-    arrived, closed = SimpleQueue[Any](), threading.Event()
+    arrived, closed = Queue[Any](), threading.Event() # before Python 3.13, a `SimpleQueue` may ignore the timeout
 
     def take(chunk: Any) -> bool: # whether to stop
         arrived.put(chunk)
