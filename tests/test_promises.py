@@ -17,7 +17,7 @@ from repo import ROOT
 
 from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager
 from cjm_worker_protocols.core.errors import RegistryUnavailableError
-from cjm_worker_protocols.managers.serial import Answer, CallQueue
+from cjm_worker_protocols.managers.serial import CallOutcome, CallQueue
 
 pytestmark = pytest.mark.filterwarnings("error")
 request_id: "ContextVar[str]" = ContextVar("request_id", default="none")
@@ -218,7 +218,7 @@ def test_no_wait_for_an_answer_is_longer_than_its_timeout() -> None:
 
     def wait() -> None:
         for timeout in (0.0, 0.000002) * 10_000:
-            assert Answer().take(timeout) is None
+            assert CallOutcome().take(timeout) is None
         took.set()
 
     threading.Thread(target=wait, daemon=True).start()

@@ -25,7 +25,7 @@ from ..core.errors import FactError, ManagerClosedError, count_failure
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallQueue', 'Answer', 'CallThread',
+__all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallQueue', 'CallOutcome', 'CallThread',
            'Question', 'outcome_for', 'PostedCalls', 'end_thread', 'SerialExecutor']
 
 # %% ../../nbs/managers/serial.ipynb #bb1101ea
@@ -107,7 +107,7 @@ class CallQueue(deque[Call]):
         return len(optional)
 
 # %% ../../nbs/managers/serial.ipynb #c7ecf338
-class Answer:
+class CallOutcome:
     """What a call has given, for one thread that takes it.
 
     Before Python 3.13, `queue.SimpleQueue.get` may wait for ever in spite of a short timeout; a lock does not."""
@@ -214,7 +214,7 @@ class Question(Call):
         self._thread, self._timeout, self._limit = thread, timeout, limit
         self._loop, self._asked, self._then = asyncio.get_running_loop(), time.monotonic(), then
         self._timer: asyncio.TimerHandle | None = None
-        self._answer = Answer()
+        self._answer = CallOutcome()
         self._over = self._expected = False  # Whether the loop hears no more of it; whether the loop itself waits for it
 
     def _pass_on(self, result: Any, error: BaseException | None) -> None:
@@ -393,7 +393,7 @@ class SerialExecutor(PostedCalls):
         """Make a call from a synchronous caller, whose thread waits.
 
         Raises what `ask` raises."""
-        thread, answer = self._thread, Answer()
+        thread, answer = self._thread, CallOutcome()
         if thread.closed: raise ManagerClosedError(label)
         thread.calls.append(call := Call(label, function, answer.put))
         thread.wake()
