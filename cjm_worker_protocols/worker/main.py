@@ -205,8 +205,7 @@ def _shortened(text: str) -> str:
 
 # %% ../../nbs/worker/main.ipynb #d58e7d7d
 _UNREAD = "serialization", "the parameters, or the config, cannot be read in the worker: "  # category and start of an error
-_UNSENT = "serialization", "the result cannot be sent: "
-_LOADS, _RUNS = ("load", ""), ("exception", "")
+_RUN, _RESULT = Kind.RUN, Kind.RESULT  # an enum's member takes longer to find than a global
 
 class JobExecution:
     "Runs jobs, each from the frame that starts it to the frame that ends it."
@@ -216,7 +215,6 @@ class JobExecution:
         flush: Callable[[], None] # Sends what was printed
     ):
         self._channel, self._slots, self._flush = channel, slots, flush
-        self._stage = _UNREAD  # of the job that runs
 
     def run(self,
         frame: Frame # Starts the job
@@ -229,8 +227,8 @@ class JobExecution:
         try:
             try: result = self._result(*frame.value())
             finally: WorkerProcess.disarm()
-            self._stage = _UNSENT
-            self._end(Kind.RESULT, result)
+            self._stage = "serialization", "the result cannot be sent: "
+            self._end(_RESULT, result)
         except context.CancelRequested: self._end(Kind.CANCELLED)
         except ENDS_WORKER: raise
         except BaseException as e:
@@ -243,9 +241,9 @@ class JobExecution:
         self._channel.send(kind, self._job.tag, value)
 
     def _result(self, plugin_id: str, name: str, config: dict[str, Any], stream: bool, parameters: dict[str, Any]) -> Any:
-        self._stage = _LOADS
+        self._stage = "load", ""
         plugin = self._slots.get((plugin_id, name), config) or self._load((plugin_id, name), config, stream)
-        self._stage = _RUNS
+        self._stage = "exception", ""
         outcome = plugin.run(**parameters)
         return outcome if type(outcome) in PLAIN else drive(outcome, self._chunk)
 
@@ -260,7 +258,7 @@ class JobExecution:
     def _chunk(self, value: Any) -> None:
         self._stage = "serialization", "a chunk cannot be sent: "
         self._channel.chunk(self._job.tag, value)
-        self._stage = _RUNS
+        self._stage = "exception", ""
 
 # %% ../../nbs/worker/main.ipynb #3a276b0a
 def edited_since(
@@ -294,13 +292,14 @@ class WorkerLoop:
 
     def _act(self, frame: Frame | None) -> bool:
         "Act on a frame, and keep nothing of it; return whether another is to be received."
-        if frame is None or frame.kind == Kind.STOP: return False
-        if frame.kind == Kind.RUN:
+        if frame is None: return False
+        if frame.kind == _RUN:
             if self._channel.claim(frame.tag): self._run(frame) # else the manager has withdrawn the job
         elif frame.kind == Kind.UNLOAD: self._command(frame, self._slots.unload)
         elif frame.kind == Kind.RELOAD: self._command(frame, self._reload)
         elif frame.kind == Kind.LEVEL: self._stdio.handler.set_level(frame.value())
         elif frame.kind == Kind.INIT: self._init(*frame.value())
+        elif frame.kind == Kind.STOP: return False
         return True
 
     def _init(self, path: list[str] | None, source: Any, level: int, loaded_plugins: int = 1) -> None:
