@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Iterable
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -355,11 +355,11 @@ def live_of(
     return job._live
 
 def attach_later(
-    job: Job, # A new job, one of very many
+    jobs: Iterable[Job], # New jobs, very many
     make_live: Callable[[Job], None] # Calls `attach`, on any thread
 ) -> None:
-    "Have a job made live when it is first awaited, streamed, cancelled or run."
-    job._attach = make_live
+    "Have jobs made live when they are first awaited, streamed, cancelled or run."
+    for job in jobs: job._attach = make_live
 
 def was_read(
     job: Job # A job that has ended

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Iterable
 
 from ..core.jobs import Job, attach, live_of
 from ..extensions.store import StoredJob
@@ -72,10 +73,10 @@ class FollowedJobs:
         self._jobs: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
 
     def take(self,
-        stored: StoredJob # A job that the manager has taken over
-    ) -> Job | None: # `None` when it was not followed
-        "Follow a job no longer, and return it."
-        return self._jobs.pop(stored.id, None) if self._jobs else None # which is quicker, for 100,000 that were not
+        stored: Iterable[StoredJob] # Jobs that the manager has taken over
+    ) -> dict[str, Job]: # Those of them that were followed, by id
+        "Follow jobs no longer, and return them."
+        return {row.id: self._jobs.pop(row.id) for row in stored if row.id in self._jobs} if self._jobs else {}
 
     async def show(self,
         stored: StoredJob # A job of another process, or one that has ended

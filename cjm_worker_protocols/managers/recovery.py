@@ -68,7 +68,7 @@ class TakenJobs:
         "Put jobs in line, where they wait for a `dispatch`."
         lifecycle, queue = self._lifecycle, self._lifecycle.scheduler.queue
         lifecycle.jobs.places.update({job.id: place for place, job in jobs.items()})
-        for job in jobs.values(): attach_later(job, self._attach)
+        attach_later(jobs.values(), self._attach)
         late = LateTickets(jobs, plan.placement, partial(self.ticket, plan), queue.tickets)
         queue.push(late, late.places)
         for place in late.places if lifecycle.news.events.heard else (): # an event is emitted in the context of a ticket
@@ -126,23 +126,23 @@ class Recovery:
             manager, store, pool = self._client.writer.manager, self._client.store, self._lifecycle.pool
             if pool.capacity > 0: await self._client.reader.ask("claim", lambda: self._claimed.extend(store.claim(manager)))
             stored, self._claimed = self._waiting + self._claimed, []
-            plans: dict[str, Plan | JobError | None] = {}
-            for plugin_id in dict.fromkeys(job.plugin_id for job in stored): plans[plugin_id] = await self._find(plugin_id)
-            if pool.capacity <= 0: plans = dict.fromkeys(plans, JobError("start", pool.last_error))
-            self._waiting, found = [job for job in stored if plans[job.plugin_id] is None], list[Job]()
+            plans, found = dict[str, "Plan | JobError"](), list[Job]()
+            for plugin_id in dict.fromkeys(job.plugin_id for job in stored):
+                plan = await self._find(plugin_id)
+                if pool.capacity <= 0: plan = JobError("start", pool.last_error)
+                if plan is not None: plans[plugin_id] = plan
+            self._waiting = [job for job in stored if job.plugin_id not in plans]
+            if self._waiting: stored = [job for job in stored if job.plugin_id in plans]
             for start in range(0, len(stored), self.TURN):
                 found += self._take(stored[start:start + self.TURN], plans)
                 self._lifecycle.scheduler.dispatch()
                 await asyncio.sleep(0)
             return found
 
-    def _take(self, stored: Sequence[StoredJob], plans: Mapping[str, Plan | JobError | None]) -> list[Job]:
-        "Take over those whose plan is known."
-        shares, found = defaultdict[tuple[str, int, Any], "dict[int, Job]"](dict), []
+    def _take(self, stored: Sequence[StoredJob], plans: Mapping[str, Plan | JobError]) -> list[Job]:
+        shares, found, followed = defaultdict[tuple[str, int, Any], "dict[int, Job]"](dict), [], self._followed.take(stored)
         for row in stored:
-            plan = plans[row.plugin_id]
-            if plan is None: continue
-            known = self._followed.take(row)
+            plan, known = plans[row.plugin_id], followed.get(row.id)
             found.append(job := known or job_of(row))
             if known or row.status == "running" or job.expires is not None or isinstance(plan, JobError): self._take_one(row, job, plan)
             else: shares[row.plugin_id, row.priority, row.owner][row.place - self.OLD] = self._jobs[job.id] = job
