@@ -132,7 +132,7 @@ class Recovery:
                 if pool.capacity <= 0: plan = JobError("start", pool.last_error)
                 if plan is not None: plans[plugin_id] = plan
             self._waiting = [job for job in stored if job.plugin_id not in plans]
-            if self._waiting: stored = [job for job in stored if job.plugin_id in plans]
+            stored = [job for job in stored if job.plugin_id in plans]
             for start in range(0, len(stored), self.TURN):
                 found += self._take(stored[start:start + self.TURN], plans)
                 self._lifecycle.scheduler.dispatch()

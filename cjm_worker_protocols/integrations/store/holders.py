@@ -13,8 +13,7 @@ from .database import StoreDatabase
 from .locks import LockFile
 
 # %% auto #0
-__all__ = ['COLUMNS', 'OF_HOLDER', 'remove_idle', 'take_over', 'add_manager', 'free_holders', 'Holders', 'show_workers',
-           'shown_workers']
+__all__ = ['COLUMNS', 'OF_HOLDER', 'remove_idle', 'take_over', 'add_manager', 'free_holders', 'Holders']
 
 # %% ../../../nbs/integrations/store/holders.ipynb #84bcc530
 COLUMNS = ", ".join(StoredJob._fields)  # Of the table, in the order of `StoredJob`
@@ -97,8 +96,8 @@ class Holders:
         manager: str # A name that `open` returned here
     ) -> None:
         "Let others take over what the manager holds."
-        number, _ = self._managers.pop(manager, (0, ""))
-        if not number: return
+        if manager not in self._managers: return
+        number, _ = self._managers.pop(manager)
         try:
             with self._database.change() as db:
                 db.execute("UPDATE managers SET holder = 0 WHERE holder = ?", (number,))
@@ -117,23 +116,3 @@ class Holders:
             taken = take_over(db, number, worker_type, free_holders(db, worker_type, locks))
             remove_idle(db)
         return taken
-
-# %% ../../../nbs/integrations/store/holders.ipynb #b1f8b0d1
-def show_workers(
-    database: StoreDatabase, # The database
-    number: int, # A manager
-    workers: str # Its workers, as a JSON array
-) -> None:
-    """Keep what a manager shows.
-
-    :raises JobStoreError: when the file has any fault."""
-    with database.change() as db: db.execute("UPDATE managers SET workers = ? WHERE number = ?", (workers, number))
-
-def shown_workers(
-    database: StoreDatabase # The database
-) -> dict[str, str]: # By manager
-    """Return what the managers show that are alive.
-
-    :raises JobStoreError: when the file has any fault."""
-    with database as db: rows = db.execute("SELECT number, workers FROM managers WHERE workers IS NOT NULL").fetchall()
-    return {str(number): workers for number, workers in rows if database.locks.alive(number)}

@@ -47,7 +47,7 @@ class LockFile:
 
     def current(self) -> bool: # Whether other processes see the same file
         "Say whether the lock file is still the one beside the database."
-        try: return self._file >= 0 and os.stat(self._name)[1:3] == self._inode
+        try: return os.stat(self._name)[1:3] == self._inode
         except OSError: return False
 
     def _shut(self) -> None:

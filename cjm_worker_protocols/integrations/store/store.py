@@ -12,7 +12,7 @@ import time
 from ...core.config import check_number
 from ...core.errors import JobStoreError, log_safely
 from ...extensions.store import JobChunk, JobEnd, JobMove, JobStoreProtocol, NewJob, StoredJob, Written
-from .holders import OF_HOLDER, Holders, show_workers, shown_workers
+from .holders import OF_HOLDER, Holders
 from .records import SQLiteRecords
 from .retention import Retention
 from .writing import write_batch
@@ -67,9 +67,13 @@ class SQLiteJobStore(SQLiteRecords):
         query = f"SELECT id FROM jobs WHERE cancel = 1 AND ended IS NULL AND {OF_HOLDER}"
         return [job_id for (job_id,) in self._all(query, (self._holders.find(manager)[0],))]
 
-    def show_workers(self, manager: str, workers: str) -> None: show_workers(self.database, self._holders.find(manager)[0], workers)
+    def show_workers(self, manager: str, workers: str) -> None:
+        number, _ = self._holders.find(manager)
+        with self.database.change() as db: db.execute("UPDATE managers SET workers = ? WHERE number = ?", (workers, number))
 
-    def shown_workers(self) -> dict[str, str]: return shown_workers(self.database)
+    def shown_workers(self) -> dict[str, str]:
+        query = "SELECT number, workers FROM managers WHERE workers IS NOT NULL"
+        return {str(number): workers for number, workers in self._all(query, ()) if self.database.locks.alive(number)}
 
     def prune(self,
         keep_ended: int | None = None, # How many ended jobs to keep; `None` is the store's own setting
