@@ -74,7 +74,8 @@ class WorkerNews:
         if (resources := self._resources) is None: return
         ticket = worker.ticket
         job, holds = (None, worker.loaded.last) if ticket is None else (ticket.job.id, (*ticket.plugin, ticket.config))
-        resources.executor.post_state(partial(resources.state, worker.pid, worker.status, job, holds, self._hooks.resource))
+        pid = worker.pid
+        resources.executor.post_state(pid, partial(resources.state, pid, worker.status, job, holds, self._hooks.resource))
 
     def gone(self,
         worker: WorkerProxy, # Its process has ended

@@ -15,7 +15,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from contextvars import Context
 from dataclasses import dataclass
-from functools import partial
 from io import FileIO
 from types import CoroutineType
 from typing import Any
@@ -276,12 +275,14 @@ class PostedCalls:
 
     The thread is woken for many of them together."""
     DELAY = 0.005  # Seconds that posted calls wait for each other: waking the thread for each would take the interpreter from the loop
+    STATES_DELAY = 0.02  # Seconds that states wait for each other
+    NEW = 100  # States that may wait before the newest of them are put into the queue
 
     def __init__(self,
         thread: CallThread # Makes them
     ):
         self._thread = thread
-        self._new: deque[Callable[[], Call]] = deque()  # Each makes one that is not in the queue yet
+        self._new: list[tuple[Hashable, Callable[[], Call]]] = []  # States that are not in the queue yet, by key
         self._timer: asyncio.TimerHandle | None = None
 
     def post(self,
@@ -290,24 +291,33 @@ class PostedCalls:
         needed: bool = False # Whether the call is never dropped
     ) -> None:
         "Make a call whose result is not needed; return at once, and never raise."
-        self.post_state(partial(Call, label, function, needed=needed))
         self.put_all()
+        self._put(Call(label, function, needed=needed))
+        self._wake_in(self.DELAY)
 
     def post_state(self,
+        key: Hashable, # What it is the state of
         make: Callable[[], Call] # Makes the call: on the loop, before the next one of another kind
     ) -> None:
         """Report a state.
 
         Many are made together: that takes less time than each for itself, and no job waits for it."""
-        self._new.append(make)
-        if self._thread.busy: self.put_all() # it may hang: no more than `STATES` are to wait
-        self._wake_in(self.DELAY)
+        self._new.append((key, make))
+        if self._thread.busy or len(self._new) >= self.NEW: self.put_all() # it may hang: no more than `STATES` are to wait
+        if self._timer is None: self._wake_in(self.STATES_DELAY)
 
     def put_all(self) -> None:
-        "Put what is new into the queue."
+        "Put the new states into the queue: of each key the newest, no more than may wait."
+        counts, kept = Counter[Hashable](), []
         while self._new:
-            if self._thread.calls.put(call := self._new.popleft()()): continue
-            self._thread.failed(f"{call.label}.dropped", f"too many calls wait, the thread is in {self._thread.busy}")
+            key, make = self._new.pop()
+            counts[key] += 1
+            if counts[key] <= CallQueue.STATES: kept.append(make)
+        while kept: self._put(kept.pop()())
+
+    def _put(self, call: Call) -> None:
+        if self._thread.calls.put(call): return
+        self._thread.failed(f"{call.label}.dropped", f"too many calls wait, the thread is in {self._thread.busy}")
 
     def _wake(self) -> None:
         self._timer = None
@@ -315,7 +325,11 @@ class PostedCalls:
         if not self._thread.wake(): self._wake_in(self._thread.AGAIN)
 
     def _wake_in(self, delay: float) -> None:
-        if self._timer is None: self._timer = asyncio.get_running_loop().call_later(delay, self._wake, context=Context())
+        loop = asyncio.get_running_loop()
+        if self._timer is not None:
+            if self._timer.when() <= loop.time() + delay: return
+            self._timer.cancel()
+        self._timer = loop.call_later(delay, self._wake, context=Context())
 
     def stop(self) -> None:
         "Wake the thread no more."
@@ -365,7 +379,7 @@ class SerialExecutor(PostedCalls):
 
         Raises `ExecutorFullError` and `ManagerClosedError`."""
         thread = self._thread
-        self.put_all()
+        if self._new: self.put_all()
         if thread.closed: raise ManagerClosedError(label)
         if thread.calls.full: raise ExecutorFullError(label, thread.calls.limit, thread.busy)
         question = Question(thread, label, function, self.timeout, limit, then)

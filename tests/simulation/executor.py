@@ -6,7 +6,7 @@ import asyncio
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -138,9 +138,9 @@ class SimulatedExecutor:
 
     def post(self, label: str, function: Callable[[], Any], needed: bool = False) -> None:
         """Make a call whose result is not needed."""
-        self.post_state(partial(serial.Call, label, function, needed=needed))
+        self.post_state(None, partial(serial.Call, label, function, needed=needed))
 
-    def post_state(self, make: Callable[[], serial.Call]) -> None:
+    def post_state(self, key: Hashable, make: Callable[[], serial.Call]) -> None:
         """Report a state; of those with one key, only the newest wait."""
         call = make()
         if self._calls.put(call):
