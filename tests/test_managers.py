@@ -11,6 +11,7 @@ import time
 import weakref
 from collections import Counter
 from contextvars import copy_context
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from cjm_worker_protocols.core.events import json_safe
 from cjm_worker_protocols.engines.local import LocalEngine
 from cjm_worker_protocols.managers.hooks import HookCaller
 from cjm_worker_protocols.managers.process import Deadline
-from cjm_worker_protocols.managers.broadcast import BroadcastQueue
-from cjm_worker_protocols.managers.serial import Call, CallThread, SerialExecutor
+from cjm_worker_protocols.managers.broadcast import BroadcastCaller, BroadcastQueue
+from cjm_worker_protocols.managers.serial import Call, CallQueue, CallThread, SerialExecutor
 
 
 class Panic(BaseException):
@@ -326,10 +327,40 @@ async def test_an_executor_that_was_closed_leaves_no_descriptor() -> None:
 async def test_a_state_comes_before_what_is_posted_or_asked_after_it() -> None:
     executor, made = SerialExecutor("test", 10, Counter(), 5.0), list[str]()
     for name in ("first", "second"):
-        executor.post_state(partial(Call, "update", partial(made.append, name), key=1))
+        executor.post_state(1, partial(Call, "update", partial(made.append, name), key=1))
     executor.post("unregister", partial(made.append, "third"))
-    executor.post_state(partial(Call, "update", partial(made.append, "fourth"), key=2))
+    executor.post_state(2, partial(Call, "update", partial(made.append, "fourth"), key=2))
     assert await executor.ask("look", made.copy) == ["first", "second", "third", "fourth"]
+    await executor.close()
+
+
+async def test_what_is_posted_waits_no_longer_because_a_state_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SerialExecutor, "STATES_DELAY", 60.0)
+    executor, made = SerialExecutor("test", 10, Counter(), 5.0), list[str]()
+    executor.post_state(1, partial(Call, "update", partial(made.append, "idle"), key=1))
+    executor.post("unregister", partial(made.append, "gone"))
+    await until(lambda: made == ["idle", "gone"])
+    await executor.close()
+
+
+async def test_of_states_that_wait_for_each_other_the_newest_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many of each worker as may wait in the queue, and no others: neither a slow loop nor a busy worker makes a long queue."""
+    monkeypatch.setattr(SerialExecutor, "STATES_DELAY", 60.0)
+    executor, made = SerialExecutor("test", 1000, Counter(), 5.0), list[int]()
+
+    def state(worker: int, n: int) -> Call:
+        made.append(n)
+        return Call("update", lambda: None, key=worker)
+
+    for n in range(SerialExecutor.NEW - 1):
+        executor.post_state(n % 2, partial(state, n % 2, n))
+    assert not made
+    await executor.ask("look", lambda: None)
+    assert made == [*range(SerialExecutor.NEW - 1)][-2 * CallQueue.STATES :]
+    made.clear()
+    for n in range(SerialExecutor.NEW):
+        executor.post_state(0, partial(state, 0, n))
+    assert made == [*range(SerialExecutor.NEW)][-CallQueue.STATES :]
     await executor.close()
 
 
@@ -393,6 +424,45 @@ async def test_hooks_that_wait_end_with_their_task() -> None:
     assert task.done()
     if hasattr(task, "cancelling"):
         assert called == [0]
+
+
+async def test_an_event_says_how_it_was_when_it_happened() -> None:
+    """It is made later, when it is sent; what the app has changed meanwhile does not show."""
+    seen = list[Any]()
+
+    class Notes:
+        async def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+            seen.append((event_type, data))
+
+    async with manager("echo", event_broadcaster=Notes()) as m:
+        before = time.time()
+        job = await m.start_job("echo", x=["a"], metadata={"file": "a.wav"})
+        job.metadata["file"] = "b.wav"
+        (await job).append("b")
+    events = {kind: data for kind, data in seen if data.get("job_id") == job.id}
+    assert events["job:queued"]["metadata"] == {"file": "a.wav"} and events["job:completed"]["result"] == ["a"]
+    times = [datetime.fromisoformat(data["time"]).timestamp() for data in events.values()]
+    assert times == sorted(times) and before - 0.001 <= times[0] <= times[-1] <= time.time()
+
+
+async def test_a_call_that_was_given_up_is_not_mistaken_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broadcaster that hangs is given up; what it raises at once the next time is counted for what it is."""
+    heard, reasons = list[int](), list[object]()
+    monkeypatch.setattr(BroadcastCaller, "failed", lambda self, what, reason: reasons.append(reason))
+
+    class Moody:
+        async def broadcast(self, event_type: str, data: "dict[str, Any]") -> None:
+            heard.append(data["n"])
+            if data["n"] == 0:
+                await asyncio.sleep(60)
+            if data["n"] == 1:
+                raise asyncio.CancelledError
+
+    async with manager("echo", event_broadcaster=Moody(), integration_timeout=0.05) as m:
+        for n in range(3):
+            await m.broadcast_event("custom", {"n": n})
+        await until(lambda: heard == [0, 1, 2])
+        assert reasons == ["no end after 0.05 s", "it was cancelled"]
 
 
 async def test_a_broadcaster_that_never_suspends_leaves_the_loop_its_turns() -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any
 
 # %% auto #0
-__all__ = ['SizedBuffer', 'json_size']
+__all__ = ['FIXED', 'SizedBuffer', 'json_size']
 
 # %% ../../nbs/core/buffers.ipynb #7419b32d
 class SizedBuffer:
@@ -48,6 +48,7 @@ class SizedBuffer:
 
     def over(self) -> int: # 0 within the limits
         "Count how many of the oldest items are too many."
+        if len(self._items) <= self.limit and self._total - self._before <= self.limit_bytes: return 0
         count = max(len(self._items) - self.limit, 0)
         while count < len(self._items) - 1 and self._size_from(count) > self.limit_bytes: count += 1
         return count
@@ -63,7 +64,7 @@ class SizedBuffer:
         return unread > 0 and (unread >= self.limit or self._size_from(index) >= self.limit_bytes)
 
 # %% ../../nbs/core/buffers.ipynb #abbf4d85
-_EMPTY = {int, float, bool, type(None)}  # types whose values have no characters
+FIXED = {str, int, float, bool, type(None)}  # types whose values cannot change
 
 def json_size(
     value: Any # A JSON-safe value
@@ -74,5 +75,8 @@ def json_size(
     kind = type(value)
     if kind is str or kind is bytes: return len(value)
     if kind is not dict and kind is not list: return 0
-    items = value.values() if kind is dict else value
-    return 64 * len(items) + sum([len(item) if type(item) is str else json_size(item) for item in items if type(item) not in _EMPTY])
+    size = 64 * len(value)
+    for item in value.values() if kind is dict else value:
+        if type(item) is str: size += len(item)
+        elif type(item) not in FIXED: size += json_size(item)
+    return size

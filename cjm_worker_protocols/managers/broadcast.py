@@ -8,55 +8,57 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterator, Mapping
 from contextvars import Context
-from datetime import datetime
-from functools import partial
-from types import coroutine
+from datetime import datetime, timezone
+from functools import lru_cache
+from types import CoroutineType, coroutine
 from typing import Any
 
-from ..core.buffers import SizedBuffer, json_size
+from ..core.buffers import FIXED, SizedBuffer, json_size
 from ..core.errors import count_failure, ends_app
 from ..core.events import Event, EventStream, json_safe
-from ..core.jobs import Waiters, now
+from ..core.jobs import Waiters
 from ..extensions.protocols import EventBroadcasterProtocol
 
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['in_context', 'awaited_in', 'TimeLimit', 'BroadcastCaller', 'BroadcastQueue', 'Listeners', 'EventHub']
+__all__ = ['in_context', 'begin_in', 'TimeLimit', 'BroadcastCaller', 'BroadcastQueue', 'Listeners', 'EventHub']
 
 # %% ../../nbs/managers/broadcast.ipynb #9a8fc433
 @coroutine
 def in_context(
     context: Context, # Where every step runs
-    steps: Coroutine[Any, Any, Any] # What to await
-) -> Generator[Any, Any, Any]: # Its result
-    "Await a coroutine, every step of it in `context`."
-    step, value = steps.send, None
+    steps: Coroutine[Any, Any, Any], # A coroutine
+    future: Any # What it waits for first
+) -> Generator[Any, Any, None]: # To be awaited
+    "Await the rest of a coroutine, every step of it in `context`."
     while True:
-        try: future = context.run(step, value)
-        except StopIteration as end: return end.value
         try: yield future
         except BaseException as e: step, value = steps.throw, e
         else: step, value = steps.send, None
+        try: future = context.run(step, value)
+        except StopIteration: return
 
-# %% ../../nbs/managers/broadcast.ipynb #3fd8500f
-async def awaited_in(
+def begin_in(
     context: Context, # Where the call is made and every step runs
     function: Callable[..., Any], # An `async def` of the app
     *arguments: Any # Its arguments
-) -> Any: # Its result
-    """Call and await a function in a context.
+) -> Awaitable[Any] | None: # The rest, to be awaited; `None` when nothing is left
+    """Call a function until it first waits.
 
     Raises what the function raises, and:
 
     :raises TypeError: when it is not async."""
     call = context.run(function, *arguments)
-    if inspect.iscoroutine(call): return await in_context(context, call)
-    if inspect.isawaitable(call): return await call
+    if isinstance(call, CoroutineType):
+        try: return in_context(context, call, context.run(call.send, None))
+        except StopIteration: return None
+    if inspect.isawaitable(call): return call
     raise TypeError(f"expected an `async def {function.__name__}` (got {call!r} from a plain one): write `async` before its `def`")
 
 # %% ../../nbs/managers/broadcast.ipynb #5aab49b5
@@ -74,7 +76,7 @@ class TimeLimit:
 
     def begin(self) -> None:
         "Note that a call begins."
-        self._since, self.late = self._loop.time(), False
+        self._since = self._loop.time()
         if self._timer is None: self._timer = self._loop.call_later(self._timeout, self._look)
 
     def _look(self) -> None:
@@ -88,8 +90,8 @@ class TimeLimit:
         """Note that the call has ended, and take the cancellation back.
 
         That is done also when the call swallowed it."""
-        self._since = None
         if self.late: getattr(self._task, "uncancel", int)() # from Python 3.11 on
+        self._since, self.late = None, False
 
     def cancelled_from_outside(self) -> bool: # On Python 3.10, which cannot tell, False
         "Say whether the task itself is to end."
@@ -125,14 +127,31 @@ class BroadcastCaller:
         """Broadcast an event.
 
         :raises CancelledError: when the calling task itself is to end."""
-        limit.begin()
-        try: await awaited_in(context, self._broadcaster.broadcast, event.type, event.data)
+        try:
+            if (rest := begin_in(context, self._broadcaster.broadcast, event.type, event.data)) is None: return
+            limit.begin()
+            await rest
         except asyncio.CancelledError:
             if not limit.late and (self.over or limit.cancelled_from_outside()): raise
             self.failed("broadcast", f"no end after {self.timeout:g} s" if limit.late else "it was cancelled")
         except KeyboardInterrupt: raise
         except BaseException as e: self.failed("broadcast", e)
         finally: limit.end()
+
+# %% ../../nbs/managers/broadcast.ipynb #br000002
+_LARGE = 1 << 16  # bytes; a larger payload may have a text that is cut before it waits
+
+def _picture(data: dict[str, Any]) -> None:
+    for name, value in data.items(): data[name] = json_safe(value)
+
+def _safe(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: json_safe(value) if type(value) in FIXED else value for name, value in data.items()}
+
+@lru_cache(maxsize=1)
+def _second(second: int) -> str: return datetime.fromtimestamp(second, timezone.utc).isoformat()[:19]
+
+def _event(origin: Mapping[str, Any], event_type: str, data: Mapping[str, Any], at: float) -> Event:
+    return Event(event_type, {**origin, "time": f"{_second(int(at))}.{int(at % 1 * 1e6):06}+00:00", **_safe(data)})
 
 # %% ../../nbs/managers/broadcast.ipynb #ba1f71fe
 class BroadcastQueue:
@@ -142,19 +161,24 @@ class BroadcastQueue:
 
     def __init__(self,
         caller: BroadcastCaller, # Calls the app's broadcaster
-        events: SizedBuffer # For those that wait
+        events: SizedBuffer, # For those that wait
+        origin: Mapping[str, Any] # What every event says
     ):
-        self._caller, self._events = caller, events
+        self._caller, self._events, self._origin = caller, events, origin
         self._start: asyncio.TimerHandle | None = None  # Runs while new events wait for each other
         self._task: asyncio.Task[None] | None = None
 
     def put(self,
-        make: Callable[[], Event], # Makes the event, when it is sent
-        size: int, # Bytes that it takes until then
+        event_type: str, # Any type
+        data: dict[str, Any], # Its payload: each value is JSON-safe, or of a type that is `FIXED`
+        at: float, # When it happened, in seconds since the epoch
+        size: int, # Bytes that it takes
         context: Context # In which the broadcaster is called
     ) -> None:
-        "Queue an event; drop the oldest when there are too many."
-        self._events.append((make, context), size)
+        """Queue an event, which is made when it is sent.
+
+        The oldest is dropped when there are too many."""
+        self._events.append((event_type, data, at, context), size)
         for _ in range(self._events.over()):
             self._events.popleft()
             self._caller.failed("dropped", "the broadcaster is too slow: the oldest event was dropped")
@@ -169,13 +193,14 @@ class BroadcastQueue:
     async def _run(self) -> None:
         "Send what waits. One timer cancels the call that is late."
         limit, loop = TimeLimit(self._caller.timeout), asyncio.get_running_loop()
+        turn = loop.time() + self.TURN
         try:
             while self._events:
-                turn = loop.time() + self.TURN
-                while self._events and loop.time() <= turn:
-                    make, context = self._events.popleft()
-                    await self._caller.call(make(), context, limit)
+                event_type, data, at, context = self._events.popleft()
+                await self._caller.call(_event(self._origin, event_type, data, at), context, limit)
+                if loop.time() <= turn: continue
                 await asyncio.sleep(0)
+                turn = loop.time() + self.TURN
         finally: limit.stop()
 
     async def close(self) -> None:
@@ -225,8 +250,6 @@ class Listeners:
         for listener in self: listener.close()
 
 # %% ../../nbs/managers/broadcast.ipynb #f5b1b3ac
-def _pictured(data: Mapping[str, Any]) -> dict[str, Any]: return {name: json_safe(value) for name, value in data.items()}
-
 class EventHub:
     "Makes events, and hands them to the broadcaster and to all listeners."
     def __init__(self,
@@ -237,36 +260,35 @@ class EventHub:
         broadcaster: EventBroadcasterProtocol | None = None # The app's, if there is one
     ):
         self._origin, self._errors, self.listeners = origin, errors, Listeners(limits)
-        self._queue = None if broadcaster is None else BroadcastQueue(BroadcastCaller(broadcaster, timeout, errors), SizedBuffer(*limits))
+        self._queue = (None if broadcaster is None else
+                       BroadcastQueue(BroadcastCaller(broadcaster, timeout, errors), SizedBuffer(*limits), origin))
         self.heard: Collection[Any] = self.listeners.refs if broadcaster is None else (broadcaster,)  # By whom; empty when by none
 
     def emit(self,
         event_type: str, # One of `Event.type`
-        data: dict[str, Any], # Its payload, which need not be JSON-safe
+        data: dict[str, Any], # Its payload, a new dict, whose values need not be JSON-safe
         context: Context # In which the broadcaster is called
     ) -> None:
         "Make an event and hand it on, without ever raising."
-        try: self.put(event_type, context.run(_pictured, data), context)
+        try:
+            if not FIXED.issuperset(map(type, data.values())): context.run(_picture, data) # before it changes
+            self.put(event_type, data, context)
         except BaseException as e: # a mapping of a plugin's own may raise anything when it is looked at
             count_failure(self._errors, "events.emit", _log, e)
             ends_app(e)
 
     def put(self,
         event_type: str, # Any type
-        data: dict[str, Any], # Its payload, JSON-safe
+        data: dict[str, Any], # Its payload: each value is JSON-safe, or of a type that is `FIXED`
         context: Context # In which the broadcaster is called
     ) -> None:
         """Add what every event has, and hand the event on.
 
         It goes to the broadcaster and to the listeners."""
-        make = partial(self._event, event_type, data, now())
-        if self._queue is not None: self._queue.put(make, json_size(data), context)
-        if self.listeners.refs:
-            event = make()
-            for listener in self.listeners: listener.put(event)
-
-    def _event(self, event_type: str, data: dict[str, Any], at: datetime) -> Event:
-        return Event(event_type, {**self._origin, "time": at.isoformat(), **data})
+        at, size = time.time(), json_size(data)
+        if size > _LARGE: size = json_size(data := _safe(data))
+        if self._queue is not None: self._queue.put(event_type, data, at, size, context)
+        for listener in self.listeners if self.listeners.refs else (): listener.put(_event(self._origin, event_type, data, at))
 
     async def close(self) -> None:
         "Hand on what waits, for a limited time, then end the streams."

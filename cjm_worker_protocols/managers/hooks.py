@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from ..core.errors import RenamedHookError, ends_app
 from ..core.jobs import Job
-from .broadcast import awaited_in
+from .broadcast import begin_in
 from .serial import SerialExecutor, require_sync
 
 # %% auto #0
@@ -144,7 +144,8 @@ class HookCaller:
     async def _await_all(self) -> None:
         while self._awaited:
             hook, argument, context = self._awaited.popleft()
-            try: await awaited_in(context, hook, argument)
+            try:
+                if (rest := begin_in(context, hook, argument)) is not None: await rest
             except BaseException as e: # a hook that raises CancelledError or SystemExit does not stop the next
                 self.failed(hook.__name__, e)
                 if isinstance(e, KeyboardInterrupt) or getattr(asyncio.current_task(), "cancelling", int)(): raise

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ..core.buffers import json_size
+from ..core.buffers import FIXED, json_size
 from ..core.config import WorkerConfig
 from ..core.errors import (
     FactError, PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError, text_of)
@@ -31,17 +31,18 @@ __all__ = ['plugin_id_of', 'RegistryReader', 'PluginLookup', 'RegistryClient', '
            'AdmissionClient', 'Integrations']
 
 # %% ../../nbs/managers/integrations.ipynb #9ff9e6b5
-def _read(metadata: Any, name: str, default: Any = None) -> Any:
-    "An attribute of an object, or an item of a mapping."
-    return metadata.get(name, default) if isinstance(metadata, Mapping) else getattr(metadata, name, default)
+def _getter(metadata: Any) -> Callable[[str, Any], Any]:
+    "What reads an attribute of an object, or an item of a mapping."
+    return metadata.get if isinstance(metadata, (dict, Mapping)) else partial(getattr, metadata)
 
 def plugin_id_of(
     metadata: Any # What a registry returns for a plugin
 ) -> str | None: # Its id, if it has one
     "Read a plugin's id from `get_unique_id()`, `unique_id` or `id`."
     if callable(getattr(metadata, "get_unique_id", None)): return str(metadata.get_unique_id())
+    get = _getter(metadata)
     for name in ("unique_id", "id"):
-        if (value := _read(metadata, name)) is not None: return str(value)
+        if (value := get(name, None)) is not None: return str(value)
     return None
 
 # %% ../../nbs/managers/integrations.ipynb #64fe9024
@@ -90,16 +91,17 @@ class RegistryReader:
     ) -> dict[str, Any]: # A dict of the manager's own
         "Load a plugin's config."
         config = self.call("load_plugin_config", plugin_id)
-        if isinstance(config, Mapping): return dict(config)
+        if isinstance(config, (dict, Mapping)): return dict(config)
         raise self._failed("load_plugin_config", f"expected a dict (got a {type(config).__name__})") # the value may hold a secret
 
 # %% ../../nbs/managers/integrations.ipynb #37beb989
-def _name_in(metadata: Any) -> Any: return _read(metadata, "name")
+def _name_in(metadata: Any) -> Any: return _getter(metadata)("name", None)
 
 def _facts_in(metadata: Any) -> tuple[Any, Any, str | None]:
     "The name, the interpreter, and what is missing if the plugin is not configured."
-    problem = None if _read(metadata, "is_configured", True) else str(_read(metadata, "problem") or "")
-    return _read(metadata, "name"), _read(metadata, "python"), problem
+    get = _getter(metadata)
+    problem = None if get("is_configured", True) else str(get("problem", None) or "")
+    return get("name", None), get("python", None), problem
 
 class PluginLookup:
     """On the registry's thread, answers the manager's questions.
@@ -165,14 +167,13 @@ class RegistryClient:
         self.executor.failed("timeout" if isinstance(error, ExecutorTimeout) else "dropped", error)
         return RegistryUnavailableError(label, str(error))
 
-    async def look_up(self,
+    def look_up(self,
         plugin_id: str # A plugin's id
-    ) -> tuple[str, dict[str, Any]]: # Its name and its config
+    ) -> Awaitable[tuple[str, dict[str, Any]]]: # Its name and its config
         """Look up what a job needs.
 
         Raises `UnknownPluginError`, `PluginNotConfiguredError` or `RegistryUnavailableError`."""
-        found: tuple[str, dict[str, Any]] = await self._ask("get_plugin", lambda: self._lookup.look_up(plugin_id))
-        return found
+        return self._ask("get_plugin", partial(self._lookup.look_up, plugin_id))
 
     async def id_of(self,
         name: str # A plugin's name, or its id
@@ -193,8 +194,6 @@ class RegistryClient:
         return name
 
 # %% ../../nbs/managers/integrations.ipynb #2aaf7e56
-_FIXED = {str, int, float, bool, type(None)}  # types whose values cannot change, so that they need no copy
-
 def config_copy(
     executor: SerialExecutor, # The resource manager's, which counts what goes wrong
     config: Mapping[str, Any] # A plugin's config
@@ -202,7 +201,7 @@ def config_copy(
     """Copy a config, with a mask in place of each secret.
 
     One that cannot be copied in depth is copied as far as possible."""
-    if type(config) is dict and _FIXED.issuperset(map(type, config.values())): return dict(config)
+    if type(config) is dict and FIXED.issuperset(map(type, config.values())): return dict(config)
     try: return dict(masked(config))
     except Exception as e: executor.failed("config", e)
     return dict(config)

@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 # %% auto #0
 __all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallQueue', 'CallOutcome', 'CallThread',
-           'Question', 'outcome_for', 'PostedCalls', 'end_thread', 'SerialExecutor']
+           'Question', 'outcome_for', 'newest', 'PostedCalls', 'PostedStates', 'end_thread', 'SerialExecutor']
 
 # %% ../../nbs/managers/serial.ipynb #bb1101ea
 class ExecutorFullError(FactError, RuntimeError):
@@ -269,14 +269,24 @@ def outcome_for(
 
     return settle
 
+# %% ../../nbs/managers/serial.ipynb #se000001
+def newest(
+    states: list[tuple[Hashable, Any]], # Each with its key, the oldest first
+    most: int # That are kept of one key
+) -> list[Any]: # Without their keys, the oldest first
+    "Choose the newest states of each key."
+    counts, kept = Counter[Hashable](), []
+    for key, state in reversed(states):
+        counts[key] += 1
+        if counts[key] <= most: kept.append(state)
+    return kept[::-1]
+
 # %% ../../nbs/managers/serial.ipynb #d078c5d3
 class PostedCalls:
     """Calls whose results are not needed.
 
     The thread is woken for many of them together."""
     DELAY = 0.005  # Seconds that posted calls wait for each other: waking the thread for each would take the interpreter from the loop
-    STATES_DELAY = 0.02  # Seconds that states wait for each other
-    NEW = 100  # States that may wait before the newest of them are put into the queue
 
     def __init__(self,
         thread: CallThread # Makes them
@@ -295,25 +305,10 @@ class PostedCalls:
         self._put(Call(label, function, needed=needed))
         self._wake_in(self.DELAY)
 
-    def post_state(self,
-        key: Hashable, # What it is the state of
-        make: Callable[[], Call] # Makes the call: on the loop, before the next one of another kind
-    ) -> None:
-        """Report a state.
-
-        Many are made together: that takes less time than each for itself, and no job waits for it."""
-        self._new.append((key, make))
-        if self._thread.busy or len(self._new) >= self.NEW: self.put_all() # it may hang: no more than `STATES` are to wait
-        if self._timer is None: self._wake_in(self.STATES_DELAY)
-
     def put_all(self) -> None:
-        "Put the new states into the queue: of each key the newest, no more than may wait."
-        counts, kept = Counter[Hashable](), []
-        while self._new:
-            key, make = self._new.pop()
-            counts[key] += 1
-            if counts[key] <= CallQueue.STATES: kept.append(make)
-        while kept: self._put(kept.pop()())
+        "Put the new states into the queue, of each key only the newest."
+        new, self._new = self._new, []
+        for make in newest(new, CallQueue.STATES): self._put(make())
 
     def _put(self, call: Call) -> None:
         if self._thread.calls.put(call): return
@@ -325,10 +320,9 @@ class PostedCalls:
         if not self._thread.wake(): self._wake_in(self._thread.AGAIN)
 
     def _wake_in(self, delay: float) -> None:
-        loop = asyncio.get_running_loop()
-        if self._timer is not None:
-            if self._timer.when() <= loop.time() + delay: return
-            self._timer.cancel()
+        timer, loop = self._timer, asyncio.get_running_loop()
+        if timer is not None and timer.when() <= loop.time() + delay: return
+        if timer is not None: timer.cancel()
         self._timer = loop.call_later(delay, self._wake, context=Context())
 
     def stop(self) -> None:
@@ -336,6 +330,25 @@ class PostedCalls:
         self.put_all()
         if self._timer is not None: self._timer.cancel()
         self._timer = None
+
+# %% ../../nbs/managers/serial.ipynb #se000003
+class PostedStates(PostedCalls):
+    """Posted calls, and states that wait for each other longer.
+
+    Of many that come together, only the newest are made."""
+    STATES_DELAY = 0.02  # Seconds that states wait for each other
+    NEW = 100  # States that may wait before the newest of them are put into the queue
+
+    def post_state(self,
+        key: Hashable, # What it is the state of
+        make: Callable[[], Call] # Makes the call: on the loop, before the next one of another kind
+    ) -> None:
+        """Report a state.
+
+        Many are made together: that takes less time than each for itself, and no job waits for it."""
+        self._new.append((key, make))
+        if self._thread.busy or len(self._new) >= self.NEW: self.put_all() # it may hang: no more than `STATES` are to wait
+        if self._timer is None: self._wake_in(self.STATES_DELAY)
 
 # %% ../../nbs/managers/serial.ipynb #bea79351
 async def end_thread(
@@ -355,7 +368,7 @@ async def end_thread(
         thread.failed("close", f"{dropped} calls are dropped, the thread is still in {thread.busy}")
 
 # %% ../../nbs/managers/serial.ipynb #3a59c771
-class SerialExecutor(PostedCalls):
+class SerialExecutor(PostedStates):
     """One thread that makes calls in order.
 
     Everything but `ask_blocking` belongs to the event loop."""
