@@ -174,10 +174,12 @@ class Stacks:
             stack = self.stacks.get(share)
             if stack is None or stack.key is not keys[0]: heapq.heappop(keys)
             elif share.owner in full: aside.append(heapq.heappop(keys))
-            elif keys[0][1] == share.turn and keys[0][2] == (ticket := stack.head()).place: found = Turn(keys[0], ticket)
             else:
-                stack.key = -share.priority, share.turn, stack.head().place, share
-                heapq.heapreplace(keys, stack.key)
+                ticket = stack.head()
+                if keys[0][1:3] != (share.turn, ticket.place):
+                    stack.key = -share.priority, share.turn, ticket.place, share
+                    heapq.heapreplace(keys, stack.key)
+                if keys[0] is stack.key: found = Turn(stack.key, ticket)
         for key in aside: heapq.heappush(keys, key)
         return found
 
@@ -359,7 +361,6 @@ class JobQueue:
         self.turns, self.passing = Turns(), Passing()
         self.lines: dict[LineKey, Line] = {}
         self.tickets: dict[int, Waiting] = {}  # By place; the one that came first comes first
-
 
     def push(self,
         ticket: Waiting, # A job that waits, anew or again, or late tickets

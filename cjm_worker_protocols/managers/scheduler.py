@@ -173,19 +173,19 @@ class Scheduler:
         if self._closed: return
         workers, idle = self._pool.workers, self._pool.idle()
         for worker in workers if idle and self._config.max_workers > 1 else (): # an idle one can begin at once what was sent ahead
-            ahead = worker.prefetched
-            if ahead is not None and self.limits.may_move(worker, ahead) and worker.revoke() is not None: self.put_back(ahead)
+            if (ahead := worker.prefetched) and self.limits.may_move(worker, ahead) and worker.revoke(): self.put_back(ahead)
         if idle or not all_taken(workers, self._pool.capacity): self._hand_out()
-        for worker in workers if self.queue.tickets else ():
+        busy = [worker for worker in workers if worker.given.present is not None] if self.queue.tickets else []
+        for worker in busy:
             if (ahead := self._prefetcher.outdated(worker)) is not None: self.put_back(ahead)
-        for worker in workers if self.queue.tickets else (): self._prefetcher.send(worker)
+        for worker in busy: self._prefetcher.send(worker)
 
     def _hand_out(self) -> None:
-        now, more = Round(set(), {}), True
-        while more and (turn := self.queue.next(now.left, self.limits.now())) is not None:
+        now = Round(set(), {})
+        while (turn := self.queue.next(now.left, self.limits.now())) is not None:
             choice = self._chooser.choose(turn, now)
-            more = choice is None or not choice.last
-            if choice is not None and more: self._carry_out(choice, now)
+            if choice is not None and choice.last: return
+            if choice is not None: self._carry_out(choice, now)
 
     def _carry_out(self, choice: Assignment, now: Round) -> None:
         "Run a job, or ask whether it may be loaded. While another job is asked about, only what is loaded runs."
