@@ -281,6 +281,8 @@ def test_run_has_a_timeout(mine: Path) -> None:
         (("run", "mine:echo", "--timeout", "-1"), "timeout: expected a number above 0"),
         (("run", "not-a-module:x"), "import string 'package.module:name'"),
         (("serve", "--port", "65536"), "--port: expected a number from 0 to 65535 (got 65536)"),
+        (("serve", "mine:shout"), "mine:shout: the function that makes the manager raised TypeError: "),
+        (("serve", "--host", ""), "--host: expected a name or an address of this machine (got '')"),
     ],
 )
 def test_a_wrong_command_line_makes_exit_code_2(args: "tuple[str, ...]", message: str, mine: Path) -> None:

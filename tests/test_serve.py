@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,10 @@ import psutil
 import pytest
 from harness import until
 from web_kit import Client, served
+
+from cjm_worker_protocols import JobManager
+from cjm_worker_protocols.core.errors import ConfigError
+from cjm_worker_protocols.web.serve import ManagerFailedError, made
 
 SAME = {"sec-fetch-site": "same-origin"}
 
@@ -45,6 +50,33 @@ async def test_a_store_belongs_to_no_target(tmp_path: Path) -> None:
     async with served(tmp_path, "--store", "jobs.db") as (process, url):
         assert not url and await asyncio.wait_for(process.wait(), 20) == 2
     assert not (tmp_path / "jobs.db").exists()
+
+
+async def test_a_store_that_cannot_be_opened(tmp_path: Path) -> None:
+    """One line says so at once, and not a problem for each job."""
+    async with served(tmp_path, "--store", str(tmp_path), target="") as (process, url):
+        assert not url and await asyncio.wait_for(process.wait(), 20) == 1
+        said = (await process.stderr.read()).decode().splitlines()
+    assert len(said) == 1 and str(tmp_path) in said[0]
+
+
+def no_config() -> Any:
+    """A function that makes no manager."""
+    raise RuntimeError("no config file")
+
+
+async def leaves() -> Any:
+    """Likewise."""
+    sys.exit("bye")
+
+
+@pytest.mark.parametrize("make, reason", [(lambda text: None, "TypeError: "), (no_config, "no config file"), (leaves, "SystemExit: bye")])
+async def test_a_function_that_raises(make: Any, reason: str) -> None:
+    """What it raised is the reason; an error of this package stays what it is."""
+    with pytest.raises(ManagerFailedError, match=reason):
+        await made(make)
+    with pytest.raises(ConfigError):
+        await made(lambda: JobManager("mine", "tests", plugins=[]))  # type: ignore[arg-type]
 
 
 async def test_a_port_that_is_in_use(tmp_path: Path) -> None:

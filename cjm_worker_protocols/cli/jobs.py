@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import datetime, timezone
 from json import loads
 from typing import Any
 
 from .commands import UsageError, fail, say
 from .screen import Facts, to_json
-from ..core.config import check_number
+from ..core.config import check_number, is_text
 from ..core.display import MARKS
 from ..core.jobs import new_id
 from ..extensions.store import StoredJob
@@ -93,7 +94,9 @@ def jobs(
     if what not in ACTIONS: raise UsageError(f"expected one of {', '.join(ACTIONS)} (got {what!r})")
     if (what in ("list", "prune")) == bool(ids): raise UsageError(f"jobs {what}: expected {'no id' if ids else 'the id of a job'}")
     if status and status not in MARKS: raise UsageError(f"--status: expected one of {', '.join(MARKS)} (got {status!r})")
+    if owner and not is_text(owner): raise UsageError("--owner: expected text in UTF-8")
     for option, number in (("--limit", limit), ("--keep", keep)): check_number(option, number, 0)
+    limit, keep = min(limit, sys.maxsize), min(keep, sys.maxsize) # SQLite's integers have 64 bits
     if not os.path.exists(store): raise UsageError(f"--store: expected the file of a job store (got {store!r}, which does not exist)")
     records = SQLiteJobStore(store)
     if what == "list":
@@ -104,5 +107,5 @@ def jobs(
         removed = records.prune(keep_ended=keep)
         say(to_json({"removed": removed}) if json else f"{removed} ended jobs were removed")
         return 0
-    unknown = [job_id for job_id in ids if not act(what, job_id, records, json)]
+    unknown = [job_id for job_id in ids if not is_text(job_id) or not act(what, job_id, records, json)]
     return fail(f"{store} has no job {', '.join(unknown)}") if unknown else 0

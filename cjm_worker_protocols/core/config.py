@@ -15,7 +15,8 @@ from typing import Any
 from .errors import ConfigError, UnknownSettingError
 
 # %% auto #0
-__all__ = ['RestartPolicy', 'in_range', 'check_number', 'check_resources', 'interpreter_path', 'KnownSettings', 'WorkerConfig']
+__all__ = ['RestartPolicy', 'in_range', 'check_number', 'is_text', 'check_resources', 'interpreter_path', 'KnownSettings',
+           'WorkerConfig']
 
 # %% ../../nbs/core/config.ipynb #a395ccaf
 class RestartPolicy(Enum):
@@ -49,6 +50,13 @@ def check_number(
     if optional and value is None or in_range(value, low, whole=whole, positive=positive): return
     wanted = f"{'an integer' if whole else 'a number'} {'above' if positive else 'of at least'} {low:g}"
     raise ConfigError(name, wanted + (" or None" if optional else ""), value)
+
+
+def is_text(
+    value: object # Of a setting
+) -> bool: # False too with half of a surrogate pair, which UTF-8 cannot hold, and so no store
+    "Say whether a value is text that is not empty."
+    return isinstance(value, str) and bool(value) and (value.isascii() or value.encode(errors="ignore").decode() == value)
 
 # %% ../../nbs/core/config.ipynb #f639fe14
 def check_resources(

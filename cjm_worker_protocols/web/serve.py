@@ -21,12 +21,13 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
-from ..core.errors import ConfigError, FactError
+from ..core.errors import ConfigError, FactError, text_of
 from ..managers.base import BaseJobManager
 from .app import LOCAL_HOSTS, WorkersApp
 
 # %% auto #0
-__all__ = ['Address', 'choose_token', 'QuietServer', 'NotAManagerError', 'made', 'StopSignal', 'opened', 'serve']
+__all__ = ['Address', 'choose_token', 'QuietServer', 'NotAManagerError', 'ManagerFailedError', 'made', 'StopSignal', 'opened',
+           'serve']
 
 # %% ../../nbs/web/serve.ipynb #98b0e020
 class Address(NamedTuple):
@@ -63,6 +64,7 @@ def choose_token(
     """Decide what clients have to send.
 
     :raises ConfigError: for a host that others reach, without a given token; for a token, and the wish for none"""
+    if not host: raise ConfigError("--host", "a name or an address of this machine", host)
     if token and without: raise ConfigError("--no-token", "either --token or --no-token", "both")
     address = Address(host, port, token or (None if without else secrets.token_urlsafe(24)))
     if not address.local and not token: raise ConfigError("--token", f"a token of at least 16 characters, since others reach {host}", token)
@@ -80,16 +82,24 @@ class NotAManagerError(FactError, TypeError):
     got: object  # What it is
     template = "expected a job manager, or a function that returns one (got {0.got!r} that is a {0.got.__class__.__name__})"
 
+class ManagerFailedError(FactError, RuntimeError):
+    "The function that makes the manager has raised."
+    reason: str  # The class and the text of what it raised
+    template = "the function that makes the manager raised {0.reason}"
+
 async def made(
     target: Any # A manager, or a function that makes one; it may be async
 ) -> BaseJobManager: # The manager
     """Get the manager.
 
-    Raises what the function raises, and:
+    Raises the errors of this package that the function raises, and:
 
-    :raises NotAManagerError: when it returns something else."""
-    found = target if isinstance(target, BaseJobManager) or not callable(target) else target()
-    if inspect.isawaitable(found): found = await found
+    :raises NotAManagerError: when it returns something else; `ManagerFailedError` when it raises something else."""
+    try:
+        found = target if isinstance(target, BaseJobManager) or not callable(target) else target()
+        if inspect.isawaitable(found): found = await found
+    except FactError: raise
+    except (Exception, SystemExit) as e: raise ManagerFailedError(text_of(e)) from e
     if not isinstance(found, BaseJobManager): raise NotAManagerError(found)
     return found
 
@@ -155,7 +165,7 @@ async def serve(
 ) -> int: # 128 + the number of the signal that stopped it
     """Serve a manager until a signal comes.
 
-    :raises NotAManagerError: when the target makes no manager
+    :raises NotAManagerError: when the target makes no manager; `ManagerFailedError` when it raises
     :raises ConfigError: for a setting that cannot work
     :raises OSError: when nothing can listen there"""
     manager = await made(target)
