@@ -115,6 +115,8 @@ async def test_jobs_are_listed_newest_first_and_filtered() -> None:
         page = (await client.get(f"api/jobs?plugin_id=shout&limit=2&before={page['next']}")).json()
         assert [job["id"] for job in page["jobs"]] == [made[2], made[1]]
         assert [job["id"] for job in (await client.get("api/jobs?status=failed")).json()["jobs"]] == [bad]
+        for query, field in (("status=other&before=unknown", "status"), ("limit=1.5", "limit"), ("limit=0", "limit")):
+            assert problem(await client.get(f"api/jobs?{query}")) == (422, "invalid", field)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ async def test_what_is_allowed_is_asked() -> None:
         assert problem(await client.post(f"api/jobs/{job['id']}/retry", json={})) == (403, "forbidden", None)
 
 
-@pytest.mark.parametrize("answer", [True, "alice", ("alice", "all"), Access("a", "every"), Access(7)])  # type: ignore[arg-type]
+@pytest.mark.parametrize("answer", [True, "alice", ("alice", "all"), Access("a", "every"), Access(7), Access("\ud800")])  # type: ignore[arg-type]
 async def test_a_wrong_answer_of_authorize_opens_nothing(answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     """It is 500, and the log has the reason."""
     async with api(shout, authorize=lambda scope: answer) as (_, client):

@@ -12,6 +12,7 @@ from test_web import api, by_user, count, look, shout, spin
 from web_kit import problem
 
 from cjm_worker_protocols.web import app as web_app
+from cjm_worker_protocols.web import uploads as web_uploads
 from cjm_worker_protocols.web.files import SAFE, with_safe_headers
 from cjm_worker_protocols.web.streams import OpenRequests
 
@@ -80,6 +81,103 @@ async def test_uploads_are_bounded_and_forms_are_checked() -> None:
         assert problem(await client.post("api/jobs", content=b"--y\r\n", headers=broken))[0] in (400, 422)
         assert problem(await client.post("api/jobs", content=b" " * (1 << 21), headers={"content-type": "application/json"}))[0] == 413
         assert not running.jobs
+
+
+def form(client: httpx.AsyncClient, go_on: asyncio.Event, user: str, length: "int | None" = None) -> "asyncio.Task[httpx.Response]":
+    """Begin to send a form, without saying how long it is unless that is given, and end it when the event is set."""
+    parts = [b'--x\r\ncontent-disposition: form-data; name="image"; filename="a.txt"\r\n\r\nsound', b"\r\n--x--\r\n"]
+
+    async def body() -> Any:
+        yield parts[0]
+        await go_on.wait()
+        yield parts[1]
+
+    headers = {"content-type": "multipart/form-data; boundary=x", "x-user": user, **SAME}
+    if length is not None:
+        headers["content-length"] = str(sum(map(len, parts)))
+    return asyncio.ensure_future(client.post("api/jobs", content=body(), headers=headers))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> "list[OpenRequests]":
+    """What counts the open requests of the apps that a test makes; that with 8 for each client counts forms."""
+    made: "list[OpenRequests]" = []
+
+    def make(*limits: Any) -> OpenRequests:
+        made.append(OpenRequests(*limits))
+        return made[-1]
+
+    monkeypatch.setattr(web_app, "OpenRequests", make)
+    return made
+
+
+async def test_forms_that_are_read_at_the_same_time_are_bounded(counted: "list[OpenRequests]") -> None:
+    """In bytes for each client and for all, as large as they may become, and in number; when they are read, others find room."""
+    go_on, whole = asyncio.Event(), asyncio.Event()
+    whole.set()
+    async with api(look, max_upload=10_000, authorize=by_user) as (_, client):
+        (reading,) = [one for one in counted if one.each == 8]
+        begun = [form(client, go_on, user) for user in ("alice", "alice", "bob")]
+        await until(lambda: reading.open == 3)
+        refused = await form(client, whole, "alice")
+        assert problem(refused) == (429, "busy", None) and refused.headers["retry-after"]
+        begun.append(form(client, go_on, "bob"))
+        await until(lambda: reading.open == 4)
+        refused = await form(client, whole, "carol")
+        assert problem(refused) == (503, "busy", None) and refused.headers["retry-after"]
+        go_on.set()
+        assert {(await one).status_code for one in begun} == {422} and not reading.open  # a form without a plugin
+        go_on.clear()
+        begun = [form(client, go_on, "alice", 1) for _ in range(reading.each)]
+        await until(lambda: reading.open == reading.each)
+        assert problem(await form(client, whole, "alice", 1)) == (429, "busy", None)
+        go_on.set()
+        assert {(await one).status_code for one in begun} == {422}
+
+
+async def test_a_form_that_comes_too_slowly_ends(monkeypatch: pytest.MonkeyPatch, counted: "list[OpenRequests]") -> None:
+    """With 408, so that it does not take the room of others for ever."""
+    monkeypatch.setattr(web_uploads, "PATIENCE", 0.1)
+    async with api(look, authorize=by_user) as (_, client):
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        head = "POST /api/jobs HTTP/1.1", "Host: localhost", "X-User: alice", "Sec-Fetch-Site: same-origin", "Content-Length: 99"
+        writer.write("\r\n".join([*head, "Content-Type: multipart/form-data; boundary=x", "", "--x"]).encode())
+        answer = (await asyncio.wait_for(reader.read(), 15)).decode()  # the server ends the connection
+        writer.close()
+        assert answer.startswith("HTTP/1.1 408 ") and "#slow" in answer and not any(one.open for one in counted)
+
+
+def large(what: str) -> Any:
+    """A plugin with a large result."""
+    values = {"numbers": {"all": list(range(500_000)), "none": []}, "text": "é" * 3_000_000, "nested": [["a" * 70_000, {"b": None}]] * 50}
+    return values[what] if what in values else [*range(500_000), {1, 2}]
+
+
+async def test_a_large_result_leaves_the_loop_to_others() -> None:
+    """Its job says how large it is, once counted, and `/result` sends it; in the meantime the loop turns again and again."""
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with api(large) as (running, client):
+        for what in ("numbers", "text", "nested"):
+            job = running.get_job((await client.start("large", "?wait=true", what=what))["id"])
+            expected = json.dumps(job.result, separators=(",", ":"))
+            assert len(expected) > 1 << 20
+            turning = asyncio.ensure_future(turn())
+            turns = 0
+            sent = await client.get(f"api/jobs/{job.id}/result")
+            turning.cancel()
+            assert sent.text == expected and sent.headers["content-length"] == str(len(expected)) and turns > 10
+            shown = (await client.get(f"api/jobs/{job.id}")).json()
+            assert shown["result"] is None and (shown["result_type"]["kind"], shown["result_type"]["size"]) == ("json", len(expected))
+        job = await client.start("large", "?wait=true", what="a set within")
+        assert job["result_type"] == {"kind": "object", "type": "list", "size": 0, "media_type": None}
+        assert problem(await client.get(f"api/jobs/{job['id']}/result"))[:2] == (406, "not-json")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from sse_kit import free_port, wait_until_served
 from test_web import api, by_user, count, look, shout, spin
 from web_kit import TOKEN, Client, problem, serving
 
+from cjm_worker_protocols.integrations.store import SQLiteJobStore
 from cjm_worker_protocols.web import Access, WorkersApp
 from cjm_worker_protocols.web.plugins import check_params, names_path
 from cjm_worker_protocols.web.problems import Problem
@@ -387,6 +388,33 @@ async def test_files_of_the_server_in_what_is_not_declared(text: str) -> None:
     for params in ({"anything": text}, {"anything": {"a": [text]}}, {"many": ["a", text]}, {"named": {"a": text}}):
         assert await status(**params) == 422 and not app.manager.jobs, params
     assert check_params({"texts": [text]}, parameters_of(loose), ()) == {"texts": [text]}
+
+
+async def test_half_of_a_surrogate_pair_beside_a_store(tmp_path: Path) -> None:
+    """What no store can write is a wrong field, or an unknown job or plugin, and never a fault of the store; parameters may have it."""
+    half = "\ud800"
+    async with manager(shout, loose, job_store=SQLiteJobStore(tmp_path / "jobs.db")) as running:
+        app = WorkersApp(running)
+
+        async def start(**asked: Any) -> "tuple[int, Any]":
+            status, _, body = await ask(app, "POST", "/api/jobs", json.dumps(asked).encode(), [JSON])
+            return status, json.loads(body).get("field")
+
+        assert await start(plugin_id="shout", params={"text": "hi"}, key=half) == (422, "key")
+        assert await start(plugin_id=half) == (422, "plugin_id")
+        assert await start(plugin_id="shout", **{half: 1}) == (422, half)
+        for path in (f"/api/jobs/{half}", f"/api/jobs/{half}/result"):
+            assert (await ask(app, path=path))[0] == 404
+        assert (await start(plugin_id="loose", params={"anything": half}))[0] == 202
+        (job,) = running.jobs.values()
+        await job
+
+
+async def test_headers_that_come_twice(app: WorkersApp) -> None:
+    """The one is not checked in place of the other, whichever comes last."""
+    for name, fine, wrong in ((b"origin", b"http://localhost:8000", b"http://evil"), (b"sec-fetch-site", b"same-origin", b"cross-site")):
+        for pair in ((fine, wrong), (wrong, fine)):
+            assert (await ask(app, "POST", "/api/jobs", headers=[JSON, *((name, value) for value in pair)]))[0] == 403
 
 
 def test_parameters_too_deep_to_check() -> None:

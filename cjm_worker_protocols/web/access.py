@@ -15,6 +15,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Union
 from urllib.parse import quote
 
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
+
+from ..core.config import is_text
 from ..core.errors import ConfigError, FactError
 from .problems import Problem
 
@@ -22,8 +26,8 @@ Scope = MutableMapping[str, Any]  # A request, as ASGI has it
 MAY = ("start", "cancel", "retry")  # What a client may do, besides reading
 
 # %% auto #0
-__all__ = ['Scope', 'MAY', 'LOCAL', 'Authorize', 'READS', 'Access', 'AccessTypeError', 'ask_app', 'header', 'content_type',
-           'bearer_token', 'is_loopback', 'is_loopback_address', 'check_host', 'check_origin', 'TokenAccess']
+__all__ = ['Scope', 'MAY', 'LOCAL', 'Authorize', 'PROXIES', 'READS', 'Access', 'AccessTypeError', 'ask_app', 'nothing_more',
+           'Request', 'bearer_token', 'is_loopback', 'is_loopback_address', 'check_host', 'check_origin', 'TokenAccess']
 
 # %% ../../nbs/web/access.ipynb #278c00e0
 class Access(NamedTuple):
@@ -76,39 +80,71 @@ async def ask_app(
     found: Any = authorize(scope)
     if inspect.isawaitable(found): found = await found
     if found is None: raise Problem(403, "forbidden", "`authorize` refused this client.")
-    if not isinstance(found, Access) or found.sees not in ("own", "all") or not isinstance(found.user, (str, type(None))):
+    if not isinstance(found, Access) or found.sees not in ("own", "all") or not (found.user in (None, "") or is_text(found.user)):
         raise AccessTypeError(found)
     return found
 
-# %% ../../nbs/web/access.ipynb #6ae4751c
-def header(
-    scope: Scope, # A request
-    name: bytes # A header's name in lower case
-) -> str | None: # The last one of that name; `None` when there is none
-    "Read a header."
-    for key, value in reversed(scope["headers"]):
-        if key.lower() == name: return str(value, "latin-1")
-    return None
+# %% ../../nbs/web/access.ipynb #97784370
+async def nothing_more() -> Message: # As when the client has left
+    "Receive nothing."
+    return {"type": "http.disconnect"}
 
-def content_type(
-    scope: Scope # A request
-) -> str: # In lower case, without parameters; empty when there is none
-    "Read the media type of a request's body."
-    return (header(scope, b"content-type") or "").partition(";")[0].strip().lower()
+class Request:
+    "A request, with its headers by name."
+    def __init__(self,
+        scope: Scope, # As ASGI has it
+        receive: Receive = nothing_more # Gives the parts of its body, and says when the client leaves
+    ):
+        size, headers = len(scope["path"]) + len(scope["query_string"]), dict[bytes, bytes]()
+        for name, value in scope["headers"]:
+            size += len(name) + len(value)
+            if (name := name.lower()) in headers: value = headers[name] + b", " + value
+            headers[name] = value
+        self.scope, self.receive, self.headers, self.method = scope, receive, headers, str(scope["method"])
+        self.size = size  # Bytes of the path, the query and all headers
+        self.received = 0  # Bytes of the body so far
+
+    def header(self,
+        name: bytes # In lower case
+    ) -> str | None: # `None` when there is none
+        "Read a header."
+        return None if (value := self.headers.get(name)) is None else value.decode("latin-1")
+
+    @property
+    def content_type(self) -> str: # In lower case, without parameters; empty when there is none
+        "Read the media type of the body."
+        return self.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
+
+    async def receive_part(self,
+        limit: int # Bytes of the whole body
+    ) -> tuple[bytes, bool]: # The part, and whether there are more
+        """Receive the next part of the body.
+
+        :raises Problem: when the body is too large; `ClientDisconnect` when the client has left."""
+        message = await self.receive()
+        if message["type"] == "http.disconnect": raise ClientDisconnect()
+        part = message.get("body", b"")
+        self.received += len(part)
+        if self.received > limit: raise Problem(413, "too-large", f"Expected a body of at most {limit} bytes.")
+        return part, message.get("more_body", False)
+
+# %% ../../nbs/web/access.ipynb #6ae4751c
+PROXIES = (b"forwarded", b"via", b"x-real-ip", b"x-forwarded")  # How the headers begin that proxies add
 
 def bearer_token(
-    scope: Scope # A request
+    request: Request # A request
 ) -> str: # Empty when there is none
     "Read the bearer token of a request."
-    scheme, _, token = (header(scope, b"authorization") or "").partition(" ")
+    scheme, _, token = (request.header(b"authorization") or "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
 
 def is_loopback(
-    scope: Scope # A request
+    request: Request # A request
 ) -> bool: # Whether its client is certainly on this machine
     "Say whether a request comes from this machine, and through no proxy."
-    client: Any = scope.get("client")
-    if any(name.lower().startswith((b"forwarded", b"via", b"x-real-ip", b"x-forwarded")) for name, _ in scope["headers"]): return False
+    for name in request.headers:
+        if name.startswith(PROXIES): return False
+    client: Any = request.scope.get("client")
     return bool(client) and is_loopback_address(client[0])
 
 @lru_cache(maxsize=1024)
@@ -124,14 +160,13 @@ def is_loopback_address(
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:@/\[\]\s]+)(?::(\d{1,5}))?")  # A name or an address, and a port
 
 def check_host(
-    scope: Scope, # A request
+    request: Request, # A request
     allowed: Collection[str] # Names without ports; `*` allows all
 ) -> None:
     """Check the `Host` header.
 
     :raises Problem: when it is not allowed, missing or given twice."""
-    given = [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == b"host"]
-    found = _HOST.fullmatch(given[0]) if len(given) == 1 else None
+    found = _HOST.fullmatch(request.header(b"host") or "")
     if found is not None and ("*" in allowed or found[1].lower() in allowed): return
     raise Problem(421, "host", "The Host header is not among allowed_hosts of this server.", "Host")
 
@@ -139,19 +174,21 @@ def check_host(
 READS = ("GET", "HEAD", "OPTIONS")
 
 def check_origin(
-    scope: Scope # A request that carries no bearer token, which only code that knows the token can send
+    request: Request # A request that carries no bearer token, which only code that knows the token can send
 ) -> None:
     "Raise a `Problem` for a request that a page of another origin makes."
-    reads = scope["method"] in READS
-    if (site := header(scope, b"sec-fetch-site")) is not None:
-        fine = site == "same-origin" or reads and (site == "none" or header(scope, b"sec-fetch-mode") == "navigate")
+    reads = request.method in READS
+    if b"sec-fetch-site" in request.headers:
+        site = request.header(b"sec-fetch-site")
+        fine = site == "same-origin" or reads and (site == "none" or request.header(b"sec-fetch-mode") == "navigate")
         if fine: return
         raise Problem(403, "cross-origin", f"Expected a request of this origin (Sec-Fetch-Site is {site!r}).", "Sec-Fetch-Site")
     if reads: return
-    if (origin := header(scope, b"origin")) is not None:
-        if origin.lower() == f"{scope.get('scheme', 'http')}://{header(scope, b'host')}".lower(): return
+    if b"origin" in request.headers:
+        here = f"{request.scope.get('scheme', 'http')}://{request.header(b'host')}"
+        if str(request.header(b"origin")).lower() == here.lower(): return
         raise Problem(403, "cross-origin", "Expected the origin of this server.", "Origin")
-    if content_type(scope) == "application/json": return
+    if request.content_type == "application/json": return
     raise Problem(403, "cross-origin", "Expected JSON, as Content-Type: application/json, or a bearer token from a client that sends "
                   "neither Sec-Fetch-Site nor Origin.", "Content-Type")
 
@@ -173,26 +210,26 @@ class TokenAccess:
         return isinstance(text, str) and hmac.compare_digest(text.encode("utf-8", "replace"), self._token.encode())
 
     def cookie_name(self,
-        scope: Scope # A request
+        request: Request # A request
     ) -> str: # One for each port and path
         "Name the cookie."
-        found = _HOST.fullmatch(header(scope, b"host") or "")
-        port = found and found[2] or scope.get("scheme", "http")
-        return f"cjm_workers_{port}_{hashlib.sha256(scope.get('root_path', '').encode()).hexdigest()[:8]}"
+        found = _HOST.fullmatch(request.header(b"host") or "")
+        port = found and found[2] or request.scope.get("scheme", "http")
+        return f"cjm_workers_{port}_{hashlib.sha256(request.scope.get('root_path', '').encode()).hexdigest()[:8]}"
 
     def set_cookie(self,
-        scope: Scope # A request of a client that has sent the token
+        request: Request # Of a client that has sent the token
     ) -> str: # A `Set-Cookie` header
         "Make the cookie that stands for the token."
-        secure = "; Secure" if scope.get("scheme") == "https" else ""
-        path = quote(scope.get("root_path", "")) or "/"
-        return f"{self.cookie_name(scope)}={self._cookie}; Path={path}; HttpOnly; SameSite=Strict{secure}"
+        secure = "; Secure" if request.scope.get("scheme") == "https" else ""
+        path = quote(request.scope.get("root_path", "")) or "/"
+        return f"{self.cookie_name(request)}={self._cookie}; Path={path}; HttpOnly; SameSite=Strict{secure}"
 
     def allows(self,
-        scope: Scope # A request
+        request: Request # A request
     ) -> bool: # Whether it carries the token or its cookie
         "Say whether a request is allowed."
-        if bearer := bearer_token(scope): return self.right(bearer)
-        wanted = f"{self.cookie_name(scope)}={self._cookie}".encode()
-        given = (header(scope, b"cookie") or "").split(";") # http.cookies may take seconds for one that is made for it: CVE-2024-7592
+        if bearer := bearer_token(request): return self.right(bearer)
+        wanted = f"{self.cookie_name(request)}={self._cookie}".encode()
+        given = re.split("[;,]", request.header(b"cookie") or "") # http.cookies may take seconds for a hostile one: CVE-2024-7592
         return any(hmac.compare_digest(pair.strip().encode(), wanted) for pair in given)

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
 from ..core.errors import ConfigError, FactError, log_safely
 from ..managers.base import BaseJobManager
-from cjm_worker_protocols.web.access import (LOCAL, Access, Authorize, TokenAccess, ask_app, bearer_token, check_host, check_origin,
-    is_loopback)
+from cjm_worker_protocols.web.access import (LOCAL, Access, Authorize, Request, TokenAccess, ask_app, bearer_token, check_host,
+    check_origin, is_loopback)
 from .documents import worker_document
 from cjm_worker_protocols.web.jobs import (JobActions, JobOutputs, JobPages, JobViews, JobWaits, RequestReader, VisibleJobs,
     as_json)
@@ -58,30 +58,29 @@ class Gate:
         self.token = None if token is None else TokenAccess(token)
 
     def check(self,
-        scope: Scope # A request
+        request: Request # A request
     ) -> None:
         """Check where a request comes from, and how large its head is.
 
         :raises Problem: when it has another `Host` or origin, or its address and headers are too large."""
-        if len(scope["path"]) + len(scope["query_string"]) + sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
-            raise Problem(431, "too-large", f"Expected an address and headers of at most {MAX_HEADERS} bytes.")
-        check_host(scope, self._hosts)
-        if not (bearer_token(scope) and (self._authorize or self.token)): check_origin(scope)
+        if request.size > MAX_HEADERS: raise Problem(431, "too-large", f"Expected an address and headers of at most {MAX_HEADERS} bytes.")
+        check_host(request, self._hosts)
+        if not ((self._authorize or self.token) and bearer_token(request)): check_origin(request)
 
     async def access(self,
-        scope: Scope # A request that `check` lets pass
+        request: Request # A request that `check` lets pass
     ) -> Access: # Who the client is
         """Ask who a client is.
 
         Raises what `authorize` raises, and:
 
         :raises Problem: when the client is refused."""
-        if self._authorize is not None: return await ask_app(self._authorize, scope)
+        if self._authorize is not None: return await ask_app(self._authorize, request.scope)
         if self.token is not None:
-            if self.token.allows(scope): return LOCAL
+            if self.token.allows(request): return LOCAL
             raise Problem(401, "unauthorized", "Send the token, as Authorization: Bearer TOKEN, or open the page with its link.",
                           headers={"www-authenticate": "Bearer"})
-        if is_loopback(scope): return LOCAL
+        if is_loopback(request): return LOCAL
         raise Problem(403, "forbidden", "Without `authorize`, only clients on this machine are served, and through no proxy.")
 
 # %% ../../nbs/web/app.ipynb #fb98db56
@@ -101,7 +100,7 @@ async def log_in(
     if request.method != "POST": raise Problem(405, "method", "Expected POST.", headers={"allow": "POST"})
     given = parse_object(await read_body(request, 4096)).get("token")
     if not token.right(given): raise Problem(401, "unauthorized", "This is not the token.")
-    return Response(status_code=204, headers={"set-cookie": token.set_cookie(request.scope), "cache-control": "no-store"})
+    return Response(status_code=204, headers={"set-cookie": token.set_cookie(request), "cache-control": "no-store"})
 
 # %% ../../nbs/web/app.ipynb #f7c7dd76
 @dataclass
@@ -209,12 +208,12 @@ class Entrance:
         Raises a `Problem`, and what handlers and `authorize` raise."""
         path, gate = path_below(request.scope), self.gate
         if path in ("/healthz", "/readyz"): return probe(path == "/healthz" or self.manager.ready)
-        gate.check(request.scope)
+        gate.check(request)
         if path == "": return RedirectResponse(f"{request.scope.get('root_path', '')}/", 308)
         if path == "/api/login" and gate.token is not None: return await log_in(request, gate.token)
         page = not path.startswith(("/api", "/metrics"))
         if page and gate.token is not None: return self.files.answer(request, path) # it asks for the token
-        access = await gate.access(request.scope)
+        access = await gate.access(request)
         if page: return self.files.answer(request, path)
         route, job_id = self.routes.find(request.method, path)
         call = ApiCall(request, access, parse_query(request.scope["query_string"]), job_id)
@@ -238,14 +237,14 @@ class WorkersApp:
     ):
         ":raises ConfigError: when a setting cannot work."
         self.manager, self.end, gate = manager, AppEnd(manager, drain_timeout), Gate(authorize, allowed_hosts, token)
-        self.live, uploads = LiveEvents(manager, self.end.drain), Uploads(max_upload, UploadRoot(folder_beside(manager.job_store)))
+        uploads = Uploads(max_upload, UploadRoot(folder_beside(manager.job_store)), OpenRequests(self.end.signals, 8, 64))
+        self.live = LiveEvents(manager, self.end.drain)
         logs, streams = JobLogs(self.live.opened.put_line), OpenRequests(self.end.signals)
         self.end.drained.append(self.live.flush)
         self.end.closed += attach_to(self, logs), self.live.stop
-        visible, views = VisibleJobs(manager), JobViews(show_details, logs)
+        visible, views, descriptions = VisibleJobs(manager), JobViews(show_details, logs), Descriptions(manager.worker_config)
         about: dict[str, Any] = {"title": title or manager.worker_type, "token": token is not None, "max_upload": max_upload}
         waits = JobWaits(OpenRequests(self.end.signals, 256, 4096), self.end.stopping)
-        descriptions = Descriptions(manager.worker_config)
         reader = RequestReader(manager, descriptions, uploads, allow_paths)
         pages = (ManagerPages(manager, descriptions, views, about), WorkerPages(manager, self.live, visible, views, streams),
                  JobPages(visible, views), JobOutputs(visible, views, uploads, allow_paths, streams, self.end.stopping),

@@ -5,24 +5,28 @@
 # %% ../../nbs/web/documents.ipynb #1dceac2a
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Mapping
-from datetime import datetime
-from operator import attrgetter
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from ..core.events import json_safe
-from ..core.jobs import ENDS, Job, kept_chunks
+from ..core.jobs import ENDS, Job, live_of
 from ..managers.views import WorkerView
 
 INLINE = 1 << 20  # Characters of JSON of a result that is part of its job's document
+STATUSES = ("pending", "running", *sorted(ENDS))
+BLOCK = 1 << 16  # Characters of JSON that are made at once, which takes about a millisecond
 IMAGES = {  # By first bytes
     b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF87a": "image/gif", b"GIF89a": "image/gif"}
 
 # %% auto #0
-__all__ = ['INLINE', 'IMAGES', 'encode_json', 'FACTS', 'TIMES', 'media_type', 'ResultView', 'view_result', 'when', 'error_of',
-           'job_document', 'job_details', 'counts_document', 'worker_document']
+__all__ = ['INLINE', 'STATUSES', 'BLOCK', 'IMAGES', 'encode_json', 'TIMES', 'media_type', 'ResultView', 'is_short', 'view_result',
+           'json_blocks', 'ResultViews', 'error_of', 'job_document', 'job_details', 'counts_document',
+           'worker_document']
 
 # %% ../../nbs/web/documents.ipynb #7f6d0f6d
 def media_type(
@@ -37,9 +41,9 @@ class ResultView(NamedTuple):
     "What a result is, and its JSON."
     kind: str  # `json`, `bytes`, `file` or `object`
     type: str  # The name of its Python type
-    size: int  # Bytes; of `json` and an object, characters of its JSON or its `repr`
+    size: int  # Bytes; of `json` and an object, characters of its JSON or its `repr`, which is 0 for one that is not counted
     media_type: str = ""  # Of bytes and files
-    text: str = ""  # Its JSON
+    text: str = ""  # Its JSON, if that is short
 
     def document(self) -> dict[str, Any]: # JSON-safe
         "Give the document, without the JSON itself."
@@ -47,9 +51,27 @@ class ResultView(NamedTuple):
 
 encode_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode # json.dumps would make an encoder for each call
 
-def _repr_size(value: Any) -> int:
-    try: return len(repr(value))
-    except Exception: return 0
+def is_short(
+    value: Any, # Anything
+    limit: int = INLINE # Characters, about
+) -> bool: # False for one whose JSON is longer
+    """Estimate the length of a value's JSON.
+
+    No more of the value is looked at than the limit."""
+    found = [value]
+    while found and limit >= 0:
+        item = found.pop()
+        limit -= 8 + len(item) if isinstance(item, (str, bytes, list, tuple, dict, set, frozenset)) else 8
+        if limit < 0: break
+        if isinstance(item, dict): found += [*dict.keys(item), *dict.values(item)]
+        elif isinstance(item, (list, tuple, set, frozenset)): found += item
+    return limit >= 0
+
+# %% ../../nbs/web/documents.ipynb #9771a7ca
+def _view_object(value: Any) -> ResultView:
+    try: size = len(repr(value)) if is_short(value, BLOCK) else 0
+    except Exception: size = 0 # it may raise anything
+    return ResultView("object", type(value).__name__, size)
 
 def view_result(
     value: Any # The result of a job
@@ -61,9 +83,9 @@ def view_result(
     if isinstance(value, (bytes, bytearray, memoryview)):
         view = memoryview(value).cast("B") if not isinstance(value, memoryview) or value.c_contiguous else memoryview(bytes(value))
         return ResultView("bytes", name, view.nbytes, media_type(bytes(view[:16])))
-    if isinstance(value, os.PathLike): return _view_file(value, name)
+    if hasattr(value, "__fspath__"): return _view_file(value, name)
     try: text = encode_json(value)
-    except Exception: return ResultView("object", name, _repr_size(value)) # a subclass of dict may raise anything
+    except Exception: return _view_object(value) # a subclass of dict may raise anything
     return ResultView("json", name, len(text), text=text)
 
 def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
@@ -73,16 +95,65 @@ def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 
 # %% ../../nbs/web/documents.ipynb #d0ca4139
-FACTS = ("id", "plugin_id", "status", "progress", "message", "waiting_for", "worker_pid", "priority", "timeout", "retries", "attempts",
-         "owner", "position", "retried_from", "expires", "key", "restartable")
-TIMES = ("created_at", "started_at", "loading_at", "loaded_at", "completed_at")
-_facts, _times = attrgetter(*FACTS), attrgetter(*TIMES)
+def _json_parts(value: Any) -> Iterator[str]:
+    "JSON in parts; runs of short items are one."
+    if not isinstance(value, (str, list, tuple, dict)) or is_short(value, BLOCK): yield encode_json(value)
+    elif isinstance(value, str):
+        yield '"'
+        for start in range(0, len(value), BLOCK): yield encode_json(value[start:start + BLOCK])[1:-1]
+        yield '"'
+    else:
+        named, mark = isinstance(value, dict), "{" if isinstance(value, dict) else "["
+        items = iter(value.items() if isinstance(value, dict) else value)
+        while run := dict(islice(items, 256)) if named else list(islice(items, 256)):
+            if is_short(run, BLOCK): yield mark + encode_json(run)[1:-1]
+            else:
+                for key in run:
+                    yield mark + (encode_json({key: 0})[1:-2] if named else "")
+                    yield from _json_parts(run[key] if isinstance(run, dict) else key)
+                    mark = ","
+            mark = ","
+        yield "}" if named else "]"
 
-def when(
-    moment: datetime | None # A time
-) -> str | None: # As RFC 3339 has it
-    "Write a time."
-    return moment.isoformat(timespec="milliseconds") if moment is not None else None
+async def json_blocks(
+    value: Any # A result
+) -> AsyncGenerator[str, None]: # Blocks of JSON
+    """Write JSON in blocks, and let the loop serve others in between.
+
+    Raises what encoding raises."""
+    block, size = list[str](), 0
+    for part in _json_parts(value):
+        block.append(part)
+        if (size := size + len(part)) < BLOCK: continue
+        yield "".join(block)
+        block, size = [], 0
+        await asyncio.sleep(0)
+    yield "".join(block)
+
+# %% ../../nbs/web/documents.ipynb #e28bb271
+class ResultViews:
+    "Looks at results, at each large one only once."
+    def __init__(self) -> None:
+        self._large: WeakKeyDictionary[Job, ResultView] = WeakKeyDictionary()
+
+    async def of(self,
+        job: Job # A job that is completed
+    ) -> ResultView: # Without the JSON of a large one
+        "Look at a job's result."
+        value = job.result
+        if self._large and (known := self._large.get(job)) is not None: return known
+        if not isinstance(value, (str, list, tuple, dict)): return view_result(value)
+        size = 0
+        try:
+            if is_short(value): return view_result(value)
+            async for block in json_blocks(value): size += len(block)
+            view = ResultView("json", type(value).__name__, size)
+        except Exception: view = _view_object(value)
+        self._large[job] = view
+        return view
+
+# %% ../../nbs/web/documents.ipynb #6b3f0c3a
+TIMES = ("created_at", "started_at", "loading_at", "loaded_at", "completed_at")
 
 def error_of(
     job: Job, # A job that has failed or was cancelled
@@ -98,31 +169,39 @@ def job_document(
     details: bool = False # Whether the client may see parameters and tracebacks
 ) -> dict[str, Any]: # JSON-safe
     "Describe a job, as in a list of jobs."
-    document: dict[str, Any] = dict(zip((*FACTS, *TIMES), (*_facts(job), *map(when, _times(job)))))
-    document["metadata"], document["error"] = json_safe(job.metadata, 1000, 50) if job.metadata else {}, error_of(job, details)
+    document: dict[str, Any] = {
+        "id": job.id, "plugin_id": job.plugin_id, "status": job.status, "progress": job.progress, "message": job.message,
+        "waiting_for": job.waiting_for, "worker_pid": job.worker_pid, "priority": job.priority, "timeout": job.timeout,
+        "retries": job.retries, "attempts": job.attempts, "owner": job.owner, "position": None if job.status in ENDS else job.position,
+        "retried_from": job.retried_from, "expires": job.expires, "key": job.key, "restartable": job.restartable,
+        "created_at": job.created_at, "started_at": job.started_at, "loading_at": job.loading_at, "loaded_at": job.loaded_at,
+        "completed_at": job.completed_at, "metadata": json_safe(job.metadata, 1000, 50) if job.metadata else {},
+        "error": None if job.error is None else error_of(job, details)}
+    for name in TIMES:
+        if (moment := document[name]) is not None: document[name] = moment.isoformat(timespec="milliseconds") # as RFC 3339 has it
     return document
 
 # %% ../../nbs/web/documents.ipynb #51807ba0
 def job_details(
     job: Job, # A job
-    details: bool = False # Whether the client may see parameters and tracebacks
-) -> dict[str, Any]: # JSON-safe
+    view: ResultView | None = None, # Of its result, if it is completed
+    details: bool = False, # Whether the client may see parameters and tracebacks
+    **more: Any # Further members
+) -> str: # JSON
     "Describe one job with its result."
-    document = job_document(job, details)
-    if details: document["params"] = {k: json_safe(os.fspath(v) if isinstance(v, os.PathLike) else v) for k, v in job.params.items()}
-    first = job.dropped_chunks
-    document.update(result=None, result_type=None, chunks={"first": first, "stop": first + len(kept_chunks(job))})
-    if job.status == "completed":
-        view = view_result(job.result)
-        document["result_type"] = view.document()
-        if view.kind == "json" and view.size <= INLINE: document["result"] = job.result
-    return document
+    document, chunks = job_document(job, details), live_of(job).streamed
+    if details: document["params"] = {k: json_safe(os.fspath(v) if hasattr(v, "__fspath__") else v) for k, v in job.params.items()}
+    document["chunks"] = {"first": chunks.first, "stop": chunks.stop} if chunks is not None else {"first": 0, "stop": 0}
+    document["result_type"] = None if view is None else view.document()
+    result = "null" if view is None or not 0 < len(view.text) <= INLINE else view.text
+    document |= more
+    return f'{encode_json(document)[:-1]},"result":{result}}}'
 
 def counts_document(
     counts: Mapping[str, int] # Of jobs, by status
 ) -> dict[str, int]: # Of all five
     "Name every status."
-    return {status: counts.get(status, 0) for status in ("pending", "running", *sorted(ENDS))}
+    return {status: counts.get(status, 0) for status in STATUSES}
 
 # %% ../../nbs/web/documents.ipynb #d154b6ef
 def worker_document(

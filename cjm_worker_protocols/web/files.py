@@ -9,10 +9,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Send
 
+from .access import Request
 from .problems import Problem
 
 # %% auto #0
@@ -35,7 +35,9 @@ def with_safe_headers(
         if message["type"] == "http.response.start":
             given = [*message.get("headers", ())]
             have = dict(given)
-            message = {**message, "headers": given + [header for header in SAFE.items() if header[0] not in have]}
+            for header in SAFE.items():
+                if header[0] not in have: given.append(header)
+            message = {**message, "headers": given}
         await send(message)
     return sending
 
@@ -74,4 +76,4 @@ class StaticFiles:
         :raises Problem: when there is no such file."""
         if request.method not in ("GET", "HEAD"): raise Problem(405, "method", "Expected GET, HEAD.", headers={"allow": "GET, HEAD"})
         name = "index.html" if path == "/" else path.removeprefix("/static/")
-        return self.response(name, request.headers.get("if-none-match"))
+        return self.response(name, request.header(b"if-none-match"))

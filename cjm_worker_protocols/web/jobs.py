@@ -8,44 +8,61 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..core.config import is_text
 from ..core.events import json_safe
-from ..core.jobs import Job, kept_chunks, live_of
+from ..core.jobs import ENDS, Job, kept_chunks, live_of
 from ..managers.base import BaseJobManager
-from .access import Access, content_type
-from .documents import counts_document, encode_json, job_details, job_document
+from .access import Access
+from .documents import STATUSES, ResultViews, counts_document, encode_json, job_details, job_document
 from .logs import JobLogs
 from .plugins import Descriptions, Paths, check_params, find_plugin, names_path
 from .problems import Problem
 from .results import result_response
-from .routes import MAX_BODY, ApiCall, Route, parse_object, query_flag, query_number, read_body
+from .routes import MAX_BODY, ApiCall, Route, parse_object, query_flag, query_number, query_whole, read_body
 from .streams import JobStreamResponse, OpenRequests, begin_at, gone, run_first
 from .uploads import UploadFolder, Uploads
 
 OPTIONS = ("priority", "timeout", "retries", "key", "restartable")  # Of a job; more than these, `plugin_id` and `params` are refused
-QUICK = 0.02  # Seconds in which a waiting client is not watched, so that a quick job costs little
+FIELDS = frozenset(("plugin_id", "params", *OPTIONS))
+QUICK = 0.02  # Seconds, at most twice these, in which a waiting client is not watched, so that a quick job costs little
 WAIT = 60.0  # Seconds that `?wait=true` waits without a `wait_timeout`
 
 # %% auto #0
-__all__ = ['OPTIONS', 'QUICK', 'WAIT', 'as_json', 'JobRequest', 'file_params', 'wait_shortly', 'wait_for_end', 'JobWaits',
-           'VisibleJobs', 'JobViews', 'JobPages', 'JobOutputs', 'RequestReader', 'JobActions']
+__all__ = ['OPTIONS', 'FIELDS', 'QUICK', 'WAIT', 'JSON_HEADERS', 'JsonResponse', 'as_json', 'JobRequest', 'file_params',
+           'ShortWaits', 'wait_for_end', 'JobWaits', 'VisibleJobs', 'JobViews', 'JobPages', 'JobOutputs',
+           'RequestReader', 'JobActions']
 
 # %% ../../nbs/web/jobs.ipynb #4e8b0690
+JSON_HEADERS = ((b"content-type", b"application/json"), (b"cache-control", b"no-store"))
+
+class JsonResponse:
+    "An ASGI app that answers with JSON that no cache keeps."
+    def __init__(self,
+        text: str, # JSON, all of it ASCII
+        status: int = 200, # The HTTP status
+        location: str = "" # The address of what was made
+    ):
+        self.body, self.status = text.encode(), status
+        self.headers = [*JSON_HEADERS, (b"content-length", b"%d" % len(self.body))]
+        if location: self.headers.append((b"location", location.encode()))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
+
 def as_json(
-    document: Any, # JSON-safe
-    status: int = 200, # The HTTP status
-    headers: Mapping[str, str] | None = None # Further headers
-) -> Response: # An ASGI app
-    "Answer with JSON that no cache keeps."
-    return Response(encode_json(document), status, {"cache-control": "no-store", **(headers or {})}, "application/json")
+    document: Any # JSON-safe
+) -> JsonResponse: # An ASGI app
+    "Answer with a document."
+    return JsonResponse(encode_json(document))
 
 # %% ../../nbs/web/jobs.ipynb #77c58527
 class JobRequest:
@@ -56,8 +73,9 @@ class JobRequest:
         given: Mapping[str, Any] # The members of the JSON object
     ):
         ":raises Problem: when a field is unknown, missing or wrong; it names the field."
-        if others := given.keys() - {"plugin_id", "params", *OPTIONS}:
-            raise Problem(422, "invalid", f"{min(others)}: there is no such field.", min(others))
+        if not given.keys() <= FIELDS:
+            unknown = min(given.keys() - FIELDS)
+            raise Problem(422, "invalid", f"{unknown}: there is no such field.", unknown)
         plugin_id, params = given.get("plugin_id"), given.get("params", {})
         if not isinstance(plugin_id, str): raise Problem(422, "invalid", "plugin_id: expected the id of a plugin, as text.", "plugin_id")
         if not isinstance(params, dict): raise Problem(422, "invalid", "params: expected an object, of names and values.", "params")
@@ -76,28 +94,37 @@ def file_params(
     return {name: paths if len(paths) > 1 or name in lists else paths[0] for name, paths in found.items()}
 
 # %% ../../nbs/web/jobs.ipynb #95044a90
-async def wait_shortly(
-    job: Job, # A job
-    seconds: float # At most
-) -> None:
-    "Wait for the end of a job, without a task."
-    loop = asyncio.get_running_loop()
-    waiter: asyncio.Future[None] = loop.create_future()
-    def give_up() -> None:
-        if not waiter.done(): waiter.set_result(None)
+class ShortWaits:
+    "Waits for jobs that may end soon: without a task, and with one timer for all."
+    def __init__(self) -> None:
+        self._new, self._old = list[asyncio.Future[None]](), list[asyncio.Future[None]]()
+        self._ticks = False  # Whether the timer runs
 
-    timer = loop.call_later(seconds, give_up)
-    try: await live_of(job).waiters.wait(waiter)
-    finally: timer.cancel()
+    async def wait(self,
+        job: Job # A job
+    ) -> None:
+        "Wait for the end of a job, between `QUICK` and twice as long."
+        if job.status not in ENDS:
+            loop = asyncio.get_running_loop()
+            self._new.append(waiter := loop.create_future())
+            if not self._ticks: self._ticks = bool(loop.call_later(QUICK, self._tick))
+            await live_of(job).waiters.wait(waiter)
+        if job.status in ENDS: await job.wait() # a client reads its end
+
+    def _tick(self) -> None:
+        over, self._old, self._new = self._old, self._new, []
+        for waiter in over:
+            if not waiter.done(): waiter.set_result(None)
+        self._ticks = bool(self._old and asyncio.get_running_loop().call_later(QUICK, self._tick))
 
 async def wait_for_end(
     job: Job, # A job
-    request: Request, # Of the client that waits; its body was read
+    receive: Receive, # Of the client that waits; its body was read
     timeout: float, # Seconds
     stopping: asyncio.Event # Set when the server stops
 ) -> bool: # False when the client has left
     "Wait for the end of a job, as long as the client, its time and the server allow."
-    _, left, _ = await run_first(job.wait(), gone(request.receive), stopping.wait(), timeout=timeout)
+    _, left, _ = await run_first(job.wait(), gone(receive), stopping.wait(), timeout=timeout)
     return left.cancelled()
 
 # %% ../../nbs/web/jobs.ipynb #d7ec0e90
@@ -106,6 +133,7 @@ class JobWaits:
     "Waits for the ends of jobs, for clients that ask so."
     waiting: OpenRequests  # Those that wait
     stopping: asyncio.Event  # Set when the server stops
+    short: ShortWaits = field(default_factory=ShortWaits)  # Where each begins
 
     async def wait(self,
         call: ApiCall, # Of the client
@@ -113,12 +141,10 @@ class JobWaits:
         timeout: float # Seconds
     ) -> bool: # False when the client has left
         "Wait for a job's end, unless the client has too many requests that wait."
-        if not job.done: await wait_shortly(job, min(timeout, QUICK))
-        if not job.done and self.waiting.enter(call.client):
-            try: return await wait_for_end(job, call.request, max(0, timeout - QUICK), self.stopping)
-            finally: self.waiting.leave(call.client)
-        if job.done: await job.wait() # a client reads its end
-        return True
+        if (quick := timeout >= 2 * QUICK) or job.status in ENDS: await self.short.wait(job)
+        if job.status in ENDS or not self.waiting.enter(call.client): return True
+        try: return await wait_for_end(job, call.request.receive, timeout - QUICK if quick else timeout, self.stopping)
+        finally: self.waiting.leave(call.client)
 
 # %% ../../nbs/web/jobs.ipynb #2aa5a0e2
 @dataclass
@@ -150,6 +176,7 @@ class VisibleJobs:
         job_id: str # What it asks for
     ) -> Job | None: # With a job store also one of another process; `None` when it is unknown or foreign
         "Look for a job that a client sees."
+        if not is_text(job_id): return None # a store could not ask for it
         job = self.manager.get_job(job_id) or (await self.manager.find_job(job_id) if self.manager.job_store is not None else None)
         return job if job is not None and access.owns(job.owner) else None
 
@@ -169,6 +196,7 @@ class JobViews:
     "What a client sees of a job."
     show_details: bool  # Whether owners see parameters, log lines and tracebacks
     logs: JobLogs  # What jobs have logged
+    results: ResultViews = field(default_factory=ResultViews)  # What jobs have returned
 
     def details_for(self,
         access: Access # A client
@@ -176,21 +204,28 @@ class JobViews:
         "Say whether a client sees parameters, log lines and tracebacks."
         return self.show_details or access.sees == "all"
 
-    def document(self,
+    async def document(self,
         job: Job, # A job
         access: Access # Of the client
-    ) -> dict[str, Any]: # JSON-safe
+    ) -> str: # JSON
         "Describe one job for a client."
-        document = job_details(job, details := self.details_for(access))
-        if details: document["log"] = self.logs.of(job.id)
-        return document
+        view = await self.results.of(job) if job.status == "completed" else None
+        if not self.details_for(access): return job_details(job, view)
+        return job_details(job, view, True, log=self.logs.of(job.id))
 
-    def accepted(self,
+    async def answer(self,
+        job: Job, # A job
+        call: ApiCall # That asks for it
+    ) -> JsonResponse: # 200, with the job
+        "Answer with a job."
+        return JsonResponse(await self.document(job, call.access))
+
+    async def accepted(self,
         job: Job, # A new job
         call: ApiCall # That has started it
-    ) -> Response: # 202, with the job's address
+    ) -> JsonResponse: # 202, with the job's address
         "Answer that a job was accepted."
-        return as_json(self.document(job, call.access), 202, {"location": f"{call.root}/api/jobs/{quote(job.id, safe='')}"})
+        return JsonResponse(await self.document(job, call.access), 202, quote(f"{call.root}/api/jobs/") + quote(job.id, safe=""))
 
 # %% ../../nbs/web/jobs.ipynb #1c51dd88
 @dataclass
@@ -207,7 +242,9 @@ class JobPages:
     async def _list_jobs(self, call: ApiCall) -> ASGIApp:
         "`GET /api/jobs?status=&plugin_id=&limit=&before=`"
         wanted: dict[str, Any] = {name: call.query.get(name) for name in ("status", "plugin_id", "before")}
-        limit = int(query_number(call.query, "limit", 100, 1, 1000))
+        if wanted["status"] not in (None, *STATUSES):
+            raise Problem(422, "invalid", f"status: expected {', '.join(STATUSES)}.", "status")
+        limit = query_whole(call.query, "limit", 100, 1, 1000)
         found = await self.visible.select(call.access, limit=limit + 1, **wanted)
         shown, details = found[:limit], self.views.details_for(call.access)
         following = shown[-1].id if len(found) > limit else None
@@ -216,7 +253,7 @@ class JobPages:
 
     async def _show(self, call: ApiCall) -> ASGIApp:
         "`GET /api/jobs/{id}`"
-        return as_json(self.views.document(await self.visible.find(call.access, call.job_id), call.access))
+        return await self.views.answer(await self.visible.find(call.access, call.job_id), call)
 
 # %% ../../nbs/web/jobs.ipynb #ec705160
 @dataclass
@@ -239,7 +276,7 @@ class JobOutputs:
 
     async def _chunks(self, call: ApiCall) -> ASGIApp:
         "`GET /api/jobs/{id}/chunks?start=`: those that are there now."
-        job, start = await self.visible.find(call.access, call.job_id), int(query_number(call.query, "start", 0, 0, 1 << 53))
+        job, start = await self.visible.find(call.access, call.job_id), query_whole(call.query, "start", 0, 0, 1 << 53)
         first, kept = job.dropped_chunks, kept_chunks(job)
         shown = json_safe(kept[max(0, start - first):], items=10_000)
         return as_json({"first": max(first, start), "stop": first + len(kept), "chunks": shown})
@@ -247,13 +284,14 @@ class JobOutputs:
     async def _result(self, call: ApiCall) -> ASGIApp:
         "`GET /api/jobs/{id}/result`"
         job = await self.visible.find(call.access, call.job_id)
-        return result_response(job, [*self.allow_paths, *self.uploads.folders(job)], self.uploads.root.path)
+        allowed = [*self.allow_paths, *self.uploads.folders(job)]
+        return await result_response(job, self.views.results, allowed, self.uploads.root.path)
 
     async def _stream(self, call: ApiCall) -> ASGIApp:
         "`GET /api/jobs/{id}/stream`"
         job, start = await self.visible.find(call.access, call.job_id), begin_at(call)
         if start is None: return Response(status_code=204) # EventSource does not come again
-        def document() -> dict[str, Any]: return self.views.document(job, call.access)
+        async def document() -> str: return await self.views.document(job, call.access)
         return self.streams.limited(call.client, JobStreamResponse(job, start, document, self.stopping))
 
 # %% ../../nbs/web/jobs.ipynb #7435ef83
@@ -266,14 +304,14 @@ class RequestReader:
     allow_paths: Paths  # What JSON may name
 
     async def read(self,
-        request: Request # Of a client
+        call: ApiCall # Of a client
     ) -> JobRequest: # Its parameters name only files that the client may name
         """Read a request.
 
         :raises Problem: when a field is wrong; it names the field.
         :raises RegistryUnavailableError: when the registry does not answer."""
-        form = await self.uploads.read(request) if content_type(request.scope) == "multipart/form-data" else None
-        asked = JobRequest(parse_object(await read_body(request, MAX_BODY)) if form is None else form.fields)
+        form = await self.uploads.read(call) if call.request.content_type == "multipart/form-data" else None
+        asked = JobRequest(parse_object(await read_body(call.request, MAX_BODY)) if form is None else form.fields)
         declared = (await self.descriptions.of(await find_plugin(self.manager, asked.plugin_id)))["parameters"]
         asked.params = check_params(asked.params, declared, self.allow_paths)
         if form is not None:
@@ -303,18 +341,18 @@ class JobActions:
         call.access.check("start")
         wait, cancels = query_flag(call.query, "wait"), query_flag(call.query, "cancel_on_disconnect")
         timeout = query_number(call.query, "wait_timeout", WAIT, 0, 86400)
-        asked = await self.reader.read(call.request)
+        asked = await self.reader.read(call)
         job = await self.manager.start_job(asked.plugin_id, owner=call.access.user, params=asked.params, **asked.options)
-        self.uploads.keep(job, asked.folder)
+        if asked.folder is not None: self.uploads.keep(job, asked.folder)
         if wait and not await self.waits.wait(call, job, timeout) and cancels: await self.manager.cancel_job(job.id)
-        return as_json(self.views.document(job, call.access)) if wait and job.done else self.views.accepted(job, call)
+        return await (self.views.answer if wait and job.status in ENDS else self.views.accepted)(job, call)
 
     async def _cancel(self, call: ApiCall) -> ASGIApp:
         "`POST /api/jobs/{id}/cancel`: answers when the job has ended."
         job = await self.visible.find(call.access, call.job_id)
         call.access.check("cancel")
         if job.done or not await self.manager.cancel_job(job.id): raise Problem(409, "ended", f"The job has ended: it is {job.status}.")
-        return as_json(self.views.document(job, call.access))
+        return await self.views.answer(job, call)
 
     async def _retry(self, call: ApiCall) -> ASGIApp:
         "`POST /api/jobs/{id}/retry`"
@@ -322,4 +360,4 @@ class JobActions:
         call.access.check("retry")
         job = await self.manager.retry_job(old)
         self.uploads.keep_again(job, old)
-        return self.views.accepted(job, call)
+        return await self.views.accepted(job, call)

@@ -9,13 +9,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from .. import __version__
-from .documents import FACTS
+from ..core.jobs import Job
+from .documents import job_document
 from .routes import Route
 
 # %% auto #0
 __all__ = ['Schema', 'TEXT', 'NUMBER', 'WHOLE', 'FLAG', 'ANY', 'MAYBE_TEXT', 'MAYBE_NUMBER', 'MAYBE_WHOLE', 'MOMENT', 'STATUS',
            'OBJECT', 'MAYBE_OBJECT', 'ERROR', 'JOB', 'REQUEST', 'WORKER', 'PLUGIN', 'PROBLEM', 'SCHEMAS', 'QUERIES',
-           'ANSWERS', 'FIELDS', 'FORM', 'operation', 'openapi_document']
+           'ANSWERS', 'BODIES', 'operation', 'openapi_document']
 
 # %% ../../nbs/web/openapi.ipynb #0ddd8ca6
 Schema = dict[str, Any]
@@ -35,13 +36,14 @@ OBJECT, MAYBE_OBJECT = {"type": "object"}, {"type": ["object", "null"]}
 
 ERROR = _object("category message", category=TEXT, message=TEXT, exit_code=MAYBE_WHOLE, signal=MAYBE_WHOLE, traceback=MAYBE_TEXT,
     stderr_tail=TEXT)
-JOB = _object(" ".join(FACTS), id=TEXT, plugin_id=TEXT, status=STATUS, progress=NUMBER, message=TEXT, waiting_for=TEXT,
+JOB = _object(" ".join(job_document(Job(""))), id=TEXT, plugin_id=TEXT, status=STATUS, progress=NUMBER, message=TEXT, waiting_for=TEXT,
     worker_pid=MAYBE_WHOLE, priority=WHOLE, timeout=MAYBE_NUMBER, retries=WHOLE, attempts=WHOLE, owner=MAYBE_TEXT, position=MAYBE_WHOLE,
     retried_from=MAYBE_TEXT, created_at=MOMENT, started_at=MOMENT, loading_at=MOMENT,
     loaded_at=MOMENT, completed_at=MOMENT, metadata=OBJECT,
     error={"anyOf": [_ref("Error"), {"type": "null"}]}, params=OBJECT, result=ANY, result_type=MAYBE_OBJECT,
     chunks=_object("", first=WHOLE, stop=WHOLE))
-REQUEST = _object("plugin_id", plugin_id=TEXT, params=OBJECT, priority=WHOLE, timeout=NUMBER, retries=WHOLE, key=TEXT, restartable=FLAG)
+REQUEST = _object("plugin_id", plugin_id=TEXT, params=OBJECT, priority=WHOLE, timeout={**NUMBER, "exclusiveMinimum": 0},
+    retries={**WHOLE, "minimum": 0}, key=TEXT, restartable=FLAG)
 WORKER = _object("pid status", pid=WHOLE, host=TEXT, status=TEXT, plugin_id=MAYBE_TEXT, job_id=MAYBE_TEXT, memory=MAYBE_NUMBER,
     cpu=MAYBE_NUMBER, gpu_memory=MAYBE_NUMBER, gone=FLAG, exit_code=MAYBE_WHOLE, signal=MAYBE_WHOLE)
 PLUGIN = _object("id", id=TEXT, name=TEXT, description=TEXT, configured=FLAG, problem=TEXT, streams={"type": ["boolean", "null"]},
@@ -52,23 +54,27 @@ SCHEMAS = {"Job": JOB, "Error": ERROR, "JobRequest": REQUEST, "Worker": WORKER, 
 # %% ../../nbs/web/openapi.ipynb #9be44990
 QUERIES: dict[str, dict[str, Schema]] = {
     "GET /api/jobs": {"status": STATUS, "plugin_id": TEXT, "limit": {**WHOLE, "minimum": 1, "maximum": 1000}, "before": TEXT},
-    "POST /api/jobs": {"wait": FLAG, "wait_timeout": NUMBER, "cancel_on_disconnect": FLAG},
-    "GET /api/jobs/{id}/chunks": {"start": WHOLE}, "GET /api/jobs/{id}/stream": {"last_event_id": TEXT},
-    "GET /api/events": {"job": TEXT, "last_event_id": TEXT},
+    "POST /api/jobs": {"wait": FLAG, "wait_timeout": {**NUMBER, "minimum": 0, "maximum": 86400}, "cancel_on_disconnect": FLAG},
+    "GET /api/jobs/{id}/chunks": {"start": {**WHOLE, "minimum": 0, "maximum": 1 << 53}},
+    "GET /api/jobs/{id}/stream": {"last_event_id": TEXT}, "GET /api/events": {"job": TEXT, "last_event_id": TEXT},
 }
 def _list(name: str, of: str, **more: Schema) -> Schema: return _object(name, **{name: {"type": "array", "items": _ref(of)}}, **more)
 
-ANSWERS: dict[str, tuple[str, str, Schema]] = {  # Status, media type, schema
+ANSWERS: dict[str, tuple[str, str, Schema]] = {  # Status, media types, schema
     "GET /api/jobs": ("200", "application/json", _list("jobs", "Job", next=MAYBE_TEXT, counts={"type": "object"})),
     **{name: ("200", "application/json", _ref("Job")) for name in ("GET /api/jobs/{id}", "POST /api/jobs/{id}/cancel")},
     **{name: ("202", "application/json", _ref("Job")) for name in ("POST /api/jobs", "POST /api/jobs/{id}/retry")},
     "GET /api/workers": ("200", "application/json", _list("workers", "Worker", memory_limit=MAYBE_NUMBER, memory_used=MAYBE_NUMBER)),
     "GET /api/plugins": ("200", "application/json", _list("plugins", "Plugin")), "GET /metrics": ("200", "text/plain", TEXT),
-    "GET /api/jobs/{id}/result": ("200", "application/octet-stream", ANY), "GET /api/jobs/{id}/stream": ("200", "text/event-stream", TEXT),
-    "GET /api/events": ("200", "text/event-stream", TEXT),
+    "GET /api/jobs/{id}/result": ("200", "application/json application/octet-stream image/png image/jpeg image/webp image/gif", ANY),
+    "GET /api/jobs/{id}/stream": ("200", "text/event-stream", TEXT), "GET /api/events": ("200", "text/event-stream", TEXT),
 }
-FIELDS = _object("plugin_id", plugin_id=TEXT, params=TEXT)
-FORM = {"application/json": {"schema": _ref("JobRequest")}, "multipart/form-data": {"schema": FIELDS}}
+BODIES: dict[str, dict[str, Schema]] = {  # By media type
+    "POST /api/jobs": {"application/json": _ref("JobRequest"), "multipart/form-data": _object("plugin_id", plugin_id=TEXT, params=TEXT)},
+    **{f"POST /api/jobs/{{id}}/{verb}": {"application/json": {"description": "Anything. Its type says that no form of a page sends it."}}
+       for verb in ("cancel", "retry")},
+}
+def _content(schemas: dict[str, Schema]) -> Schema: return {media: {"schema": schema} for media, schema in schemas.items()}
 
 def operation(
     route: Route # An endpoint
@@ -78,10 +84,10 @@ def operation(
     status, media, schema = ANSWERS.get(name, ("200", "application/json", {"type": "object"}))
     parameters: list[Schema] = [{"name": query, "in": "query", "schema": kind} for query, kind in QUERIES.get(name, {}).items()]
     if "{id}" in route.path: parameters.append({"name": "id", "in": "path", "required": True, "schema": TEXT})
-    answers = {status: {"description": route.summary, "content": {media: {"schema": schema}}}}
+    answers = {status: {"description": route.summary, "content": _content(dict.fromkeys(media.split(), schema))}}
     if name == "POST /api/jobs": answers["200"] = {**answers[status], "description": "The ended job, with `wait=true`"}
-    answers["default"] = {"description": "A problem", "content": {"application/problem+json": {"schema": _ref("Problem")}}}
-    body = {"requestBody": {"required": True, "content": FORM}} if name == "POST /api/jobs" else {}
+    answers["default"] = {"description": "A problem", "content": _content({"application/problem+json": _ref("Problem")})}
+    body = {"requestBody": {"required": True, "content": _content(BODIES[name])}} if name in BODIES else {}
     words = route.path.replace("{id}", "job").strip("/").replace("/", "_").replace(".", "_")
     about = {"operationId": f"{route.method.lower()}_{words}", "summary": route.summary, "parameters": parameters}
     return {**about, **body, "responses": answers}

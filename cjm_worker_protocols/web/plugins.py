@@ -202,8 +202,9 @@ def names_path(
     schema: Any # Of a value
 ) -> bool: # Also as one of several types, or within a list
     "Say whether a schema declares a path."
+    if isinstance(schema, str): return False
     if isinstance(schema, list): return any(map(names_path, schema))
-    return isinstance(schema, Mapping) and (schema.get("format") in PATHS or any(map(names_path, schema.values())))
+    return isinstance(schema, (dict, Mapping)) and (schema.get("format") in PATHS or any(map(names_path, schema.values())))
 
 # %% ../../nbs/web/plugins.ipynb #9f84185a
 def check_value(
@@ -215,6 +216,7 @@ def check_value(
     """Check that a value from JSON names no file of the server that it may not.
 
     :raises Problem: when it does."""
+    if not isinstance(value, (str, list, dict)): return value
     declared = names_path(schema)
     bare = {} if schema.get("type") in ("array", "object") and not declared else schema # of `list`: what is within is not declared
     if isinstance(value, list):
@@ -223,7 +225,6 @@ def check_value(
         others = schema.get("additionalProperties") or bare
         known = {**dict.fromkeys(value, others), **(schema.get("properties") or {})}
         return {name: check_value(v, known[name], allowed, f"{field}.{name}") for name, v in value.items()}
-    if not isinstance(value, str): return value
     if not declared and (schema or not may_be_path(value)): return value
     if is_allowed_path(value, allowed): return Path(value) if declared else value
     remedy = "upload the file, or allow its folder by allow_paths" if declared else "annotate the parameter, as `text: str`"
@@ -237,7 +238,11 @@ def check_params(
     """Check the parameters of a job.
 
     :raises Problem: when one is wrong; it names the parameter."""
-    schemas = {p["name"]: p["schema"] for p in parameters or () if p["kind"] != "var_keyword"}
-    others: Any = next((p["schema"] for p in parameters or () if p["kind"] == "var_keyword"), {})
-    try: return {name: check_value(value, schemas.get(name, others), allowed, f"params.{name}") for name, value in params.items()}
+    schemas, others, checked = dict[str, Any](), dict[str, Any](), dict[str, Any]()
+    for p in parameters or ():
+        if p["kind"] == "var_keyword": others = p["schema"]
+        else: schemas[p["name"]] = p["schema"]
+    try:
+        for name, value in params.items(): checked[name] = check_value(value, schemas.get(name, others), allowed, f"params.{name}")
     except RecursionError: raise Problem(422, "invalid", "params: expected fewer lists and objects in one another.", "params") from None
+    return checked

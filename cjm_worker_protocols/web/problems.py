@@ -25,7 +25,8 @@ __all__ = ['PAGE', 'TITLES', 'REFUSALS', 'Problem', 'problem_of']
 PAGE = "https://cj-mills.github.io/cjm-worker-protocols/web/problems.html"  # Explains each type of problem
 TITLES = {  # By type, and so by section of that page
     "malformed": "The request cannot be read", "invalid": "A field has a value that cannot work", "too-large": "The request is too large",
-    "unauthorized": "Who are you?", "forbidden": "This client may not do that", "host": "The Host header is not allowed",
+    "slow": "The request comes too slowly", "unauthorized": "Who are you?", "forbidden": "This client may not do that",
+    "host": "The Host header is not allowed",
     "cross-origin": "The request comes from another origin", "not-found": "There is no such thing", "method": "The method is not allowed",
     "not-json": "JSON cannot hold the result", "no-result": "The job has no result", "ended": "The job has ended",
     "conflict": "Another job has this key",

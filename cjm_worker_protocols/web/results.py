@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 
 from ..core.jobs import Job
-from .documents import ResultView, error_of, view_result
+from .documents import ResultView, ResultViews, error_of, json_blocks
 from .plugins import Paths, is_allowed_path
 from .problems import Problem
 from .uploads import safe_name
@@ -34,8 +34,9 @@ def attachment_headers(
     return {"content-disposition": disposition, "x-content-type-options": "nosniff", "cache-control": "no-store"}
 
 # %% ../../nbs/web/results.ipynb #fda21756
-def result_response(
+async def result_response(
     job: Job, # A job
+    views: ResultViews, # Looks at its result
     allowed: Paths, # Files and folders that may be sent
     uploads: Path | None = None # Where uploads of all jobs are kept, which `allowed` does not open
 ) -> ASGIApp: # The response
@@ -43,15 +44,20 @@ def result_response(
 
     :raises Problem: when there is none, or JSON cannot hold it."""
     if job.status != "completed": raise Problem(409, "no-result", f"The job is {job.status}.", error=error_of(job, False))
-    view = view_result(job.result)
-    if view.kind == "json": return Response(view.text.encode("utf-8", "replace"), 200, {"cache-control": "no-store"}, "application/json")
+    view = await views.of(job)
+    if view.kind == "json": return _json_response(job.result, view)
     if view.kind == "object":
-        shown = {"type": view.type, "size": view.size}
-        raise Problem(406, "not-json", f"JSON cannot hold a {view.type}; its repr has {view.size} characters.", result=shown)
+        counted = f"; its repr has {view.size} characters" if view.size else ""
+        raise Problem(406, "not-json", f"JSON cannot hold a {view.type}{counted}.", result={"type": view.type, "size": view.size})
     if view.kind == "bytes":
         headers = attachment_headers(view, job.id + SUFFIXES.get(view.media_type, ".bin"))
         return Response(bytes(job.result), 200, headers, view.media_type)
     return _file_response(job.result, view, allowed, uploads)
+
+def _json_response(result: Any, view: ResultView) -> ASGIApp:
+    headers = {"cache-control": "no-store", "content-length": str(view.size)} # encode_json writes nothing but ASCII
+    if view.text: return Response(view.text, 200, headers, "application/json")
+    return StreamingResponse(json_blocks(result), 200, headers, "application/json")
 
 def _file_response(result: Any, view: ResultView, allowed: Paths, uploads: Path | None) -> ASGIApp:
     path = Path(result).resolve()

@@ -12,22 +12,21 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp
 
-from .access import Access
+from .access import Access, Request
 from .problems import Problem
 
 MAX_BODY = 1 << 20  # Bytes of a JSON body
 
 # %% auto #0
 __all__ = ['MAX_BODY', 'Handler', 'decode_json', 'ApiCall', 'Route', 'Routes', 'path_below', 'body_parts', 'read_body',
-           'parse_object', 'parse_query', 'query_number', 'query_flag']
+           'parse_object', 'parse_query', 'query_number', 'query_whole', 'query_flag']
 
 # %% ../../nbs/web/routes.ipynb #83127347
 class ApiCall(NamedTuple):
     "A request, and who sends it."
-    request: Request  # Starlette's
+    request: Request  # The request
     access: Access  # Who the client is
     query: Mapping[str, str] = {}  # The parameters of the query; of several with one name the last
     job_id: str = ""  # From the path
@@ -96,13 +95,9 @@ async def body_parts(
 
     :raises Problem: when it is larger than the limit.
     :raises ClientDisconnect: when the client leaves."""
-    size, more = 0, True
+    more = True
     while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect": raise ClientDisconnect()
-        part, more = message.get("body", b""), message.get("more_body", False)
-        size += len(part)
-        if size > limit: raise Problem(413, "too-large", f"Expected a body of at most {limit} bytes.")
+        part, more = await request.receive_part(limit)
         yield part
 
 async def read_body(
@@ -111,8 +106,10 @@ async def read_body(
 ) -> bytes: # Its body
     """Read a body.
 
-    Raises what `body_parts` raises."""
-    return b"".join([part async for part in body_parts(request, limit)])
+    Raises what `receive_part` raises."""
+    body, more = await request.receive_part(limit)
+    if not more: return body
+    return b"".join([body, *[part async for part in body_parts(request, limit)]])
 
 def _constant(name: str) -> Any: raise ValueError(f"{name} is no JSON")
 
@@ -155,6 +152,20 @@ def query_number(
         if low <= (value := float(text)) <= high: return value
     except ValueError: pass
     raise Problem(422, "invalid", f"{name}: expected a number from {low:g} to {high:g}.", name)
+
+def query_whole(
+    query: Mapping[str, str], # Of a request
+    name: str, # Of a parameter
+    default: int, # Without it
+    low: int, # The least
+    high: int # The most
+) -> int: # The number
+    """Read a whole number from the query.
+
+    :raises Problem: when it is another value, or out of range."""
+    text = query.get(name, str(default))
+    if text.isascii() and text.isdigit() and len(text) < 20 and low <= (value := int(text)) <= high: return value
+    raise Problem(422, "invalid", f"{name}: expected a whole number from {low} to {high}.", name)
 
 def query_flag(
     query: Mapping[str, str], # Of a request

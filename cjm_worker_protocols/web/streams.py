@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,6 @@ from ..core.jobs import Job, JobError
 from ..integrations.sse.app import STREAM_HEADERS, ServerStop
 from ..integrations.sse.format import encode_event, notice
 from ..managers.base import BaseJobManager
-from .access import header
 from .documents import encode_json
 from .problems import Problem
 from .routes import ApiCall
@@ -53,7 +52,7 @@ def begin_at(
     """Read where a client continues.
 
     :raises Problem: when the id is not that of an event."""
-    given = header(call.request.scope, b"last-event-id") or call.query.get("last_event_id") or "0"
+    given = call.request.header(b"last-event-id") or call.query.get("last_event_id") or "0"
     if given == END: return None
     if given.isascii() and given.isdigit() and len(given) <= 15: return int(given)
     raise Problem(422, "invalid", "Last-Event-ID: expected the id of an event of this stream.", "Last-Event-ID")
@@ -120,7 +119,7 @@ class JobStreamResponse:
     "An ASGI app that answers one request with a job's stream."
     job: Job  # The job
     start: int  # The index of the first chunk
-    document: Callable[[], dict[str, Any]]  # Gives the job's document at its end
+    document: Callable[[], Awaitable[str]]  # Gives the job's document at its end
     stopping: asyncio.Event  # Set when the server stops
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,7 +142,7 @@ class JobStreamResponse:
                 except StreamOverflowError as e: await steady.write(notice("gap", missed=e.dropped))
                 else: await steady.write(chunk_events(chunks, index))
         finally: await stream.aclose()
-        await steady.write(b"id: end\n" + encode_event(END, to_json(self.document())))
+        await steady.write(b"id: end\n" + encode_event(END, await self.document()))
 
 # %% ../../nbs/web/streams.ipynb #5a3f386a
 class AppEnd:

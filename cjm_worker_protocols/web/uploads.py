@@ -10,24 +10,29 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
 
 from ..core.jobs import Job
 from ..integrations.store.uploads import add_owner
+from .access import Request
 from .problems import Problem
-from .routes import body_parts, decode_json
+from .routes import ApiCall, body_parts, decode_json
+from .streams import OpenRequests, run_first
 
-MAX_FILES, MAX_FIELDS = 100, 100  # Of one form; Starlette takes fields of 1 MiB at most
+MAX_FILES, MAX_FIELDS = 100, 20  # Of one form; Starlette takes fields of 1 MiB at most
+EACH, TOGETHER = 2, 4  # Of the largest form: what forms of one client and of all may have that are read at the same time
+PATIENCE, SLOWEST = 30.0, 30_000  # Seconds, and the bytes of a form that have to come in each of them
 
 # %% auto #0
-__all__ = ['MAX_FILES', 'MAX_FIELDS', 'safe_name', 'UploadFolder', 'paths_in', 'Form', 'form_fields', 'read_form',
-           'folder_beside', 'UploadRoot', 'Uploads']
+__all__ = ['MAX_FILES', 'MAX_FIELDS', 'EACH', 'TOGETHER', 'PATIENCE', 'SLOWEST', 'safe_name', 'UploadFolder', 'paths_in', 'Form',
+           'form_fields', 'stalled', 'read_form', 'folder_beside', 'UploadRoot', 'UploadRoom', 'Uploads']
 
 # %% ../../nbs/web/uploads.ipynb #d2e9afb9
 def safe_name(
@@ -95,6 +100,15 @@ def form_fields(
     return found
 
 # %% ../../nbs/web/uploads.ipynb #4c833bc1
+async def stalled(
+    request: Request # A request
+) -> None:
+    "Wait until its body comes too slowly."
+    before = -SLOWEST
+    while request.received - before >= SLOWEST:
+        before = request.received
+        await asyncio.sleep(PATIENCE)
+
 async def read_form(
     request: Request, # With a form
     limit: int, # Bytes
@@ -103,8 +117,10 @@ async def read_form(
     """Read a form, and keep its files.
 
     :raises Problem: when the form is wrong or too large."""
-    parser = MultiPartParser(request.headers, body_parts(request, limit), max_files=MAX_FILES, max_fields=MAX_FIELDS)
-    try: parsed = await parser.parse()
+    parser = MultiPartParser(Headers(scope=request.scope), body_parts(request, limit), max_files=MAX_FILES, max_fields=MAX_FIELDS)
+    parsing, _ = await run_first(parser.parse(), stalled(request))
+    if parsing.cancelled(): raise Problem(408, "slow", f"Expected {SLOWEST} bytes in {PATIENCE:g} s.", headers={"connection": "close"})
+    try: parsed = parsing.result()
     except (MultiPartException, ValueError) as e: raise Problem(400, "malformed", f"Expected a form: {e}") from None
     found = Form({}, {}, {}, await asyncio.to_thread(UploadFolder, root))
     fields, uploads = dict[str, str](), list[tuple[str, UploadFile]]()
@@ -147,31 +163,63 @@ class UploadRoot:
         return self.path
 
 # %% ../../nbs/web/uploads.ipynb #6de06150
+class UploadRoom:
+    "The room for forms that are read at the same time."
+    def __init__(self,
+        limit: int, # Bytes of one form
+        reading: OpenRequests # Counts them
+    ):
+        self._limit, self._reading = limit, reading
+        self._bytes: Counter[str] = Counter()  # By client
+
+    @contextmanager
+    def taken(self,
+        call: ApiCall # With a form
+    ) -> Iterator[int]: # For `with`: the bytes that it may have
+        """Give a form room while it is read.
+
+        :raises Problem: when there is none, or the form is too large."""
+        length, client = call.request.header(b"content-length") or "", call.client
+        size = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else self._limit
+        if size > self._limit: raise Problem(413, "too-large", f"Expected a form of at most {self._limit} bytes.")
+        wait = {"retry-after": "10"}
+        if self._bytes.total() + size > TOGETHER * self._limit or self._reading.open >= self._reading.together:
+            raise Problem(503, "busy", "Clients are sending as many files as this server takes at once.", headers=wait)
+        if self._bytes[client] + size > EACH * self._limit or not self._reading.enter(client):
+            raise Problem(429, "busy", "This client is sending as many files as it may at once.", headers=wait)
+        self._bytes[client] += size
+        try: yield size
+        finally:
+            self._bytes -= Counter({client: size})
+            self._reading.leave(client)
+
+# %% ../../nbs/web/uploads.ipynb #4f25e962
 class Uploads:
     "Keeps the files that come with jobs, as long as their jobs."
     def __init__(self,
         limit: int, # Bytes of one request
-        root: UploadRoot # Where files are kept
+        root: UploadRoot, # Where files are kept
+        reading: OpenRequests # Counts the forms that are read now
     ):
-        self._limit, self.root = limit, root
+        self.root, self._room = root, UploadRoom(limit, reading)
         self._of: weakref.WeakKeyDictionary[Job, UploadFolder] = weakref.WeakKeyDictionary()
 
     async def read(self,
-        request: Request # With a form
+        call: ApiCall # With a form
     ) -> Form: # Its fields and files
         """Read a form, and keep its files.
 
         :raises Problem: when the form is wrong or too large."""
-        return await read_form(request, self._limit, self.root.make())
+        with self._room.taken(call) as limit: return await read_form(call.request, limit, self.root.make())
 
     def keep(self,
         job: Job, # A job
-        folder: UploadFolder | None # Its files; `None` when it has none
+        folder: UploadFolder # Its files
     ) -> None:
         """Keep files as long as a job.
 
         Not kept are files that came again, with the key of a job that has its own."""
-        if folder is None or job in self._of or not any(folder.path in path.parents for path in paths_in(job.params)): return
+        if job in self._of or not any(folder.path in path.parents for path in paths_in(job.params)): return
         self._of[job] = folder
         if self.root.beside is not None: folder.outlive(job.id)
 
