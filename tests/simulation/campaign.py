@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from .scenario import draw
+from .scenario import Scenario, draw
 from .simulate import Outcome, run, shrink
 
 
@@ -21,7 +22,7 @@ class Campaign:
     seconds: float = 0.0
 
 
-def campaign(first: int, jobs: int, keep_going: bool = False) -> Campaign:
+def campaign(first: int, jobs: int, keep_going: bool = False, draw: Callable[[int], Scenario] = draw) -> Campaign:
     """Simulate seeds from `first` on, until so many jobs were accepted, or until one fails."""
     done = Campaign(first)
     gc.collect()
@@ -36,6 +37,8 @@ def campaign(first: int, jobs: int, keep_going: bool = False) -> Campaign:
             if not keep_going:
                 break
             print(f"seed {outcome.scenario.seed}: {outcome.violations[0]}", flush=True)
+        elif keep_going and outcome.scenario.rest_every:
+            print(f"up to seed {outcome.scenario.seed}: {done.counts['jobs']} jobs", flush=True)
     return done
 
 
@@ -46,9 +49,10 @@ def explain(outcome: Outcome) -> str:
     ops = "\n".join(f"  {op}" for op in small.scenario.ops)
     scenario = small.scenario
     setting = "\n".join(f"{name}: {value}" for name, value in vars(scenario).items() if name != "ops")
+    kind = "--long " if scenario.rest_every else ""
     return (
         f"seed {outcome.scenario.seed}: {outcome.violations[0]}\n"
-        f"repeat it: python -m tests.simulation --only --seed {outcome.scenario.seed}\n"
+        f"repeat it: python -m tests.simulation {kind}--only --seed {outcome.scenario.seed}\n"
         f"as small as it gets: {small.violations[0]}\n{setting}\n{ops}\n" + "\n".join(small.trace[-60:])
     )
 
@@ -68,9 +72,9 @@ def report(done: Campaign, took: float) -> str:
     return "\n".join(lines)
 
 
-def show(seed: int) -> int:
+def show(scenario: Scenario) -> int:
     """Replay one seed; gives the exit status."""
-    outcome = run(draw(seed))
+    outcome = run(scenario)
     print("\n".join(outcome.trace))
     print(f"{outcome.counts}\ntrace {outcome.digest}")
     if outcome.violations:

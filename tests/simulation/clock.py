@@ -70,6 +70,11 @@ class Clock(selectors.BaseSelector):
             self._happen()
         self.time = self.now
 
+    def tidy(self) -> None:
+        """Forget what was to happen and was cancelled."""
+        self._events = [entry for entry in self._events if entry[2].call is not None]
+        heapq.heapify(self._events)
+
     def end(self) -> None:
         """Let nothing happen any more: what was still to come holds the worlds of apps that have died."""
         self._events.clear()

@@ -44,14 +44,16 @@ class Death(BaseException):
         self.code, self.signal = code, signal
 
 
-def cut(reader: FrameReader, data: bytes) -> Iterator[Frame]:
+def cut(reader: FrameReader, data: bytes) -> list[Frame]:
     """Cut what arrives into frames, as an engine does."""
-    while data:
+    frames, begin, end = list[Frame](), 0, len(data)
+    while begin < end:
         space = reader.space()
-        size = min(len(space), len(data))
-        space[:size] = data[:size]
-        yield from reader.received(size)
-        data = data[size:]
+        size = min(len(space), end - begin)
+        space[:size] = data[begin : begin + size] if size < end else data
+        frames += reader.received(size)
+        begin += size
+    return frames
 
 
 class SimulatedWorker:
@@ -67,6 +69,7 @@ class SimulatedWorker:
         self._engine, self._clock = engine, engine.clock
         self._rng, self._faults, self._book = engine.rng, engine.faults, engine.book
         self._inbox, self._incoming = deque[Frame](), FrameReader(1024)  # What the manager has sent
+        self._requests: dict[int, Any] = {}  # What is asked for with it, by tag
         self.claims = deque[int]()  # Those that it has not taken
         self._again: int | None = None  # The job that was taken back together with the next one
         self._wire, self._unread, self._outgoing = bytearray(), 0, FrameReader(1024)  # What was said and has not arrived
@@ -116,8 +119,8 @@ class SimulatedWorker:
             return
         self.claims.append(tag)
         self.send(bytes(frame))
-        run = self._inbox[-1]
-        self._fates[tag] = fate = self._book.fates[run.value()[4]["n"]]
+        self._requests[tag] = request = self._inbox[-1].value()
+        self._fates[tag] = fate = self._book.fates[request[4]["n"]]
         again, self._again = tag == self._again, None
         self._book.given(fate, self, again)
 
@@ -300,6 +303,13 @@ class SimulatedWorker:
         self._events = _NoEvents()
         self.kill()
 
+    def drop_ended(self) -> None:
+        """Forget the jobs that it had, which have all ended."""
+        if self.asleep and not self._inbox and not self._wire:
+            self._fates.clear()
+            self._requests.clear()
+            self._asked.clear()
+
     # The process: one generator, which gives the seconds that it takes, or None when it waits for something
 
     def _schedule(self, delay: float) -> None:
@@ -389,26 +399,29 @@ class SimulatedWorker:
 
     def _run(self, frame: Frame) -> Iterator[float | None]:
         """Run a job, to one of its ends."""
-        tag, fate = frame.tag, self._fates[frame.tag]
+        tag, fate, request = frame.tag, self._fates[frame.tag], self._requests[frame.tag]
         if fate.plan[:1] == (("poison",),):
             raise Death(None, 11)
         if not self._take_claim(tag):
             return
-        plugin_id, name, config, _, _ = frame.value()
+        plugin, config = (request[0], request[1]), request[2]
         self.begin(tag, fate)
         kind, failure = Kind.FAILED, ""
         value: Any = None
-        if (plugin_id, name) in self.loaded:
-            self.loaded[plugin_id, name] = self.loaded.pop((plugin_id, name))
-        if self.loaded.get((plugin_id, name)) != config:
-            self.say(Kind.LOADING, tag, self._staying((plugin_id, name)))
-            if failure := (yield from self._load((plugin_id, name), config)):
+        if plugin in self.loaded:
+            self.loaded[plugin] = self.loaded.pop(plugin)
+        if self.loaded.get(plugin) != config:
+            self.say(Kind.LOADING, tag, self._staying(plugin))
+            if failure := (yield from self._load(plugin, config)):
                 kind, value = Kind.FAILED, ("load", failure, "")
             else:
                 self.say(Kind.LOADED, tag)
         if not failure:
             kind, value = yield from self._carry_out(tag, fate)
-        said = {Kind.RESULT: ("result", value), Kind.CANCELLED: ("cancelled", None)}.get(kind) or (value[0], None)
+        if kind is Kind.RESULT:
+            said = "result", value
+        else:
+            said = "cancelled" if kind is Kind.CANCELLED else value[0], None
         if fate.worker is self:
             self._book.says_end(fate, *said)
         self._job = None
@@ -526,6 +539,11 @@ class SimulatedEngine:
     def gone(self, worker: SimulatedWorker) -> None:
         """A worker has ended."""
         self.workers.remove(worker)
+
+    def drop_ended(self) -> None:
+        """Let workers that have nothing to do forget the jobs that they had."""
+        for worker in self.workers:
+            worker.drop_ended()
 
     def kill_one(self, which: int, signal: int) -> None:
         """A worker is killed from outside."""

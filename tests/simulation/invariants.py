@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from cjm_worker_protocols.core.events import Event
@@ -52,6 +53,8 @@ class Fate:
         self.accepted = False  # Whether the manager has taken it on
         self.asked_to_cancel = False
         self.owner: str | None = None
+        self.queue: dict[int, Fate] | None = None  # Where it waits, if any worker may take it
+        self.shown = False  # Whether it waits and shows a reason
         self.given: Any = None  # The worker that it was given to and that has not begun it
         self.worker: Any = None  # The worker that runs it now
         self.begun = 0  # How often a worker has begun it
@@ -66,6 +69,9 @@ class Fate:
 
     def __repr__(self) -> str:
         return f"#{self.number}"
+
+
+Group = dict[tuple[str | None, str], dict[int, Fate]]  # By owner and plugin, which decide whether a limit holds them; then by number
 
 
 class Noted:
@@ -92,17 +98,28 @@ for name in ("status", "waiting_for"):
     setattr(NotedJob, name, Noted(name))
 
 
+def _say_nothing(*facts: Any) -> None: ...
+
+
 class Book:
     """Writes down what happens, and checks it."""
 
+    SHOWN = 50  # If so many jobs show why they wait, others behind them may wait for the same: a line shows it on its first 100
+
     def __init__(self, clock: Callable[[], float], max_workers: int, traced: bool = True) -> None:
-        self._clock, self._max_workers, self._traced = clock, max_workers, traced
+        self._clock, self._max_workers = clock, max_workers
+        if not traced:
+            setattr(self, "note", _say_nothing)
         self.violations: list[Violation] = []
-        self.fates: list[Fate] = []
+        self.fates: dict[int, Fate] = {}  # By number: those since the manager rested last
+        self.recent = deque[Fate](maxlen=50)  # The newest of them
+        self.made = 0  # How many there were
         self.counts: Counter[str] = Counter()  # What happened how often
         self.running: dict[int, Fate] = {}
         self.pending: dict[int, Fate] = {}
-        self.ready: dict[Any, dict[int, dict[int, Fate]]] = {}  # By placement and priority: those that any worker may take
+        self.busy: dict[int, Fate] = {}  # Those that run or were given to a worker
+        self.ready: dict[Any, dict[int, Group]] = {}  # By placement and priority: those that any worker may take
+        self.shown: Counter[tuple[Any, ...]] = Counter()  # How many show why they wait, by all that decides it
         self._changed = False  # Whether other jobs are running than when the limits were checked last
         self.given_up = False  # Whether the simulation was broken off
         self.told_of_end = False  # Whether the manager is told of a worker's end just now
@@ -130,8 +147,7 @@ class Book:
 
     def note(self, *facts: Any) -> None:
         """Add a line to the trace, if there is to be one."""
-        if self._traced:
-            self.trace.append(f"{self._clock():.6f} {' '.join(map(str, facts))}")
+        self.trace.append(f"{self._clock():.6f} {' '.join(map(str, facts))}")
 
     def check(self, name: str, holds: Any, *facts: Any) -> None:
         """Note a violation unless this holds. It is not raised: the managers survive what their callbacks raise."""
@@ -141,6 +157,13 @@ class Book:
         self.violations.append(Violation(name, " ".join(map(str, facts))))
 
     # Jobs
+
+    def expect(self, plan: Any, plugin: str, place: Any, priority: int, timeout: float | None, retries: int) -> Fate:
+        """A job is about to be made."""
+        fate = self.fates[self.made] = Fate(self.made, plan, plugin, place, priority, timeout, retries)
+        self.recent.append(fate)
+        self.made += 1
+        return fate
 
     def new_job(self, fate: Fate, job: Any) -> None:
         """A job was made; it is not accepted yet."""
@@ -164,13 +187,24 @@ class Book:
 
     def _update_ready(self, fate: Fate) -> None:
         """Whether a job can be taken by any worker has changed."""
-        job = fate.job
-        ready = fate.accepted and job is not None and job.status == "pending" and not job.waiting_for and fate.given is None
-        waiting = self.ready.setdefault(fate.place, {}).setdefault(fate.priority, {})
-        if ready:
-            waiting[fate.number] = fate
+        job, number = fate.job, fate.number
+        waits = fate.given is None and fate.accepted and job is not None and job.status == "pending"
+        reason = job.waiting_for if waits and job is not None else ""
+        if waits and not reason:
+            if fate.queue is None:
+                groups = self.ready.setdefault(fate.place, {}).setdefault(fate.priority, {})
+                fate.queue = groups.setdefault((fate.owner, fate.plugin), {})
+                fate.queue[number] = fate
+        elif fate.queue is not None:
+            del fate.queue[number]
+            fate.queue = None
+        if bool(reason) != fate.shown:
+            fate.shown = not fate.shown
+            self.shown[fate.place, fate.priority, fate.owner, fate.plugin] += 1 if reason else -1
+        if number in self.running or fate.given is not None and number in self.pending:
+            self.busy[number] = fate
         else:
-            waiting.pop(fate.number, None)
+            self.busy.pop(number, None)
 
     def blocked(self, fate: Fate, old: str, reason: str) -> None:
         """What a job waits for has changed."""
@@ -180,8 +214,10 @@ class Book:
     def moved(self, fate: Fate, old: str, new: str) -> None:
         """A job's status has changed."""
         self.note(fate, old, "->", new)
-        self.check("legal moves", new in MOVES[old], fate, old, new)
-        self.accept(fate)
+        if new not in MOVES[old]:
+            self.check("legal moves", False, fate, old, new)
+        if not fate.accepted:
+            self.accept(fate)
         self._changed = True
         self.pending.pop(fate.number, None)
         self.running.pop(fate.number, None)
@@ -244,16 +280,17 @@ class Book:
         self.counts["apps gone"] += 1
         self.closing = False
         self.left.clear()
-        for kept in (self.running, self.pending, self.ready, self.line):
+        for kept in (self.running, self.pending, self.busy, self.ready, self.shown, self.line):
             kept.clear()
-        for fate in self.fates:
+        for fate in self.fates.values():
             if fate.id is not None and not fate.over:
                 self._leave(fate, fate.id)
 
     def _leave(self, fate: Fate, job_id: str) -> None:
         """An accepted job is in the store, with the end that was shown, or without one."""
         job, stored = fate.job, self.store.jobs.get(job_id)
-        fate.job = fate.given = fate.worker = fate.said = None
+        fate.job = fate.given = fate.worker = fate.said = fate.queue = None
+        fate.shown = False
         fate.taken = False
         self.check("no accepted job is lost", stored is not None or not fate.accepted, fate)
         if job is not None:
@@ -304,7 +341,8 @@ class Book:
 
         One that is given `again` is for its manager what the worker does now: it was taken back only because the next one was. Its
         predecessor may have failed since and wait for its next attempt, which is behind what its worker goes on with by itself."""
-        self.accept(fate)
+        if not fate.accepted:
+            self.accept(fate)
         fate.given = worker
         self._update_ready(fate)
         self.note(worker, "is given", fate)
@@ -313,16 +351,18 @@ class Book:
             return  # it was chosen before it was marked, and others may have come since
         if self.admission or again:
             return
-        for priority, waiting in self.ready.get(fate.place, {}).items():
-            name = "priority" + (" as a worker ends" if self.told_of_end else "")
-            fine = priority <= fate.priority or all(self._held(other) for other in waiting.values())
-            self.check(name, fine, fate, fate.priority, "before", *waiting.values(), priority)
+        for priority, groups in self.ready.get(fate.place, {}).items():
+            if priority > fate.priority:
+                name = "priority" + (" as a worker ends" if self.told_of_end else "")
+                for waiting in groups.values():
+                    first = next(iter(waiting.values()), None)
+                    fine = first is None or self._held(first) or self.shown[first.place, priority, first.owner, first.plugin] >= self.SHOWN
+                    self.check(name, fine, fate, fate.priority, "before", first, priority)
 
     def _together(self, owner: str | None, plugin: str | None) -> list[Fate]:
         """The jobs of an owner, or of a plugin, that run or were given to a worker: one for each worker."""
-        busy = [*self.running.values(), *(fate for fate in self.pending.values() if fate.given is not None)]
         found = {}
-        for fate in busy:
+        for fate in self.busy.values():
             if (owner is None or fate.owner == owner) and (plugin is None or fate.plugin == plugin):
                 found[fate.worker or fate.given or fate] = fate
         return list(found.values())
@@ -406,18 +446,20 @@ class Book:
     def _nobody_rests(self, idle: set[int], workers: list[Any]) -> None:
         """No worker has nothing to do for long while a job waits that it could run."""
         now, before, self._resting = self._clock(), self._resting, {}
-        places = sum(any(waiting.values()) for waiting in self.ready.values())
+        places = sum(any(any(groups.values()) for groups in priorities.values()) for priorities in self.ready.values())
         for worker in workers:
             if worker.pid in idle and worker.asleep:
-                ready = (fate for waiting in self.ready.get(worker.place, {}).values() for fate in waiting.values())
-                for fate in [fate for fate in ready if not self._held(fate)][:1]:
+                groups = (group for groups in self.ready.get(worker.place, {}).values() for group in groups.values())
+                firsts = [next(iter(group.values())) for group in groups if group]  # a limit holds the others of its group as well
+                free = [fate for fate in firsts if not self._held(fate)]
+                for fate in sorted(free, key=attrgetter("number"))[:1]:
                     since = self._resting[worker.pid, fate.number] = before.get((worker.pid, fate.number), now)
                     name = "no worker rests while a job waits" + (" behind one of another place" if places > 1 else "")
                     self.check(name, now - since < 7.5, worker, fate, since)  # 5 s for a start, and 2 s in which the app blocks its loop
 
     def quiet(self) -> None:
         """Every accepted job has ended."""
-        for fate in self.fates:
+        for fate in self.fates.values():
             if fate.accepted and fate.job is not None:
                 name = "one end" + (" after a refused start" if self.refused_starts else "")
                 left = self.store is not None and self.closing and fate.job.status == "pending"
@@ -432,7 +474,7 @@ class Book:
                 before = last.get(job_id, "")
                 self.check("order of events", kind in FOLLOWS[before] or not complete and before not in ENDS, job_id, before, kind)
                 last[job_id] = kind
-        for fate in self.fates:
+        for fate in self.fates.values():
             if fate.job is not None:
                 end = last.get(fate.job.id, "")
                 self.check("events of refused jobs", fate.accepted or not end, fate, end)
@@ -441,8 +483,14 @@ class Book:
 
     def forget(self) -> None:
         """Hold no job and no worker any longer."""
-        for kept in (self.fates, self.running, self.pending, self.ready, self.left, self.line):
+        self.drop_ended()
+        for kept in (self.running, self.pending, self.busy, self.ready, self.shown, self.left, self.line):
             kept.clear()
+
+    def drop_ended(self) -> None:
+        """Hold none of the jobs up to now: all have ended, and were checked."""
+        self.fates.clear()
+        self.recent.clear()
 
     def nothing_left(self, loop: asyncio.AbstractEventLoop, workers: list[Any], timer: str) -> None:
         """Nothing goes on after the shutdown."""

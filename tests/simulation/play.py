@@ -16,6 +16,7 @@ from cjm_worker_protocols.core.jobs import ENDS
 from .clock import Happening, VirtualLoop
 from .engine import Faults, SimulatedEngine, Steps
 from .executor import Habits
+from .growth import Growth
 from .integrations import CONCURRENCY, PLACES, Admission, Broadcaster, Mind, Moods, Registry
 from .invariants import Book, Fate
 from .scenario import Op, Scenario
@@ -86,9 +87,13 @@ class Play:
         self.book.admission = scenario.resources is Admission
         self.store = self.book.store = MemoryStore(Random(scenario.seed + 4), scenario.moods, self.book) if scenario.store else None
         self.faults, self.moods = scenario.faults, scenario.moods
-        self.clients: dict[int, deque[Op]] = defaultdict(deque)  # What each still does
-        for op in scenario.ops:
-            self.clients[op.client].append(op)
+        self.rounds = deque[dict[int, deque[Op]]]()  # What each client still does before everything rests, and after that
+        most = scenario.rest_every or max(1, len(scenario.ops))
+        for n, op in enumerate(scenario.ops):
+            if n % most == 0:
+                self.rounds.append(defaultdict(deque))
+            self.rounds[-1][op.client].append(op)
+        self.growth, self.look_every = Growth(), 20 if scenario.rest_every else 3
         self._begin(loop, config)
 
     def _begin(self, loop: VirtualLoop, config: WorkerConfig) -> None:
@@ -105,6 +110,7 @@ class Play:
         self.listener = self.manager.events() if scenario.listens else None
         self.heard: list[Event] = []
         self.tasks = set()
+        self.listening: asyncio.Task[None] | None = None
         self.closed = False
         self.before = book.counts.copy()
         self.death: Happening | None = None
@@ -127,10 +133,14 @@ class Play:
     async def play(self) -> None:
         """Let all clients do what they do; then wait for the end of everything."""
         if self.listener is not None:
-            self._spawn(self._listen(self.listener))
+            self.listening = self._spawn(self._listen(self.listener))
         if self.book.lives > 1:
             await self._enter()
-        await asyncio.gather(*(self._client(ops) for ops in self.clients.values()))
+        while self.rounds:
+            await asyncio.gather(*(self._client(ops) for ops in self.rounds[0].values()))
+            self.rounds.popleft()
+            if self.rounds and not self.closed:
+                await self._rest()
         self._calm()
         await self._quiet()
         await self._shutdown()
@@ -159,6 +169,7 @@ class Play:
             op = ops.popleft()
             if op.pause:
                 await asyncio.sleep(op.pause)
+            await self._wait_for_backlog()
             if self.book.violations:
                 return
             if op.do != "start":
@@ -167,18 +178,27 @@ class Play:
                 await getattr(self, "_" + op.do)(*op.arguments)
             except errors.ManagerClosedError:
                 self.book.check("closed only after shutdown", self.closed, op)
-            if self.book.counts["jobs"] % 3 == 0:
+            if self.book.counts["jobs"] % self.look_every == 0:
                 self.book.look(self.manager, self.engine.workers)
+
+    async def _wait_for_backlog(self) -> None:
+        """Wait a few seconds until fewer jobs wait, if the scenario has it: some may hang until this client cancels them."""
+        most = self.scenario.backlog
+        for _ in range(60):
+            if most is None or len(self.book.pending) <= most:
+                return
+            await asyncio.sleep(0.05)
 
     async def _listen(self, listener: EventStream) -> None:
         """Take each event as it comes. In a stream that is read only at the end, the oldest would be dropped."""
         async for event in listener:
             self.heard.append(event)
 
-    def _spawn(self, call: Any) -> None:
+    def _spawn(self, call: Any) -> asyncio.Task[None]:
         task = self.loop.create_task(call)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+        return task
 
     def _calm(self) -> None:
         """No more faults: what can end ends."""
@@ -189,6 +209,21 @@ class Play:
             if isinstance(mind, Mind):
                 mind.moods = Moods()
 
+    async def _rest(self) -> None:
+        """Between two rounds: every job has ended, what was seen of them is right, and nothing has grown."""
+        self.book.note("rest")
+        await self._quiet()
+        reading = [task for task in self.tasks if task is not self.listening]
+        if reading:
+            await asyncio.wait(reading, timeout=PATIENCE)
+        self._check_heard()
+        self.manager.clear_completed_jobs()
+        self.book.drop_ended()
+        self.engine.drop_ended()
+        if self.store is not None:
+            self.store.drop_ended()
+        self.growth.check(self.book, self.manager, self.loop)
+
     async def _quiet(self) -> None:
         """Wait until every job has ended; those that never would are cancelled."""
         hopeless = self.manager.worker_config.restart in (RestartPolicy.NEVER, RestartPolicy.ON_CANCELLATION)
@@ -198,11 +233,11 @@ class Play:
         self.book.check("all that was left is taken over", self.closed or hopeless or not self.book.left, *self.book.left.values())
         if self.book.violations:
             return
-        for fate in self.book.fates:
+        for fate in list(self.book.fates.values()):
             job = fate.job
             if fate.accepted and job is not None and not job.done and ("hangs",) in fate.plan and fate.timeout is None:
                 self._spawn(self._cancelled(fate))
-        for fate in self.book.fates:
+        for fate in reversed(list(self.book.fates.values())):  # when the last one has ended, most of the others have
             job = fate.job
             if fate.accepted and job is not None and not job.done:
                 await asyncio.wait({waiting := asyncio.ensure_future(job.wait())}, timeout=PATIENCE)
@@ -220,30 +255,35 @@ class Play:
         """Look at what is left."""
         await asyncio.sleep(30)
         self.book.quiet()
-        self.book.events(self.heard, complete=self.listener is not None)
-        self.book.check("a listener that reads misses nothing", self.listener is None or not self.listener.dropped)
-        if self.broadcaster is not None:
-            self.book.events(self.broadcaster.events, complete=False)  # type: ignore[arg-type]
+        self._check_heard()
         if self.resources is not None and not self.resources.failed and self.scenario.habits == Habits():
             self.resources.over()
+
+    def _check_heard(self) -> None:
+        """Check the events of jobs that have ended."""
+        self.book.events(self.heard, complete=self.listener is not None)
+        self.book.check("a listener that reads misses nothing", self.listener is None or not self.listener.dropped)
+        self.heard.clear()
+        if self.broadcaster is not None:
+            self.book.events(self.broadcaster.events, complete=False)  # type: ignore[arg-type]
+            self.broadcaster.events.clear()
         if self.store is not None:
-            self.store.over(self.book.fates)
+            self.store.over(list(self.book.fates.values()))
 
     # What clients do
 
     def _job(self, which: int) -> Fate | None:
-        accepted = [fate for fate in self.book.fates[-50:] if fate.accepted and fate.job is not None]
+        accepted = [fate for fate in self.book.recent if fate.accepted and fate.job is not None]
         return accepted[which % len(accepted)] if accepted else None
 
     async def _start(self, plugin: str, plan: Steps, priority: int, timeout: float | None, retries: int,
                      waiting: dict[str, Any] | None = None, **bad: Any) -> None:
         book, manager = self.book, self.manager
         place = PLACES.get(plugin) if self.registry is not None else None
-        fate = Fate(len(book.fates), plan, plugin, place, priority, timeout, retries)
+        fate = book.expect(plan, plugin, place, priority, timeout, retries)
         waits = waiting or {}
         fate.expires, fate.owner = waits.get("expires"), waits.get("owner")
         fate.restartable = waits.get("restartable", False)
-        book.fates.append(fate)
         try:
             given: dict[str, Any] = {"priority": priority, "timeout": timeout, "retries": retries, **waits}
             job = await manager.start_job(plugin, params={"n": fate.number, **bad}, **given)

@@ -40,6 +40,8 @@ class Scenario:
     broadcaster: bool = False
     listens: bool = True
     store: bool = False
+    backlog: int | None = None  # Jobs that wait already when a client starts no other
+    rest_every: int = 0  # After how many operations the clients let all jobs end, and see whether anything has grown; 0 is never
 
     @property
     def jobs(self) -> int:
@@ -89,7 +91,7 @@ def _waiting(rng: Random) -> dict[str, Any]:
     return {name: value for name, value in options.items() if rng.random() < 0.2}
 
 
-def _op(rng: Random, faults: bool) -> tuple[str, Arguments]:
+def draw_op(rng: Random, faults: bool) -> tuple[str, Arguments]:
     """Something that a client does beside starting jobs."""
     do = rng.choices(
         ("cancel", "read", "wait", "look", "reload", "unload", "bad", "say", "forget", "block", "kill"),
@@ -133,7 +135,7 @@ def _config(rng: Random) -> dict[str, Any]:
     }
 
 
-def _some(rng: Random, cls: Any, most: float, share: float = 0.3) -> Any:
+def draw_some(rng: Random, cls: Any, most: float, share: float = 0.3) -> Any:
     """A few faults, each as likely as may be."""
     return cls(**{name: rng.random() * most for name in cls.__dataclass_fields__ if name != "room" and rng.random() < share})
 
@@ -147,7 +149,7 @@ def draw(seed: int) -> Scenario:
     ops = []
     for _ in range(size):
         client, pause = rng.randrange(clients), 0.0 if rng.random() < 0.3 else rng.expovariate(1.0) * pace
-        do, arguments = _op(rng, faults) if rng.random() < share else ("start", _start(rng, faults))
+        do, arguments = draw_op(rng, faults) if rng.random() < share else ("start", _start(rng, faults))
         ops.append(Op(client, pause, do, arguments))
     if rng.random() < 0.15:
         ops.insert(rng.randrange(len(ops)), Op(rng.randrange(clients), 0.0, "shutdown"))
@@ -155,12 +157,12 @@ def draw(seed: int) -> Scenario:
     scenario = Scenario(seed, tuple(ops), _config(rng), listens=rng.random() < 0.4)
     if faults:
         room = rng.choice((0, 0, 0, 1, 2))
-        scenario = replace(scenario, faults=replace(_some(rng, Faults, rng.choice((0.01, 0.1, 0.3))), room=room))
+        scenario = replace(scenario, faults=replace(draw_some(rng, Faults, rng.choice((0.01, 0.1, 0.3))), room=room))
     if lends:
         resources = rng.choice((None, None, Resources, Resources, Resources, Admission))
         scenario = replace(scenario, registry=rng.random() < 0.4, resources=resources, broadcaster=rng.random() < 0.3)
         if faults:
-            scenario = replace(scenario, habits=_some(rng, Habits, 0.02), moods=_some(rng, Moods, 0.1))
+            scenario = replace(scenario, habits=draw_some(rng, Habits, 0.02), moods=draw_some(rng, Moods, 0.1))
     if rng.random() < 0.25:
         ops, slow = _deadly(rng, ops, clients), rng.choice((0.0, 0.0, 0.1))
         habits = replace(scenario.habits, hangs=0.0, slow=max(scenario.habits.slow, slow))

@@ -162,7 +162,7 @@ def _live(play: Play, on_exception: Any) -> bool:
     except AppDied:
         return play.next_app(died=True)
     except Stuck as e:
-        waiting = [fate for fate in book.fates if fate.job is not None and not fate.job.done]
+        waiting = [fate for fate in book.fates.values() if fate.job is not None and not fate.job.done]
         book.check("shutdown returns" if book.closing else "nothing waits for ever", False, e, *waiting)
         book.given_up = True
         return False

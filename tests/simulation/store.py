@@ -147,6 +147,12 @@ class MemoryStore(Mind):
         same = stored is not None and stored.ended is not None and stored.status == job.status
         self.book.check("stored before it is shown", same or job.unsaved, job.id, job.status, stored)
 
+    def drop_ended(self) -> None:
+        """Keep only what has no end, as an app does that is not interested in the past."""
+        for job_id in [job.id for job in self.jobs.values() if job.ended is not None]:
+            for kept in (self.jobs, self.payloads, self.kept, self.holders):
+                kept.pop(job_id, None)
+
     def over(self, fates: list[Any]) -> None:
         """The manager is closed: what the store has is what was shown, and what has no end waits."""
         for fate in fates:

@@ -17,6 +17,7 @@ from repo import ROOT
 from cjm_worker_protocols.managers import recovery
 from cjm_worker_protocols.managers.marks import Marker
 from cjm_worker_protocols.managers.proxy import WorkerProxy
+from cjm_worker_protocols.managers.queue import Turns
 from cjm_worker_protocols.managers.reports import Ticket
 from cjm_worker_protocols.managers.store import StoreChanges
 from cjm_worker_protocols.managers.writer import Ending
@@ -25,6 +26,7 @@ from .campaign import campaign, explain
 from .engine import SimulatedEngine, SimulatedWorker
 from .integrations import Admission, Moods
 from .invariants import Book
+from .long import draw_long
 from .scenario import Op, Scenario, draw
 from .simulate import run, shrink
 from .store import MemoryStore
@@ -90,6 +92,36 @@ def test_a_seed_gives_the_same_trace_in_every_process() -> None:
 
 JOB: Any = ("one", (("work", 0.01),), 0, None, 0)
 PLAIN = Scenario(0, tuple(Op(0, 0.001, "start", JOB) for _ in range(20)), {"max_workers": 2})
+
+
+@pytest.mark.parametrize("seed", (0, 1))
+def test_nothing_grows_while_a_manager_lives(seed: int) -> None:
+    """It rests now and then, and is then as large as before: with 900,000 jobs in `test_more`."""
+    outcome = run(draw_long(seed, rounds=8, size=150))
+    assert not outcome.violations, explain(outcome)
+
+
+@pytest.mark.parametrize("kept", ("Turns.waiting", "LiveJob"))
+def test_what_grows_is_found(kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry for each job that is left in a dict, and a worker's proxy that is kept: what a short life does not show."""
+    real, made = Turns.take, WorkerProxy.__init__
+    proxies: list[WorkerProxy] = []
+
+    def take(turns: Turns, ticket: Any) -> None:
+        real(turns, ticket)
+        turns.waiting[f"left {ticket.start}"] = 0
+
+    def make(proxy: WorkerProxy, *arguments: Any, **options: Any) -> None:
+        made(proxy, *arguments, **options)
+        proxies.append(proxy)
+
+    if kept == "LiveJob":  # the proxy holds its worker, and that one the jobs that it had
+        monkeypatch.setattr(WorkerProxy, "__init__", make)
+    else:
+        monkeypatch.setattr(Turns, "take", take)
+    outcome = run(draw_long(6, rounds=9, size=300))
+    proxies.clear()
+    assert outcome.violations and outcome.violations[0].name == "nothing grows" and kept in str(outcome.violations[0])
 
 
 def test_without_faults_every_job_is_completed() -> None:
