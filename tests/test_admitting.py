@@ -232,7 +232,7 @@ async def test_shutdown_while_it_is_asked(after: float) -> None:
     async with taking(AdmittingResourceManager(limit=450 * MB), plugin=Leaks, max_workers=1) as m:
         await (await m.start_job("300"))
         job = await m.start_job("200")
-        await asyncio.sleep(after)
+        await asyncio.sleep(after)  # where the shutdown comes
         began = asyncio.get_running_loop().time()
     assert job.done and asyncio.get_running_loop().time() - began < 3
     assert m.integration_errors == {}

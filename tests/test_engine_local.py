@@ -519,7 +519,7 @@ async def test_nothing_named_outlives_a_worker(how: str) -> None:
         name, child = await first_chunk(job)
         if how != "exit":
             assert named(name) or not os.path.isdir("/dev/shm")
-            await asyncio.sleep(0.5 if child else 0)
+            await asyncio.sleep(0.5 if child else 0)  # it is an interpreter of its own by then
             assert job.worker_pid is not None
             os.kill(job.worker_pid, signal.SIGKILL)
         await end(job)

@@ -131,6 +131,6 @@ def test_a_time_limit_is_judged_by_when_the_worker_ended(how: str, size: int) ->
     assert app.stdout is not None and app.stdout.readline() == "begun\n"
     if how == "stopped":
         app.send_signal(19)
-        asyncio.run(asyncio.sleep(3))
+        asyncio.run(asyncio.sleep(3))  # longer than the time limit
         app.send_signal(18)
     assert app.communicate(timeout=60)[0] == f"completed {size}\n"
