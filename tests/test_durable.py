@@ -95,6 +95,21 @@ async def test_accepted_started_and_ended_are_on_disk_first(path: str) -> None:
         assert kinds[0] == "job:queued" and kinds[-1] == "job:completed" and "job:started" in kinds
 
 
+async def test_an_app_that_cancels_all_tasks_keeps_no_job_from_its_worker(path: str) -> None:
+    """A job of an earlier app whose parameters are being read: the task that reads them is cancelled before it has begun."""
+    async with manager(path) as here:
+        job_id = (await here.start_job("echo", value=1)).id
+        await here.drain(timeout=0)
+    async with manager(path) as here:
+        job, reading = await here.find_job(job_id), []
+        assert job is not None and not job.done
+        while not reading:
+            await asyncio.sleep(0)
+            reading = [task for task in asyncio.all_tasks() if "Marker" in repr(task.get_coro())]
+        assert all(task.cancel() for task in reading)
+        assert await asyncio.wait_for(job, 15) == 1
+
+
 async def test_ends_of_every_kind_are_kept(path: str) -> None:
     """Status, result and error are the same in the next app."""
     async with manager(path) as here:

@@ -57,10 +57,16 @@ class Marker:
         ticket: Ticket # The job that it is about to be sent
     ) -> None:
         "Mark a job, then have its frame sent."
+        if worker.marking is not ticket: return # it was taken back meanwhile
         if ticket.frame is not None: return self._client.mark(ticket, partial(self._marked, worker, ticket))
         task = asyncio.get_running_loop().create_task(self._prepare(worker, ticket))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def prepared(_: object) -> None:
+            self._tasks.discard(task)
+            if task.cancelled(): task.get_loop().call_later(RETRY, self.mark, worker, ticket) # the app may cancel all tasks
+
+        task.add_done_callback(prepared)
 
     def _marked(self, worker: WorkerProxy, ticket: Ticket, ours: bool) -> None:
         if worker.marking is not ticket: return # it was taken back meanwhile
@@ -73,8 +79,7 @@ class Marker:
         worker.withdraw()
         self._fail(ticket, error, worker)
 
-    async def _prepare(self, worker: WorkerProxy, ticket: Ticket) -> None:
-        "Load a job's parameters and make its frame, then mark it."
+    async def _prepare(self, worker: WorkerProxy, ticket: Ticket) -> None: # Makes the frame first
         error = await load_again(ticket, self._client, lambda: worker.marking is ticket)
         if worker.marking is not ticket: return
         try:
