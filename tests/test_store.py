@@ -1,6 +1,7 @@
 """The job store on one file: against a model, from several processes, after kill -9, with every fault of a file, and after a fork."""
 
 import os
+import pickle
 import signal
 import sqlite3
 import subprocess
@@ -35,7 +36,7 @@ from cjm_worker_protocols.integrations.store.errors import store_error
 from cjm_worker_protocols.integrations.store.files import SideFiles
 from cjm_worker_protocols.integrations.store.retention import Retention
 from cjm_worker_protocols.integrations.store.schema import APPLICATION, VERSION, make_database, migrate
-from cjm_worker_protocols.integrations.store.uploads import add_owner, owners_of
+from cjm_worker_protocols.integrations.store.uploads import add_owner, make_folder, owners_of
 
 TYPE = "test"
 
@@ -702,16 +703,36 @@ def test_the_file_does_not_grow_without_bound(tmp_path: Path, monkeypatch: pytes
 def test_uploads_stay_for_whichever_job_repeats_theirs(tmp_path: Path) -> None:
     """Also when the command line retries it, and whatever the type of its workers; then they go."""
     store = SQLiteJobStore(tmp_path / "jobs.db")
-    store.write(store.open("another type"), [new("first")], [], [], [])
-    (folder := Path(store.uploads) / "request").mkdir(parents=True)
+    (root := Path(store.uploads)).mkdir()
+    folder, reading = make_folder(root), make_folder(root)  # that of a request whose job is still to be started
+    params = pickle.dumps({"audio": folder / "0" / "a.wav"})
+    store.write(store.open("another type"), [new("first")._replace(params=params)], [], [], [])
     add_owner(folder, "first")
-    (reading := Path(store.uploads) / "reading").mkdir()  # a request whose job is still to be started
     (job,) = store.read("another type", ["first"])
     assert retry_job(store, job, "second") and store.prune() == 0
     store.forget(["first"])
     assert store.prune() == 0 and owners_of(folder) == ["first", "second"]
     store.forget(["second"])
     assert store.prune() == 0 and not folder.exists() and reading.exists()
+
+
+def test_uploads_of_requests_that_never_became_jobs_are_removed(tmp_path: Path) -> None:
+    """But not those of a job whose process died before it was noted as their owner, nor what another process still writes."""
+    store = SQLiteJobStore(tmp_path / "jobs.db")
+    (root := Path(store.uploads)).mkdir()
+    lost, named, slow = (make_folder(root) for _ in range(3))
+    (slow / "0").mkdir()
+    (slow / "0" / "a.wav").touch()
+    for path in (lost, named, slow, slow / "0"):
+        os.utime(path, (0, 0))
+    mine, params = store.open(TYPE), pickle.dumps([named / "0" / "a.wav"])
+    store.write(mine, [NewJob("job", "plugin", params, 0.0)], [], [], [])
+    assert store.prune() == 0 and [path.exists() for path in (lost, named, slow)] == [False, True, True]
+    os.utime(slow / "0" / "a.wav", (0, 0))
+    store.write(mine, [NewJob("large", "plugin", pickle.dumps([slow, b"x" * 2_000_000]), 0.0)], [], [], [])
+    assert store.prune() == 0 and slow.exists()  # a pickle in a file is not looked into
+    store.forget(["job", "large"])
+    assert store.prune() == 0 and not os.listdir(root)
 
 
 def test_files_that_no_job_names_are_removed(tmp_path: Path) -> None:

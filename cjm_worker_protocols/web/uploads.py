@@ -20,7 +20,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ..core.jobs import Job
-from ..integrations.store.uploads import add_owner
+from ..integrations.store.uploads import add_owner, make_folder
 from .access import Request
 from .problems import Problem
 from .routes import ApiCall, body_parts, decode_json
@@ -48,7 +48,7 @@ class UploadFolder:
     def __init__(self,
         root: Path # Where it is made
     ):
-        self.path = Path(tempfile.mkdtemp(dir=root))
+        self.path = make_folder(root)
         self.remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
     def outlive(self,

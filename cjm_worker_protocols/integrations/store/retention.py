@@ -68,6 +68,10 @@ class Retention:
         "Remove ended jobs that are too many or too old, and files that no job needs."
         files = self._database.files
         def is_known(job_id: str) -> bool: return db.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is not None
+        def is_named(folder: str) -> bool:
+            "Whether it stands in a pickle; one that lies in a file is not looked at."
+            named = "SELECT 1 FROM jobs WHERE params_file IS NOT NULL OR instr(params, ?) LIMIT 1"
+            return db.execute(named, (folder.encode(),)).fetchone() is not None
 
         with self._database as db:
             older = "SELECT place FROM jobs WHERE ended IS NOT NULL ORDER BY ended DESC, place DESC LIMIT -1 OFFSET ?"
@@ -78,5 +82,5 @@ class Retention:
         with self._database as db:
             if orphans := old_files(files):
                 files.remove(orphans.difference(*db.execute("SELECT params_file, result_file FROM jobs")))
-            remove_unowned(files.uploads, is_known)
+            remove_unowned(files.uploads, is_known, is_named)
         return len(ids)

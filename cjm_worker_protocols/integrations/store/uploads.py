@@ -5,15 +5,27 @@
 # %% ../../../nbs/integrations/store/uploads.ipynb #f8f3f9b6
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['OWNERS', 'add_owner', 'owners_of', 'owned_folders', 'share_uploads', 'remove_unowned']
+__all__ = ['OWNERS', 'PATIENCE', 'make_folder', 'add_owner', 'owners_of', 'share_uploads', 'is_young', 'remove_unowned']
 
 # %% ../../../nbs/integrations/store/uploads.ipynb #84e072b7
 OWNERS = ".jobs"  # In a folder of uploads: the ids of its owners
+
+def make_folder(
+    root: Path # Where the folders are
+) -> Path: # A new one, for one request
+    """Make a folder that has no owner yet.
+
+    :raises OSError: when it cannot be made."""
+    return Path(tempfile.mkdtemp(prefix="upload-", dir=root))
 
 def add_owner(
     folder: Path, # Of one request
@@ -34,29 +46,38 @@ def owners_of(
     except FileNotFoundError: return []
 
 # %% ../../../nbs/integrations/store/uploads.ipynb #82c49d14
-def owned_folders(
-    root: str # Where the folders are
-) -> list[Path]: # Not those of requests that are still being read
-    "List the folders that have owners."
-    return [mark.parent for mark in Path(root).glob(f"*/{OWNERS}")]
-
 def share_uploads(
     root: str, # Where the folders are
-    job_id: str, # A job that may have files there
+    params: bytes, # The pickle of a job's parameters
+    job_id: str, # The job
     another: str # A job that repeats it
 ) -> None:
     """Keep the files of a job for another one, too.
 
     :raises OSError: when a list of jobs cannot be read or written."""
-    for folder in owned_folders(root):
+    for name in set(re.findall(rb"upload-\w{8}", params)):
+        folder = Path(root, name.decode())
         if job_id in owners_of(folder): add_owner(folder, another)
+
+# %% ../../../nbs/integrations/store/uploads.ipynb #ca0d47df
+PATIENCE = 3600.0  # Seconds without a change after which a folder without an owner is not being written any more
+
+def is_young(
+    folder: Path # Of one request
+) -> bool: # Or it has just been removed
+    "Say whether anything in a folder was changed lately."
+    try: return max(os.stat(path).st_mtime for path in (folder, *folder.rglob("*"))) > time.time() - PATIENCE
+    except OSError: return True
 
 def remove_unowned(
     root: str, # Where the folders are
-    is_known: Callable[[str], bool] # Whether the store has a job
+    is_known: Callable[[str], bool], # Whether the store has a job
+    is_named: Callable[[str], bool] # Whether a folder's name may stand among the parameters of a job
 ) -> None:
-    """Remove the files of jobs that a store has forgotten.
+    """Remove the files that no job needs, also of requests that never became jobs.
 
     :raises OSError: when a list of jobs cannot be read."""
-    for folder in owned_folders(root):
-        if not any(map(is_known, owners_of(folder))): shutil.rmtree(folder, ignore_errors=True)
+    for folder in Path(root).glob("*"):
+        owners = owners_of(folder)
+        if any(map(is_known, owners)) or not owners and (is_young(folder) or is_named(folder.name)): continue
+        shutil.rmtree(folder, ignore_errors=True)

@@ -118,7 +118,7 @@ def write_batch(
     try:
         with database as db: # so that faults of the files have their names too
             for job in added:
-                if job.retried_from is not None: share_uploads(files.uploads, job.retried_from, job.id)
+                if job.retried_from is not None: share_uploads(files.uploads, job.params, job.retried_from, job.id)
                 params.append(files.put(job.params))
             for end in ended: results.append(files.put(end.result))
             with db if is_alone(added, moves, ended, chunks) else transaction(db):
