@@ -418,12 +418,11 @@ async def test_hooks_that_wait_end_with_their_task() -> None:
     for n in range(3):
         caller.call(hook, n, copy_context())
     (task,) = asyncio.all_tasks() - before
-    await until(lambda: called)
-    task.cancel()
+    for n in [1] if hasattr(task, "cancelling") else [1, 2, 3]:  # before Python 3.11 a task does not say that it was cancelled
+        await until(lambda: len(called) == n)
+        task.cancel()
     await asyncio.wait({task}, timeout=5)
-    assert task.done()
-    if hasattr(task, "cancelling"):
-        assert called == [0]
+    assert task.done() and called == [*range(n)]
 
 
 async def test_an_event_says_how_it_was_when_it_happened() -> None:
