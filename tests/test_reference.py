@@ -297,11 +297,12 @@ def test_parameters_and_results_are_explained(name: str, site: Site) -> None:
 
 @each_module_page
 def test_errors_are_listed(name: str, site: Site) -> None:
-    """Every `:raises X: …` of a docstring is an entry below `Raises`, and none stands in the text as it is."""
+    """Every `:raises X: …` of a docstring is an entry below `Raises`, after what `Raises …, and:` says; neither stays in the text."""
     for key, member, part in documented(site, name):
         for error in re.findall(r"^\s*:raises (\w+):", (function(member) or member).__doc__ or "", re.MULTILINE):
             assert re.search(rf"^- \[?`{error}`", part.text.partition("**Raises**")[2], re.MULTILINE), f"{key}: {error}"
     assert ":raises" not in site.pages[name].prose
+    assert not re.search(r"^.*\bRaises .*, and:$", site.pages[name].prose, re.MULTILINE)
 
 
 def facts(cls: type) -> "dict[str, bool]":

@@ -29,6 +29,7 @@ FOLDED = re.compile(r"\A(#+) (.+?)(?: \{#([\w.-]+)\})?\n+<!-- folded -->\s*")
 OPEN = '```{{=html}}\n<details class="folded"><summary id="{anchor}">{title}</summary>\n```\n\n::: {{.folded}}'
 CLOSE = ":::\n\n```{=html}\n</details>\n```"
 RAISES = re.compile(r"^:raises? +([\w.]+) *: *(.*)$")
+RAISES_TOO = re.compile(r"\bRaises ((?:(?!\.\s).)+), and:\Z", re.DOTALL)  # Before the first `:raises`
 LISTED = {"Parameter": 3, "Field": 6, "Fact": 6}  # From how many rows on they are a table
 SHOWN = ("classmethod", "staticmethod", "contextmanager", "asynccontextmanager")  # Decorators that change how one calls
 SPECIAL = {"dataclass": "Field", "Enum": "Member", "FactError": "Fact", "NamedTuple": "Field", "TypedDict": "Key"}
@@ -323,7 +324,10 @@ def parted(doc: str) -> tuple[str, str]:
         if found := RAISES.match(line): errors.append(f"- `{found[1]}` {found[2]}")
         elif errors and line.strip(): errors[-1] += " " + line.strip()
         elif not errors: description.append(line)
-    return escaped("\n".join(description).strip()), "**Raises**\n\n" + escaped("\n".join(errors)) if errors else ""
+    shown = "\n".join(description).strip()
+    if errors and (found := RAISES_TOO.search(shown)):
+        shown, errors = shown[:found.start()].rstrip(), [f"- {' '.join(found[1].split())}", *errors]
+    return escaped(shown), "**Raises**\n\n" + escaped("\n".join(errors)) if errors else ""
 
 
 def apart(source: str, anchors: set[str]) -> str:
