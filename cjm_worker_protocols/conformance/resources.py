@@ -63,21 +63,21 @@ class CheckedWorker:
     def register(self,
         worker_type: str = WORKER # Its type
     ) -> None:
-        "Register it."
+        "Register the worker."
         self.it.call("register_worker", pid=self.pid, worker_type=worker_type)
 
     def unregister(self) -> None:
-        "Unregister it."
+        "Unregister the worker."
         self.it.call("unregister_worker", self.pid)
 
     def update(self,
         fields: Values = FULL # To send; they are copied
     ) -> None:
-        "Update it."
+        "Update the worker, with a copy of the fields."
         self.it.call("update_worker_state", pid=self.pid, **copy.deepcopy(fields))
 
     def known(self) -> Values: # By field
-        """Ask the probe what is known of it.
+        """Ask the probe what is known of the worker.
 
         :raises Broken: when there is no such worker."""
         known = seen(self.it, self.pid)
@@ -87,7 +87,7 @@ class CheckedWorker:
     def expect(self,
         fields: Values # What must be known of it
     ) -> None:
-        """Compare some fields.
+        """Compare some fields with what is known of the worker.
 
         :raises Broken: when one has another value."""
         known = self.known()

@@ -58,7 +58,7 @@ class CheckedManager:
     ) -> Any: # A `Written`
         """Write a batch.
 
-        :raises Broken: when it raises, or the answer is none."""
+        :raises Broken: when the store raises, or does not return a `Written`."""
         answer = self.it.call("write", self.name, [*added], [*moved], [*ended], [*chunks])
         try: fine = all(isinstance(part, Mapping) for part in (answer.places, answer.existing)) and isinstance(answer.refused, Sequence)
         except AttributeError: fine = False

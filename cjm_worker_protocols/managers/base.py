@@ -119,13 +119,17 @@ class BaseJobManager(ManagerView, Hooks):
         :raises ResourceValidationError: when `_validate_resources` refuses, or the plugin can never fit.
         :raises WrongParametersError: when they do not fit the plugin's signature, if that is known here.
         :raises ParametersNotSendableError: when a parameter cannot be pickled.
-        :raises QueueFullError: when `max_pending` jobs wait, or `OwnerQueueFullError` of this owner, or `PendingBytesError` in bytes.
+        :raises QueueFullError: when `max_pending` jobs wait.
+        :raises OwnerQueueFullError: when `max_pending_per_owner` jobs of this owner wait.
+        :raises PendingBytesError: when all parameters together would take more than `max_pending_bytes`.
         :raises WorkersUnavailableError: when the restart policy allows no worker any more.
         :raises JobStoreError: when the job store cannot be used; each fault has a class of its own.
         :raises KeyConflictError: when another job has the key, with another plugin or other parameters.
-        :raises ManagerDrainingError: after `drain`; `ManagerClosedError` after `shutdown`.
+        :raises ManagerDrainingError: after `drain`.
+        :raises ManagerClosedError: after `shutdown`.
         :raises WrongLoopError: on another loop.
-        :raises NotANewJobError: when `create_job` returns something else than a new job; `DuplicateJobError` when its id is taken.
+        :raises NotANewJobError: when `create_job` returns something else than a new job.
+        :raises DuplicateJobError: when the id of that job is taken.
         :raises ConfigError: for an option or a hook that cannot be.
         :raises PluginNotSendableError: at the first call, when the loader cannot be sent."""
         options = JobOptions(priority, timeout, retries, retry_on, retry_delay, expires, owner, metadata, key, restartable, keep_chunks)
@@ -154,7 +158,9 @@ class BaseJobManager(ManagerView, Hooks):
         A job that waits ends at once. A running one is asked, if its plugin asks; else its worker is ended. A job whose result
         is already there completes.
 
-        :raises ManagerClosedError: after `shutdown`; `WrongLoopError` on another loop; `ConfigError` for a job in place of its id."""
+        :raises ManagerClosedError: after `shutdown`.
+        :raises WrongLoopError: on another loop.
+        :raises ConfigError: for a job in place of its id."""
         lifecycle, job = await self._session.open("cancel_job"), self.get_job(job_id)
         if job is None and self._session.durable is not None: return await self._session.durable.cancel(job_id)
         if job is None or job.done: return False
@@ -171,7 +177,9 @@ class BaseJobManager(ManagerView, Hooks):
         With a job store, jobs that wait stay pending, and so do restartable ones that still run at the end; others fail with `interrupted`.
         The next app, or another process, goes on with what is pending. Without one, the jobs that are left are cancelled.
 
-        :raises ManagerClosedError: after `shutdown`; `WrongLoopError` on another loop; `ConfigError` for another timeout."""
+        :raises ManagerClosedError: after `shutdown`.
+        :raises WrongLoopError: on another loop.
+        :raises ConfigError: when `timeout` is no number of seconds."""
         await self._session.drain(timeout)
 
     async def unload_plugin(self,
@@ -179,7 +187,9 @@ class BaseJobManager(ManagerView, Hooks):
     ) -> bool: # Whether a worker had it loaded, and has no longer
         """Unload a plugin wherever it is loaded, after the jobs that run now.
 
-        Raises `ManagerClosedError`, `WrongLoopError`, and `ConfigError`."""
+        :raises ManagerClosedError: after `shutdown`.
+        :raises WrongLoopError: on another loop.
+        :raises ConfigError: when `plugin_name` is no text."""
         lifecycle = self._session.bind("unload_plugin")
         if not isinstance(plugin_name, str): raise ConfigError("plugin_name", "the name or the id of a plugin", plugin_name)
         return any(await command_all(lifecycle, lifecycle.pool.workers, Kind.UNLOAD, (plugin_name,)))
@@ -190,8 +200,8 @@ class BaseJobManager(ManagerView, Hooks):
     ) -> bool: # Whether the next job finds it so; `False` also when no worker is there, or the resource manager refuses
         """Load a plugin anew wherever it is loaded, or else in one idle worker.
 
-        A worker with a module that has changed on disk ends instead: the next job loads the plugin in a fresh one, with a registry with its
-        config. Raises `ParametersNotSendableError`, `ConfigError`, `ManagerClosedError`, `WrongLoopError`, and what `start_job` raises."""
+        A worker with a module that has changed on disk ends instead, and the next job loads the plugin in a fresh one. If there is a
+        registry, it does so with the registry's config. Raises what `start_job` raises."""
         lifecycle = self._session.bind("reload_plugin")
         plugin_id, plan = await self._session.known.reload(plugin_name, config)
         return await reload_all(lifecycle, (plugin_id, plan.name), config, self.supports_streaming, plan.placement)
@@ -202,7 +212,9 @@ class BaseJobManager(ManagerView, Hooks):
     ) -> None:
         """Emit an event of your own, with what every event has.
 
-        Raises `ConfigError`, `ManagerClosedError` and `WrongLoopError`."""
+        :raises ConfigError: when `data` is no mapping.
+        :raises ManagerClosedError: after `shutdown`.
+        :raises WrongLoopError: on another loop."""
         self._session.bind("broadcast_event")
         if not isinstance(data, Mapping): raise ConfigError("data", "a mapping", data)
         shown = json_safe(data)

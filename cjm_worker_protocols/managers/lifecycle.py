@@ -228,7 +228,7 @@ class Lifecycle:
         if self.pool.closing: worker.stop("shutdown") # so far only its job was asked to stop
 
     def _gone(self, worker: WorkerProxy, exit: Exit, run: PresentJob | None, ahead: Ticket | None, unsent: Ticket | None) -> None:
-        "End the job of a worker that has ended, or let it wait for another; one was sent ahead or not at all, and waits again."
+        "End the job of a worker that has ended, or let it wait for another; jobs that were sent ahead or not yet sent wait again."
         if ahead is not None and ahead.job.done: ahead = None # it was cancelled meanwhile
         if ahead is not None and ahead.tag not in exit.never_begun: self._began(worker, ahead) # its predecessor's end was lost
         self.pool.gone(worker, exit)

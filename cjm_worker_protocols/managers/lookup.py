@@ -63,7 +63,7 @@ class ManagerView:
     def check_streaming_support(self,
         plugin_id: str # A plugin's id
     ) -> bool: # Whether its jobs stream
-        """Say whether a plugin streams, as far as its import is not needed.
+        """Say whether a plugin streams, as far as is known without importing it.
 
         Any thread may call this."""
         return self._session.known.streams
@@ -118,8 +118,10 @@ class ManagerView:
 
         Such a job can be awaited, cancelled and, as far as its chunks are kept, streamed.
 
-        :raises JobStoreError: when the job store cannot be used; `ConfigError` for a job in place of its id.
-        :raises ManagerClosedError: after `shutdown`; `WrongLoopError` on another loop."""
+        :raises JobStoreError: when the job store cannot be used.
+        :raises ConfigError: for a job in place of its id.
+        :raises ManagerClosedError: after `shutdown`.
+        :raises WrongLoopError: on another loop."""
         await self._session.open("find_job")
         job, durable = self.get_job(job_id), self._session.durable
         return await durable.find(job_id) if job is None and durable is not None else job

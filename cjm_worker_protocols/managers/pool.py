@@ -110,7 +110,7 @@ class WorkerList(list[WorkerProxy]):
     ) -> bool: # Whether one more may be started
         """Say whether a standby is missing.
 
-        One is enough, and one for each of two interpreters."""
+        One is enough; where a plugin has an interpreter of its own, one for each of two interpreters."""
         found = [worker.placement for worker in self if worker.standby]
         own = any(isinstance(other, OwnInterpreter) for other in (*found, placement))
         return not found or len(found) == 1 and found[0] != placement and own

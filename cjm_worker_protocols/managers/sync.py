@@ -61,7 +61,8 @@ class LoopThread:
     def __init__(self,
         manager: BaseJobManager # Not used yet; it is shut down at the end
     ):
-        ":raises RuntimeError: or `OSError`, when no thread or no loop can be had."
+        """:raises RuntimeError: when no thread can be started.
+        :raises OSError: when no loop can be made."""
         self._manager = manager
         started: Future[asyncio.AbstractEventLoop] = Future()
         self._stop: asyncio.Event  # Made on the thread
@@ -244,8 +245,6 @@ class SyncJob:
 
         A thread that reads slowly slows the plugin down.
 
-        A thread that reads slowly slows the plugin down.
-
         :raises JobError: at the end, if the job failed or was cancelled.
         :raises StreamOverflowError: when chunks that were not read are no longer kept.
         :raises ConfigError: when `start` is no index."""
@@ -296,8 +295,6 @@ def map_jobs(
 # %% ../../nbs/managers/sync.ipynb #6502ecac
 class SyncJobManager:
     """A job manager for plain Python, whose methods any thread may call.
-
-    Use it in a `with` block, or call `shutdown` at the end.
 
     Use it in a `with` block, or call `shutdown` at the end.
 

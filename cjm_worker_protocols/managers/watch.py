@@ -33,7 +33,8 @@ class JobDisplay(Protocol):
     ) -> None:
         """Show what has changed.
 
-        :raises OSError: or `ValueError`, when that is not possible any more."""
+        :raises OSError: when the reader has left, or the disk is full.
+        :raises ValueError: when the file was closed."""
 
     def finish(self,
         note: str # Why the display ends before the jobs; empty if it does not

@@ -76,7 +76,7 @@ async def ask_app(
     Raises what `authorize` raises, and:
 
     :raises Problem: when the client is refused.
-    :raises AccessTypeError: when the answer is none."""
+    :raises AccessTypeError: when `authorize` returns anything that is no answer."""
     found: Any = authorize(scope)
     if inspect.isawaitable(found): found = await found
     if found is None: raise Problem(403, "forbidden", "`authorize` refused this client.")
@@ -120,7 +120,8 @@ class Request:
     ) -> tuple[bytes, bool]: # The part, and whether there are more
         """Receive the next part of the body.
 
-        :raises Problem: when the body is too large; `ClientDisconnect` when the client has left."""
+        :raises Problem: when the body is too large.
+        :raises ClientDisconnect: when the client has left."""
         message = await self.receive()
         if message["type"] == "http.disconnect": raise ClientDisconnect()
         part = message.get("body", b"")

@@ -55,9 +55,9 @@ def is_short(
     value: Any, # Anything
     limit: int = INLINE # Characters, about
 ) -> bool: # False for one whose JSON is longer
-    """Estimate the length of a value's JSON.
+    """Estimate whether a value's JSON is short.
 
-    No more of the value is looked at than the limit."""
+    As soon as it is not, the rest of the value is not looked at."""
     found = [value]
     while found and limit >= 0:
         item = found.pop()

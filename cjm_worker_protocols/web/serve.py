@@ -94,7 +94,8 @@ async def made(
 
     Raises the errors of this package that the function raises, and:
 
-    :raises NotAManagerError: when it returns something else; `ManagerFailedError` when it raises something else."""
+    :raises NotAManagerError: when it returns something else.
+    :raises ManagerFailedError: when it raises something else."""
     try:
         found = target if isinstance(target, BaseJobManager) or not callable(target) else target()
         if inspect.isawaitable(found): found = await found
@@ -165,7 +166,8 @@ async def serve(
 ) -> int: # 128 + the number of the signal that stopped it
     """Serve a manager until a signal comes.
 
-    :raises NotAManagerError: when the target makes no manager; `ManagerFailedError` when it raises
+    :raises NotAManagerError: when the target makes no manager
+    :raises ManagerFailedError: when it raises
     :raises ConfigError: for a setting that cannot work
     :raises OSError: when nothing can listen there"""
     manager = await made(target)

@@ -103,7 +103,7 @@ def form_fields(
 async def stalled(
     request: Request # A request
 ) -> None:
-    "Wait until its body comes too slowly."
+    "Wait until the body of a request comes too slowly."
     before = -SLOWEST
     while request.received - before >= SLOWEST:
         before = request.received

@@ -258,7 +258,8 @@ class RayEngine:
         """Start a worker, which may wait for room on a node.
 
         :raises EngineLoopError: on another loop than that of the first worker.
-        :raises RayConnectionError: for a second after the cluster could not be joined; `RayLostError` once it was lost.
+        :raises RayConnectionError: for a second after the cluster could not be joined.
+        :raises RayLostError: once the connection was lost.
         :raises WorkerRefusedError: when Ray has refused such a worker lately."""
         config, takes = without_interpreter(placement, config)
         self.leave_closed_loop()

@@ -226,7 +226,9 @@ class Inbox:
     ) -> None:
         """Cut bytes into frames.
 
-        :raises ValueError: or `MemoryError`, or `OverflowError`, for bytes that are no frames, or too many."""
+        :raises ValueError: when the bytes are no frames.
+        :raises MemoryError: when a frame is too large for this machine.
+        :raises OverflowError: when it is too large for any."""
         while data:
             space = self._reader.space()
             size = min(len(space), len(data))

@@ -219,7 +219,7 @@ class RedisBroadcaster(EventStreams):
     ) -> None:
         """Connect, and wait until the log is filled.
 
-        You need not call it, but then a wrong password is an error when the app starts.
+        It is optional: call it so that a wrong password is an error when the app starts.
 
         :raises RedisAwayError: when Redis cannot be followed in time"""
         self.log.notifier.bind("ready")

@@ -122,7 +122,7 @@ def write_file(
     path: str, # A file. One that is a link stays one, and the file that it leads to is written
     data: bytes # What is to be in it
 ) -> None:
-    """Replace a file that only its owner may read.
+    """Replace a file; only its owner may read the new one.
 
     At any moment the whole old file or the whole new one is there.
 

@@ -206,7 +206,9 @@ def _by_category(groups: Any, plugins: Any) -> Mapping[Any, str]:
 
 # %% ../../../nbs/integrations/registry/registry.ipynb #84908874
 class EntryPointRegistry:
-    "The plugins of installed packages, a folder of manifests, and your code."
+    """The plugins of installed packages, a folder of manifests, and your code.
+
+    It also reads, validates and saves their configs."""
     def __init__(self,
         plugins: Mapping[str, str] | None = None, # Import strings of further plugins, by id
         config: Mapping[str, Mapping[str, Any]] | None = None, # Settings by plugin, which count more than files and variables
@@ -281,7 +283,7 @@ class EntryPointRegistry:
     ) -> None:
         """Note what a worker found out, until what is installed changes.
 
-        Raises `UnknownPluginError`."""
+        :raises UnknownPluginError: when there is no such plugin."""
         self._catalogue.report(plugin_id, reason)
 
     def enable(self,
@@ -289,7 +291,8 @@ class EntryPointRegistry:
     ) -> None:
         """Let a plugin run again.
 
-        Raises `UnknownPluginError` or `ConfigFolderError`."""
+        :raises UnknownPluginError: when there is no such plugin.
+        :raises ConfigFolderError: when the folder cannot be written."""
         self._catalogue.switch(plugin_id, on=True)
 
     def disable(self,
@@ -305,13 +308,11 @@ class EntryPointRegistry:
     ) -> str: # A path
         """Say where a plugin's config is kept.
 
-        Raises `NoConfigFolderError`."""
+        :raises NoConfigFolderError: when the registry has no `config_dir`."""
         return self._configs.files.path(plugin_id)
 
     def load_plugin_config(self, plugin_id: str) -> dict[str, Any]:
         """Merge defaults, file, environment and code, in this order, and validate.
-
-        The order is defaults, file, environment, code.
 
         :raises PluginConfigError: when it is not what the schema asks for.
         :raises ConfigFileError: when the file cannot be used.
@@ -326,7 +327,8 @@ class EntryPointRegistry:
     ) -> dict[str, Any]: # With its secrets hidden; the caller's own
         """Read what a plugin's file says.
 
-        Raises `ConfigFileError` or `PluginSchemaError`."""
+        :raises ConfigFileError: when the file cannot be used.
+        :raises PluginSchemaError: when the schema cannot be used."""
         return self._configs.stored(plugin_id, self.get_plugin(plugin_id))
 
     def save_plugin_config(self,

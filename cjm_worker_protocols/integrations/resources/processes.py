@@ -66,7 +66,8 @@ def read_procfs(
 ) -> Process: # As it is now
     """Read a process from `/proc`.
 
-    :raises FileNotFoundError: or `ProcessLookupError`, when there is no such process."""
+    :raises FileNotFoundError: when there is no such process.
+    :raises ProcessLookupError: when it ends while it is read."""
     return parse_stat(read_stat(pid))
 
 # %% ../../../nbs/integrations/resources/processes.ipynb #24767772

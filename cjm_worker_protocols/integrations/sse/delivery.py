@@ -92,7 +92,7 @@ class SlowClients:
         self.total += size
 
     def enforce_limit(self) -> None:
-        """While too much is held, abort the client that has held bytes longest.
+        """While too much is held, abort the client whose bytes have waited longest.
 
         The only client is never aborted."""
         if self.total > self.WAITING:
