@@ -717,13 +717,14 @@ def test_uploads_stay_for_whichever_job_repeats_theirs(tmp_path: Path) -> None:
 
 
 def test_uploads_of_requests_that_never_became_jobs_are_removed(tmp_path: Path) -> None:
-    """But not those of a job whose process died before it was noted as their owner, nor what another process still writes."""
+    """But not those of a job whose process died before it was noted as their owner, what others write, nor what people put there."""
     store = SQLiteJobStore(tmp_path / "jobs.db")
-    (root := Path(store.uploads)).mkdir()
+    (kept := (root := Path(store.uploads)) / "kept").mkdir(parents=True)
+    (root / ".DS_Store").touch()
     lost, named, slow = (make_folder(root) for _ in range(3))
     (slow / "0").mkdir()
     (slow / "0" / "a.wav").touch()
-    for path in (lost, named, slow, slow / "0"):
+    for path in (lost, named, slow, slow / "0", kept):
         os.utime(path, (0, 0))
     mine, params = store.open(TYPE), pickle.dumps([named / "0" / "a.wav"])
     store.write(mine, [NewJob("job", "plugin", params, 0.0)], [], [], [])
@@ -732,7 +733,7 @@ def test_uploads_of_requests_that_never_became_jobs_are_removed(tmp_path: Path) 
     store.write(mine, [NewJob("large", "plugin", pickle.dumps([slow, b"x" * 2_000_000]), 0.0)], [], [], [])
     assert store.prune() == 0 and slow.exists()  # a pickle in a file is not looked into
     store.forget(["job", "large"])
-    assert store.prune() == 0 and not os.listdir(root)
+    assert store.prune() == 0 and sorted(os.listdir(root)) == [".DS_Store", "kept"]
 
 
 def test_files_that_no_job_names_are_removed(tmp_path: Path) -> None:

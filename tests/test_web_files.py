@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from harness import until
 from test_web import api, by_user, count, look, shout, spin
 from web_kit import problem
 
+from cjm_worker_protocols.core.jobs import Job
 from cjm_worker_protocols.web import app as web_app
 from cjm_worker_protocols.web import uploads as web_uploads
+from cjm_worker_protocols.web.documents import ResultViews, job_details
 from cjm_worker_protocols.web.files import SAFE, with_safe_headers
 from cjm_worker_protocols.web.streams import OpenRequests
 
@@ -151,6 +154,24 @@ def large(what: str) -> Any:
     """A plugin with a large result."""
     values = {"numbers": {"all": list(range(500_000)), "none": []}, "text": "é" * 3_000_000, "nested": [["a" * 70_000, {"b": None}]] * 50}
     return values[what] if what in values else [*range(500_000), {1, 2}]
+
+
+class AttrDict(dict):  # type: ignore[type-arg]
+    """A dict whose items are attributes; one that it lacks is None."""
+
+    __getattr__ = dict.get
+
+
+async def test_results_that_are_odd_are_seen_at_once() -> None:
+    """A dict that has every attribute is no file, and a list that holds itself is looked at once, not at each of a thousand levels."""
+    around: "list[Any]" = []
+    around.append(around)
+    for result, kind in ((AttrDict(a=1), "json"), (around, "object"), (Path, "object")):
+        job = Job("odd", AttrDict(values=AttrDict(a=1)))
+        job.result, job.status, begun = result, "completed", time.process_time()
+        view = await ResultViews().of(job)
+        assert view.kind == kind and json.loads(job_details(job, view, True))["params"] == {"values": {"a": 1}}
+        assert time.process_time() - begun < 1.5
 
 
 async def test_a_large_result_leaves_the_loop_to_others() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from itertools import islice
+from collections.abc import AsyncGenerator, Mapping
+from itertools import chain
+from operator import attrgetter
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -24,8 +25,8 @@ IMAGES = {  # By first bytes
     b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF87a": "image/gif", b"GIF89a": "image/gif"}
 
 # %% auto #0
-__all__ = ['INLINE', 'STATUSES', 'BLOCK', 'IMAGES', 'encode_json', 'TIMES', 'media_type', 'ResultView', 'is_short', 'view_result',
-           'json_blocks', 'ResultViews', 'error_of', 'job_document', 'job_details', 'counts_document',
+__all__ = ['INLINE', 'STATUSES', 'BLOCK', 'IMAGES', 'encode_json', 'TIMES', 'FACTS', 'media_type', 'ResultView', 'is_short',
+           'view_result', 'json_blocks', 'ResultViews', 'error_of', 'job_document', 'job_details', 'counts_document',
            'worker_document']
 
 # %% ../../nbs/web/documents.ipynb #7f6d0f6d
@@ -49,7 +50,8 @@ class ResultView(NamedTuple):
         "Give the document, without the JSON itself."
         return {"kind": self.kind, "type": self.type, "size": self.size, "media_type": self.media_type or None}
 
-encode_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode # json.dumps would make an encoder for each call
+_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+encode_json = _encoder.encode # json.dumps would make an encoder for each call
 
 def is_short(
     value: Any, # Anything
@@ -59,13 +61,13 @@ def is_short(
 
     As soon as it is not, the rest of the value is not looked at."""
     found = [value]
-    while found and limit >= 0:
+    while found:
         item = found.pop()
         limit -= 8 + len(item) if isinstance(item, (str, bytes, list, tuple, dict, set, frozenset)) else 8
-        if limit < 0: break
-        if isinstance(item, dict): found += [*dict.keys(item), *dict.values(item)]
-        elif isinstance(item, (list, tuple, set, frozenset)): found += item
-    return limit >= 0
+        if limit < 0: return False
+        if isinstance(item, (list, tuple, dict, set, frozenset)): found += item
+        if isinstance(item, dict): found += item.values()
+    return True
 
 # %% ../../nbs/web/documents.ipynb #9771a7ca
 def _view_object(value: Any) -> ResultView:
@@ -83,7 +85,7 @@ def view_result(
     if isinstance(value, (bytes, bytearray, memoryview)):
         view = memoryview(value).cast("B") if not isinstance(value, memoryview) or value.c_contiguous else memoryview(bytes(value))
         return ResultView("bytes", name, view.nbytes, media_type(bytes(view[:16])))
-    if hasattr(value, "__fspath__"): return _view_file(value, name)
+    if hasattr(type(value), "__fspath__"): return _view_file(value, name) # a dict may have all attributes
     try: text = encode_json(value)
     except Exception: return _view_object(value) # a subclass of dict may raise anything
     return ResultView("json", name, len(text), text=text)
@@ -95,26 +97,6 @@ def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 
 # %% ../../nbs/web/documents.ipynb #d0ca4139
-def _json_parts(value: Any) -> Iterator[str]:
-    "JSON in parts; runs of short items are one."
-    if not isinstance(value, (str, list, tuple, dict)) or is_short(value, BLOCK): yield encode_json(value)
-    elif isinstance(value, str):
-        yield '"'
-        for start in range(0, len(value), BLOCK): yield encode_json(value[start:start + BLOCK])[1:-1]
-        yield '"'
-    else:
-        named, mark = isinstance(value, dict), "{" if isinstance(value, dict) else "["
-        items = iter(value.items() if isinstance(value, dict) else value)
-        while run := dict(islice(items, 256)) if named else list(islice(items, 256)):
-            if is_short(run, BLOCK): yield mark + encode_json(run)[1:-1]
-            else:
-                for key in run:
-                    yield mark + (encode_json({key: 0})[1:-2] if named else "")
-                    yield from _json_parts(run[key] if isinstance(run, dict) else key)
-                    mark = ","
-            mark = ","
-        yield "}" if named else "]"
-
 async def json_blocks(
     value: Any # A result
 ) -> AsyncGenerator[str, None]: # Blocks of JSON
@@ -122,7 +104,8 @@ async def json_blocks(
 
     Raises what encoding raises."""
     block, size = list[str](), 0
-    for part in _json_parts(value):
+    text = (encode_json(value[start:start + BLOCK])[1:-1] for start in range(0, len(value), BLOCK))
+    for part in chain('"', text, '"') if isinstance(value, str) else _encoder.iterencode(value):
         block.append(part)
         if (size := size + len(part)) < BLOCK: continue
         yield "".join(block)
@@ -141,7 +124,7 @@ class ResultViews:
     ) -> ResultView: # Without the JSON of a large one
         "Look at a job's result."
         value = job.result
-        if self._large and (known := self._large.get(job)) is not None: return known
+        if (known := self._large.get(job)) is not None: return known
         if not isinstance(value, (str, list, tuple, dict)): return view_result(value)
         size = 0
         try:
@@ -154,6 +137,9 @@ class ResultViews:
 
 # %% ../../nbs/web/documents.ipynb #6b3f0c3a
 TIMES = ("created_at", "started_at", "loading_at", "loaded_at", "completed_at")
+FACTS = ("id", "plugin_id", "status", "progress", "message", "waiting_for", "worker_pid", "priority", "timeout", "retries", "attempts",
+         "owner", "retried_from", "expires", "key", "restartable", *TIMES)
+_facts = attrgetter(*FACTS)
 
 def error_of(
     job: Job, # A job that has failed or was cancelled
@@ -169,14 +155,9 @@ def job_document(
     details: bool = False # Whether the client may see parameters and tracebacks
 ) -> dict[str, Any]: # JSON-safe
     "Describe a job, as in a list of jobs."
-    document: dict[str, Any] = {
-        "id": job.id, "plugin_id": job.plugin_id, "status": job.status, "progress": job.progress, "message": job.message,
-        "waiting_for": job.waiting_for, "worker_pid": job.worker_pid, "priority": job.priority, "timeout": job.timeout,
-        "retries": job.retries, "attempts": job.attempts, "owner": job.owner, "position": None if job.status in ENDS else job.position,
-        "retried_from": job.retried_from, "expires": job.expires, "key": job.key, "restartable": job.restartable,
-        "created_at": job.created_at, "started_at": job.started_at, "loading_at": job.loading_at, "loaded_at": job.loaded_at,
-        "completed_at": job.completed_at, "metadata": json_safe(job.metadata, 1000, 50) if job.metadata else {},
-        "error": None if job.error is None else error_of(job, details)}
+    document: dict[str, Any] = dict(zip(FACTS, _facts(job)))
+    document["position"] = None if job.status in ENDS else job.position
+    document["metadata"], document["error"] = json_safe(job.metadata, 1000, 50) if job.metadata else {}, error_of(job, details)
     for name in TIMES:
         if (moment := document[name]) is not None: document[name] = moment.isoformat(timespec="milliseconds") # as RFC 3339 has it
     return document
@@ -190,7 +171,7 @@ def job_details(
 ) -> str: # JSON
     "Describe one job with its result."
     document, chunks = job_document(job, details), live_of(job).streamed
-    if details: document["params"] = {k: json_safe(os.fspath(v) if hasattr(v, "__fspath__") else v) for k, v in job.params.items()}
+    if details: document["params"] = {k: json_safe(os.fspath(v) if hasattr(type(v), "__fspath__") else v) for k, v in job.params.items()}
     document["chunks"] = {"first": chunks.first, "stop": chunks.stop} if chunks is not None else {"first": 0, "stop": 0}
     document["result_type"] = None if view is None else view.document()
     result = "null" if view is None or not 0 < len(view.text) <= INLINE else view.text

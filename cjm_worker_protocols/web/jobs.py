@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..core.config import is_text
 from ..core.events import json_safe
-from ..core.jobs import ENDS, Job, kept_chunks, live_of
+from ..core.jobs import ENDS, Job, Waiters, kept_chunks, live_of
 from ..managers.base import BaseJobManager
 from .access import Access
 from .documents import STATUSES, ResultViews, counts_document, encode_json, job_details, job_document
@@ -32,12 +32,12 @@ from .uploads import UploadFolder, Uploads
 
 OPTIONS = ("priority", "timeout", "retries", "key", "restartable")  # Of a job; more than these, `plugin_id` and `params` are refused
 FIELDS = frozenset(("plugin_id", "params", *OPTIONS))
-QUICK = 0.02  # Seconds, at most twice these, in which a waiting client is not watched, so that a quick job costs little
+QUICK = 0.02  # Seconds in which a waiting client is not watched, so that a quick job costs little
 WAIT = 60.0  # Seconds that `?wait=true` waits without a `wait_timeout`
 
 # %% auto #0
 __all__ = ['OPTIONS', 'FIELDS', 'QUICK', 'WAIT', 'JSON_HEADERS', 'JsonResponse', 'as_json', 'JobRequest', 'file_params',
-           'ShortWaits', 'wait_for_end', 'JobWaits', 'VisibleJobs', 'JobViews', 'JobPages', 'JobOutputs',
+           'wait_shortly', 'wait_for_end', 'JobWaits', 'VisibleJobs', 'JobViews', 'JobPages', 'JobOutputs',
            'RequestReader', 'JobActions']
 
 # %% ../../nbs/web/jobs.ipynb #4e8b0690
@@ -94,28 +94,16 @@ def file_params(
     return {name: paths if len(paths) > 1 or name in lists else paths[0] for name, paths in found.items()}
 
 # %% ../../nbs/web/jobs.ipynb #95044a90
-class ShortWaits:
-    "Waits for jobs that may end soon: without a task, and with one timer for all."
-    def __init__(self) -> None:
-        self._new, self._old = list[asyncio.Future[None]](), list[asyncio.Future[None]]()
-        self._ticks = False  # Whether the timer runs
-
-    async def wait(self,
-        job: Job # A job
-    ) -> None:
-        "Wait for the end of a job, between `QUICK` and twice as long."
-        if job.status not in ENDS:
-            loop = asyncio.get_running_loop()
-            self._new.append(waiter := loop.create_future())
-            if not self._ticks: self._ticks = bool(loop.call_later(QUICK, self._tick))
-            await live_of(job).waiters.wait(waiter)
-        if job.status in ENDS: await job.wait() # a client reads its end
-
-    def _tick(self) -> None:
-        over, self._old, self._new = self._old, self._new, []
-        for waiter in over:
-            if not waiter.done(): waiter.set_result(None)
-        self._ticks = bool(self._old and asyncio.get_running_loop().call_later(QUICK, self._tick))
+async def wait_shortly(
+    job: Job, # A job that has not ended
+    seconds: float # How long at most
+) -> None:
+    "Wait for the end of a job, without a task."
+    loop, over = asyncio.get_running_loop(), Waiters()
+    over[waiter := loop.create_future()] = None
+    timer = loop.call_later(seconds, over.wake)
+    try: await live_of(job).waiters.wait(waiter)
+    finally: timer.cancel()
 
 async def wait_for_end(
     job: Job, # A job
@@ -133,7 +121,6 @@ class JobWaits:
     "Waits for the ends of jobs, for clients that ask so."
     waiting: OpenRequests  # Those that wait
     stopping: asyncio.Event  # Set when the server stops
-    short: ShortWaits = field(default_factory=ShortWaits)  # Where each begins
 
     async def wait(self,
         call: ApiCall, # Of the client
@@ -141,9 +128,10 @@ class JobWaits:
         timeout: float # Seconds
     ) -> bool: # False when the client has left
         "Wait for a job's end, unless the client has too many requests that wait."
-        if (quick := timeout >= 2 * QUICK) or job.status in ENDS: await self.short.wait(job)
+        if job.status not in ENDS: await wait_shortly(job, min(timeout, QUICK))
+        if job.status in ENDS: await job.wait() # a client reads its end
         if job.status in ENDS or not self.waiting.enter(call.client): return True
-        try: return await wait_for_end(job, call.request.receive, timeout - QUICK if quick else timeout, self.stopping)
+        try: return await wait_for_end(job, call.request.receive, max(0, timeout - QUICK), self.stopping)
         finally: self.waiting.leave(call.client)
 
 # %% ../../nbs/web/jobs.ipynb #2aa5a0e2

@@ -77,7 +77,7 @@ def remove_unowned(
     """Remove the files that no job needs, also of requests that never became jobs.
 
     :raises OSError: when a list of jobs cannot be read."""
-    for folder in Path(root).glob("*"):
+    for folder in Path(root).glob("upload-*"):
         owners = owners_of(folder)
         if any(map(is_known, owners)) or not owners and (is_young(folder) or is_named(folder.name)): continue
         shutil.rmtree(folder, ignore_errors=True)
