@@ -1145,6 +1145,27 @@ def test_a_factory_that_fails_is_no_finding(protocol: str, error: BaseException)
             check(factory, protocol)
 
 
+class ExitsForUnknownPids(Resources):
+    def unregister_worker(self, pid: int) -> None:
+        if pid not in self.workers: sys.exit("no such worker")
+        super().unregister_worker(pid)
+
+
+class ExitsForUnknownJobs(JobStore):
+    def forget(self, job_ids: List[str]) -> None:
+        if not self.records.keys() >= {*job_ids}: sys.exit("no such job")
+        super().forget(job_ids)
+
+
+@pytest.mark.parametrize(
+    "made, protocol, rule",
+    [(ExitsForUnknownPids, "resources", "resources.unregister_idempotent"), (ExitsForUnknownJobs, "store", "store.forget")],
+)
+def test_what_ends_the_program_before_or_after_a_check_ends_no_check(made: Any, protocol: str, rule: str) -> None:
+    """The kit cleans up with calls that such an implementation answers with `SystemExit`."""
+    assert rule in {found.id for found in check(made, protocol, probe=PROBES[protocol]).findings}
+
+
 def test_one_category_is_no_list_of_categories() -> None:
     """Its letters are none either."""
     with pytest.raises(ProbeError, match="'speech', which is one"):

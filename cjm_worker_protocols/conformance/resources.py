@@ -357,7 +357,7 @@ def _(it: Subject) -> None:
     for n, worker in chain(*map(enumerate, workers)):
         known = seen(it, worker.pid)
         if n % 2: expect_same(known, None, "a worker that was unregistered is still there: {}")
-        if not n % 2 and known is None: raise Broken("a worker that was registered is not there")
+        elif known is None: raise Broken("a worker that was registered is not there")
         if known is not None and "job_id" in fields and known.get("job_id") != f"job-{worker.pid}":
             raise Broken(f"job_id of one worker is {shown(known.get('job_id'))}")
 

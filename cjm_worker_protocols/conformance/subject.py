@@ -82,13 +82,13 @@ class Cleanup(list[Callable[[], Any]]):
         "Make the calls, and ignore what they raise."
         left = list[Any]()
         for call in self:
-            with suppress(Exception): left.append(call())
+            with suppress(Exception, SystemExit): left.append(call())
         return [*filter(inspect.isawaitable, left)]
 
     async def run(self) -> None:
         "Make the calls, await what they return, and close the coroutines."
         for left in self.undo():
-            with suppress(Exception): await left
+            with suppress(Exception, SystemExit): await left
         self.close()
 
     def close(self) -> None:
