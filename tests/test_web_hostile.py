@@ -16,6 +16,7 @@ from sse_kit import free_port, wait_until_served
 from test_web import api, by_user, count, look, shout, spin
 from web_kit import TOKEN, Client, problem, serving
 
+from cjm_worker_protocols.core.errors import ConfigError
 from cjm_worker_protocols.integrations.store import SQLiteJobStore
 from cjm_worker_protocols.web import Access, WorkersApp
 from cjm_worker_protocols.web.plugins import check_params, names_path
@@ -401,6 +402,7 @@ async def test_half_of_a_surrogate_pair_beside_a_store(tmp_path: Path) -> None:
             return status, json.loads(body).get("field")
 
         assert await start(plugin_id="shout", params={"text": "hi"}, key=half) == (422, "key")
+        with pytest.raises(ConfigError, match="owner: expected text of Unicode"): await running.start_job("shout", text="hi", owner=half)
         assert await start(plugin_id=half) == (422, "plugin_id")
         assert await start(plugin_id="shout", **{half: 1}) == (422, half)
         for path in (f"/api/jobs/{half}", f"/api/jobs/{half}/result"):

@@ -55,7 +55,7 @@ def check_number(
 def is_text(
     value: object # Of a setting
 ) -> bool: # False too with half of a surrogate pair, which UTF-8 cannot hold, and so no store
-    "Say whether a value is text that is not empty."
+    "Say whether a value is text of Unicode that is not empty."
     return isinstance(value, str) and bool(value) and (value.isascii() or value.encode(errors="ignore").decode() == value)
 
 # %% ../../nbs/core/config.ipynb #f639fe14
