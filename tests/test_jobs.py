@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import pytest
 import sample_plugins
-from harness import Gate, Seen, end, first_chunk, gate, manager, nothing_left, run, said_json, script  # noqa: F401
+from harness import Gate, Seen, end, first_chunk, gate, manager, nothing_left, run, said_json, script, until  # noqa: F401
 from repo import NBS
 
 from cjm_worker_protocols import BaseJobManager, Job, JobCancelled, JobError, JobManager, WorkerConfig, check_cancel, report_progress
@@ -465,6 +465,29 @@ async def test_every_hook_is_used() -> None:
     assert m.validated == [("echo", {})] * 3 + [("pid", {})]
     assert [(i, s) for i, s, _ in m.completed] == [(job.id, "completed") for job in jobs]
     assert threading.current_thread().name not in {thread for _, _, thread in m.completed}
+
+
+async def test_a_hook_is_used_from_the_moment_it_is_there() -> None:
+    """Set on the manager itself, or on its class by a later cell of a notebook."""
+
+    class Late(JobManager):
+        """Its hooks come later."""
+
+    heard: "list[str]" = []
+
+    async def refuse(self: Any, plugin_id: str, plugin_config: "dict[str, Any]") -> "str | None":
+        return "the GPU is full"
+
+    async with manager("echo", cls=Late) as m:
+        assert await (await m.start_job("echo", x=1)) == 1
+        Late._on_job_completed = lambda self, job_id: heard.append(job_id)  # type: ignore[method-assign]
+        m.extract_job_result = lambda job, result_data: [result_data]
+        job = await m.start_job("echo", x=2)
+        assert await job == [2]
+        await until(lambda: heard == [job.id])
+        Late._validate_resources = refuse  # type: ignore[method-assign]
+        with pytest.raises(errors.ResourceValidationError, match="the GPU is full"):
+            await m.start_job("echo", x=3)
 
 
 async def test_coroutine_hooks_are_awaited_in_order() -> None:

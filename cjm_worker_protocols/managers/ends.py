@@ -151,7 +151,6 @@ class EndNews:
         hooks: Callable[[], Hooks | None] # Returns the manager; `None` when it was dropped
     ):
         self._table, self._events, self._caller, self._hooks = table, integrations.events, integrations.hooks, hooks
-        self._hooked = defines(hooks(), "_on_job_completed")
 
     def ended(self,
         ticket: Ticket, # A job
@@ -161,7 +160,8 @@ class EndNews:
         size: int # Bytes of the result
     ) -> None:
         "End a job: first its result or its error, then its status, then the rest."
-        job, events, hooks = ticket.job, self._events, self._hooks() if self._hooked and status == "completed" else None
+        job, events, hooks = ticket.job, self._events, self._hooks() if status == "completed" else None
+        if not defines(hooks, "_on_job_completed"): hooks = None
         job.waiting_for = ""
         ticket.live.end(status, result, error)
         chunks = ticket.live.streamed
@@ -184,7 +184,7 @@ class JobFinisher:
         store: StoreClient | None, # The job store
         hooks: Callable[[], Hooks | None] # Returns the manager; `None` when it was dropped
     ):
-        self._news, self._store, self._hooks, self._hooked = news, store, hooks, defines(hooks(), "extract_job_result")
+        self._news, self._store, self._hooks = news, store, hooks
         self._end = news.ended if store is None else self._end_in_store
 
     def complete(self,
@@ -192,8 +192,7 @@ class JobFinisher:
         frame: Frame # The RESULT of its worker
     ) -> bool: # Whether it was read
         "End a job with its result; if that cannot be read here, the job fails."
-        what, category, hooks = "the result cannot be read in this process", "serialization", self._hooks() if self._hooked else None
-        context = ticket.context.copy()
+        what, category, hooks, context = "the result cannot be read in this process", "serialization", self._hooks(), ticket.context.copy()
         try:
             result = context.run(frame.value)
             what, category = "extract_job_result failed", "exception"

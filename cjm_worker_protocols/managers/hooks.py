@@ -101,8 +101,8 @@ def defines(
     hooks: Hooks | None, # A manager; `None` when it was dropped
     name: str # A hook
 ) -> bool: # Else it need not be called
-    "Say whether a manager's class has a hook of its own."
-    return hooks is not None and getattr(type(hooks), name) is not getattr(Hooks, name)
+    "Say whether a manager, or its class, has a hook of its own now."
+    return hooks is not None and getattr(getattr(hooks, name), "__func__", None) is not getattr(Hooks, name)
 
 def check_hooks(
     manager: type[Hooks] # A job manager's class

@@ -83,7 +83,7 @@ class Session:
     ):
         self.lifecycle: Lifecycle | None = None
         self.durable: DurableJobs | None = None  # With a job store
-        self.draining = self.closed = self.may_refuse = False  # Whether a hook or the resource manager may refuse a job
+        self.draining = self.closed = False
         self.known, self.integrations, self.table = known, integrations, JobTable(known.config)
         self._manager, self._folder = weakref.ref(manager), working_folder()  # Wherever the app goes later
         self._closing: asyncio.Task[None] | None = None
@@ -103,7 +103,6 @@ class Session:
         known, integrations, frames = self.known, self.integrations, WorkerFrames(manager, self.known, self._folder)
         self.lifecycle = Lifecycle(known.config, known.engine, frames.hello, integrations, self._manager, self.table, frames.run)
         self.lifecycle.scheduler.limits.concurrency.update(frames.concurrency)
-        self.may_refuse = defines(manager, "_validate_resources") or self.lifecycle.scheduler.gate is not None
         integrations.events.listeners.bind(self.lifecycle.loop)
         if integrations.store is None: return
         self.durable = DurableJobs(integrations.store, self.lifecycle, self.table.jobs, known.config.stream_buffer, known.look_up)
@@ -198,7 +197,8 @@ async def start(
     if not isinstance(plugin_id, str): raise ConfigError("plugin_id", "the id of a plugin", plugin_id)
     check_options(options, lifecycle.store)
     plan = known.fixed.get(plugin_id) or await known.look_up(plugin_id)
-    if session.may_refuse or "concurrency" in plan.config: await check_room(hooks, lifecycle, plugin_id, plan.config)
+    if "concurrency" in plan.config or lifecycle.scheduler.gate is not None or defines(hooks, "_validate_resources"):
+        await check_room(hooks, lifecycle, plugin_id, plan.config)
     session.check_accepts()
     check_capacity(lifecycle, known.config, options.owner)
     job = hooks.create_job(plugin_id, **params)
