@@ -1,10 +1,12 @@
 """Admission and eviction: a job whose plugin does not fit waits with its reason, and room is made for it. Real workers throughout."""
 
 import asyncio
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -340,6 +342,47 @@ async def test_memory_that_others_give_back_is_noticed() -> None:
         await seen.when(lambda e: "waiting_for" in e.data)
         del room.held[1]
         assert await asyncio.wait_for(job.wait(), 5) is job and job.result == "medium"
+
+
+async def test_what_was_asked_about_a_job_is_forgotten_when_it_has_run_without(gate: Gate) -> None:
+    """A job that was refused finds its plugin loaded, in a worker that has become idle."""
+    room = Admits(room=2)
+    async with sized(room, max_workers=2) as m:
+        first = await m.start_job("medium", gate=gate.path)
+        await until(lambda: first.status == "running")
+        second = await m.start_job("medium")
+        await until(lambda: second.waiting_for)
+        kept = weakref.ref(second)
+        gate.open()
+        assert await first == await second == "medium" and room.calls.count("medium") > 1
+        m.clear_completed_jobs()
+        del first, second
+        await until(lambda: gc.collect() is not None and kept() is None)
+
+
+def test_a_request_that_ctrl_c_interrupts_holds_up_no_job() -> None:
+    """As in a notebook, whose loop goes on."""
+    asked: "list[str]" = []
+
+    class Manager(JobManager):
+        def estimate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> Any:
+            asked.append(plugin_id)
+            if len(asked) == 2:  # by `start_job` first
+                raise KeyboardInterrupt
+            return super().estimate_resources(plugin_id, plugin_config)
+
+    loop = asyncio.new_event_loop()
+    try:
+        m = sized(Admits(room=4), Manager)
+        starting = loop.create_task(m.start_job("small"))
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_forever()
+        job = loop.run_until_complete(starting)
+        loop.run_until_complete(asyncio.wait_for(job.wait(), 10))
+        assert job.result == "small" and len(asked) > 2
+        loop.run_until_complete(m.shutdown())
+    finally:
+        loop.close()
 
 
 class Silent(Admits):

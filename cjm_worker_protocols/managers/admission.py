@@ -256,9 +256,12 @@ class AdmissionGate:
         for other in self._pool.idle() if pending.offered is not None else ():
             if other.loaded: self.reserved.add(other)
         unknown = Decision(ticket, worker, False, "the resource manager could not be asked")
+
+        def decided(task: asyncio.Task[Decision]) -> None: # also if it was cancelled before it began, or Ctrl-C has interrupted it
+            self._report(unknown if task.cancelled() or task.exception() is not None else task.result())
+
         self._task = Context().run(asyncio.get_running_loop().create_task, self._decide(pending, unknown))
-        # the app may cancel the task, as one that cancels all tasks does, also before it has begun
-        self._task.add_done_callback(lambda task: self._report(unknown if task.cancelled() else task.result()), context=Context())
+        self._task.add_done_callback(decided, context=Context())
 
     async def _decide(self, pending: PendingAdmission, unknown: Decision) -> Decision:
         await asyncio.sleep(0) # also where the app has an eager task factory
@@ -268,7 +271,7 @@ class AdmissionGate:
             return unknown
 
     def _report(self, decision: Decision) -> None:
-        self.asking = None
+        self.asking = self._task = None # the task would keep the job
         self.reserved.release()
         if decision.admitted: self.pending.forget(decision.ticket.job.id)
         self._on_decision(decision)

@@ -221,6 +221,7 @@ class Lifecycle:
             if not completed: self._retry_or_fail(ticket, error or error_in(frame))
             else:
                 self._expiring.stop(ticket)
+                if self.scheduler.gate is not None: self.scheduler.discard(ticket)
                 if self._finisher.complete(ticket, frame): self.pool.succeeded(worker)
         if ticket.job.status == "pending": self.scheduler.dispatch()
         if worker.given.present is not None: return
