@@ -147,7 +147,12 @@ class SecondEnds:
         "Have the end shown that is in the store."
         task = asyncio.get_running_loop().create_task(self._look(ending))
         self._looks.add(task)
-        task.add_done_callback(self._looks.discard)
+
+        def looked(_: object) -> None:
+            self._looks.discard(task)
+            if task.cancelled(): task.get_loop().call_later(StoreWriter.RETRY, self.look, ending) # the app may cancel all tasks
+
+        task.add_done_callback(looked)
 
     async def _look(self, ending: Ending) -> None:
         job = ending.job
@@ -156,7 +161,7 @@ class SecondEnds:
             if stored is not None and stored.ended is not None:
                 ending.result, ending.error = show_state(job, stored, await self._values.result(job.id))
                 ending.status = stored.status if ending.error is None or stored.error else "failed"
-        except JobStoreError as e: return ending.show(str(e))
+        except Exception as e: return ending.show(text_of(e)) # whatever another program has written there
         ending.show()
 
 # %% ../../nbs/managers/store.ipynb #fe88eddc
