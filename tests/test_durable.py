@@ -20,7 +20,7 @@ import pytest
 from durable_app import manager
 from harness import nothing_left, ticking, until  # noqa: F401
 
-from cjm_worker_protocols import JobCancelled, JobError, JobManager, WorkerConfig
+from cjm_worker_protocols import JobCancelled, JobError, JobManager, RestartPolicy, WorkerConfig
 from cjm_worker_protocols.core.errors import (
     ConfigError,
     JobStoreError,
@@ -108,6 +108,23 @@ async def test_an_app_that_cancels_all_tasks_keeps_no_job_from_its_worker(path: 
             reading = [task for task in asyncio.all_tasks() if "Marker" in repr(task.get_coro())]
         assert all(task.cancel() for task in reading)
         assert await asyncio.wait_for(job, 15) == 1
+
+
+@pytest.mark.parametrize(("error", "status"), [('{"category": "load", "message": "elsewhere"}', "failed"), ("{}", "completed")])
+async def test_an_app_that_cancels_all_tasks_leaves_no_second_end_unseen(path: str, error: str, status: str) -> None:
+    """Of a job that has ended in the store already: the task that looks there is cancelled before it has begun.
+
+    If what is there cannot be read, the job has its own end, and says why."""
+    async with manager(path) as here:
+        job, looking = await here.start_job("nap", seconds=0.5), list[Any]()
+        await until(lambda: job.status == "running")
+        with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+            shell.execute("UPDATE jobs SET status = 'failed', ended = 2.0, error = ? WHERE id = ?", (error, job.id))
+        while not looking:
+            await asyncio.sleep(0)
+            looking = [task for task in asyncio.all_tasks() if "SecondEnds" in repr(task.get_coro())]
+        assert all(task.cancel() for task in looking)
+        assert (await asyncio.wait_for(job.wait(), 15)).status == status and bool(job.unsaved) == (error == "{}")
 
 
 async def test_ends_of_every_kind_are_kept(path: str) -> None:
@@ -611,6 +628,44 @@ async def test_a_store_that_fails_for_a_while(path: str) -> None:
         await until(lambda: running.unsaved == "")
         assert set(stored(path).values()) == {"completed"} and len(stored(path)) == 2
         assert here.integration_errors["job_store.write"] > 0
+
+
+class EndsWorkers:
+    """A registry that is asked about the plugin `count` for so long that no worker is left meanwhile."""
+
+    manager: Any = None
+
+    def get_plugins_by_category(self, category: Any) -> "list[Any]":
+        return []
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        if self.manager is not None and plugin_id == "count":
+            for worker in self.manager.workers:
+                os.kill(worker.pid, signal.SIGKILL)
+            while self.manager.workers:
+                time.sleep(0.01)
+        return {"id": plugin_id, "name": plugin_id}
+
+    def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+        return {}
+
+
+@pytest.mark.limit(60)
+async def test_jobs_that_are_taken_over_while_the_last_worker_ends_fail(path: str) -> None:
+    """Also those whose plugin was looked up before."""
+    registry, config = EndsWorkers(), WorkerConfig(standby=False, restart=RestartPolicy.NEVER)
+    here = JobManager("test", "durable", worker_config=config, plugin_registry=registry, plugins=durable_app.PLUGINS,
+                      job_store=SQLiteJobStore(path))
+    async with here, manager(path) as other:
+        assert await (await here.start_job("echo", value=1)) == 1
+        await other.start_job("nap", seconds=60)
+        waiting = {(await other.start_job(plugin_id, **given)).id for plugin_id, given in (("echo", {}), ("count", {"stop": 1}))}
+        registry.manager = here
+        await other.drain(timeout=0)
+        await until(lambda: waiting <= here.jobs.keys())
+        taken = [here.jobs[job_id] for job_id in waiting]
+        await asyncio.wait_for(asyncio.gather(*[job.wait() for job in taken]), 15)
+        assert [job.error.category for job in taken if job.error is not None] == ["start", "start"]
 
 
 async def test_a_start_that_is_cancelled_leaves_no_job(path: str) -> None:

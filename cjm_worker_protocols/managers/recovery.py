@@ -128,9 +128,8 @@ class Recovery:
             stored, self._claimed = self._waiting + self._claimed, []
             plans, found = dict[str, "Plan | JobError"](), list[Job]()
             for plugin_id in dict.fromkeys(job.plugin_id for job in stored):
-                plan = await self._find(plugin_id)
-                if pool.capacity <= 0: plan = JobError("start", pool.last_error)
-                if plan is not None: plans[plugin_id] = plan
+                if (plan := await self._find(plugin_id)) is not None: plans[plugin_id] = plan
+            if pool.capacity <= 0: plans = {job.plugin_id: JobError("start", pool.last_error) for job in stored}
             self._waiting = [job for job in stored if job.plugin_id not in plans]
             stored = [job for job in stored if job.plugin_id in plans]
             for start in range(0, len(stored), self.TURN):
