@@ -7,7 +7,7 @@ first rests, neither the number of objects of a type nor the entries of a contai
 `python -m tests.simulation --jobs 1000000 --seed 7000000 --keep-going` simulates so many jobs, from a seed on, prints each seed that
 fails, and says at the end what a job took. `--long` chooses long scenarios: ten million jobs take `--long --jobs 10000000 --seed 1000000
 --keep-going`, and about an hour and a half on one core. Several may run beside each other. `--only --seed 136` replays one seed, with its
-trace. CI simulates 108,000 jobs in dense scenarios and 900,000 in long ones: see `RANGES` and `test_more`.
+trace. CI simulates 108,000 jobs in dense scenarios and 100,000 in long ones; `pytest -m slow` a million: see `RANGES` and `test_more`.
 
 By hand, 340,000 more were simulated in dense scenarios, 24,000 to 49,000 each from the seeds 20000000, 30000000, 40000000, 50000000 and
 80000000 on, and 122,000 from 0 on. `test_what_a_seed_has_found_is_mended` holds what they found.
