@@ -102,3 +102,18 @@ async def test_a_request_that_waits_for_long_does_not_keep_the_server(tmp_path: 
             assert [event async for event in events][-1].data["status"] == "cancelled"
         assert (await waiting).json()["status"] == "cancelled"
         await ended(process)
+
+
+@pytest.mark.slow
+@pytest.mark.limit(60)
+async def test_a_form_that_is_still_being_sent_does_not_keep_the_server(tmp_path: Path) -> None:
+    """Its client gets 503, since nothing new is accepted."""
+    async with mounted(tmp_path) as (process, client):
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        head = "POST /workers/api/jobs HTTP/1.1", "Host: localhost", "Sec-Fetch-Site: same-origin", "Content-Length: 99"
+        writer.write("\r\n".join([*head, "Content-Type: multipart/form-data; boundary=x", "Expect: 100-continue", "", ""]).encode())
+        assert b"100 Continue" in await reader.readuntil(b"\r\n\r\n")  # the form is being read
+        process.send_signal(signal.SIGTERM)
+        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        writer.close()
+        await ended(process)

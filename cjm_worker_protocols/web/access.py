@@ -10,7 +10,7 @@ import hmac
 import inspect
 import ipaddress
 import re
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, MutableMapping
 from functools import lru_cache
 from typing import Any, NamedTuple, Union
 from urllib.parse import quote
@@ -115,19 +115,21 @@ class Request:
         "Read the media type of the body."
         return self.headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
 
-    async def receive_part(self,
+    async def parts(self,
         limit: int # Bytes of the whole body
-    ) -> tuple[bytes, bool]: # The part, and whether there are more
-        """Receive the next part of the body.
+    ) -> AsyncGenerator[bytes, None]: # Its parts, as they come
+        """Receive the body in parts.
 
         :raises Problem: when the body is too large.
-        :raises ClientDisconnect: when the client has left."""
-        message = await self.receive()
-        if message["type"] == "http.disconnect": raise ClientDisconnect()
-        part = message.get("body", b"")
-        self.received += len(part)
-        if self.received > limit: raise Problem(413, "too-large", f"Expected a body of at most {limit} bytes.")
-        return part, message.get("more_body", False)
+        :raises ClientDisconnect: when the client leaves."""
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect": raise ClientDisconnect()
+            part, more = message.get("body", b""), message.get("more_body", False)
+            self.received += len(part)
+            if self.received > limit: raise Problem(413, "too-large", f"Expected a body of at most {limit} bytes.")
+            yield part
 
 # %% ../../nbs/web/access.ipynb #6ae4751c
 PROXIES = (b"forwarded", b"via", b"x-real-ip", b"x-forwarded")  # How the headers begin that proxies add

@@ -237,8 +237,8 @@ class WorkersApp:
     ):
         ":raises ConfigError: when a setting cannot work."
         self.manager, self.end, gate = manager, AppEnd(manager, drain_timeout), Gate(authorize, allowed_hosts, token)
-        uploads = Uploads(max_upload, UploadRoot(folder_beside(manager.job_store)), OpenRequests(self.end.signals, 8, 64))
-        self.live = LiveEvents(manager, self.end.drain)
+        root, forms = UploadRoot(folder_beside(manager.job_store)), OpenRequests(self.end.signals, 8, 64)
+        uploads, self.live = Uploads(max_upload, root, forms, self.end.stopping), LiveEvents(manager, self.end.drain)
         logs, streams = JobLogs(self.live.opened.put_line), OpenRequests(self.end.signals)
         self.end.drained.append(self.live.flush)
         self.end.closed += attach_to(self, logs), self.live.stop

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ from .problems import Problem
 MAX_BODY = 1 << 20  # Bytes of a JSON body
 
 # %% auto #0
-__all__ = ['MAX_BODY', 'Handler', 'decode_json', 'ApiCall', 'Route', 'Routes', 'path_below', 'body_parts', 'read_body',
-           'parse_object', 'parse_query', 'query_number', 'query_whole', 'query_flag']
+__all__ = ['MAX_BODY', 'Handler', 'decode_json', 'ApiCall', 'Route', 'Routes', 'path_below', 'read_body', 'parse_object',
+           'parse_query', 'query_number', 'query_whole', 'query_flag']
 
 # %% ../../nbs/web/routes.ipynb #83127347
 class ApiCall(NamedTuple):
@@ -87,29 +87,14 @@ def path_below(
     return path[len(root):] if root and (path == root or path.startswith(root + "/")) else path
 
 # %% ../../nbs/web/routes.ipynb #363b5290
-async def body_parts(
-    request: Request, # A request
-    limit: int # Bytes
-) -> AsyncGenerator[bytes, None]: # The body, as it comes
-    """Read a body in parts.
-
-    :raises Problem: when it is larger than the limit.
-    :raises ClientDisconnect: when the client leaves."""
-    more = True
-    while more:
-        part, more = await request.receive_part(limit)
-        yield part
-
 async def read_body(
     request: Request, # A request
     limit: int # Bytes
 ) -> bytes: # Its body
     """Read a body.
 
-    Raises what `receive_part` raises."""
-    body, more = await request.receive_part(limit)
-    if not more: return body
-    return b"".join([body, *[part async for part in body_parts(request, limit)]])
+    Raises what `Request.parts` raises."""
+    return b"".join([part async for part in request.parts(limit)])
 
 def _constant(name: str) -> Any: raise ValueError(f"{name} is no JSON")
 

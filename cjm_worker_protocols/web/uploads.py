@@ -23,7 +23,7 @@ from ..core.jobs import Job
 from ..integrations.store.uploads import add_owner, make_folder
 from .access import Request
 from .problems import Problem
-from .routes import ApiCall, body_parts, decode_json
+from .routes import ApiCall, decode_json
 from .streams import OpenRequests, run_first
 
 MAX_FILES, MAX_FIELDS = 100, 20  # Of one form; Starlette takes fields of 1 MiB at most
@@ -112,14 +112,18 @@ async def stalled(
 async def read_form(
     request: Request, # With a form
     limit: int, # Bytes
-    root: Path # Where its files go
+    root: Path, # Where its files go
+    stopping: asyncio.Event # Set when the server stops
 ) -> Form: # Its fields and files
     """Read a form, and keep its files.
 
-    :raises Problem: when the form is wrong or too large."""
-    parser = MultiPartParser(Headers(scope=request.scope), body_parts(request, limit), max_files=MAX_FILES, max_fields=MAX_FIELDS)
-    parsing, _ = await run_first(parser.parse(), stalled(request))
-    if parsing.cancelled(): raise Problem(408, "slow", f"Expected {SLOWEST} bytes in {PATIENCE:g} s.", headers={"connection": "close"})
+    :raises Problem: when the form is wrong, too large or too slow, or the server stops."""
+    parser = MultiPartParser(Headers(scope=request.scope), request.parts(limit), max_files=MAX_FILES, max_fields=MAX_FIELDS)
+    parsing, *_ = await run_first(parser.parse(), stalled(request), stopping.wait())
+    if parsing.cancelled():
+        close = {"connection": "close"}
+        if stopping.is_set(): raise Problem(503, "unavailable", "The server stops.", headers=close)
+        raise Problem(408, "slow", f"Expected {SLOWEST} bytes in {PATIENCE:g} s.", headers=close)
     try: parsed = parsing.result()
     except (MultiPartException, ValueError) as e: raise Problem(400, "malformed", f"Expected a form: {e}") from None
     found = Form({}, {}, {}, await asyncio.to_thread(UploadFolder, root))
@@ -179,8 +183,8 @@ class UploadRoom:
         """Give a form room while it is read.
 
         :raises Problem: when there is none, or the form is too large."""
-        length, client = call.request.header(b"content-length") or "", call.client
-        size = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else self._limit
+        length, client = call.request.headers.get(b"content-length", b""), call.client
+        size = int(length) if length.isdigit() and len(length) < 19 else self._limit # a digit of bytes is an ASCII one
         if size > self._limit: raise Problem(413, "too-large", f"Expected a form of at most {self._limit} bytes.")
         wait = {"retry-after": "10"}
         if self._bytes.total() + size > TOGETHER * self._limit or self._reading.open >= self._reading.together:
@@ -199,9 +203,10 @@ class Uploads:
     def __init__(self,
         limit: int, # Bytes of one request
         root: UploadRoot, # Where files are kept
-        reading: OpenRequests # Counts the forms that are read now
+        reading: OpenRequests, # Counts the forms that are read now
+        stopping: asyncio.Event # Set when the server stops
     ):
-        self.root, self._room = root, UploadRoom(limit, reading)
+        self.root, self._room, self._stopping = root, UploadRoom(limit, reading), stopping
         self._of: weakref.WeakKeyDictionary[Job, UploadFolder] = weakref.WeakKeyDictionary()
 
     async def read(self,
@@ -209,8 +214,8 @@ class Uploads:
     ) -> Form: # Its fields and files
         """Read a form, and keep its files.
 
-        :raises Problem: when the form is wrong or too large."""
-        with self._room.taken(call) as limit: return await read_form(call.request, limit, self.root.make())
+        :raises Problem: when there is no room for the form; what `read_form` raises."""
+        with self._room.taken(call) as limit: return await read_form(call.request, limit, self.root.make(), self._stopping)
 
     def keep(self,
         job: Job, # A job
