@@ -46,7 +46,6 @@ class Processes:
         "End the processes."
         _end(self._started, self._pipe)
 
-
     def start(self) -> subprocess.Popen[bytes]: # A process of its own
         "Start a process that waits for the pipe to close."
         if not self._pipe: self._pipe[:] = os.pipe()

@@ -41,7 +41,6 @@ class PresentJob:
         elif kind == Kind.COOPERATIVE: self.cooperative = True
         elif kind == Kind.FINISHED: self.finished = True
 
-
     def overdue(self,
         limit: float # Seconds
     ) -> JobError: # A new one

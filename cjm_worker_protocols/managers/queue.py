@@ -191,7 +191,6 @@ class Stacks:
         head = stack.head()
         return Turn((-share.priority, share.turn, head.place, share), head)
 
-
     def some(self) -> list[Ticket]: # Those that are nearest to the front
         "List some of the jobs."
         entries = [entry for stack in self.stacks.values() for entry in stack.heap[:self.SHOWN]]

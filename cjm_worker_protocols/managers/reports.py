@@ -56,7 +56,6 @@ class Ticket:
         "What its frame takes."
         return 0 if self.frame is None else len(self.frame)
 
-
     @property
     def rank(self) -> tuple[int, int]: # Smaller is sooner
         "Where the job stands among those that wait."

@@ -144,7 +144,6 @@ class Scheduler:
         ticket.live.position = partial(self.position, ticket.place)
         if line.blocked: self._blocks.show(ticket, line.blocked)
 
-
     def discard(self,
         ticket: Ticket # A job that has ended
     ) -> None:

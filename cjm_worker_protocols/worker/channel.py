@@ -103,8 +103,6 @@ class Descriptor:
         "Regard it as closed from now on."
         self._file = None
 
-
-
 # %% ../../nbs/worker/channel.ipynb #9e79b0bf
 _COOKIE = 57  # SO_COOKIE of Linux's asm-generic/socket.h, which the module `socket` does not have
 
