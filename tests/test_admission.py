@@ -385,6 +385,30 @@ def test_a_request_that_ctrl_c_interrupts_holds_up_no_job() -> None:
         loop.close()
 
 
+async def test_a_worker_that_stops_just_when_a_job_is_admitted_is_given_none() -> None:
+    """The answer is acted on a turn of the loop later; another worker is asked for."""
+    loop, stopped = asyncio.get_running_loop(), list[int]()
+    async with sized(Admits(room=8)) as m:
+
+        def stop(_: object) -> None:
+            for worker in () if stopped else m._session.lifecycle.pool.workers:
+                stopped.append(worker.pid)
+                worker.stop("room")
+
+        def make_task(loop: Any, coro: Any, **more: Any) -> Any:
+            task = asyncio.Task(coro, loop=loop, **more)
+            if "AdmissionGate" in repr(coro):
+                task.add_done_callback(stop)
+            return task
+
+        loop.set_task_factory(make_task)
+        seen = Seen(m)
+        job = await m.start_job("small")
+        await seen.until("job:completed")
+        assert job.result == "small" and len(stopped) == 1
+        assert [event.data["pid"] for event in seen.events if event.type == "job:started"] == [job.worker_pid] != stopped
+
+
 class Silent(Admits):
     """Raises or hangs in place of an answer, until it is mended."""
 

@@ -205,7 +205,7 @@ class Scheduler:
         ticket, line = decision.ticket, self.queue.lines.get(decision.ticket.line)
         if line is not None: line.asking = False
         if line is not None and ticket.queued:
-            if decision.admitted and self.limits.may_start(ticket): self._run(decision.worker, ticket)
+            if decision.admitted and decision.worker.free and self.limits.may_start(ticket): self._run(decision.worker, ticket)
             elif decision.failure: self._on_refused(ticket, decision.failure)
             elif decision.reason: self._blocks.block(line, decision.reason, refused=True)
         self.dispatch()
