@@ -37,6 +37,8 @@ def in_context(
     future: Any # What it waits for first
 ) -> Generator[Any, Any, None]: # To be awaited
     "Await the rest of a coroutine, every step of it in `context`."
+    step: Any
+    value: BaseException | None
     while True:
         try: yield future
         except BaseException as e: step, value = steps.throw, e
