@@ -201,7 +201,12 @@ class BaseJobManager(ManagerView, Hooks):
         """Load a plugin anew wherever it is loaded, or else in one idle worker.
 
         A worker with a module that has changed on disk ends instead, and the next job loads the plugin in a fresh one. If there is a
-        registry, it does so with the registry's config. Raises what `start_job` raises."""
+        registry, it does so with the registry's config. Raises what `start_job` raises, and:
+
+        :raises ParametersNotSendableError: when the config cannot be pickled.
+        :raises ConfigError: for another name or config.
+        :raises ManagerClosedError: after `shutdown`.
+        :raises WrongLoopError: on another loop."""
         lifecycle = self._session.bind("reload_plugin")
         plugin_id, plan = await self._session.known.reload(plugin_name, config)
         return await reload_all(lifecycle, (plugin_id, plan.name), config, self.supports_streaming, plan.placement)

@@ -179,7 +179,7 @@ class Stacks:
                 if keys[0][1:3] != (share.turn, ticket.place):
                     stack.key = -share.priority, share.turn, ticket.place, share
                     heapq.heapreplace(keys, stack.key)
-                if keys[0] is stack.key: found = Turn(stack.key, ticket)
+                if keys[0] is stack.key: found = Turn(keys[0], ticket)
         for key in aside: heapq.heappush(keys, key)
         return found
 

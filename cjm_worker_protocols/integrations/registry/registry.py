@@ -283,7 +283,7 @@ class EntryPointRegistry:
     ) -> None:
         """Note what a worker found out, until what is installed changes.
 
-        :raises UnknownPluginError: when there is no such plugin."""
+        Raises `UnknownPluginError`."""
         self._catalogue.report(plugin_id, reason)
 
     def enable(self,
@@ -291,8 +291,7 @@ class EntryPointRegistry:
     ) -> None:
         """Let a plugin run again.
 
-        :raises UnknownPluginError: when there is no such plugin.
-        :raises ConfigFolderError: when the folder cannot be written."""
+        Raises `UnknownPluginError`, and `ConfigFolderError` when the folder cannot be written."""
         self._catalogue.switch(plugin_id, on=True)
 
     def disable(self,
@@ -308,7 +307,7 @@ class EntryPointRegistry:
     ) -> str: # A path
         """Say where a plugin's config is kept.
 
-        :raises NoConfigFolderError: when the registry has no `config_dir`."""
+        Raises `NoConfigFolderError` without a `config_dir`."""
         return self._configs.files.path(plugin_id)
 
     def load_plugin_config(self, plugin_id: str) -> dict[str, Any]:
@@ -327,8 +326,7 @@ class EntryPointRegistry:
     ) -> dict[str, Any]: # With its secrets hidden; the caller's own
         """Read what a plugin's file says.
 
-        :raises ConfigFileError: when the file cannot be used.
-        :raises PluginSchemaError: when the schema cannot be used."""
+        Raises `ConfigFileError` or `PluginSchemaError`, when the file or the schema cannot be used."""
         return self._configs.stored(plugin_id, self.get_plugin(plugin_id))
 
     def save_plugin_config(self,
