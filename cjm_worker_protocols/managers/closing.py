@@ -58,12 +58,10 @@ class OpenJobs:
         return len(self._taken) + len(self.places)
 
     def stopped(self,
-        ticket: Ticket, # A job that a worker had
-        completed: bool = False # Whether it is over, too
+        ticket: Ticket # A job that a worker had
     ) -> None:
         "Note that no worker has a job any more, for the time being or for ever."
         del self.running[ticket.job.id]
-        if completed: self.tickets.pop(ticket.job.id, None)
         if ticket.live.streamed is not None: ticket.live.streamed.release()
         self.moves.wake()
 

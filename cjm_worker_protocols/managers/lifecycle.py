@@ -214,14 +214,12 @@ class Lifecycle:
 
     def _ended(self, worker: WorkerProxy, ticket: Ticket, frame: Frame, error: JobError | None) -> None:
         "The worker goes on first, so that it works while this process keeps its books."
-        completed = error is None and frame.kind == Kind.RESULT
-        self.jobs.stopped(ticket, completed)
+        self.jobs.stopped(ticket)
         try: self.scheduler.changed(worker)
         finally:
-            if not completed: self._retry_or_fail(ticket, error or error_in(frame))
+            if error is not None or frame.kind != Kind.RESULT: self._retry_or_fail(ticket, error or error_in(frame))
             else:
-                self._expiring.stop(ticket)
-                if self.scheduler.gate is not None: self.scheduler.discard(ticket)
+                self._forget(ticket)
                 if self._finisher.complete(ticket, frame): self.pool.succeeded(worker)
         if ticket.job.status == "pending": self.scheduler.dispatch()
         if worker.given.present is not None: return
