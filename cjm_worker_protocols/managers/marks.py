@@ -15,7 +15,7 @@ from ..core.jobs import JobError
 from .following import read_chunks
 from .proxy import WorkerProxy
 from .reports import Ticket
-from .store import StoreClient
+from .store import LastingTasks, StoreClient
 
 # %% auto #0
 __all__ = ['RETRY', 'load_again', 'Marker']
@@ -50,23 +50,15 @@ class Marker:
         dispatch: Callable[[], None] # Called when a worker has begun a job: its next one may be sent ahead
     ):
         self._client, self._make_frame, self._fail, self._dispatch = client, make_frame, fail, dispatch
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = LastingTasks()
 
     def mark(self,
         worker: WorkerProxy, # A worker
         ticket: Ticket # The job that it is about to be sent
     ) -> None:
         "Mark a job, then have its frame sent."
-        if worker.marking is not ticket: return # it was taken back meanwhile
-        if ticket.frame is not None: return self._client.mark(ticket, partial(self._marked, worker, ticket))
-        task = asyncio.get_running_loop().create_task(self._prepare(worker, ticket))
-        self._tasks.add(task)
-
-        def prepared(_: object) -> None:
-            self._tasks.discard(task)
-            if task.cancelled(): task.get_loop().call_later(RETRY, self.mark, worker, ticket) # the app may cancel all tasks
-
-        task.add_done_callback(prepared)
+        if ticket.frame is None: self._tasks.begin(self._prepare, worker, ticket)
+        else: self._client.mark(ticket, partial(self._marked, worker, ticket))
 
     def _marked(self, worker: WorkerProxy, ticket: Ticket, ours: bool) -> None:
         if worker.marking is not ticket: return # it was taken back meanwhile

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from .stored import digest, load_params, record_of, show_state, started
 from .writer import Ending, StoreWriter, failure_of
 
 # %% auto #0
-__all__ = ['StoreReader', 'StoredValues', 'SecondEnds', 'chunks_of', 'new_record', 'StoreChanges', 'StoreClient']
+__all__ = ['StoreReader', 'StoredValues', 'LastingTasks', 'SecondEnds', 'chunks_of', 'new_record', 'StoreChanges', 'StoreClient']
 
 # %% ../../nbs/managers/store.ipynb #3dc99f65
 class StoreReader:
@@ -131,6 +131,25 @@ class StoredValues:
         kept: list[tuple[int, Any]] = await self._reader.ask("chunks", call)
         return kept
 
+# %% ../../nbs/managers/store.ipynb #1a57ed01
+class LastingTasks(set["asyncio.Task[None]"]):
+    """Tasks that begin again when they were cancelled.
+
+    An app may cancel all tasks, those of a manager among them."""
+    def begin(self,
+        steps: Callable[..., Coroutine[Any, Any, None]], # What a task does
+        *arguments: Any # Of it
+    ) -> None:
+        "Begin a task, which need not be kept elsewhere."
+        task = asyncio.get_running_loop().create_task(steps(*arguments))
+        self.add(task)
+
+        def ended(_: object) -> None:
+            self.discard(task)
+            if task.cancelled(): task.get_loop().call_later(StoreWriter.RETRY, self.begin, steps, *arguments)
+
+        task.add_done_callback(ended)
+
 # %% ../../nbs/managers/store.ipynb #a35187a5
 class SecondEnds:
     "Jobs that have ended here, and had an end in the store already: that one counts."
@@ -138,21 +157,13 @@ class SecondEnds:
         reader: StoreReader, # Of the store
         values: StoredValues # In the same store
     ):
-        self._reader, self._values = reader, values
-        self._looks: set[asyncio.Task[None]] = set()
+        self._reader, self._values, self._looks = reader, values, LastingTasks()
 
     def look(self,
         ending: Ending # It was refused
     ) -> None:
         "Have the end shown that is in the store."
-        task = asyncio.get_running_loop().create_task(self._look(ending))
-        self._looks.add(task)
-
-        def looked(_: object) -> None:
-            self._looks.discard(task)
-            if task.cancelled(): task.get_loop().call_later(StoreWriter.RETRY, self.look, ending) # the app may cancel all tasks
-
-        task.add_done_callback(looked)
+        self._looks.begin(self._look, ending)
 
     async def _look(self, ending: Ending) -> None:
         job = ending.job
