@@ -41,7 +41,7 @@ __all__ = ['WorkerNews', 'Lifecycle']
 
 # %% ../../nbs/managers/lifecycle.ipynb #fa17c5cb
 class WorkerNews:
-    "Tells the resource manager and listeners what becomes of workers."
+    "Reports the state of workers to the resource manager and as events."
     def __init__(self,
         integrations: Integrations, # The app's
         hooks: HookAnswers # The manager's
@@ -136,11 +136,11 @@ class Lifecycle:
     def cancel(self,
         job: Job # A job that has not ended
     ) -> None:
-        "Have a job end: at once if it waits, before long if it runs."
+        "End a job: at once if it waits, within the grace timeouts if it runs."
         self.cancel_by_id(job.id)
 
     def cancel_by_id(self,
-        job_id: str # A job, which another process may want to end
+        job_id: str # A job, perhaps of another manager
     ) -> None:
         "Cancel a job, if it is here."
         ticket = self.jobs.tickets.get(job_id) or ticket_at(self.scheduler.queue.tickets, self.jobs.places.get(job_id, 0))
@@ -157,7 +157,7 @@ class Lifecycle:
         return self.jobs.running.get(ticket.job.id)
 
     def _expire(self, ticket: Ticket) -> None:
-        for worker in list(self.pool.workers): worker.handle.drain() # one may be free for it, and not have been heard
+        for worker in list(self.pool.workers): worker.handle.drain() # a worker may have become free, and its last frame wait unread
         if self._take_back(ticket) is not None or any(w.prefetched is ticket for w in self.pool.workers): return # it has begun
         self._fail(ticket, JobExpired(ticket.job.expires or 0, ticket.job.waiting_for))
 
@@ -213,7 +213,7 @@ class Lifecycle:
         self.scheduler.changed(worker)
 
     def _ended(self, worker: WorkerProxy, ticket: Ticket, frame: Frame, error: JobError | None) -> None:
-        "The worker goes on first, so that it works while this process keeps its books."
+        "Give the worker its next job first, so that it works while this process records the end."
         self.jobs.stopped(ticket)
         try: self.scheduler.changed(worker)
         finally:
