@@ -101,10 +101,10 @@ class WorkerHandle(Protocol):
 class OwnInterpreter(NamedTuple):
     "A placement of workers whose plugin has an interpreter of its own."
     python: str  # Its path
-    place: Hashable = None  # What else they take of the place where they live
+    place: Hashable = None  # What else they need of the place where they run
 
 def with_interpreter(
-    place: Hashable, # What a plugin's worker takes of the place where it lives
+    place: Hashable, # What a plugin's worker needs of the place where it runs
     config: WorkerConfig, # Of the manager
     plugin_config: Mapping[str, Any] # Names an interpreter as `worker_python`, or none
 ) -> Hashable: # A placement
@@ -118,7 +118,7 @@ def with_interpreter(
 def without_interpreter(
     placement: Hashable, # What `with_interpreter` returned
     config: WorkerConfig # Of the manager
-) -> tuple[WorkerConfig, Any]: # That of the worker, and what it takes of the place where it lives
+) -> tuple[WorkerConfig, Any]: # That of the worker, and what it needs of the place where it runs
     "Take a placement apart."
     if not isinstance(placement, OwnInterpreter): return config, placement
     return replace(config, python=placement.python), placement.place
@@ -131,7 +131,7 @@ class Engine(Protocol):
         config: WorkerConfig, # For plugins whose config does not say
         plugin_config: Mapping[str, Any] # A plugin's config
     ) -> Hashable: # None if every worker will do
-        """Return what a plugin's worker takes of the place where it lives.
+        """Return what a plugin's worker needs of the place where it runs.
 
         A job runs only on a worker that was started with an equal placement.
         :raises ConfigError: when the configs ask for something that cannot be."""

@@ -30,39 +30,39 @@ __all__ = ['Estimate', 'SOON', 'PendingAdmission', 'Decision', 'already_loaded',
 # %% ../../nbs/managers/admission.ipynb #7415575c
 @dataclass(eq=False)
 class PendingAdmission:
-    "What the gate knows of a job that it has asked about and that does not run yet."
+    "A job that the gate has asked about and that does not run yet."
     ticket: Ticket  # The job
     never_since: float | None = None  # Since when the resource manager says that it can never fit, by the loop's clock
     replaced: bool = False  # Whether emptied workers were replaced for it
-    offered: set[WorkerProxy] | None = None  # The workers that were offered as victims, if it was refused
-    waits: bool = True  # Whether it still does: it may have been cancelled
+    offered: set[WorkerProxy] | None = None  # The workers that the resource manager could choose a victim from; `None` before a refusal
+    waits: bool = True  # Whether it still waits; `False` once it has begun or ended
 
     def keeps_from(self,
         ticket: Ticket # A job that could run now
-    ) -> bool: # Whether a worker that is idle now is kept from it
-        "Say whether room is being made for this job, and it comes before another."
+    ) -> bool: # Whether that job must not get an idle worker now
+        "Say whether the gate makes room for this job and it comes before another."
         return self.offered is not None and self.ticket.rank < ticket.rank
 
 class Decision(NamedTuple):
-    "What became of a request."
+    "The outcome of a request."
     ticket: Ticket  # The job
     worker: WorkerProxy  # The worker that was asked for
     admitted: bool  # Whether it may load the plugin now
-    reason: str = ""  # Why not, if the resource manager refused; else the request may be repeated at once
+    reason: str = ""  # Why not, if the resource manager refused; if it is empty, the request may be repeated at once
     failure: str = ""  # Why its job fails, if it was refused for long enough
 
 # %% ../../nbs/managers/admission.ipynb #bd8fdbbc
 def already_loaded(
     worker: WorkerProxy, # A worker
     ticket: Ticket # A job
-) -> bool: # Whether nothing has to be loaded
-    "Say whether a job may run in a worker without asking."
+) -> bool: # Then the resource manager need not be asked
+    "Say whether a worker has loaded a job's plugin with the same config."
     loaded = worker.loaded.get(ticket.plugin)
     return loaded is not None and same_config(loaded.config, ticket.config)
 
 # %% ../../nbs/managers/admission.ipynb #5a120b7f
 class Silence:
-    "Since when the resource manager has given no answer."
+    "Remembers since when the resource manager has given no answer."
     LIMIT = 30.0  # Seconds after which jobs that need an answer fail
 
     def __init__(self) -> None: self._since: float | None = None
@@ -83,7 +83,7 @@ class Silence:
 
 # %% ../../nbs/managers/admission.ipynb #b4b8fcc5
 class RoomQuestions:
-    "Asks about room for a plugin, and knows how long an answer has been the same."
+    "Asks the resource manager whether there is room for a plugin."
     NEVER = 30.0  # Seconds for which the resource manager has to say that a plugin can never fit, before its job fails
 
     def __init__(self,
@@ -105,8 +105,8 @@ class RoomQuestions:
 
     async def now(self,
         ticket: Ticket # A job
-    ) -> tuple[str, str | None]: # Why it cannot run now; and without an answer, why it fails, which is empty when it waits
-        "Ask whether a job may run."
+    ) -> tuple[str, str | None]: # Why not, empty if it may; and `None`, or without an answer why the job fails, empty if it waits
+        "Ask whether a job may run now."
         try: reason = await self.refusal("can_start", ticket.job.plugin_id, ticket.config)
         except NoAnswerError as e: return str(e), self._silence.failure(e, self._loop.time())
         self._silence.end()
@@ -117,7 +117,7 @@ class RoomQuestions:
     ) -> str: # Why it fails; empty when it waits
         """Ask why a job can never run.
 
-        The reason counts only if it is given for `NEVER` seconds: at first, others may take the room for a moment."""
+        The reason counts only after the resource manager has given it for `NEVER` seconds, since it may be mistaken for a moment."""
         job, now = pending.ticket.job, self._loop.time()
         try: reason = await self.refusal("can_ever_start", job.plugin_id, pending.ticket.config)
         except NoAnswerError: return ""
@@ -132,14 +132,14 @@ class PendingAdmissions(dict[str, PendingAdmission]):
         ticket: Ticket, # A job that was refused
         worker: WorkerProxy # An idle worker
     ) -> bool: # Whether it is worth asking again
-        "Say whether a job was refused while this worker could not be a victim."
+        "Say whether this worker was not among the possible victims of the last refusal."
         pending = self.get(ticket.job.id)
         return pending is None or pending.offered is None or worker not in pending.offered
 
     def forget(self,
         job_id: str # A job that has ended, or begun
     ) -> None:
-        "Ask no more about a job."
+        "Stop asking about a job."
         if (pending := self.pop(job_id, None)) is not None: pending.waits = False
 
 # %% ../../nbs/managers/admission.ipynb #ad0001a4
@@ -148,19 +148,19 @@ class ReservedWorkers(list[WorkerProxy]):
     def add(self,
         worker: WorkerProxy # An idle worker
     ) -> None:
-        "Keep a worker from other jobs."
+        "Reserve a worker."
         worker.reserve()
         self.append(worker)
 
     def release(self) -> None:
-        "Keep none any more."
+        "Release all of them."
         while self: self.pop().reserve(False)
 
 # %% ../../nbs/managers/admission.ipynb #ad0001a6
 class RoomMaker:
     """Makes room for a plugin.
 
-    It has a plugin unloaded that no job uses, or else the emptied workers replaced."""
+    It unloads a plugin that no job uses. If there is none, it replaces the workers that have unloaded theirs."""
     SETTLE = 1.0  # Seconds that the memory of an unloaded plugin may take to come back, before another one is unloaded
 
     def __init__(self,
@@ -174,7 +174,7 @@ class RoomMaker:
         self._unloaded = float("-inf")  # When something was last unloaded, by the loop's clock
 
     def found(self) -> None:
-        "Note that there is room: what is unloaded next need not wait."
+        "Note that there is room now, so that the next unloading need not wait."
         self._unloaded = float("-inf")
 
     async def make(self,
@@ -196,7 +196,7 @@ class RoomMaker:
         return True
 
     def _replace_emptied(self, pending: PendingAdmission) -> bool:
-        "Replace the idle workers that have had a plugin, once for each job: what plugins left behind in them goes too."
+        "Replace the idle workers that have unloaded a plugin, once for each job: this also frees memory that plugins have leaked."
         if pending.replaced or not self._resources.evicts: return False
         emptied = [w for w in self._pool.workers if w.free and not w.loaded and w.last_plugin]
         if not self._pool.may_replace or not emptied: return False
@@ -213,8 +213,8 @@ async def decide(
     questions: RoomQuestions, # Asks the resource manager
     maker: RoomMaker, # Makes room
     on_blocked: Callable[[Ticket, str], None] # Called with the reason, as soon as it is known
-) -> Decision: # Also when the job, or the worker, is no longer there
-    """Find out whether a job's plugin may be loaded.
+) -> Decision: # Not admitted, without a reason, when the job or the worker is gone
+    """Decide whether a job's plugin may be loaded.
 
     Make room for it as long as that helps."""
     ticket = pending.ticket
@@ -231,7 +231,7 @@ async def decide(
 
 # %% ../../nbs/managers/admission.ipynb #150545e5
 class AdmissionGate:
-    "Asks about one job at a time, with at most one open request."
+    "Asks the resource manager about one job at a time."
     def __init__(self,
         resources: AdmissionClient, # The resource manager
         estimate: Estimate, # What a plugin takes
@@ -250,14 +250,14 @@ class AdmissionGate:
         worker: WorkerProxy, # Idle
         ticket: Ticket # The job that needs its plugin loaded there
     ) -> None:
-        "Find out whether a job's plugin may be loaded, and try to make room for it."
+        "Begin to decide whether a job's plugin may be loaded, and to make room for it."
         self.asking = pending = self.pending.setdefault(ticket.job.id, PendingAdmission(ticket))
         self.reserved.add(worker)
         for other in self._pool.idle() if pending.offered is not None else ():
             if other.loaded: self.reserved.add(other)
         unknown = Decision(ticket, worker, False, "the resource manager could not be asked")
 
-        def decided(task: asyncio.Task[Decision]) -> None: # also if it was cancelled before it began, or Ctrl-C has interrupted it
+        def decided(task: asyncio.Task[Decision]) -> None: # also if the app has cancelled the task, or Ctrl-C has interrupted it
             self._report(unknown if task.cancelled() or task.exception() is not None else task.result())
 
         self._task = Context().run(asyncio.get_running_loop().create_task, self._decide(pending, unknown))
@@ -271,12 +271,12 @@ class AdmissionGate:
             return unknown
 
     def _report(self, decision: Decision) -> None:
-        self.asking = self._task = None # the task would keep the job
+        self.asking = self._task = None # a reference to the task would keep the job in memory
         self.reserved.release()
         if decision.admitted: self.pending.forget(decision.ticket.job.id)
         self._on_decision(decision)
 
     def close(self) -> None:
-        "Ask nothing more."
+        "Stop asking."
         for job_id in list(self.pending): self.pending.forget(job_id)
         if self._task is not None: self._task.cancel()

@@ -102,7 +102,7 @@ class BaseJobManager(ManagerView, Hooks):
         retry_delay: float = 0.0, # Seconds from a failure to the next attempt
         expires: float | None = None, # Seconds it may wait for a worker to begin it; then it fails with `JobExpired`
         owner: str | None = None, # For whom it runs: a user, a tenant; its events say so
-        key: str | None = None, # With a job store: the same key of the same owner is the same job, whatever became of it
+        key: str | None = None, # With a job store: a second call with this key and owner returns the first job, even one that has ended
         restartable: bool = False, # With a job store: run it again from the start when the app died or was shut down meanwhile
         keep_chunks: int | None = None, # With a job store: how many chunks are kept there; `None` is the store's own setting
         metadata: Mapping[str, Any] | None = None, # Kept as `job.metadata`, and in the event `job:queued`, as a file name for a page
@@ -115,14 +115,14 @@ class BaseJobManager(ManagerView, Hooks):
 
         :raises UnknownPluginError: when neither the registry nor the plugin table knows the plugin.
         :raises PluginNotConfiguredError: when the registry says so.
-        :raises RegistryUnavailableError: when the registry does not answer.
+        :raises RegistryUnavailableError: when the registry raises, or does not answer in time.
         :raises ResourceValidationError: when `_validate_resources` refuses, or the plugin can never fit.
         :raises WrongParametersError: when they do not fit the plugin's signature, if that is known here.
         :raises ParametersNotSendableError: when a parameter cannot be pickled.
         :raises QueueFullError: when `max_pending` jobs wait.
         :raises OwnerQueueFullError: when `max_pending_per_owner` jobs of this owner wait.
         :raises PendingBytesError: when all parameters together would take more than `max_pending_bytes`.
-        :raises WorkersUnavailableError: when the restart policy allows no worker any more.
+        :raises WorkersUnavailableError: when no worker is left and the restart policy allows no other.
         :raises JobStoreError: when the job store cannot be used; each fault has a class of its own.
         :raises KeyConflictError: when another job has the key, with another plugin or other parameters.
         :raises ManagerDrainingError: after `drain`.
@@ -130,7 +130,7 @@ class BaseJobManager(ManagerView, Hooks):
         :raises WrongLoopError: on another loop.
         :raises NotANewJobError: when `create_job` returns something else than a new job.
         :raises DuplicateJobError: when the id of that job is taken.
-        :raises ConfigError: for an option or a hook that cannot be.
+        :raises ConfigError: when an option, or what a hook returns, is invalid.
         :raises PluginNotSendableError: at the first call, when the loader cannot be sent."""
         options = JobOptions(priority, timeout, retries, retry_on, retry_delay, expires, owner, metadata, key, restartable, keep_chunks)
         if params is not None: check_mapping("params", params)
@@ -155,8 +155,8 @@ class BaseJobManager(ManagerView, Hooks):
     ) -> bool: # Whether it ended as cancelled
         """End a job, and wait until it has ended.
 
-        A job that waits ends at once. A running one is asked, if its plugin asks; else its worker is ended. A job whose result
-        is already there completes.
+        A job that waits ends at once. A running job whose plugin calls `check_cancel` is asked to stop; for any other, the manager ends
+        its worker. A job whose result has arrived already completes.
 
         :raises ManagerClosedError: after `shutdown`.
         :raises WrongLoopError: on another loop.
@@ -164,7 +164,7 @@ class BaseJobManager(ManagerView, Hooks):
         lifecycle, job = await self._session.open("cancel_job"), self.get_job(job_id)
         if job is None and self._session.durable is not None: return await self._session.durable.cancel(job_id)
         if job is None or job.done: return False
-        await asyncio.sleep(0) # never from within the handling of a frame, also where the app has an eager task factory
+        await asyncio.sleep(0) # so that no job is cancelled while a frame is being handled, even where the app has an eager task factory
         lifecycle.cancel(job)
         await job.wait()
         return job.status == "cancelled"
@@ -172,24 +172,25 @@ class BaseJobManager(ManagerView, Hooks):
     async def drain(self,
         timeout: float = 30.0 # Seconds for the jobs that run, and without a job store also for those that wait
     ) -> None:
-        """Accept nothing new, and let jobs finish; then end those that are left.
+        """Accept no new job, and let jobs finish; then end those that are left.
 
-        With a job store, jobs that wait stay pending, and so do restartable ones that still run at the end; others fail with `interrupted`.
-        The next app, or another process, goes on with what is pending. Without one, the jobs that are left are cancelled.
+        With a job store, jobs that wait stay pending, and so do `restartable` jobs that still run when the time is up; other running jobs
+        fail with `interrupted`. The next app, or another process, runs the pending jobs. Without a job store, jobs that are left are
+        cancelled.
 
         :raises ManagerClosedError: after `shutdown`.
         :raises WrongLoopError: on another loop.
-        :raises ConfigError: when `timeout` is no number of seconds."""
+        :raises ConfigError: when `timeout` is not a number of seconds."""
         await self._session.drain(timeout)
 
     async def unload_plugin(self,
         plugin_name: str # Its name, or its id
-    ) -> bool: # Whether a worker had it loaded, and has no longer
-        """Unload a plugin wherever it is loaded, after the jobs that run now.
+    ) -> bool: # Whether a worker has unloaded it
+        """Unload a plugin in each worker that has it loaded, after the jobs that run now.
 
         :raises ManagerClosedError: after `shutdown`.
         :raises WrongLoopError: on another loop.
-        :raises ConfigError: when `plugin_name` is no text."""
+        :raises ConfigError: when `plugin_name` is not a string."""
         lifecycle = self._session.bind("unload_plugin")
         if not isinstance(plugin_name, str): raise ConfigError("plugin_name", "the name or the id of a plugin", plugin_name)
         return any(await command_all(lifecycle, lifecycle.pool.workers, Kind.UNLOAD, (plugin_name,)))
@@ -197,14 +198,14 @@ class BaseJobManager(ManagerView, Hooks):
     async def reload_plugin(self,
         plugin_name: str, # Its name, or its id
         config: dict[str, Any] # The new config
-    ) -> bool: # Whether the next job finds it so; `False` also when no worker is there, or the resource manager refuses
-        """Load a plugin anew wherever it is loaded, or else in one idle worker.
+    ) -> bool: # Whether workers have done so; `False` also when there is no worker to do it, or the resource manager refuses
+        """Load a plugin again where it is loaded, or else in one idle worker.
 
-        A worker with a module that has changed on disk ends instead, and the next job loads the plugin in a fresh one. If there is a
-        registry, it does so with the registry's config. Raises what `start_job` raises, and:
+        A worker that has imported a module which has changed on disk ends instead, and the next job loads the plugin in a new worker; with
+        a registry, that load takes the registry's config. Raises what `start_job` raises, and:
 
         :raises ParametersNotSendableError: when the config cannot be pickled.
-        :raises ConfigError: for another name or config.
+        :raises ConfigError: when the name is not a string, or the config not a dict.
         :raises ManagerClosedError: after `shutdown`.
         :raises WrongLoopError: on another loop."""
         lifecycle = self._session.bind("reload_plugin")
@@ -215,9 +216,9 @@ class BaseJobManager(ManagerView, Hooks):
         event_type: str, # The event's type
         data: dict[str, Any] # Its payload, which need not be JSON-safe
     ) -> None:
-        """Emit an event of your own, with what every event has.
+        """Emit an event of your own, with the fields that every event has.
 
-        :raises ConfigError: when `data` is no mapping.
+        :raises ConfigError: when `data` is not a mapping.
         :raises ManagerClosedError: after `shutdown`.
         :raises WrongLoopError: on another loop."""
         self._session.bind("broadcast_event")

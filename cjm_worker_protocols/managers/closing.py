@@ -23,11 +23,11 @@ class OpenJobs:
     "The jobs of a manager that have not ended, and which worker runs each."
     def __init__(self) -> None:
         self.tickets: dict[str, Ticket] = {}  # By id
-        self.running: dict[str, WorkerProxy] = {}  # By job
+        self.running: dict[str, WorkerProxy] = {}  # The worker that runs a job, by the job's id
         self.arriving = 0  # Jobs that are being written into a store
-        self.places: dict[str, int] = {}  # By job: the place in line of one that has no ticket yet
+        self.places: dict[str, int] = {}  # The places in line of the jobs that have no ticket yet, by id
         self._taken: set[str] = set()  # Jobs that were taken over and have not been begun here
-        self.moves = Waiters()  # Woken when one is written, is begun no longer, or has ended
+        self.moves = Waiters()  # Woken when a job was written, has left its worker, or has ended
 
     def add(self,
         ticket: Ticket # One more
@@ -46,28 +46,28 @@ class OpenJobs:
 
     def began(self,
         ticket: Ticket, # A job
-        worker: WorkerProxy # Has it
+        worker: WorkerProxy # The worker that runs it
     ) -> None:
-        "Note that a worker has a job."
+        "Note that a worker has begun a job."
         self.running[ticket.job.id] = worker
         self._taken.discard(ticket.job.id)
 
     @property
     def exempt(self) -> int: # How many
-        "Jobs that wait, and were taken over: they do not count as pending."
+        "Jobs that were taken over and wait, which `max_pending` does not count."
         return len(self._taken) + len(self.places)
 
     def stopped(self,
         ticket: Ticket # A job that a worker had
     ) -> None:
-        "Note that no worker has a job any more, for the time being or for ever."
+        "Note that a job has left its worker: it has ended, or waits again."
         del self.running[ticket.job.id]
         if ticket.live.streamed is not None: ticket.live.streamed.release()
         self.moves.wake()
 
     def forget(self,
         ticket: Ticket # It ends, or is left to the next app
-    ) -> bool: # Whether it was here; else its end is being written already
+    ) -> bool: # Whether it was here; if not, its end is being written already
         "Remove a job."
         known = self.tickets.pop(ticket.job.id, None)
         self._taken.discard(ticket.job.id)
@@ -96,7 +96,7 @@ class Closing:
     async def drain(self,
         timeout: float # Seconds
     ) -> None:
-        "Wait for what runs, without a store also for what waits; then end it."
+        "Wait for the jobs that run, without a store for all, then end those left."
         loop = asyncio.get_running_loop()
         until, busy = loop.time() + timeout, self._jobs.running if self._store is not None else self._jobs.tickets
         if self._store is not None: self._stop_waiting()
@@ -108,13 +108,13 @@ class Closing:
         while busy: await self._jobs.moves.wait()
 
     def _interrupt(self) -> None:
-        "End what runs, without a store also what waits."
+        "End the jobs that run; without a store, also those that wait."
         if self._store is None:
             for ticket in list(self._jobs.tickets.values()): self._cancel(ticket.job)
         for job_id, worker in list(self._jobs.running.items()): worker.cancel(self._jobs.tickets[job_id], self.interrupted)
 
     def _stop_waiting(self) -> None:
-        "Hand out nothing more, and take back what was not begun."
+        "Dispatch no more jobs, and take back those that no worker has begun."
         self._scheduler.close()
         for worker in list(self._pool.workers):
             for ticket in (worker.withdraw(), worker.revoke()):
@@ -122,7 +122,7 @@ class Closing:
             worker.handle.drain() # a job that has ended already has its end
 
     async def close(self) -> None:
-        "End all workers and what they run; without a store, end all jobs."
+        "End all workers and the jobs that they run; without a store, end all jobs."
         self._stop_waiting()
         if self._store is not None: self._interrupt()
         else: self._fail_waiting(shut_down)

@@ -27,7 +27,7 @@ async def command_all(
     workers: Iterable[WorkerProxy], # Those that are not ready, or about to end, are left out
     kind: Kind, # UNLOAD or RELOAD
     request: tuple[Any, ...] # The arguments of the worker's method; a plugin comes first
-) -> list[bool | None]: # For each that was commanded, whether it was done; `None` when the worker ends because its code is old
+) -> list[bool | None]: # For each that got the command, whether it was done; `None` when the worker ends because its code is old
     """Command several workers, and wait until each has replied or ended.
 
     Raises what pickling `request` raises."""
@@ -43,13 +43,13 @@ async def reload_all(
     plugin: tuple[str, str], # Its id and its name
     config: dict[str, Any], # The new config
     stream: bool, # Whether a plugin manager's plugin is to stream
-    placement: Hashable # What its worker takes of where it lives
+    placement: Hashable # What its worker needs of the place where it runs
 ) -> bool: # Whether it is loaded with this config now
-    """Load a plugin anew wherever it is loaded, or else in one idle worker.
+    """Load a plugin again where it is loaded, or else in one idle worker.
 
-    The resource manager has to admit it there.
+    In an idle worker, the resource manager has to admit it.
 
-    A worker that has imported a file which has changed since is ended: the next job loads the plugin in a fresh one."""
+    The manager ends a worker that has imported a file which has changed since; the next job loads the plugin in a new worker."""
     holders = [worker for worker in lifecycle.pool.workers if plugin in worker.loaded]
     gate = lifecycle.scheduler.gate
     try: reason = await gate.questions.refusal("can_start", plugin[0], config) if gate is not None and not holders else ""

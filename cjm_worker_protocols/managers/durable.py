@@ -28,7 +28,7 @@ def check_wanted(
     texts: dict[str, object], # Options that are a text, or `None`
     limit: object # The most jobs
 ) -> None:
-    "Raise `ConfigError` for an option of `list_jobs` that cannot be."
+    "Raise `ConfigError` for an invalid option of `list_jobs`."
     if status is not None and status not in ENDS | {"pending", "running"}: raise ConfigError("status", "a job's status, or None", status)
     for name, value in texts.items():
         if value is not None and not isinstance(value, str): raise ConfigError(name, "text, or None", value)
@@ -36,7 +36,7 @@ def check_wanted(
 
 # %% ../../nbs/managers/durable.ipynb #22a4a391
 class DurableJobs:
-    "The jobs of a manager with a job store; it belongs to the event loop."
+    "The jobs of a manager with a job store; use it on the manager's loop."
     def __init__(self,
         client: StoreClient, # The job store
         lifecycle: Lifecycle, # Runs the jobs
@@ -51,7 +51,7 @@ class DurableJobs:
         self._opening, self._closed, self.recovered = asyncio.Lock(), False, list[Job]()
 
     async def open(self) -> None:
-        """At the first call, open the store, and take over jobs without a manager.
+        """At the first call, open the store and take over jobs without a living manager.
 
         :raises JobStoreError: when the store cannot be used."""
         if self._client.name or self._closed: return
@@ -95,7 +95,7 @@ class DurableJobs:
     async def cancel(self,
         job_id: str # A job that is not among the manager's
     ) -> bool: # Whether it ended as cancelled
-        """Have another manager cancel a job, and wait for its end.
+        """Ask the manager that holds a job to cancel it, and wait for its end.
 
         :raises JobStoreError: when the store cannot be used.
         :raises ManagerClosedError: after the shutdown."""
@@ -106,7 +106,7 @@ class DurableJobs:
         return (await job.wait()).status == "cancelled"
 
     async def close(self) -> None:
-        """Write what waits, and let others take over what the manager holds.
+        """Write the changes that wait, and let others take over this manager's jobs.
 
         It never raises."""
         self._closed = True

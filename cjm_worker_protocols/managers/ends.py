@@ -29,14 +29,14 @@ __all__ = ['EndedJobs', 'JobTable', 'error_in', 'emit_of', 'payload_of', 'EndNew
 
 # %% ../../nbs/managers/ends.ipynb #en000003
 class EndedJobs:
-    "The newest jobs that have ended: as many as are kept, and as many bytes."
+    "The newest jobs that have ended, limited in number and in bytes."
     def __init__(self,
         config: WorkerConfig, # How many, and how many bytes
         jobs: dict[str, Job] # All that are kept, by id; what is forgotten is removed
     ):
         self._jobs, self._keep, self._most = jobs, config.keep_finished, config.keep_finished_bytes
         self._sizes: OrderedDict[str, int] = OrderedDict()  # Bytes, by id
-        self._size, self._lost = 0, False  # Bytes together; whether one was forgotten whose end was not read
+        self._size, self._lost = 0, False  # Bytes of all; whether it has dropped a job whose end was not read
 
     def add(self,
         job: Job, # It has ended
@@ -70,7 +70,7 @@ class EndedJobs:
 class JobTable:
     "The jobs of a manager: all that have not ended, and the newest that have."
     def __init__(self,
-        config: WorkerConfig # How many that have ended are kept, and how many bytes those take that have not, and those that have
+        config: WorkerConfig # Limits: ended jobs in number and in bytes, and bytes of the parameters of the others
     ):
         self.jobs: dict[str, Job] = {}  # By id
         self.totals: Counter[str] = Counter()  # How many jobs have ended, by status
@@ -84,9 +84,9 @@ class JobTable:
     ) -> None:
         """Keep a job.
 
-        A single job may have any size.
+        A job that is the only one may have any size.
 
-        :raises PendingBytesError: when all of them together have too many bytes."""
+        :raises PendingBytesError: when the parameters of all jobs would take too many bytes."""
         if self._bytes and self._bytes + size > self._most: raise PendingBytesError(self._most)
         self.jobs[job.id], self._sizes[job.id] = job, size
         self._bytes += size
@@ -110,9 +110,9 @@ class JobTable:
 
 # %% ../../nbs/managers/ends.ipynb #87a85efb
 def error_in(
-    frame: Frame # The last that a worker said of a job: FAILED or CANCELLED
+    frame: Frame # A job's last frame, FAILED or CANCELLED
 ) -> JobError: # A new one
-    "Return the error that a job's last frame tells of."
+    "Read the error in a job's last frame."
     if frame.kind == Kind.CANCELLED: return JobCancelled("the plugin stopped by itself")
     try: return JobError(*frame.value())
     except Exception as e:
@@ -125,15 +125,15 @@ def emit_of(
     event_type: str, # The event's type
     data: dict[str, Any] # What else the event says
 ) -> None:
-    "Emit an event of a job, in the job's context, if it is listened to."
+    "Emit an event of a job in the job's context, if anything gets events."
     job = ticket.job
     if events.heard: events.emit(event_type, {"job_id": job.id, "plugin_id": job.plugin_id, "owner": job.owner, **data}, ticket.context)
 
 # %% ../../nbs/managers/ends.ipynb #38e02525
 def payload_of(
     job: Job # It has ended
-) -> dict[str, Any]: # What its last event says
-    "Describe an end; of an error, only what cannot hold a secret."
+) -> dict[str, Any]: # The payload of its last event
+    "Describe a job's end; of an error, only the fields that cannot hold a secret."
     payload: dict[str, Any] = {"unsaved": job.unsaved} if job.unsaved else {}
     if job.status == "completed": payload["result"] = job.result
     shown = ("category", "message", "exit_code", "signal")
@@ -142,9 +142,9 @@ def payload_of(
 
 # %% ../../nbs/managers/ends.ipynb #en000001
 class EndNews:
-    """Shows an end in the job, the table, an event, the hook, and the log.
+    """Shows a job's end in the job, the table, an event, the hook, and the log.
 
-    Only failures are logged."""
+    The log gets failures only."""
     def __init__(self,
         table: JobTable, # Where jobs are kept
         integrations: Integrations, # Where the event goes
@@ -159,13 +159,13 @@ class EndNews:
         error: JobError | None, # Of the others
         size: int # Bytes of the result
     ) -> None:
-        "End a job: first its result or its error, then its status, then the rest."
+        "Set a job's result or error, then its status, then report the end."
         job, events, hooks = ticket.job, self._events, self._hooks() if status == "completed" else None
         if not defines(hooks, "_on_job_completed"): hooks = None
         job.waiting_for = ""
         ticket.live.end(status, result, error)
         chunks = ticket.live.streamed
-        if hooks is not None or events.heard: ticket.live.read = True # its end reaches the app also without the job
+        if hooks is not None or events.heard: ticket.live.read = True # the app learns of the end without reading the job
         self._table.end(job, size + (chunks.size() if chunks is not None else 0))
         if events.heard: emit_of(ticket, events, f"job:{status}", payload_of(job))
         if hooks is not None: self._caller.call(hooks._on_job_completed, job.id, ticket.context.copy())
@@ -197,7 +197,7 @@ class JobFinisher:
             result = context.run(frame.value)
             what, category = "extract_job_result failed", "exception"
             if hooks is not None: result = require_sync(context.run(hooks.extract_job_result, ticket.job, result))
-        except BaseException as e: # what unpickles may raise anything, and the job has to end
+        except BaseException as e: # unpickling runs code of the app, which may raise anything, and the job has to end
             self.fail(ticket, JobError(category, f"{what}: {text_of(e)}"))
             if isinstance(e, KeyboardInterrupt): raise
             return False

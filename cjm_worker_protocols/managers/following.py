@@ -22,7 +22,7 @@ async def read_chunks(
     job: Job, # A job of another process
     client: StoreClient # The job store
 ) -> None:
-    """Read the chunks that have come since, or that are kept.
+    """Read the chunks that the store has and this process does not.
 
     :raises JobStoreError: when the store cannot be read."""
     chunks, found = live_of(job).chunks, True
@@ -41,7 +41,7 @@ async def show_end(
     result: bytes | None, # The pickle of its result
     client: StoreClient # The job store
 ) -> None:
-    """End a job as it has ended there, when its chunks are read.
+    """Read a job's last chunks, then end it as the store says.
 
     :raises JobStoreError: when the store cannot be read."""
     await read_chunks(job, client)
@@ -54,7 +54,7 @@ async def bring_up_to_date(
     stored: StoredJob, # As the store knows it now
     client: StoreClient # The job store
 ) -> None:
-    """Show how far a job is.
+    """Update a job from the store.
 
     :raises JobStoreError: when the store cannot be read."""
     if live_of(job).streamed is not None: await read_chunks(job, client)
@@ -63,25 +63,25 @@ async def bring_up_to_date(
 
 # %% ../../nbs/managers/following.ipynb #ec070376
 class FollowedJobs:
-    "The jobs that are here, and that this manager does not run."
+    "The jobs of other managers that the app has objects of."
     def __init__(self,
         client: StoreClient, # The job store
         stream_buffer: int # Chunks that are kept of each
     ):
         self._client, self._stream_buffer, self._loop = client, stream_buffer, asyncio.get_running_loop()
-        self._wishes: set[str] = set()  # Jobs to cancel at the next look
+        self._wishes: set[str] = set()  # Ids of the jobs to cancel at the next look
         self._jobs: weakref.WeakValueDictionary[str, Job] = weakref.WeakValueDictionary()
 
     def take(self,
         stored: Iterable[StoredJob] # Jobs that the manager has taken over
     ) -> dict[str, Job]: # Those of them that were followed, by id
-        "Follow jobs no longer, and return them."
+        "Stop following jobs, and return them."
         return {row.id: self._jobs.pop(row.id) for row in stored if row.id in self._jobs} if self._jobs else {}
 
     async def show(self,
         stored: StoredJob # A job of another process, or one that has ended
     ) -> Job: # As it is now
-        """Make a job, or bring the one that is here up to date.
+        """Make a job, or update the one that exists.
 
         :raises JobStoreError: when the store cannot be read."""
         job = self._jobs.get(stored.id)
@@ -96,7 +96,7 @@ class FollowedJobs:
         return job
 
     async def look(self) -> None:
-        """Bring all that have not ended up to date.
+        """Update all jobs that have not ended.
 
         :raises JobStoreError: when the store cannot be read."""
         while self._wishes: await self._client.reader.request_cancel(self._wishes.pop())
@@ -107,6 +107,6 @@ class FollowedJobs:
             if job.id in stored and self._jobs.get(job.id) is job: await bring_up_to_date(job, stored[job.id], self._client)
 
     def leave(self) -> None:
-        "End all waits: the manager is shut down."
+        "End all waits for these jobs, because the manager is shut down."
         for job in list(self._jobs.values()):
             if not job.done: live_of(job).leave()

@@ -23,15 +23,15 @@ __all__ = ['Hooks', 'resource_of', 'defines', 'check_hooks', 'HookCaller', 'Hook
 
 # %% ../../nbs/managers/hooks.ipynb #e4f7173b
 class Hooks:
-    """What a subclass may change.
+    """The methods that a subclass may define.
 
-    Hooks are called on the manager's event loop, in the context of their job's `start_job`, unless they say otherwise."""
+    The manager calls hooks on its event loop, in the context of their job's `start_job`, unless they say otherwise."""
     __class_getitem__: ClassVar[Any] = classmethod(GenericAlias)  # `BaseJobManager[MyJob]` is `BaseJobManager`, as in cjm-fasthtml-workers
 
     def get_plugin_loader(self) -> Callable[[], Any]: # Returns a mapping of ids to plugins, or a plugin manager
         """Return the function that gives a worker its plugins.
 
-        It runs in the worker. It has to be importable there, or is sent by value.
+        The function runs in the worker, which imports it, or gets it by value.
 
         :raises NotImplementedError: unless a subclass defines it."""
         raise NotImplementedError(f"{type(self).__name__}.get_plugin_loader: "
@@ -72,7 +72,7 @@ class Hooks:
     def _extract_plugin_resource_identifier(self,
         config: dict[str, Any] # A plugin's config
     ) -> str | None: # Such as a model's name; `None` when there is none
-        "Name what a plugin with this config has loaded, for a resource manager. Called on the loop; if it raises, that is `None`."
+        "Name what a plugin with this config has loaded, for a resource manager. If this raises, the name is `None`."
         return resource_of(config)
 
     async def _validate_resources(self,
@@ -85,7 +85,7 @@ class Hooks:
     def _on_job_completed(self,
         job_id: str # A completed job
     ) -> Any: # Awaited, if this is an `async def`
-        "React to a completed job. Calls come in order; each may be slow and may raise. A plain method runs on a thread of its own."
+        "React to a completed job. Calls come in order, and may be slow or raise. A plain method runs on a thread of its own."
         return None
 
 # %% ../../nbs/managers/hooks.ipynb #13b5b912
@@ -122,7 +122,7 @@ class HookCaller:
     def __init__(self,
         limit: int, # Calls that may wait
         errors: Counter[str], # Counts what goes wrong, as `hooks.NAME`
-        timeout: float # Seconds that those calls have in the end
+        timeout: float # Seconds that waiting calls get at the shutdown
     ):
         self._limit, self.executor = limit, SerialExecutor("hooks", limit, errors, timeout)
         self.failed = self.executor.failed  # Counts and logs the failure of a hook
@@ -146,12 +146,12 @@ class HookCaller:
             hook, argument, context = self._awaited.popleft()
             try:
                 if (rest := begin_in(context, hook, argument)) is not None: await rest
-            except BaseException as e: # a hook that raises CancelledError or SystemExit does not stop the next
+            except BaseException as e: # the next hook is called even after one that raises CancelledError or SystemExit
                 self.failed(hook.__name__, e)
                 if isinstance(e, KeyboardInterrupt) or getattr(asyncio.current_task(), "cancelling", int)(): raise
 
     async def close(self) -> None:
-        "Finish what waits."
+        "Make the calls that wait, for a limited time."
         if self._task is not None and not self._task.done():
             await asyncio.wait({self._task}, timeout=self.executor.timeout)
             self._awaited.clear()
@@ -160,9 +160,9 @@ class HookCaller:
 
 # %% ../../nbs/managers/hooks.ipynb #ho000001
 class HookAnswers:
-    """Asks the hooks that answer at once.
+    """Calls the hooks whose answer the manager needs at once.
 
-    A failure is counted and logged, and is no answer."""
+    A hook that raises counts as `None`; the failure is counted and logged."""
     def __init__(self,
         hooks: Callable[[], Hooks | None], # Returns the manager; `None` when it was dropped
         caller: HookCaller # Counts what goes wrong

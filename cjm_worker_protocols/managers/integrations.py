@@ -32,7 +32,7 @@ __all__ = ['plugin_id_of', 'RegistryReader', 'PluginLookup', 'RegistryClient', '
 
 # %% ../../nbs/managers/integrations.ipynb #9ff9e6b5
 def _getter(metadata: Any) -> Callable[[str, Any], Any]:
-    "What reads an attribute of an object, or an item of a mapping."
+    "Return a function that reads an attribute of an object, or an item of a mapping."
     return metadata.get if isinstance(metadata, (dict, Mapping)) else partial(getattr, metadata)
 
 def plugin_id_of(
@@ -47,7 +47,7 @@ def plugin_id_of(
 
 # %% ../../nbs/managers/integrations.ipynb #64fe9024
 class RegistryReader:
-    """On its thread, calls the registry, and names its failures.
+    """Calls the registry, on the registry's thread.
 
     Each failure becomes a `RegistryUnavailableError`."""
     def __init__(self,
@@ -74,7 +74,7 @@ class RegistryReader:
         metadata: Any, # What the registry returned for a plugin
         read: Callable[[Any], Any] # Reads something from it
     ) -> Any: # What it read
-        "Read metadata, whose attributes may raise."
+        "Read something from metadata, whose attributes may raise."
         try: return read(metadata)
         except BaseException as e: raise self._failed("get_plugin", f"its metadata cannot be read: {text_of(e)}", e, "metadata") from e
 
@@ -98,15 +98,15 @@ class RegistryReader:
 def _name_in(metadata: Any) -> Any: return _getter(metadata)("name", None)
 
 def _facts_in(metadata: Any) -> tuple[Any, Any, str | None]:
-    "The name, the interpreter, and what is missing if the plugin is not configured."
+    "Read a plugin's name, its interpreter, and why it is not configured, which is `None` if it is."
     get = _getter(metadata)
     problem = None if get("is_configured", True) else str(get("problem", None) or "")
     return get("name", None), get("python", None), problem
 
 class PluginLookup:
-    """On the registry's thread, answers the manager's questions.
+    """Answers the manager's questions about plugins, on the registry's thread.
 
-    Each takes one or more calls of the registry."""
+    Each question takes one or more calls of the registry."""
     def __init__(self,
         reader: RegistryReader # Calls the registry
     ):
@@ -126,7 +126,7 @@ class PluginLookup:
     def look_up(self,
         plugin_id: str # A plugin's id
     ) -> tuple[str, dict[str, Any]]: # Its name and its config
-        "Look up what a job needs."
+        "Look up a plugin's name and config."
         metadata = self._reader.call("get_plugin", plugin_id)
         if metadata is None: raise UnknownPluginError(plugin_id, "the plugin registry", self._known())
         name, python, problem = self._reader.read(metadata, _facts_in)
@@ -144,7 +144,7 @@ class PluginLookup:
 
 # %% ../../nbs/managers/integrations.ipynb #7efb58ba
 class RegistryClient:
-    """Your plugin registry, asked in order on a thread of its own.
+    """Asks the app's plugin registry, in order, on a thread of its own.
 
     Each question has limited time."""
     PATIENCE = 0.001  # Seconds for which the loop itself waits for an answer, if the last one was quick
@@ -170,7 +170,7 @@ class RegistryClient:
     def look_up(self,
         plugin_id: str # A plugin's id
     ) -> Awaitable[tuple[str, dict[str, Any]]]: # Its name and its config
-        """Look up what a job needs.
+        """Look up a plugin's name and config.
 
         Raises `UnknownPluginError`, `PluginNotConfiguredError` or `RegistryUnavailableError`."""
         return self._ask("get_plugin", partial(self._lookup.look_up, plugin_id))
@@ -200,7 +200,7 @@ def config_copy(
 ) -> dict[str, Any]: # A copy that the resource manager may keep
     """Copy a config, with a mask in place of each secret.
 
-    One that cannot be copied in depth is copied as far as possible."""
+    If a deep copy fails, the copy is a shallow one."""
     if type(config) is dict and FIXED.issuperset(map(type, config.values())): return dict(config)
     try: return dict(masked(config))
     except Exception as e: executor.failed("config", e)
@@ -209,7 +209,7 @@ def config_copy(
 # %% ../../nbs/managers/integrations.ipynb #22077cd0
 class ResourceClient:
     "The app's resource manager, called in order on a thread of its own."
-    LARGE = 1 << 16  # Bytes of a config from which on one state of a worker waits, the newest
+    LARGE = 1 << 16  # Bytes; of a worker with a config of this size or more, only the newest state waits
     def __init__(self,
         manager: ResourceManagerProtocol, # The app's
         worker_type: str, # The job manager's
@@ -224,7 +224,7 @@ class ResourceClient:
         host_pid: int, # Its process id there
         facts: Mapping[str, Any] # What else the engine knows of it
     ) -> None:
-        "Report a new worker, and first where it lives, to a manager that wants to know."
+        "Report a new worker; first where it lives, to a `HostAwareProtocol`."
         if isinstance(self._manager, HostAwareProtocol):
             locate = partial(self._manager.locate_worker, pid=pid, host=host, host_pid=host_pid, facts=dict(facts))
             self.executor.post("locate_worker", locate, needed=True)
@@ -243,7 +243,7 @@ class ResourceClient:
         holds: tuple[str | None, str | None, Mapping[str, Any]], # The plugin that it has loaded, or loads for this job: id, name, config
         resource: Callable[[Mapping[str, Any]], str | None] # Names what a plugin with a config has loaded, such as a model
     ) -> Call: # To be posted
-        "Describe what a worker does and holds."
+        "Make the call that reports what a worker does and holds."
         plugin_id, name, config = holds
         copy = None if plugin_id is None else config_copy(self.executor, config)
         update = partial(self._manager.update_worker_state, pid=pid, status=status, job_id=job_id, plugin_name=name, plugin_id=plugin_id,
@@ -297,7 +297,7 @@ class AdmissionClient:
         config: dict[str, Any], # Its config
         idle: list[int] # Workers with a plugin and no job, the least recently used first
     ) -> int | None: # One of them
-        "Ask which worker should unload its plugin; without an answer, none."
+        "Ask which worker should unload its plugin; without an answer, return `None`."
         if not idle or not self.evicts: return None
         try: pid = await self._ask("choose_victim", plugin_id, config, list(idle))
         except NoAnswerError: return None
@@ -305,7 +305,7 @@ class AdmissionClient:
 
 # %% ../../nbs/managers/integrations.ipynb #ab2ea206
 class Integrations:
-    "What was injected into a manager; what was not is `None`."
+    "The integrations of a manager; `None` for each that was not injected."
     def __init__(self,
         worker_type: str, # The manager's
         category: Any, # The manager's
@@ -331,7 +331,7 @@ class Integrations:
         return [client.executor for client in (self.registry, self.resources, self.store) if client is not None]
 
     async def close(self) -> None:
-        "Finish what waits, for a limited time."
+        "Make the calls that wait, for a limited time, and end the threads."
         await asyncio.gather(self.hooks.close(), self.events.close(), *[executor.close() for executor in self._executors()])
 
     def abandon(self) -> None:

@@ -28,9 +28,9 @@ __all__ = ['signature_of', 'module_of', 'warn_of_app', 'GivenPlugins', 'KnownPlu
 def signature_of(
     plugin: Any # A function, a class with `run`, or an instance of one
 ) -> inspect.Signature | None: # `None` when it cannot be known here, as for an import string
-    """Return the signature of what runs a plugin.
+    """Return the signature of a plugin's function or `run` method.
 
-    A decorator's wrapper counts, and not what it wraps."""
+    Of a decorated function, it is the wrapper's, not that of the wrapped function."""
     run = plugin if isinstance(plugin, type) or not hasattr(plugin, "run") else plugin.run
     try:
         if not isinstance(run, type): return inspect.signature(run, follow_wrapped=False)
@@ -39,12 +39,12 @@ def signature_of(
         if not inspect.isfunction(run): return None
         _, *rest = inspect.signature(run, follow_wrapped=False).parameters.values()
         return inspect.Signature(rest)
-    except (TypeError, ValueError): return None # it has none, as some written in C
+    except (TypeError, ValueError): return None # as for some functions that are written in C
 
 # %% ../../nbs/managers/known.ipynb #7a186535
 def module_of(
     plugin: Any # A plugin, a loader, or an import string
-) -> str: # Empty when it says none
+) -> str: # Empty when there is none
     "Return the name of the module that a worker imports with a plugin."
     return plugin.partition(":")[0] if isinstance(plugin, str) else str(getattr(plugin, "__module__", ""))
 
@@ -54,7 +54,7 @@ def warn_of_app(
 ) -> None:
     """Log a warning when one of the modules has the manager among its globals.
 
-    What is in `__main__` is sent without its module."""
+    A plugin of `__main__` is sent by value, so a worker does not import that module."""
     for name in modules - {"__main__"}:
         if any(value is manager for value in list(getattr(sys.modules.get(name), "__dict__", {}).values())):
             log_safely(_log, logging.WARNING, "module %r has plugins and their manager, so that each worker imports all of it: "
@@ -69,7 +69,7 @@ class GivenPlugins:
         plugins: Mapping[str, Any], # By id or by the registry's name
         manager: str # The manager's class
     ):
-        """:raises PluginTypeError: when a plugin cannot be one.
+        """:raises PluginTypeError: when a value is not a plugin.
         :raises PluginNotSendableError: when a plugin cannot be sent to a worker."""
         self.table, self._manager = PluginTable(plugins), manager
         self._signatures = {plugin_id: Signature(found) if (found := signature_of(plugin)) is not None else None
@@ -96,10 +96,10 @@ class KnownPlugins:
         engine: Engine, # Where workers live
         config: WorkerConfig, # The manager's
         streams: bool = False, # Whether a plugin manager's plugins are streamed
-        given: GivenPlugins | None = None # All that it has, if they are known
+        given: GivenPlugins | None = None # All its plugins, if only these exist
     ):
         self.registry, self.engine, self.config, self.streams, self.given = registry, engine, config, streams, given
-        self.fixed: dict[str, Plan] = {}  # By plugin: those that no registry can change
+        self.fixed: dict[str, Plan] = {}  # By plugin: plans that need no second look-up, since there is no registry
 
     async def look_up(self,
         plugin_id: str # A plugin
@@ -118,7 +118,7 @@ class KnownPlugins:
         plugin_name: str, # A plugin's name, or its id
         config: dict[str, Any] # Its new config, which a registry does not learn
     ) -> tuple[str, Plan]: # Its id, and how its jobs are run with this config
-        """Look up what is to be reloaded.
+        """Look up a plugin that is to be loaded again.
 
         Raises what `look_up` raises, `ConfigError` and `ParametersNotSendableError`."""
         check_reload(plugin_name, config)

@@ -30,7 +30,7 @@ class RunLimits:
         most: int | None, # Jobs of an owner that may run at the same time
         workers: list[WorkerProxy] # All workers
     ):
-        self.concurrency: dict[str, int] = {}  # Of classes, by the plugin's id or name
+        self.concurrency: dict[str, int] = {}  # How many jobs of a plugin may run, as its class says, by the plugin's id or name
         self._most, self._workers = most, workers
         self._of_plugins = StartLimits((), self.room)
 
@@ -58,7 +58,7 @@ class RunLimits:
 
     def may_start(self,
         ticket: Ticket # A job that waits
-    ) -> bool: # Whether no limit is in its way
+    ) -> bool: # Whether all limits allow it
         "Say whether a job may start now."
         return (self._most is None or ticket.job.owner not in self.now().owners) and self.room(ticket) > 0
 

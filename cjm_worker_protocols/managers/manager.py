@@ -38,9 +38,9 @@ class JobManager(BaseJobManager):
         engine: Engine | None = None, # Where workers live; `None` is processes on this machine
         job_store: JobStoreProtocol | None = None # Keeps jobs, so that they outlive the app
     ):
-        """:raises PluginTypeError: when a plugin cannot be one.
+        """:raises PluginTypeError: when a value is not a plugin.
         :raises PluginNotSendableError: when a plugin cannot be sent to a worker.
-        :raises ConfigError: when an argument cannot work."""
+        :raises ConfigError: when an argument is invalid."""
         self._given = GivenPlugins(plugins, type(self).__name__)
         super().__init__(worker_type, category, supports_streaming, worker_config, plugin_registry, resource_manager,
                          event_broadcaster, engine=engine, job_store=job_store)
@@ -58,7 +58,7 @@ class JobManager(BaseJobManager):
     def check_streaming_support(self, plugin_id: str) -> bool:
         """Say whether a plugin streams.
 
-        An id that is not in `plugins` is looked up in the registry; any thread may ask, and waits."""
+        An id that is not in `plugins` is looked up in the registry; any thread may call this, and waits."""
         if plugin_id in self._given.streaming or super().check_streaming_support(plugin_id): return True
         if plugin_id in self._given.table or self._session.closed: return False
         try: return self.get_plugin_name(plugin_id) in self._given.streaming

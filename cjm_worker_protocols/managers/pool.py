@@ -28,7 +28,7 @@ __all__ = ['signal_name', 'how_it_ended', 'Restarts', 'WorkerList', 'WorkerPool'
 def signal_name(
     number: int # A signal's number, see signal(7)
 ) -> str: # Its name
-    "Return `SIGKILL` for 9."
+    "Return a signal's name, such as `SIGKILL` for 9."
     try: return signals.Signals(number).name
     except ValueError: return f"signal {number}"
 
@@ -36,9 +36,9 @@ def signal_name(
 def how_it_ended(
     exit: Exit # A worker's end
 ) -> str: # In words
-    """Say `was killed by SIGKILL (signal 9)`, or `exited with code 3`.
+    """Describe a worker's end, as `was killed by SIGKILL (signal 9)`.
 
-    If it ran on another node than this process, that is named too."""
+    For a worker on another host, the text names the host."""
     how = "was lost"
     if exit.signal is not None: how = f"was killed by {signal_name(exit.signal)} (signal {exit.signal})"
     elif exit.exit_code is not None: how = f"exited with code {exit.exit_code}"
@@ -71,11 +71,11 @@ class Restarts:
         return self.not_before - now + 0.001 if now < self.not_before else 0.0
 
     def succeeded(self) -> None:
-        "Note a completed job: earlier crashes count no longer."
+        "Note a completed job, which resets the count of crashes."
         self.crashes = self.failed_starts = 0
 
     @property
-    def hopeless(self) -> bool: # Whether the jobs that wait should wait no longer
+    def hopeless(self) -> bool: # Then the jobs that wait fail
         "Whether too many starts in a row have failed."
         return self.failed_starts > self._config.max_restarts
 
@@ -84,8 +84,8 @@ class WorkerList(list[WorkerProxy]):
     "All workers of a pool, in the order in which they were started."
     def serving(self,
         placement: Hashable = None # Of those to list; `None` for all
-    ) -> list[WorkerProxy]: # Not the standby, nor those for which there is no room
-        "List the workers that count."
+    ) -> list[WorkerProxy]: # Without standbys, and without those that wait for room
+        "List the workers that run jobs, or will."
         return [w for w in self if not w.standby and not w.waiting and placement in (None, w.placement)]
 
     def _without_room(self, placement: Hashable) -> list[WorkerProxy]:
@@ -94,15 +94,15 @@ class WorkerList(list[WorkerProxy]):
     def waiting_for(self,
         placement: Hashable # What a job's worker takes
     ) -> str: # Empty when none waits
-        """Say what the worker for such jobs waits for.
+        """Say what a worker of this placement waits for.
 
-        While there is no room for it, there is none for another."""
+        While it waits, there is no room for another such worker either."""
         return next((worker.waiting for worker in self._without_room(placement)), "")
 
     def end_waiting(self,
-        placement: Hashable # What no job takes any more
+        placement: Hashable # One that no waiting job has
     ) -> None:
-        "End the workers that wait for room and are of no use any more."
+        "End the workers of this placement that wait for room: no job needs them."
         for worker in self._without_room(placement): worker.stop("room")
 
     def lacks_standby(self,
@@ -110,7 +110,7 @@ class WorkerList(list[WorkerProxy]):
     ) -> bool: # Whether one more may be started
         """Say whether a standby is missing.
 
-        One is enough; where a plugin has an interpreter of its own, one for each of two interpreters."""
+        There is one; with plugins that have their own interpreter, one for each interpreter, at most two."""
         found = [worker.placement for worker in self if worker.standby]
         own = any(isinstance(other, OwnInterpreter) for other in (*found, placement))
         return not found or len(found) == 1 and found[0] != placement and own
@@ -124,7 +124,7 @@ class WorkerList(list[WorkerProxy]):
 # %% ../../nbs/managers/pool.ipynb #1b793984
 class WorkerPool:
     "Starts, counts and replaces workers."
-    STANDBY_DELAY = 0.05  # Seconds after which a standby is started, so that its start does not slow down what made it necessary
+    STANDBY_DELAY = 0.05  # Seconds until a standby starts, so that its start does not slow down the worker that is starting
     HOPELESS = (FileNotFoundError, PermissionError, NotADirectoryError)  # No start will succeed; an engine's own error may say `permanent`
 
     def __init__(self,
@@ -132,16 +132,16 @@ class WorkerPool:
         engine: Engine, # Where they live
         hello: Callable[[Hashable], bytes], # Makes the first frame for a new worker of that placement
         reports: Reports, # Called by workers
-        on_change: Callable[[], None], # Called when a worker may be had that could not be had before
-        on_unavailable: Callable[[JobError, Hashable], None] # Called when no worker of a placement will come for the jobs that wait now
+        on_change: Callable[[], None], # Called when a start that was not allowed may be allowed now
+        on_unavailable: Callable[[JobError, Hashable], None] # Called when the jobs that wait for this placement will get no worker
     ):
         self._config, self._engine, self._hello, self._reports = config, engine, hello, reports
         self._on_change, self._on_unavailable = on_change, on_unavailable
         self._loop = asyncio.get_running_loop()
         self.workers = WorkerList()
-        self.capacity = config.max_workers  # Less by every worker that may not be replaced
-        self.last_error = ""  # How the last worker ended that may not be replaced
-        self._restarts: dict[OwnInterpreter | None, Restarts] = {}  # One that cannot start keeps no other from starting
+        self.capacity = config.max_workers  # One less for each ended worker that may not be replaced
+        self.last_error = ""  # How the last worker ended
+        self._restarts: dict[OwnInterpreter | None, Restarts] = {}  # By interpreter, since one that cannot start must not stop the others
         self._placement: Hashable = None  # Of the last worker that was wanted
         self._retry, self._spare = Alarm(on_change), Alarm(self._start_standby)  # When a start is allowed again; when the standby starts
         self.closing = False
@@ -157,7 +157,7 @@ class WorkerPool:
     ) -> bool: # Whether one is idle now
         """Start workers, as many as are needed and allowed.
 
-        A standby that is ready waits for nothing."""
+        A standby of the same placement comes first: if it is ready, it is idle at once."""
         if self.workers.waiting_for(placement): return False
         serving = self.workers.serving()
         coming, ready = sum(not w.ready for w in serving if w.placement == placement), False
@@ -176,9 +176,9 @@ class WorkerPool:
     def room_changed(self,
         worker: WorkerProxy # It waits for room, or waits no longer
     ) -> None:
-        """End idle workers that hold what a waiting one needs.
+        """End idle workers that hold the resources that a waiting worker lacks.
 
-        When a worker has found room and there are too many, end an idle one."""
+        When a worker has found room and there are too many workers, end an idle one."""
         if worker.waiting and not worker.standby:
             for other in [w for w in self.workers if w is not worker and (w.standby or w.idle and w.placement != worker.placement)]:
                 if worker.competes(other.placement): other.stop("room") # an idle one of the same kind takes the job instead
@@ -192,18 +192,18 @@ class WorkerPool:
         return self._restarts.get(own) or self._restarts.setdefault(own, Restarts(self._config, own))
 
     def _must_wait(self, placement: Hashable) -> bool:
-        "Whether the restart policy allows no start yet."
+        "Say whether the restart policy delays the next start, and set a timer for it."
         if delay := self._restarts_of(placement).wait(self._loop.time()): self._retry.set(delay)
         return delay > 0
 
     def _end_other(self, placement: Hashable, serving: list[WorkerProxy]) -> None:
-        "All that may be there are, and none takes this: an idle one ends."
+        "End an idle worker when there are `max_workers` and none of this placement."
         if any(w.placement == placement or w.stopping == "room" for w in serving): return
         other = next((w for w in serving if w.idle), None)
         if other is not None: other.stop("room")
 
     def keep_standby(self) -> None:
-        "Have a standby before long, if there is to be one."
+        "Start a standby soon, if one is wanted and missing."
         wanted = self._config.standby and self.may_replace and not self.closing and self.workers.lacks_standby(self._placement)
         if wanted: self._spare.set(max(self.STANDBY_DELAY, self._restarts_of(self._placement).wait(self._loop.time())))
 
@@ -255,9 +255,9 @@ class WorkerPool:
         worker: WorkerProxy, # It has ended, and its job waits or has ended too
         exit: Exit # How it ended
     ) -> None:
-        """Go on without a worker, or say that no worker will come.
+        """Let another worker start, or report that none will come.
 
-        A new one may come after a delay."""
+        It may start after a delay."""
         if self.closing: return
         self.last_error = f"the last worker {how_it_ended(exit)}"
         restarts = self._restarts_of(worker.placement)
@@ -277,6 +277,6 @@ class WorkerPool:
         for worker in list(self.workers): worker.stop("shutdown")
         try:
             if self.workers: await self._empty.wait()
-        except asyncio.CancelledError: # the loop ends, and no timer will follow
+        except asyncio.CancelledError: # the loop is about to end, so no timer would kill these workers later
             for worker in self.workers: worker.handle.kill()
             raise

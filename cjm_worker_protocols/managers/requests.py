@@ -46,7 +46,7 @@ class JobOptions(NamedTuple):
         job: Job, # A new job
         store: StoreClient | None = None # The manager's
     ) -> None:
-        """Write them into a job.
+        """Write the options into a job.
 
         Metadata that `create_job` has set is kept, unless the call has an entry of the same name."""
         job.priority, job.timeout, job.expires, job.owner = self.priority, self.timeout, self.expires, self.owner
@@ -76,8 +76,8 @@ def check_options(
     options: JobOptions, # Those of a call
     store: StoreClient | None = None # The manager's
 ) -> None:
-    "Raise `ConfigError` for an option that cannot be."
-    if [*map(type, options)] == _TYPES and options == _DEFAULTS: return # as most are
+    "Raise `ConfigError` for an invalid option."
+    if [*map(type, options)] == _TYPES and options == _DEFAULTS: return # as in most calls
     priority, key = options.priority, options.key
     if not isinstance(priority, int) or isinstance(priority, bool) or priority.bit_length() > 63: # as a store keeps it
         raise ConfigError("priority", "an integer of at most 64 bits", priority)
@@ -98,7 +98,7 @@ def check_options(
 # %% ../../nbs/managers/requests.ipynb #9824e833
 def culprit(
     parameters: Any # A job's parameters, or a config
-) -> str | None: # `None` unless a single one is at fault
+) -> str | None: # The first one; `None` when each can be pickled by itself
     "Find the parameter that cannot be pickled."
     if not isinstance(parameters, dict): return None
     for name, value in parameters.items():
@@ -121,9 +121,9 @@ def check_reload(
 
 # %% ../../nbs/managers/requests.ipynb #712b1c57
 class Signature:
-    "What a plugin takes."
+    "The parameters that a plugin takes."
     def __init__(self,
-        signature: inspect.Signature # Of what runs it
+        signature: inspect.Signature # Of the plugin's function or `run` method
     ):
         named = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self._signature, self._names = signature, frozenset(p.name for p in named)
@@ -134,8 +134,8 @@ class Signature:
         plugin_id: str, # A job's plugin
         parameters: Mapping[str, Any] # What it would be called with
     ) -> None:
-        "Raise `WrongParametersError` unless the plugin can be called so."
-        if self._plain and self._needed <= parameters.keys() <= self._names: return # as `bind` would find, in less time
+        "Raise `WrongParametersError` unless the plugin accepts these parameters."
+        if self._plain and self._needed <= parameters.keys() <= self._names: return # `bind` finds the same in more time
         try: self._signature.bind(**parameters)
         except TypeError as e:
             of = self._signature.parameters.values()

@@ -29,7 +29,7 @@ def error_of_loss(
 ) -> JobError: # The job's error, unless it is tried again
     """Return the error of a job whose worker has ended.
 
-    It is what the manager ended the worker for, or a crash."""
+    It is the reason for which the manager ended the worker, or else a crash."""
     if run.error is not None: return run.error
     message = f"the worker {how_it_ended(exit)} while {'loading the plugin' if run.loading else 'running the job'}"
     return JobError("crash", message, None, exit.exit_code, exit.signal, stderr)
@@ -38,9 +38,9 @@ def waits_for_free(
     run: PresentJob, # What the worker did with the job
     exit: Exit # How the worker ended
 ) -> bool: # Whether this does not count as an attempt
-    """Note whether a worker died that had not begun its job.
+    """Say whether a job waits again without using up an attempt.
 
-    The answer is whether it is the first."""
+    It does so once, when a worker has died that had not begun it; the ticket counts such deaths."""
     ticket, unbegun = run.ticket, run.ticket.tag in exit.never_begun
     ticket.unbegun += unbegun
     return run.error is None and unbegun and ticket.unbegun == 1
@@ -76,7 +76,7 @@ class WaitTimers(dict[Ticket, asyncio.TimerHandle]):
 
 # %% ../../nbs/managers/retries.ipynb #fae8505e
 class Attempts:
-    "Lets jobs wait again, to be run from the start."
+    "Puts jobs in line again, to be run from the start."
     def __init__(self,
         scheduler: Scheduler, # Where they wait
         news: JobNews, # Emits their events
@@ -98,7 +98,7 @@ class Attempts:
         delay: float = 0.0, # Seconds until it waits in line
         counts: bool = True # `False` when this was no attempt, and the job keeps its place
     ) -> None:
-        "Let a job wait as if it had never been begun, behind all that wait."
+        "Put a job in line as if it had never been begun, behind all that wait."
         job = ticket.job
         if counts:
             ticket.tag = ticket.place = next(self._tags)

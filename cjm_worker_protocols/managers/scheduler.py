@@ -25,7 +25,7 @@ __all__ = ['BlockedLines', 'Scheduler']
 
 # %% ../../nbs/managers/scheduler.ipynb #8a9b5c92
 class BlockedLines:
-    "Blocks lines, with a reason that their jobs show, and clears them again."
+    "Blocks lines with a reason, which their jobs show, and clears them again."
     RETRY = 0.5  # Seconds after which the resource manager is asked again, although nothing has happened here
 
     def __init__(self,
@@ -52,7 +52,7 @@ class BlockedLines:
         reason: str, # Why its jobs cannot run now
         refused: bool # Whether the resource manager said so
     ) -> None:
-        "Let the jobs behind this line pass."
+        "Block a line, so that other jobs pass its jobs."
         line.blocked, line.refused, line.refused_at = reason, refused, self.alarm.now() if refused else line.refused_at
         for waiting in line.some(): self.show(waiting, reason)
         if refused: self.alarm.set(self.RETRY)
@@ -60,14 +60,14 @@ class BlockedLines:
     def clear(self,
         which: Callable[[Line], bool] # Chooses among those that are blocked
     ) -> None:
-        "Look at lines again."
+        "Clear blocked lines, so that their jobs are looked at again."
         for line in list(self._queue.lines.values()):
             if line.blocked and which(line): line.blocked, line.refused = "", False
 
     def before_refused(self,
         ticket: Ticket # A job
-    ) -> bool: # Else its worker has to become idle for them
-        "Say whether a job comes before all that the resource manager refused."
+    ) -> bool: # If not, its worker has to become idle for them
+        "Say whether a job comes before all jobs that the resource manager refused."
         return all(ticket.rank < line.head().rank for line in self._queue.lines.values() if line.refused or line.asking)
 
 # %% ../../nbs/managers/scheduler.ipynb #4d69d153
@@ -152,7 +152,7 @@ class Scheduler:
         if self.queue.discard(ticket): self._spare(ticket.placement)
 
     def _spare(self, placement: Hashable) -> None:
-        "Want no worker any more that no job needs."
+        "End the workers of a placement that wait for room, if no job needs them."
         if not any(key[1] == placement for key in self.queue.lines): self._pool.workers.end_waiting(placement)
 
     def changed(self,
@@ -216,7 +216,7 @@ class Scheduler:
         return self.gate is None or same_config(running.config, ticket.config) and self._blocks.before_refused(ticket)
 
     def close(self) -> None:
-        "Hand out nothing more."
+        "Dispatch no more jobs."
         self._closed = True
         for alarm in (self._blocks.alarm, self._recheck): alarm.cancel()
         if self.gate is not None: self.gate.close()

@@ -76,8 +76,8 @@ class CallQueue(deque[Call]):
         self.limit = limit
 
     @property
-    def full(self) -> bool: # Needed calls wait all the same
-        "Whether as many wait as may."
+    def full(self) -> bool: # Needed calls are added all the same
+        "Whether `limit` calls wait."
         return len(self) >= self.limit
 
     def put(self,
@@ -95,7 +95,7 @@ class CallQueue(deque[Call]):
     def take_back(self,
         call: Call # One that may have been made already
     ) -> None:
-        "Do not make a call that still waits."
+        "Remove a call, if it still waits."
         try: self.remove(call)
         except ValueError: pass
 
@@ -107,9 +107,9 @@ class CallQueue(deque[Call]):
 
 # %% ../../nbs/managers/serial.ipynb #c7ecf338
 class CallOutcome:
-    """What a call has given, for one thread that takes it.
+    """The outcome of a call, passed from one thread to another.
 
-    Before Python 3.13, `queue.SimpleQueue.get` may wait for ever in spite of a short timeout; a lock does not."""
+    It uses a lock because before Python 3.13 `queue.SimpleQueue.get` may wait for ever in spite of a short timeout."""
     def __init__(self) -> None:
         self._missing = threading.Lock()
         self._missing.acquire()
@@ -118,14 +118,14 @@ class CallOutcome:
         result: Any, # Of the call
         error: BaseException | None # What the call raised
     ) -> None:
-        "Give the answer, once."
+        "Put the outcome, once."
         self._outcome = result, error
         self._missing.release()
 
     def take(self,
         timeout: float = 0.0 # Seconds to wait
     ) -> tuple[Any, BaseException | None] | None: # Result and error; `None` when there is none yet, or it was taken
-        "Take the answer."
+        "Take the outcome, once."
         return self._outcome if self._missing.acquire(timeout=timeout) else None
 
 # %% ../../nbs/managers/serial.ipynb #97a8bed5
@@ -141,7 +141,7 @@ class CallThread:
     ):
         self.name, self._errors, self.calls, self.started, self.closed = name, errors, CallQueue(limit), False, False
         self.busy, self.since, self._took = "", 0.0, math.inf  # The call that is being made, and when it began; seconds that the last took
-        self._pipe: list[FileIO] = []  # Its ends: where the thread waits, and where it is woken
+        self._pipe: list[FileIO] = []  # The end that the thread reads, where it waits, and the end that wakes it
         self._waking = threading.Lock()  # The loop and any thread may start and wake it
 
     def _run(self) -> None:
@@ -163,11 +163,11 @@ class CallThread:
         if call.done is not None: call.done(result, error)
         elif error is not None: self.failed(call.label, error)
 
-    def wake(self) -> bool: # Whether there is a thread; if none can be had now, the failure is counted
-        "Have the calls made that wait."
+    def wake(self) -> bool: # Whether there is a thread; if none can be started now, the failure is counted
+        "Wake the thread to make the calls that wait; start it if there is none."
         with self._waking:
             refused = None if self.started else self._start()
-            if self.started and not self._pipe[1].closed: self._pipe[1].write(b".") # it releases the interpreter, as no lock does
+            if self.started and not self._pipe[1].closed: self._pipe[1].write(b".") # a write also releases the GIL, as no lock does
         if refused is not None: self.failed("thread", refused)
         return self.started
 
@@ -182,13 +182,13 @@ class CallThread:
 
     @property
     def quick(self) -> bool: # Whether it is free, and its last call was quick
-        "Whether an answer may be expected at once."
+        "Whether the thread is likely to answer at once."
         return self._took <= self.QUICK and not self.busy and not self.calls
 
     def at(self,
         label: str # A call, or one of several that a question takes
     ) -> None:
-        "On the thread: note that a call begins, and so does its time."
+        "On the thread: note that a call begins, from which its time counts."
         self.busy, self.since = label, time.monotonic()
 
     def failed(self,
@@ -200,7 +200,7 @@ class CallThread:
 
 # %% ../../nbs/managers/serial.ipynb #bbceff3f
 class Question(Call):
-    "A call whose outcome the loop hears: from the thread, or that it is late."
+    "A call whose outcome reaches the loop: its result, its error, or a timeout."
     def __init__(self,
         thread: CallThread, # Makes the call
         label: str, # The call's name
@@ -214,7 +214,7 @@ class Question(Call):
         self._loop, self._asked, self._then = asyncio.get_running_loop(), time.monotonic(), then
         self._timer: asyncio.TimerHandle | None = None
         self._answer = CallOutcome()
-        self._over = self._expected = False  # Whether the loop hears no more of it; whether the loop itself waits for it
+        self._over = self._expected = False  # Whether the loop has the outcome or wants none; whether the loop itself waits for it
 
     def _pass_on(self, result: Any, error: BaseException | None) -> None:
         self._answer.put(result, error)
@@ -242,7 +242,7 @@ class Question(Call):
     def ask(self,
         patience: float = 0.0 # Seconds for which the loop itself may wait for a quick answer
     ) -> None:
-        "Have the call made."
+        "Queue the call, and wake the thread."
         self._expected = patience > 0 and self._thread.quick
         self._thread.calls.append(self)
         if self._thread.started: self._thread.wake()
@@ -252,7 +252,7 @@ class Question(Call):
         if not self._over: self._look()
 
     def drop(self) -> None:
-        "Hear no more of it, and do not make the call if it still waits."
+        "Ignore the outcome, and do not make the call if it still waits."
         self._over = True
         if self._timer is not None: self._timer.cancel()
         if self._thread.calls: self._thread.calls.take_back(self)
@@ -260,8 +260,8 @@ class Question(Call):
 # %% ../../nbs/managers/serial.ipynb #62989de8
 def outcome_for(
     answer: asyncio.Future[Any] # What is awaited
-) -> Outcome: # Sets it
-    "Have an outcome be awaited."
+) -> Outcome: # Sets its result or its exception
+    "Make the outcome of a call the result of a future."
     def settle(result: Any, error: BaseException | None) -> None:
         if answer.done(): return
         if error is None: answer.set_result(result)
@@ -283,9 +283,9 @@ def newest(
 
 # %% ../../nbs/managers/serial.ipynb #d078c5d3
 class PostedCalls:
-    """Calls whose results are not needed.
+    """Queues calls whose results are not needed.
 
-    The thread is woken for many of them together."""
+    It wakes the thread once for many of them."""
     DELAY = 0.005  # Seconds that posted calls wait for each other: waking the thread for each would take the interpreter from the loop
 
     def __init__(self,
@@ -306,7 +306,7 @@ class PostedCalls:
         self._wake_in(self.DELAY)
 
     def put_all(self) -> None:
-        "Put the new states into the queue, of each key only the newest."
+        "Put the new states into the queue; of each key, only the newest."
         new, self._new = self._new, []
         for make in newest(new, CallQueue.STATES): self._put(make())
 
@@ -326,16 +326,16 @@ class PostedCalls:
         self._timer = loop.call_later(delay, self._wake, context=Context())
 
     def stop(self) -> None:
-        "Wake the thread no more."
+        "Queue the new states, and stop the timer."
         self.put_all()
         if self._timer is not None: self._timer.cancel()
         self._timer = None
 
 # %% ../../nbs/managers/serial.ipynb #se000003
 class PostedStates(PostedCalls):
-    """Posted calls, and states that wait for each other longer.
+    """Queues calls and states whose results are not needed.
 
-    Of many that come together, only the newest are made."""
+    States wait longer than calls, since of many states with one key only the newest are reported."""
     STATES_DELAY = 0.02  # Seconds that states wait for each other
     NEW = 100  # States that may wait before the newest of them are put into the queue
 
@@ -343,11 +343,11 @@ class PostedStates(PostedCalls):
         key: Hashable, # What it is the state of
         make: Callable[[], Call] # Makes the call: on the loop, before the next one of another kind
     ) -> None:
-        """Report a state.
+        """Report a state, soon and together with others, which takes less time.
 
-        Many are made together: that takes less time than each for itself, and no job waits for it."""
+        No job waits for it."""
         self._new.append((key, make))
-        if self._thread.busy or len(self._new) >= self.NEW: self.put_all() # it may hang: no more than `STATES` are to wait
+        if self._thread.busy or len(self._new) >= self.NEW: self.put_all() # the queue drops old states, should the thread hang
         if self._timer is None: self._wake_in(self.STATES_DELAY)
 
 # %% ../../nbs/managers/serial.ipynb #bea79351
@@ -355,9 +355,9 @@ async def end_thread(
     thread: CallThread, # It has calls to make, or runs
     timeout: float # Seconds for the calls that wait
 ) -> None:
-    """Have a thread make the calls that wait, and end.
+    """Let a thread make the calls that wait, and end it.
 
-    If it hangs, drop those that are not needed."""
+    If it hangs, drop the calls that are not needed."""
     last = asyncio.get_running_loop().create_future()
     Question(thread, "close", lambda: None, math.inf, timeout, outcome_for(last)).ask()
     thread.closed = True
@@ -376,7 +376,7 @@ class SerialExecutor(PostedStates):
         name: str, # The integration, as it appears in logs and in the count of errors
         limit: int, # Calls that may wait
         errors: Counter[str], # Counts what goes wrong, by `name.label`
-        timeout: float # Seconds that a call may take, once it has begun; and in the end, those that wait
+        timeout: float # Seconds that a call may take once it has begun, and that all waiting calls get at the shutdown
     ):
         super().__init__(CallThread(name, limit, errors))
         self.timeout, self.at, self.failed = timeout, self._thread.at, self._thread.failed
@@ -387,7 +387,7 @@ class SerialExecutor(PostedStates):
         then: Outcome, # Takes the outcome on the loop: what the call returns or raises, or an `ExecutorTimeout`
         limit: float = math.inf, # Seconds to wait in all, whatever is in front
         patience: float = 0.0 # Seconds for which the loop itself may wait for a quick answer; then `then` may be called at once
-    ) -> Question: # To be dropped when the outcome is not wanted any more
+    ) -> Question: # Call its `drop` when the outcome is not needed
         """Make a call.
 
         Raises `ExecutorFullError` and `ManagerClosedError`."""
@@ -432,7 +432,7 @@ class SerialExecutor(PostedStates):
         return result
 
     def abandon(self) -> None:
-        """Make only the needed calls that wait, and end the thread.
+        """Drop all calls that are not needed, and let the thread end after the rest.
 
         Any thread may call this; it does not wait."""
         self._thread.closed = True
@@ -442,6 +442,6 @@ class SerialExecutor(PostedStates):
     async def close(self) -> None:
         """Make the calls that wait, then end the thread.
 
-        If it hangs, only needed calls are still made when it comes back."""
+        If the thread hangs for `timeout` seconds, it makes only the needed calls when it goes on."""
         self.stop()
         if not self._thread.closed and (self._thread.calls or self._thread.started): await end_thread(self._thread, self.timeout)

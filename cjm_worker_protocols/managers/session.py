@@ -41,7 +41,7 @@ class WorkerFrames:
         known: KnownPlugins, # Its plugins
         folder: str # Where relative entries of `sys.path` belong
     ):
-        """:raises ConfigError: when the plugin loader cannot be one.
+        """:raises ConfigError: when the plugin loader is not a function or an import string.
         :raises PluginNotSendableError: when the plugin loader cannot be sent."""
         loader, hook = manager.get_plugin_loader(), "get_plugin_loader()"
         if not callable(loader) and not isinstance(loader, str):
@@ -85,13 +85,13 @@ class Session:
         self.durable: DurableJobs | None = None  # With a job store
         self.draining = self.closed = False
         self.known, self.integrations, self.table = known, integrations, JobTable(known.config)
-        self._manager, self._folder = weakref.ref(manager), working_folder()  # Wherever the app goes later
+        self._manager, self._folder = weakref.ref(manager), working_folder()  # Now, since the app may change its folder
         self._closing: asyncio.Task[None] | None = None
 
     def bind(self,
         call: str # The method
     ) -> Lifecycle: # Made at the first call
-        """Return what runs the jobs.
+        """Return the lifecycle, which runs the jobs.
 
         Raises `ManagerClosedError`, `WrongLoopError`, and what making it raises."""
         if self.closed: raise ManagerClosedError(call)
@@ -110,7 +110,7 @@ class Session:
     async def open(self,
         call: str # The method
     ) -> Lifecycle: # Made at the first call
-        """Return what runs the jobs when the job store is open.
+        """Open the job store, if there is one, and return the lifecycle.
 
         Raises what `bind` raises, and `JobStoreError`."""
         lifecycle = self.bind(call)
@@ -129,7 +129,7 @@ class Session:
     async def drain(self,
         timeout: float # Seconds
     ) -> None:
-        "Accept nothing new, let jobs finish, and end those that are left."
+        "Accept no new job, let jobs finish, and end those that are left."
         lifecycle = self.bind("drain")
         check_number("timeout", timeout, 0)
         self.draining = True
@@ -154,7 +154,7 @@ async def close_all(
 
     The engine is closed also if this is cancelled."""
     try:
-        try: await asyncio.sleep(0) # never from within the handling of a frame, also where the app has an eager task factory
+        try: await asyncio.sleep(0) # so that no job ends while a frame is being handled, even where the app has an eager task factory
         finally:
             if session.lifecycle is not None: await session.lifecycle.closing.close()
         if session.durable is not None and session.lifecycle is not None:
@@ -169,7 +169,7 @@ def close_later(
     session: Session, # Of a manager that was dropped
     loop: asyncio.AbstractEventLoop # Its loop
 ) -> None:
-    """Have the loop end everything.
+    """End everything on the loop, without waiting.
 
     Any thread may call this, as the garbage collector does."""
     def close() -> None:

@@ -35,15 +35,15 @@ class SharedWorkers:
         await self._client.reader.ask("show_workers", partial(self._board.show_workers, self._client.name, now))
         self._shown = now
 
-    async def others(self) -> list[WorkerView]: # None where the store cannot show them
-        """List the workers of the other managers, as they have shown them last.
+    async def others(self) -> list[WorkerView]: # Empty where the store cannot show them
+        """List the workers of the other managers, as these have last written them.
 
         :raises JobStoreError: when the store cannot be read."""
         if self._board is None: return []
         shown: dict[str, str] = await self._client.reader.ask("shown_workers", self._board.shown_workers)
         found = list[WorkerView]()
         for manager, workers in shown.items():
-            with suppress(ValueError, TypeError): # what a manager of another version shows
+            with suppress(ValueError, TypeError): # a manager of another version may write another form
                 rows = json.loads(workers) if manager != self._client.name else ()
                 found += [WorkerView._make((*row, tuple(names))) for *row, names in rows]
         return found

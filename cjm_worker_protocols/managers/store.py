@@ -28,12 +28,12 @@ __all__ = ['StoreReader', 'StoredValues', 'LastingTasks', 'SecondEnds', 'chunks_
 
 # %% ../../nbs/managers/store.ipynb #3dc99f65
 class StoreReader:
-    "Asks the job store, in order with what is written."
+    "Reads from the job store, in order with the writes."
     def __init__(self,
         store: JobStoreProtocol, # The app's
         worker_type: str, # The manager's
         executor: SerialExecutor, # The store's thread
-        named: Callable[[BaseException], JobStoreError] # Names and counts what goes wrong
+        named: Callable[[BaseException], JobStoreError] # Counts an error, and makes it a `JobStoreError`
     ):
         self._store, self._worker_type, self._executor, self._named = store, worker_type, executor, named
 
@@ -57,9 +57,9 @@ class StoreReader:
         return {job.id: job for job in found}
 
     async def request_cancel(self,
-        job_id: str # A job that another process has
+        job_id: str # A job of another process
     ) -> None:
-        """Ask whichever manager holds a job to cancel it.
+        """Ask the manager that holds a job to cancel it.
 
         Raises what `ask` raises."""
         await self.ask("request_cancel", lambda: self._store.request_cancel(job_id))
@@ -75,9 +75,9 @@ class StoreReader:
 
 # %% ../../nbs/managers/store.ipynb #b4ccb043
 class StoredValues:
-    """The parameters, results and chunks of jobs, as the store has them.
+    """Reads the parameters, results and chunks of jobs from the store.
 
-    They are unpickled on the store's thread."""
+    It unpickles them on the store's thread."""
     def __init__(self,
         store: JobStoreProtocol, # The app's
         reader: StoreReader # Asks it
@@ -85,8 +85,8 @@ class StoredValues:
         self._store, self._reader = store, reader
 
     async def load(self,
-        job: Job # A job that was made again
-    ) -> tuple[bytes | None, JobError | None]: # The pickle of its result; an error when its parameters cannot be read
+        job: Job # A job that was made from its record
+    ) -> tuple[bytes | None, JobError | None]: # The pickle of its result; an error when its parameters cannot be unpickled
         """Give a job its parameters, which are unpickled on the store's thread.
 
         :raises JobStoreError: when they cannot be read."""
@@ -133,14 +133,14 @@ class StoredValues:
 
 # %% ../../nbs/managers/store.ipynb #1a57ed01
 class LastingTasks(set["asyncio.Task[None]"]):
-    """Tasks that begin again when they were cancelled.
+    """Tasks that begin again when they are cancelled.
 
-    An app may cancel all tasks, those of a manager among them."""
+    They have to, because an app may cancel all tasks of its loop, also those of a manager."""
     def begin(self,
         steps: Callable[..., Coroutine[Any, Any, None]], # What a task does
         *arguments: Any # Of it
     ) -> None:
-        "Begin a task, which need not be kept elsewhere."
+        "Begin a task, and keep a reference to it until it has ended."
         task = asyncio.get_running_loop().create_task(steps(*arguments))
         self.add(task)
 
@@ -152,7 +152,7 @@ class LastingTasks(set["asyncio.Task[None]"]):
 
 # %% ../../nbs/managers/store.ipynb #a35187a5
 class SecondEnds:
-    "Jobs that have ended here, and had an end in the store already: that one counts."
+    "Shows the stored end of jobs that had ended in the store before they ended here."
     def __init__(self,
         reader: StoreReader, # Of the store
         values: StoredValues # In the same store
@@ -162,7 +162,7 @@ class SecondEnds:
     def look(self,
         ending: Ending # It was refused
     ) -> None:
-        "Have the end shown that is in the store."
+        "Begin to look the stored end up, and show it."
         self._looks.begin(self._look, ending)
 
     async def _look(self, ending: Ending) -> None:
@@ -172,7 +172,7 @@ class SecondEnds:
             if stored is not None and stored.ended is not None:
                 ending.result, ending.error = show_state(job, stored, await self._values.result(job.id))
                 ending.status = stored.status if ending.error is None or stored.error else "failed"
-        except Exception as e: return ending.show(text_of(e)) # whatever another program has written there
+        except Exception as e: return ending.show(text_of(e)) # another program may have written anything there
         ending.show()
 
 # %% ../../nbs/managers/store.ipynb #fe88eddc
@@ -196,7 +196,7 @@ async def new_record(
     job: Job, # A new job
     reader: StoreReader # On whose thread files are read
 ) -> NewJob: # For the store
-    """Write a new job down.
+    """Make the record of a new job.
 
     :raises ParametersNotSendableError: when a parameter cannot be pickled.
     :raises JobStoreError: when a file among the parameters cannot be read."""
@@ -206,7 +206,7 @@ async def new_record(
 
 # %% ../../nbs/managers/store.ipynb #66009c59
 class StoreChanges:
-    "What a manager writes into its job store."
+    "Collects what a manager writes into its job store."
     def __init__(self,
         writer: StoreWriter, # Writes it
         reader: StoreReader, # Asks the same store
@@ -216,7 +216,7 @@ class StoreChanges:
 
     async def add(self,
         job: Job, # A new job
-        begins: bool # Whether it is about to be sent to a worker, which saves a commit
+        begins: bool # Whether to mark it as started in the same commit, because it is about to be sent to a worker
     ) -> StoredJob | None: # The job that has its key already
         """Write a new job.
 
@@ -235,7 +235,7 @@ class StoreChanges:
 
     def mark(self,
         ticket: Ticket, # A job that is about to be sent to a worker
-        then: Callable[[bool], None] # Called when that is written, with whether the job is still the manager's to run
+        then: Callable[[bool], None] # Called when that is written, with whether this manager may still run the job
     ) -> None:
         "Write that a job is started."
         self.writer.batch.moved[ticket.job.id] = started(ticket.job), then
@@ -282,7 +282,7 @@ class StoreClient(StoreChanges):
         config: WorkerConfig, # How long a call may take, and how many may wait
         errors: Counter[str] # Counts what goes wrong
     ):
-        ":raises ConfigError: when it is no job store."
+        ":raises ConfigError: when `store` lacks a method of `JobStoreProtocol`."
         if not isinstance(store, JobStoreProtocol): raise ConfigError("job_store", "an object with the methods of JobStoreProtocol", store)
         executor = SerialExecutor("job_store", config.max_pending, errors, config.integration_timeout)
         reader = StoreReader(store, worker_type, executor, partial(failure_of, store, executor))
@@ -304,9 +304,9 @@ class StoreClient(StoreChanges):
         self.writer.manager = await self.reader.ask("open", lambda: self.store.open(self._worker_type))
 
     async def release(self) -> None:
-        """Write what waits, and let others take over what the manager holds.
+        """Write the changes that wait, and let others take over this manager's jobs.
 
-        Its time is limited, and it never raises."""
+        It takes limited time, and never raises."""
         if not self.name: return
         await self.writer.flush()
         manager, self.writer.manager = self.writer.manager, ""

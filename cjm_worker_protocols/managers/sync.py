@@ -34,7 +34,7 @@ __all__ = ['WaitTimeout', 'ForkedManagerError', 'LoopThreadError', 'LoopThread',
 
 # %% ../../nbs/managers/sync.ipynb #3ed2f5ba
 class WaitTimeout(FactError, TimeoutError):
-    "A job had not ended in time, and goes on."
+    "A job has not ended in time, and goes on."
     job_id: str  # The job
     timeout: float  # Seconds
     template = "job {0.job_id} has not ended within {0.timeout:g} s; it goes on"
@@ -83,7 +83,7 @@ class LoopThread:
         finally: await self._manager.shutdown()
 
     def stop(self) -> None:
-        "Have the manager shut down and the thread end, and do not wait for it."
+        "Begin to shut the manager down and to end the thread, without waiting."
         try: self.loop.call_soon_threadsafe(self._stop.set)
         except RuntimeError: pass # the loop has ended already
 
@@ -152,9 +152,9 @@ class Calls:
         finally: future.cancel() # if the wait was given up
 
     def stop(self) -> LoopThread | None: # The thread that ends; None if this process has none
-        """Accept no call any more, and have the manager shut down without waiting.
+        """Refuse further calls, and begin to shut the manager down, without waiting.
 
-        In a forked child nothing happens."""
+        In a forked child it does nothing."""
         if self._pid not in (0, os.getpid()): return None
         with self._lock: self.closed = True
         if self._running is not None: self._running.stop()
@@ -218,8 +218,8 @@ class SyncJob:
         """Wait for the end, without raising the job's error.
 
         :raises WaitTimeout: when the time is up.
-        :raises ManagerClosedError: when the job is left to the next app."""
-        try: self._calls.call("job.wait", self.job.wait(), timeout) # also of one that has ended: its end counts as read then
+        :raises ManagerClosedError: when the job stays in the job store for the next app."""
+        try: self._calls.call("job.wait", self.job.wait(), timeout) # even if the job has ended, so that its end counts as read
         except FutureTimeout:
             if not self.job.done: raise WaitTimeout(self.job.id, timeout or 0.0) from None
         except (ManagerClosedError, ForkedManagerError, LoopThreadError):
@@ -247,7 +247,7 @@ class SyncJob:
 
         :raises JobError: at the end, if the job failed or was cancelled.
         :raises StreamOverflowError: when chunks that were not read are no longer kept.
-        :raises ConfigError: when `start` is no index."""
+        :raises ConfigError: when `start` is not an integer of at least 0."""
         return iterate(self.job, self._calls, start)
 
     def cancel(self) -> bool: # Whether it ended as cancelled
@@ -323,13 +323,13 @@ class SyncJobManager:
 
     def start_job(self, /,
         plugin_id: str, # The plugin
-        **options: Any # Options and parameters, as of `BaseJobManager.start_job`
+        **options: Any # The options and parameters of `BaseJobManager.start_job`
     ) -> SyncJob: # Pending or running
         "Accept a job, and return at once."
         return SyncJob(self._calls.call("start_job", self._manager.start_job(plugin_id, **options)), self._calls)
 
     def retry_job(self,
-        job: SyncJob # As of `get_job`
+        job: SyncJob # A job, as `get_job` returns it
     ) -> SyncJob: # Pending or running
         "Run a job again, as a new one, see `BaseJobManager.retry_job`."
         return self.call("retry_job", job.job)  # type: ignore[no-any-return]
@@ -340,7 +340,7 @@ class SyncJobManager:
         *,
         ordered: bool = True, # Whether results come in the order of `parameters`; else as jobs end
         ahead: int = 100, # Jobs that may be started before their results are taken
-        **options: Any # Options of every job, as of `start_job`
+        **options: Any # Options of `start_job`, for every job
     ) -> Iterator[Any]: # The results
         """Run a job for each set of parameters.
 

@@ -46,7 +46,7 @@ def list_kept(
 ) -> list[Job]: # The newest first
     """Choose among the jobs that are kept.
 
-    When `before` is not one of them, there are none."""
+    If `before` is not the id of one of them, the list is empty."""
     ids = list(jobs)
     if before is not None: ids = ids[:ids.index(before)] if before in jobs else []
     chosen = [jobs[job_id] for job_id in reversed(ids)]

@@ -65,7 +65,7 @@ class NotebookTable:
 
 # %% ../../nbs/managers/watch.ipynb #f565e242
 def load_tqdm() -> Any: # A class; None if tqdm is not installed
-    "Import tqdm, without what it would start."
+    "Import tqdm, without its monitor thread and its lock."
     try: tqdm: Any = import_module("tqdm").tqdm
     except ImportError: return None
     class TqdmLine(tqdm): # type: ignore[misc]
@@ -85,7 +85,7 @@ def columns_of(
 
 # %% ../../nbs/managers/watch.ipynb #e54108eb
 class LogAboveBars(logging.Handler):
-    "Write what the package logs as lines above the bars."
+    "Writes the package's log records as lines above the bars."
     def __init__(self,
         write: Callable[[str], object] # Writes a line above the bars
     ):
@@ -98,7 +98,7 @@ class LogAboveBars(logging.Handler):
 
 # %% ../../nbs/managers/watch.ipynb #f3b7ba2c
 class TerminalBars:
-    "One line for each job that has not ended, on half of the terminal."
+    "One line for each job that has not ended, on at most half of the terminal."
     def __init__(self,
         file: TextIO, # The terminal
         line: Any # The class that `load_tqdm` returns
@@ -203,7 +203,7 @@ class SafeDisplay:
         "Show what has changed, if that is possible."
         try:
             if self._display is not None: self._display.show_jobs(jobs)
-        except Exception: self.finish() # stderr itself cannot be written to, so there is nowhere to complain
+        except Exception: self.finish() # the display is often stderr itself, so the error cannot be reported there
 
     def finish(self,
         note: str = "" # Why the display ends before the jobs
