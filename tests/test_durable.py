@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -30,6 +31,7 @@ from cjm_worker_protocols.core.errors import (
     QueueFullError,
 )
 from cjm_worker_protocols.extensions.store import JobStoreProtocol
+from cjm_worker_protocols.managers.broadcast import begin_in
 from cjm_worker_protocols.integrations.store import SQLiteJobStore, StoreDamagedError, StoreLockedError, retry_job
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -93,6 +95,32 @@ async def test_accepted_started_and_ended_are_on_disk_first(path: str) -> None:
             if event.type == "job:completed":
                 break
         assert kinds[0] == "job:queued" and kinds[-1] == "job:completed" and "job:started" in kinds
+
+
+async def test_a_hook_may_drain_with_an_eager_task(path: str) -> None:
+    """The first step of `drain` is made within the hook: jobs that the worker begins at that moment have their end all the same."""
+    draining: "list[asyncio.Task[None]]" = []
+
+    class Drains(JobManager):
+        def extract_job_result(self, job: Any, result_data: Any) -> Any:
+            async def rest() -> None:
+                if begun is not None:
+                    await begun
+
+            if result_data == "drain":
+                time.sleep(0.2)  # the next job ends meanwhile, and the loop does not hear it
+                begun = begin_in(copy_context(), self.drain, 5)
+                draining.append(asyncio.ensure_future(rest()))
+            return result_data
+
+    async with Drains("test", "durable", plugins={"echo": durable_app.echo}, job_store=SQLiteJobStore(path)) as here:
+        assert await (await here.start_job("echo", value=0)) == 0
+        started = await asyncio.gather(*[here.start_job("echo", value="drain" if n == 4 else n) for n in range(9)], return_exceptions=True)
+        jobs = [job for job in started if not isinstance(job, ManagerDrainingError)]
+        await until(lambda: draining and draining[0].done())
+        draining[0].result()
+    assert set(stored(path).values()) <= {"completed", "pending"}
+    assert all(job.done or stored(path)[job.id] == "pending" for job in jobs)
 
 
 async def test_an_app_that_cancels_all_tasks_keeps_no_job_from_its_worker(path: str) -> None:

@@ -15,7 +15,7 @@ from harness import Gate, Seen, end, gate, manager, until  # noqa: F401
 
 from cjm_worker_protocols import Job, JobError, check_cancel
 from cjm_worker_protocols.core import errors
-from cjm_worker_protocols.core.jobs import JobExpired
+from cjm_worker_protocols.core.jobs import JobExpired, request_cancel
 
 
 def at_last(marker: str, how: str, fails: int = 1) -> int:
@@ -50,6 +50,37 @@ async def test_what_retry_on_names_is_tried_again(how: str, tmp_path: Path) -> N
     queued = [e.data.get("attempt") for e in await seen.rest() if e.type == "job:queued"]
     assert queued == [None, 2, 3]
     assert len([e for e in seen if e.type == "worker:exited"]) == (1 if how in ("exception", "cooperative timeout") else 3)
+
+
+async def test_a_job_that_is_cancelled_while_its_time_is_up_is_not_tried_again() -> None:
+    """Its worker is being ended for the timeout; the cancel comes before that has succeeded."""
+    async with manager("deaf", grace_timeout=1.0) as m:
+        job = await m.start_job("deaf", timeout=0.2, retries=5, retry_on=("timeout",))
+        await until(lambda: m.workers and m.workers[0].status == "stopping")
+        assert await m.cancel_job(job.id) and job.attempts == 1
+        assert m.totals == {"cancelled": 1}
+
+
+async def test_a_log_handler_may_cancel_the_job_that_is_tried_again() -> None:
+    """It is called when the job waits again, and not just before."""
+    log = logging.getLogger("cjm_worker_protocols")
+
+    class Cancels(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "tried again" in record.getMessage():
+                request_cancel(job)
+
+    handler, level = Cancels(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        async with manager("fail") as m:
+            job = await m.start_job("fail", retries=1, retry_on=("exception",), retry_delay=0.01)
+            await end(job)
+            assert (job.status, m.totals) == ("cancelled", {"cancelled": 1})
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 @pytest.mark.parametrize("how", WAYS)

@@ -145,8 +145,13 @@ class Lifecycle:
         "Cancel a job, if it is here."
         ticket = self.jobs.tickets.get(job_id) or ticket_at(self.scheduler.queue.tickets, self.jobs.places.get(job_id, 0))
         if ticket is None: return
+        if any(worker.ticket and worker.ticket.job.id not in self.jobs.running for worker in self.pool.workers):
+            self.loop.call_soon(self.cancel_by_id, job_id, context=Context()) # a hook has asked, and that start is to be reported first
+            return
         error, running = JobCancelled("the job was cancelled"), self._take_back(ticket)
-        self._fail(ticket, error) if running is None else running.cancel(ticket, error)
+        if running is None: return self._fail(ticket, error)
+        ticket.cancelled = error
+        running.cancel(ticket, error)
 
     def _take_back(self, ticket: Ticket) -> WorkerProxy | None:
         "Take a job back that was sent ahead; return the worker that has begun it."
@@ -218,9 +223,7 @@ class Lifecycle:
         try: self.scheduler.changed(worker)
         finally:
             if error is not None or frame.kind != Kind.RESULT: self._retry_or_fail(ticket, error or error_in(frame))
-            else:
-                self._forget(ticket)
-                if self._finisher.complete(ticket, frame): self.pool.succeeded(worker)
+            elif self._forget(ticket) and self._finisher.complete(ticket, frame): self.pool.succeeded(worker)
         if ticket.job.status == "pending": self.scheduler.dispatch()
         if worker.given.present is not None: return
         self._worker_news.update(worker)
@@ -248,7 +251,8 @@ class Lifecycle:
 
     def _retry_or_fail(self, ticket: Ticket, error: JobError) -> None:
         job = ticket.job
+        if ticket.cancelled is not None and (error is self.closing.interrupted or may_retry(job, error)): error = ticket.cancelled
         if not may_retry(job, error): return self._fail(ticket, error)
-        log_safely(_log, logging.INFO, "job %s (%s) is tried again: %r", job.id, job.plugin_id, error)
         self._expiring.stop(ticket)
         self.attempts.again(ticket, job.retry_delay)
+        log_safely(_log, logging.INFO, "job %s (%s) is tried again: %r", job.id, job.plugin_id, error)

@@ -29,6 +29,7 @@ class Ticket:
     blocked = ""  # Why it cannot run now; empty when it is ready
     unmarked = False  # Whether the job store has to mark it as started before its frame is sent
     unbegun = 0  # How many workers died that had its frame and had not begun it
+    cancelled: JobError | None = None  # The job's error if it is not run again: it was cancelled while a worker had it
     queued = 0  # The place under which it is in line; 0 when it is not
     turn: int | None = None  # Its owner's turn before it was taken out of line, until a worker begins it
     start = 0  # Its owner's turn after it was taken

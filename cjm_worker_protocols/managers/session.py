@@ -133,6 +133,7 @@ class Session:
         lifecycle = self.bind("drain")
         check_number("timeout", timeout, 0)
         self.draining = True
+        await asyncio.sleep(0) # never from within the handling of a frame, as `close_all`
         await lifecycle.closing.drain(timeout)
         if self.durable is None: return
         lifecycle.leave()
