@@ -20,7 +20,7 @@ class SizedBuffer:
     ):
         self.limit, self.limit_bytes = limit, limit_bytes
         self._items: deque[tuple[Any, int]] = deque()  # Each with the bytes of all items so far
-        self._before = self._total = 0  # The bytes of those that are gone, and of all
+        self._before = self._total = 0  # The bytes of the items that were taken away, and of all items so far
 
     def __len__(self) -> int: return len(self._items)
 
@@ -35,12 +35,12 @@ class SizedBuffer:
         item: Any, # The newest
         size: int # Bytes that it takes, about
     ) -> None:
-        "Add an item; the caller then takes away as many as `over` says."
+        "Add an item; the caller then removes as many of the oldest as `over` says."
         self._total += size
         self._items.append((item, self._total))
 
     def popleft(self) -> Any: # The oldest item
-        """Take an item away.
+        """Remove the oldest item, and return it.
 
         :raises IndexError: when there is none."""
         item, self._before = self._items.popleft()
@@ -57,8 +57,8 @@ class SizedBuffer:
 
     def full_from(self,
         index: int # Of the first item that a reader has not read
-    ) -> bool: # Whether it has as many unread as may be kept
-        "Say whether a reader has a whole buffer to read."
+    ) -> bool: # Then the writer should wait for the reader
+        "Say whether a reader's unread items fill the buffer."
         index = max(index, 0)
         unread = len(self._items) - index
         return unread > 0 and (unread >= self.limit or self._size_from(index) >= self.limit_bytes)

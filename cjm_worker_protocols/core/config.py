@@ -29,11 +29,11 @@ class RestartPolicy(Enum):
 # %% ../../nbs/core/config.ipynb #cabe36f4
 def in_range(
     value: Any, # Anything
-    low: float, # The lowest number that is right
-    most: float = sys.float_info.max, # The highest; an infinity is higher
+    low: float, # The lowest number in the range
+    most: float = sys.float_info.max, # The highest, which excludes infinity
     whole: bool = False, # Whether it has to be an integer
-    positive: bool = False # Whether `low` itself is wrong
-) -> bool: # `False` for anything that is not a number; `True` counts as none
+    positive: bool = False # Whether the range begins above `low`
+) -> bool: # `False` also for anything that is not a number, such as `True`
     "Say whether a value is a number in a range."
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     return number and (value > low if positive else value >= low) and value <= most
@@ -54,8 +54,8 @@ def check_number(
 
 def is_text(
     value: object # Of a setting
-) -> bool: # False too with half of a surrogate pair, which UTF-8 cannot hold, and so no store
-    "Say whether a value is text of Unicode that is not empty."
+) -> bool: # `False` also for half of a surrogate pair, which UTF-8, and so a job store, cannot hold
+    "Say whether a value is a string that is not empty and that UTF-8 can hold."
     return isinstance(value, str) and bool(value) and (value.isascii() or value.encode(errors="ignore").decode() == value)
 
 # %% ../../nbs/core/config.ipynb #f639fe14
@@ -71,19 +71,19 @@ def check_resources(
 def interpreter_path(
     name: str, # The setting
     value: object # Its value
-) -> str: # The same; what is relative to the present folder is made absolute
-    """Check a path of an interpreter, or its name on the `PATH`.
+) -> str: # The same name, or the absolute path
+    """Check the path of an interpreter, or its name on the `PATH`.
 
-    :raises ConfigError: when it can be neither."""
+    :raises ConfigError: when the value cannot be a path or a name."""
     if not isinstance(value, str) or not value or "\0" in value: raise ConfigError(name, "the path of an interpreter, or None", value)
     return os.path.abspath(value) if os.sep in value else value
 
 def _variable(name: object, value: object) -> bool:
-    "Whether an environment can hold this."
+    "Say whether an environment can hold this variable."
     return isinstance(name, str) and isinstance(value, str) and name != "" and "=" not in name and "\0" not in name + value
 
 # %% ../../nbs/core/config.ipynb #a9f38339
-_RENAMED = {  # Settings of cjm-fasthtml-workers; nothing here is polled, so that some are not needed
+_RENAMED = {  # Settings of cjm-fasthtml-workers by their names here, which are empty for settings of its polling
     "restart_policy": "restart", "max_restart_attempts": "max_restarts", "restart_backoff_base_seconds": "backoff_base",
     "restart_backoff_max_seconds": "backoff_max", "worker_start_timeout_seconds": "start_timeout", "reload_timeout_seconds": "load_timeout",
     "shutdown_timeout_seconds": "grace_timeout", "unload_timeout_seconds": "grace_timeout", "request_queue_size": "max_pending",
@@ -101,11 +101,11 @@ _NUMBERS = {  # The settings that are numbers, by the last arguments of `check_n
 class KnownSettings:
     "Refuses settings that do not exist, and names the one that was probably meant."
     def __new__(cls, *arguments: Any, **settings: Any) -> Any: # The class is a dataclass
-        "Raise `UnknownSettingError` for a name that is no field."
+        "Raise `UnknownSettingError` for a name that is not a field."
         known = list(getattr(cls, "__dataclass_fields__", settings))
         for name in settings:
             if name in known: continue
-            from difflib import get_close_matches # only an error needs it
+            from difflib import get_close_matches # imported here, because only an error needs it
             meant = _RENAMED[name] if name in _RENAMED else next(iter(get_close_matches(name, known, 1)), None)
             others = "leave it out, it is not needed" if meant == "" else f"its settings are {', '.join(known)}"
             raise UnknownSettingError(name, f"did you mean {meant!r}?" if meant else others)
@@ -114,15 +114,15 @@ class KnownSettings:
 # %% ../../nbs/core/config.ipynb #30c554f2
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig(KnownSettings):
-    """Everything about workers that can be set.
+    """The settings of workers.
 
     All times are in seconds.
 
-    :raises ConfigError: when a value cannot work."""
+    :raises ConfigError: when a value is invalid."""
     max_workers: int = 1  # Worker processes that may run jobs at the same time
     standby: bool = True  # Keep one more process started, so that the job after a cancel or a crash need not wait for a start
     python: str | None = None  # The workers' interpreter; `None` is this one. A plugin's `worker_python` takes precedence
-    env: Mapping[str, str] | None = None  # Environment variables, laid over this process's own
+    env: Mapping[str, str] | None = None  # Environment variables of workers, which override this process's own
     resources: Mapping[str, float] | None = None  # What a worker takes of a cluster; a plugin's `worker_resources` takes precedence
     start_timeout: float = 30.0  # Seconds from starting a process to its first frame
     load_timeout: float | None = 600.0  # Seconds for a plugin's load; `None` is no limit

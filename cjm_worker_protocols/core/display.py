@@ -32,7 +32,7 @@ def clean(
     width: int | None = None # The most columns; None for no limit
 ) -> str: # One line of printable characters
     "Make a text safe to show in one line, and keep its end when it is too long."
-    if width is not None: text = text[-20 * width:] # of a long stream only the end is looked at
+    if width is not None: text = text[-20 * width:] # the start of a long text cannot be shown anyway
     line = "".join(char if char.isprintable() else " " for char in ESCAPES.sub("", text)).rstrip()
     if width is None or sum(map(columns, line)) <= width: return line
     room, start = width - 1, len(line) # one column is for the ellipsis
@@ -43,7 +43,7 @@ def clean(
 def brief(
     message: str # An exception, with the name of its class
 ) -> str: # The same, without the module of the class
-    "Shorten an error message to what a person would quote."
+    "Remove the module from an error message that begins with a class."
     return re.sub(r"^[\w.]+\.(?=\w+: )", "", message)
 
 # %% ../../nbs/core/display.ipynb #844ef805
@@ -70,7 +70,7 @@ LONGEST = 300  # Characters that are shown of a text from a plugin
 
 def situation(
     job: Job # A job
-) -> str: # Text from plugins is cut, and not made safe here
+) -> str: # Text from plugins is cut here, but not made safe for a terminal or HTML
     "Say why a job waits, what it does, or how it ended."
     if job.status == "pending": return f"waits: {job.waiting_for[:LONGEST]}" if job.waiting_for else "waits"
     if job.status == "running": return job.message[:LONGEST]
@@ -96,7 +96,7 @@ def job_line(
     job: Job, # A job
     width: int | None = None # The most columns; None for no limit
 ) -> str: # One line that any terminal can show
-    "Describe a job in one line; of a text that is too long the end stays."
+    "Describe a job in one line; if it is too long, cut the start of its text."
     label = f"{MARKS[job.status]} {clean(label_of(job), 30)}"
     head = progress_line(label, job.progress, "") if job.status == "running" else f"{label}  "
     room = None if width is None else max(1, width - sum(map(columns, head)))
@@ -104,12 +104,12 @@ def job_line(
 
 # %% ../../nbs/core/display.ipynb #0a7b1a55
 class Html(str):
-    "HTML in a cell of a table; any other text is escaped."
+    "A cell of a table that is HTML already, and is not escaped."
 
 def one_line(
     content: str # HTML
 ) -> Html: # The same
-    "Keep HTML from being broken into lines."
+    "Keep HTML on one line."
     return Html(f'<span style="white-space:nowrap">{content}</span>')
 
 def html_bar(
@@ -141,9 +141,9 @@ MOST = 20  # Jobs that a table shows
 def foremost(
     jobs: Sequence[Job] # The oldest first
 ) -> Sequence[Job]: # At most 20
-    """Choose the jobs to show: all if they fit.
+    """Choose the jobs to show: all, if they fit.
 
-    If not, first come those that have not ended, then the newest that have."""
+    If not, choose first the jobs that have not ended, then the newest of the others."""
     if len(jobs) <= MOST: return jobs
     return [*(job for job in jobs if not job.done), *(job for job in reversed(jobs) if job.done)][:MOST]
 
@@ -166,5 +166,5 @@ def folded(
     summary: str, # One line
     text: str # What is shown when a reader opens it
 ) -> str: # HTML
-    "Fold a long text away."
+    "Fold a long text under one line."
     return f"<details><summary>{html.escape(summary)}</summary><pre>{html.escape(text)}</pre></details>"

@@ -61,9 +61,9 @@ class FactError(Exception):
 
 # %% ../../nbs/core/errors.ipynb #0002b329
 class ConfigError(FactError, ValueError):
-    "A setting has a value that cannot work."
+    "A setting has an invalid value."
     field: str  # The setting's name
-    expected: str  # What would have been right
+    expected: str  # What was expected
     got: object  # The value that was given
     template = "{0.field}: expected {0.expected} (got {0.got!r})"
 
@@ -100,7 +100,7 @@ class PluginNotConfiguredError(FactError, ValueError):
     template = "plugin {0.plugin_id!r} is not configured (its metadata has is_configured=False): {0._remedy}"
 
     @property
-    def _remedy(self) -> str: # the metadata's own words, or what to do in general
+    def _remedy(self) -> str: # what the metadata says, or else general advice
         return self.problem or "configure or enable it in the registry first"
 
 # %% ../../nbs/core/errors.ipynb #7da82e0a
@@ -115,7 +115,7 @@ class PluginTypeError(FactError, TypeError):
 class PluginNotSendableError(FactError, TypeError):
     "A plugin is defined in this process and cannot be pickled for a worker."
     what: str  # The plugin or the loader
-    reason: BaseException  # The error of pickling it
+    reason: BaseException  # The exception that pickling it raised
     template = ("{0.what} cannot be sent to a worker: {0.reason.__class__.__name__}: {0.reason}. It is sent with every global "
                 "that it uses: create what it needs inside it, or name it by import string, 'package.module:name'.")
 
@@ -123,7 +123,7 @@ class PluginNotSendableError(FactError, TypeError):
 class ParametersNotSendableError(FactError, TypeError):
     "A job's parameters cannot be pickled for a worker; no job exists."
     plugin_id: str  # The job's plugin
-    reason: BaseException  # The error of pickling them
+    reason: BaseException  # The exception that pickling them raised
     parameter: str | None = None  # The parameter at fault, if a single one is
     template = ("{0._culprit} of the job for {0.plugin_id!r} cannot be sent to a worker: {0.reason.__class__.__name__}: {0.reason}. "
                 "Send plain data, a path, or another value that pickle accepts.")
@@ -147,7 +147,7 @@ class WrongParametersError(FactError, TypeError):
     "A job's parameters do not fit the plugin's signature; no job exists."
     plugin_id: str  # The job's plugin
     problem: str  # What does not fit
-    parameters: str  # Those of the plugin, as in a call
+    parameters: str  # The plugin's parameters, as in its `def`
     template = "plugin {0.plugin_id!r}: {0.problem}. It takes: {0.parameters}"
 
 # %% ../../nbs/core/errors.ipynb #9bf32b5c
@@ -165,7 +165,7 @@ class ResourceValidationError(FactError, RuntimeError):
 
     No job exists."""
     plugin_id: str  # The plugin
-    reason: str  # The hook's or the resource manager's own words
+    reason: str  # What the hook or the resource manager returned
     template = "resource validation failed for {0.plugin_id!r}: {0.reason}"
 
 # %% ../../nbs/core/errors.ipynb #e497954f
@@ -224,11 +224,11 @@ class ManagerClosedError(FactError, RuntimeError):
     template = "{0.call}: this manager was shut down; make a new one"
 
 class ManagerDrainingError(FactError, RuntimeError):
-    """The manager drains: it finishes what runs, and accepts nothing new.
+    """The manager drains: it finishes running jobs, and accepts no new one.
 
     No job exists."""
     call: str  # The call that came too late
-    template = "{0.call}: this manager drains and accepts no job; ask another process, or the next start of the app"
+    template = "{0.call}: this manager is draining and accepts no new job; use another process, or wait until the app has restarted"
 
 class WrongLoopError(FactError, RuntimeError):
     "A manager or a job was used from another event loop than its own."
@@ -238,7 +238,7 @@ class WrongLoopError(FactError, RuntimeError):
 
 # %% ../../nbs/core/errors.ipynb #e9bbd364
 class StreamOverflowError(FactError, RuntimeError):
-    "A stream's reader was so slow that chunks it had not read were dropped."
+    "A stream's reader was too slow, so chunks that it had not read were dropped."
     job_id: str  # The job that streams
     dropped: int  # How many chunks this reader has missed
     next_index: int  # The index of the oldest chunk still kept
@@ -249,7 +249,7 @@ class StreamOverflowError(FactError, RuntimeError):
 class JobStoreError(FactError, RuntimeError):
     "The job store cannot be used; no job exists."
     where: str  # The store: its file, or its class
-    reason: str  # What went wrong, in the words of whatever found it
+    reason: str  # What went wrong, as the failed call says
     problem: ClassVar[str] = "it does not work"
     remedy: ClassVar[str] = "see the reason; you may repeat the call"
     template = "job store {0.where}: {0.problem} ({0.reason}). To mend it: {0.remedy}."
@@ -265,10 +265,10 @@ class KeyConflictError(FactError, ValueError):
 
 # %% ../../nbs/core/errors.ipynb #1a588e54
 class PluginLoadError(FactError, RuntimeError):
-    "In the worker: what was sent is no plugin that can run."
+    "In the worker: what the manager sent is not a plugin that can run."
     what: str  # The plugin or the loader
-    expected: str  # What would have been right
-    got: object  # What it was
+    expected: str  # What was expected
+    got: object  # What was sent
     template = "{0.what}: expected {0.expected} (got {0.got!r} that is a {0.got.__class__.__name__})"
 
 # %% ../../nbs/core/errors.ipynb #065050e2
@@ -292,7 +292,7 @@ def should_log(
 def text_of(
     error: BaseException # Any exception
 ) -> str: # Its class and its text
-    "Write an exception as `ValueError: no`, whatever its own code raises."
+    "Write an exception as `ValueError: no`, even if its `__str__` raises."
     try: return f"{type(error).__name__}: {error}"
     except BaseException: return f"{type(error).__name__} (it has no text)"
 
@@ -315,7 +315,7 @@ def log_safely(
 ) -> None:
     """Log a message, and ignore what a filter or a handler of the app raises.
 
-    What ends the app is raised."""
+    `KeyboardInterrupt` and `SystemExit` are raised again."""
     try: logger.log(level, message, *arguments, exc_info=error)
     except BaseException as e: ends_app(e)
 

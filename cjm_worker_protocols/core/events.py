@@ -32,19 +32,19 @@ class Event(NamedTuple):
 _HUGE = 1 << 1024  # Beyond any float, and so beyond any number of JavaScript
 
 def _cut(value: Any, length: int) -> str:
-    "At most `length` characters of a text, without half of a surrogate pair, which UTF-8 cannot hold."
+    "Cut a text to `length` characters, and replace half surrogate pairs, which UTF-8 cannot hold."
     text = str.__str__(value) if isinstance(value, str) else str(value) # an enum whose members are texts writes itself otherwise
     if len(text) <= length and text.isascii(): return text
     return (text if len(text) <= length else text[:length] + "…").encode("utf-8", "replace").decode("utf-8")
 
 # %% ../../nbs/core/events.ipynb #03716305
 class _Picture:
-    "Makes a picture of one value in JSON's own types, with at most `items` items."
+    "Describes one value in JSON's own types, with at most `items` items."
     def __init__(self, length: int, items: int):
         self._length, self._items, self._left = length, items, items
 
     def of(self, value: Any, depth: int) -> Any:
-        "Whatever looking at a value raises, the picture says at least its type."
+        "Describe a value; if its own code raises, only by its type."
         self._left -= 1
         try: return self._scalar(value) if not isinstance(value, (Mapping, list, tuple, set, frozenset)) else self._collection(value, depth)
         except BaseException as e: # the value's own code may raise anything
@@ -77,7 +77,7 @@ def json_safe(
 ) -> Any: # What `json.dumps(..., allow_nan=False)` accepts
     """Describe a value in JSON's own types.
 
-    What JSON cannot hold becomes text, and what is left out is counted."""
+    A value that JSON cannot hold becomes text. What is left out is counted."""
     kind = type(value)
     if value is None or kind is bool or kind is int and abs(value) < _HUGE: return value
     if kind is str and len(value) <= length and value.isascii(): return value

@@ -36,8 +36,8 @@ class Kind(IntEnum):
     LEVEL = 6  # to the worker: the manager's log level from now on
     STOP = 7  # to the worker: unload and exit
     READY = 16  # from the worker: pid, host
-    LOADING = 17  # from the worker: the job's plugin is being loaded
-    LOADED = 18  # from the worker: the plugin is loaded
+    LOADING = 17  # from the worker, which begins to load the job's plugin: the id and name of each plugin that stays loaded
+    LOADED = 18  # from the worker, which has loaded the job's plugin: the plugin's `concurrency`, or None
     COOPERATIVE = 19  # from the worker: the job calls `check_cancel`
     CHUNK = 20  # from the worker: a list of chunks of the job's stream
     PROGRESS = 21  # from the worker: fraction, message
@@ -46,10 +46,10 @@ class Kind(IntEnum):
     FAILED = 24  # from the worker: category, message, traceback
     CANCELLED = 25  # from the worker: the job stopped because `check_cancel` raised
     OUTPUT = 26  # from the worker: `stdout` or `stderr`, and one or more lines without the last line end
-    REPLY = 27  # from the worker: whether the command changed anything, its error, the loaded plugin's id and name, its config
+    REPLY = 27  # from the worker: whether the command was done (None: it takes a new process), the error, what is loaded now
     FINISHED = 28  # from the worker: the job has ended in time; its large result follows
 
-LAST_KINDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})  # the last that a worker says of a job
+LAST_KINDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})  # one of these is the last frame of a job
 
 # %% ../../nbs/core/frames.ipynb #63035f34
 PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types whose values contain no other objects
@@ -79,9 +79,9 @@ def check_python(
 ) -> None:
     """Check the version of Python that made a pickle.
 
-    The pickle calls this before anything else of it is read.
+    Unpickling calls this before it reads the rest of the pickle.
 
-    :raises ForeignBytecodeError: when it is another one."""
+    :raises ForeignBytecodeError: when it is another minor version than this process's."""
     if version != sys.version_info[:2]: raise ForeignBytecodeError(version[:2], sys.version_info[:2])
 
 # opcodes that call it and drop what it returns; they leave no entry in the memo, which would shift those of the pickle behind them
@@ -250,7 +250,7 @@ def outgoing(
 ) -> OutgoingFrame: # In one piece if it is small
     """Make a frame.
 
-    A very large value is copied here, once. Raises what pickling `value` raises."""
+    It copies a very large value once. Raises what pickling `value` raises."""
     if value is None: return OutgoingFrame([HEADER.pack(kind, 0, 0, tag, len(_NONE)) + _NONE])
     found = _pieces(value)
     if not found.buffers and len(found) == 1 and len(found[0]) < LARGE: return OutgoingFrame([in_one_piece(kind, tag, found[0])])

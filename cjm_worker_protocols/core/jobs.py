@@ -34,7 +34,7 @@ class JobError(RuntimeError):
     could be started), `expired` (it waited too long, see `JobExpired`) and `interrupted` (the app died or was shut down
     meanwhile, and a job store has the job). A `JobCancelled` has `cancelled`."""
     category: str  # The kind of failure
-    message: str  # What happened, in one line
+    message: str  # What happened
     traceback: str | None = None  # The traceback in the worker, as text
     exit_code: int | None = None  # The dead worker's exit code
     signal: int | None = None  # The number of the signal that ended the worker
@@ -63,7 +63,7 @@ class JobError(RuntimeError):
 class JobCancelled(JobError):
     "The job was cancelled before it had a result."
     def __init__(self,
-        message: str = "the job was cancelled" # Who cancelled it, or why
+        message: str = "the job was cancelled" # Why, or who cancelled it
     ):
         super().__init__("cancelled", message)
 
@@ -113,7 +113,7 @@ class Waiters(dict["asyncio.Future[None]", None]):
         finally: self.pop(waiter, None)
 
     def wake(self) -> None:
-        "Wake all that wait now."
+        "Wake all tasks that wait now."
         for waiter in self:
             if not waiter.done(): waiter.set_result(None)
         self.clear()
@@ -151,7 +151,7 @@ class Chunks:
         self.waiters.wake()
 
     def _drop(self, over: int) -> None:
-        "Drop the oldest `over` chunks, but not yet what a reader that the plugin waits for has still to read."
+        "Drop the oldest `over` chunks, except those that the plugin still waits for a reader to read."
         readers = list(self._readers)
         awaited = min((reader.cursor for reader in readers if not reader.lagging), default=self.stop)
         count = max(over - self.SLACK, min(over, awaited - self.first), 0)
@@ -170,7 +170,7 @@ class Chunks:
         self._readers.add(reader)
 
     def close(self, reader: JobStream) -> None: # It reads no more
-        "Wait for this reader no longer."
+        "Remove a reader, so that the plugin no longer waits for it."
         self._readers.discard(reader)
         self.moved()
 
@@ -200,7 +200,7 @@ class _Attached:
 
     @property
     def position(self) -> int | None: # 1 is next; `None` unless it waits
-        "Say where the job stands in line now. It is counted when you read it, which any thread may do."
+        "Say where the job stands in line. Any thread may read it; it is counted at each read."
         position = live_of(self).position # type: ignore[arg-type]
         return None if position is None else position()
 
@@ -255,7 +255,7 @@ class Job(_Attached):
         """Wait for the end, without raising the job's error.
 
         :raises WrongLoopError: on another loop than the manager's.
-        :raises ManagerClosedError: when the next app gets the job."""
+        :raises ManagerClosedError: when the job stays in the job store for the next app."""
         live = self._live or live_of(self)
         live.check_loop("await job")
         if self.status not in ENDS and not live.left: await live.waiters.wait()
@@ -279,7 +279,7 @@ class Job(_Attached):
         The iterator belongs to the manager's event loop, and ends with the job.
 
         :raises JobError: at the end, if the job failed or was cancelled.
-        :raises ConfigError: when `start` is no index."""
+        :raises ConfigError: when `start` is not an integer of at least 0."""
         check_number("start", start, 0, whole=True)
         return JobStream(self, start)
 
@@ -295,7 +295,7 @@ class LiveJob:
     "The part of a job that belongs to an event loop: who waits, and the stream."
     stream_buffer, stream_bytes = 1000, 64 << 20  # Chunks that are kept, and the bytes that they may take
     loop: asyncio.AbstractEventLoop | None = None  # The manager's
-    cancel: Callable[[Job], None] | None = None  # Has the manager end the job; None once it has ended
+    cancel: Callable[[Job], None] | None = None  # Asks the manager to cancel the job; None once the job has ended
     position: Callable[[], int | None] | None = None  # Says where the job stands in line, while it may wait
     streamed: Chunks | None = None  # None as long as there is neither a chunk nor a reader
     read = False  # Whether its end has reached the app
@@ -336,7 +336,7 @@ class LiveJob:
         self._wake()
 
     def leave(self) -> None:
-        "Leave the job as it is to the next app: end all waits for it."
+        "Leave the job to the next app as it is, and end all waits for it."
         self.left, self.cancel, self.position = True, None, None
         self._wake()
 
@@ -358,7 +358,7 @@ def attach_later(
     jobs: Iterable[Job], # New jobs, very many
     make_live: Callable[[Job], None] # Calls `attach`, on any thread
 ) -> None:
-    "Have jobs made live when they are first awaited, streamed, cancelled or run."
+    "Let jobs become live when they are first awaited, streamed, cancelled or run."
     for job in jobs: job._attach = make_live
 
 def was_read(
@@ -379,7 +379,7 @@ def attach(
     job: Job, # A new job
     loop: asyncio.AbstractEventLoop | None = None, # The manager's loop
     stream_buffer: int = 1000, # Chunks that are kept
-    cancel: Callable[[Job], None] | None = None, # Has the manager end the job
+    cancel: Callable[[Job], None] | None = None, # Asks the manager to cancel the job
     stream_bytes: int = 64 << 20 # Bytes that the kept chunks may take
 ) -> LiveJob: # Through which the manager ends the job
     """Make a job live.
@@ -393,9 +393,9 @@ def attach(
 def request_cancel(
     job: Job # A job of any manager
 ) -> None:
-    """Have a job's manager cancel it, and do not wait for the end.
+    """Ask a job's manager to cancel it, without waiting for the end.
 
-    A job that has ended is left alone.
+    For a job that has ended this does nothing.
 
     :raises WrongLoopError: on another loop than the manager's."""
     live = live_of(job)

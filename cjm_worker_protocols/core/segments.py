@@ -27,18 +27,18 @@ LEAST = 1 << 20  # bytes; a smaller value crosses the socket sooner than its mem
 SEALS = 15  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW and F_SEAL_WRITE, which `fcntl` has on Linux only
 
 class LostSegmentError(FactError, OSError):
-    "A value came in shared memory whose descriptor this process could not take."
+    "This process could not receive the descriptor of a value in shared memory."
     size: int  # Bytes of the value
     reason: str  # What the system said
     template = ("a value of {0.size} bytes came in shared memory, and its descriptor could not be taken: {0.reason}. "
                 "Close descriptors that are not needed, or raise the limit (ulimit -n)")
 
 class UnsealedSegmentError(FactError, ValueError):
-    """What came as shared memory could still change, or has another size.
+    """Memory that a worker or a manager sent could still change, or has another size.
 
-    It is not read."""
-    size: int  # Bytes that were announced
-    found: str  # What it is
+    This process does not read it."""
+    size: int  # Bytes, as its frame says
+    found: str  # What was found
     template = "expected sealed shared memory of {0.size} bytes (got {0.found})"
 
 # %% ../../nbs/core/segments.ipynb #b1f70e5c
@@ -139,7 +139,7 @@ class SegmentSocket:
         with suppress(OSError): sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1) # the least: `poll` then allows one on its way
 
     def wait(self) -> None:
-        "Wait until at most one segment is on its way, or until the connection has ended."
+        "Wait until at most one segment is on its way, or the connection has ended."
         self._writable.poll()
 
     def send(self,

@@ -20,9 +20,9 @@ __all__ = ['reduce_tensor', 'rebuild_tensor', 'reducers']
 def reduce_tensor(
     tensor: Any # A tensor
 ) -> Any: # What pickle expects of a reducer
-    """Take a dense tensor on the CPU apart into memory, data type and shape.
+    """Reduce a dense tensor on the CPU to its memory, data type and shape.
 
-    Any other is left to PyTorch."""
+    PyTorch reduces all others."""
     torch = sys.modules["torch"]
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
     plain = dense and not (tensor.requires_grad or tensor.is_conj() or tensor.is_neg() or vars(tensor))
@@ -36,7 +36,7 @@ def rebuild_tensor(
     dtype: str, # As in `torch.float32`
     shape: tuple[int, ...] # Its shape
 ) -> Any: # A tensor
-    """Put a tensor together.
+    """Make a tensor from its memory.
 
     :raises ImportError: where PyTorch is not installed."""
     torch: Any = import_module("torch")

@@ -84,13 +84,13 @@ def check_options(
     check_number("timeout", options.timeout, 0, optional=True, positive=True)
     check_number("retries", options.retries, 0, whole=True)
     owner = options.owner
-    if owner is not None and not is_text(owner): raise ConfigError("owner", "text of Unicode that is not empty, or None", owner)
+    if owner is not None and not is_text(owner): raise ConfigError("owner", "a string in UTF-8 that is not empty, or None", owner)
     check_number("retry_delay", options.retry_delay, 0)
     check_number("expires", options.expires, 0, optional=True, positive=True)
     names = options.retry_on if isinstance(options.retry_on, (tuple, list, set, frozenset)) else ("",)
     if not all(name in RETRIED for name in names): raise ConfigError("retry_on", f"some of {RETRIED}, as a tuple", options.retry_on)
     check_mapping("metadata", options.metadata)
-    expected = "text of Unicode that is not empty, or None" if store is not None else "None, for a manager without a job_store"
+    expected = "a string in UTF-8 that is not empty, or None" if store is not None else "None, for a manager without a job_store"
     if key is not None and not (store is not None and is_text(key)): raise ConfigError("key", expected, key)
     if not isinstance(options.restartable, bool): raise ConfigError("restartable", "True or False", options.restartable)
     check_number("keep_chunks", options.keep_chunks, 0, optional=True, whole=True)
