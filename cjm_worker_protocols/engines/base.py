@@ -21,12 +21,12 @@ class Exit(NamedTuple):
     exit_code: int | None = None  # The exit code of its process; None if a signal ended it, or if it is unknown
     signal: int | None = None  # The number of the signal that ended it
     never_begun: frozenset[int] = frozenset()  # The tags of the jobs that were given to it and that it did not begin
-    where: str = ""  # The host or node it lived on, if that is not this host
-    reason: str = ""  # What the engine knows beyond that: a lost node, a closed connection, a lack of memory in this process
+    where: str = ""  # The host or node that it ran on, if that is not this host
+    reason: str = ""  # What else the engine knows: a lost node, a closed connection, a lack of memory in this process
 
 # %% ../../nbs/engines/base.ipynb #520885db
 class WorkerEvents(Protocol):
-    "What a worker's handle calls on the manager's loop, in an empty context."
+    "What a worker's handle calls, on the manager's loop and in an empty context."
     def on_frame(self,
         frame: Frame # A frame of the worker, its body still pickled
     ) -> None:
@@ -44,14 +44,14 @@ class WorkerEvents(Protocol):
     ) -> None:
         """Note that the worker cannot start yet, or that it starts now.
 
-        The start timeout does not run while it waits. An engine that starts workers at once never calls this."""
+        The start timeout does not run while the worker waits. An engine that starts workers at once never calls this."""
 
     def on_exit(self,
         exit: Exit # How the worker ended
     ) -> None:
         """Note that the worker has ended.
 
-        This is called once, after everything that the worker said."""
+        The handle calls this once, after it has passed on all frames and output."""
 
 # %% ../../nbs/engines/base.ipynb #68dcf676
 @runtime_checkable
@@ -59,7 +59,7 @@ class WorkerHandle(Protocol):
     """One worker, as the manager holds it.
 
     No method waits, and none raises, even when the worker is gone."""
-    pid: int  # Its process id, or on another host a number above any process id; unique among living workers; 0 until it has started
+    pid: int  # Its process id, or for another host a number above any process id; unique among living workers; 0 before its start
     host: str  # The name of its host; empty while it is unknown
     facts: Mapping[str, Any]  # What else the engine knows about the worker's place; JSON-safe
 
@@ -79,11 +79,11 @@ class WorkerHandle(Protocol):
     def withdraw(self) -> frozenset[int]: # Their tags
         """Take back the jobs that were given and not begun.
 
-        Frames of theirs that were not sent yet are dropped."""
+        Drop those of their frames that were not sent yet."""
         ...
 
     def drain(self) -> None:
-        "Call `on_frame` at once for everything that the worker has said so far."
+        "Call `on_frame` now, for each frame that has arrived."
 
     def pause(self) -> None:
         "Stop reading and calling `on_frame`, so that the worker has to wait."
@@ -99,7 +99,7 @@ class WorkerHandle(Protocol):
 
 # %% ../../nbs/engines/base.ipynb #1bbc150b
 class OwnInterpreter(NamedTuple):
-    "A placement of workers whose plugin has an interpreter of its own."
+    "The placement of a plugin that has an interpreter of its own."
     python: str  # Its path
     place: Hashable = None  # What else they need of the place where they run
 
@@ -110,7 +110,7 @@ def with_interpreter(
 ) -> Hashable: # A placement
     """Add a plugin's own interpreter to a placement.
 
-    :raises ConfigError: when that is no path."""
+    :raises ConfigError: when `worker_python` is not a path."""
     if plugin_config.get("worker_python") is None: return place
     python = interpreter_path("worker_python", plugin_config["worker_python"])
     return place if python == config.python else OwnInterpreter(python, place)
@@ -134,7 +134,7 @@ class Engine(Protocol):
         """Return what a plugin's worker needs of the place where it runs.
 
         A job runs only on a worker that was started with an equal placement.
-        :raises ConfigError: when the configs ask for something that cannot be."""
+        :raises ConfigError: when a value in the configs is invalid."""
         ...
 
     def start_worker(self,

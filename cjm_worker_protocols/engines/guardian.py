@@ -37,7 +37,7 @@ def guardian_command(
 # %% ../../nbs/engines/guardian.ipynb #d721e373
 class GuardianProcess:
     "A guardian, and the socket to it."
-    UNREAD = 2000  # Messages that may wait for it, beside what the socket holds
+    UNREAD = 2000  # Lines that may wait for it, beside those in the socket
     PATIENCE = 5.0  # Seconds that it has to end
 
     def __init__(self,
@@ -74,7 +74,7 @@ class GuardianProcess:
         return self._process.pid
 
     async def end(self) -> None:
-        "Have it end once it has read everything; kill it if that takes too long."
+        "End it once it has read everything; kill it if that takes too long."
         with suppress(OSError): self._sock.shutdown(socket.SHUT_WR) # it may have ended by itself
         try: await asyncio.wait_for(self._ended.wait(), self.PATIENCE)
         except asyncio.TimeoutError: self._process.kill()
@@ -104,7 +104,7 @@ class KeptGuardian:
         return self.process.pid if self.process is not None else 0
 
     def tell(self,
-        lines: str # As of `GuardianProcess.tell`
+        lines: str # What `GuardianProcess.tell` takes
     ) -> None:
         "Tell the guardian, if one runs."
         if self.process is not None: self.process.tell(lines)
@@ -135,7 +135,7 @@ class KeptGuardian:
         except OSError as e: self._try_again(f"the guardian process cannot be started ({e})")
 
     async def close(self) -> None:
-        "Have the guardian end, and wait until it has."
+        "End the guardian, and wait until it has ended."
         process, self.process, self._ends = self.process, None, 0
         if self._retry is not None: self._retry.cancel()
         if process is not None: await process.end()

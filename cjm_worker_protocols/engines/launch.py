@@ -34,7 +34,7 @@ __all__ = ['ARGV', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_co
 class NoInterpreterError(FactError, FileNotFoundError):
     "This process has no Python interpreter that a worker could run."
     executable: str  # `sys.executable`
-    template = ("this app is frozen or embedded, and its sys.executable ({0.executable!r}) is no Python interpreter: "
+    template = ("this app is frozen or embedded, and its sys.executable ({0.executable!r}) is not a Python interpreter: "
                 "name one with WorkerConfig(python=...)")
 
 def interpreter(
@@ -81,8 +81,8 @@ main(*map(int, numbers))"""
 
 def worker_command(
     config: WorkerConfig, # Says which interpreter
-    inherited: tuple[int, ...], # Its ends of the socket of frames, of the claims, of the socket of segments (or -1), and of its lifeline
-    invocation: Invocation, # What it takes over
+    inherited: tuple[int, ...], # Its descriptors for frames, for claims, for segments (or -1), and for its lifeline
+    invocation: Invocation, # How this process was started
     guardian: int = 0 # The guardian's pid, if there is one
 ) -> list[str]: # To be run in a session of its own
     """Return the command line of a worker process.
@@ -96,12 +96,12 @@ _LONGEST = 1 << 16  # Characters; a longer list of arguments is cut to the first
 
 def worker_environment(
     config: WorkerConfig, # Has variables of its own
-    mark: str, # What the worker's descendants carry
-    invocation: Invocation # What it takes over
-) -> dict[str, str]: # This process's variables without settings of plugins, and those
+    mark: str, # What the worker's descendants carry in their environment
+    invocation: Invocation # How this process was started
+) -> dict[str, str]: # Names and values
     """Return the environment of a worker process.
 
-    It has no setting of a plugin, unless `config.env` gives it one."""
+    It is that of this process, without settings of plugins, and with the variables of `config.env`, the mark and the arguments."""
     argv = json.dumps(invocation.argv)
     if len(argv) > _LONGEST: argv = json.dumps(invocation.argv[:1])
     marks = f"{os.environ.get(guardian.MARK, '')} {mark}".strip()
@@ -134,7 +134,7 @@ class LaunchedWorker:
     None of the ends blocks."""
     def __init__(self,
         config: WorkerConfig, # Interpreter and environment
-        invocation: Invocation, # What it takes over
+        invocation: Invocation, # How this process was started
         segments: bool = False, # Whether very large values may travel in shared memory, where the system has it
         guardian: int = 0 # The guardian's pid, if the worker may know it
     ):
@@ -160,7 +160,7 @@ class LaunchedWorker:
     def terminate(self) -> None:
         """Send SIGTERM to the worker and its children.
 
-        What lies in the lifeline tells the worker that it comes from here."""
+        The byte that it writes into the lifeline tells the worker that this SIGTERM comes from the manager."""
         self._asks.write(b"x")
         try: os.killpg(self.pid, signal.SIGTERM)
         except ProcessLookupError: # it does not lead its group yet
@@ -175,9 +175,9 @@ class LaunchedWorker:
         return guardian.kill_group(self.pid)
 
     def reap(self) -> Exit: # How it ended
-        "Wait for the process, which has ended or is about to."
+        "Wait for the process, which has ended or is ending, and return how it ended."
         exit = reap(self.pid)
-        self._process.returncode = exit.exit_code or 0 # so that `subprocess` waits for it no longer
+        self._process.returncode = exit.exit_code or 0 # so that `subprocess` does not wait for it, too
         return exit
 
     def close(self) -> None:

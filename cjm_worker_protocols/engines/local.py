@@ -36,9 +36,9 @@ _EXITING = 0x4  # PF_EXITING of the kernel's include/linux/sched.h; set before t
 def still_runs(
     pid: int # A worker's
 ) -> bool: # False when it is ending, and on a system without `/proc`
-    """Return whether a process whose socket has closed goes on.
+    """Return whether a process goes on after its socket has closed.
 
-    Its state and its flag `PF_EXITING` say so."""
+    It reads the process's state and its flag `PF_EXITING`."""
     found = process_stat(pid)
     return bool(found) and found[0] not in b"ZX" and not int(found[6]) & _EXITING
 
@@ -49,16 +49,16 @@ def describe_hang_up(
     if error is None: return "its connection was closed while it ran, as by a plugin that closes file descriptors"
     what = text_of(error).removesuffix(": ")
     if isinstance(error, MemoryError): return f"this process has too little memory to receive what the worker sent ({what})"
-    return f"it sent bytes that are no frame ({what})"
+    return f"it sent bytes that are not a frame ({what})"
 
 # %% ../../nbs/engines/local.ipynb #15373011
 def start_guarded(
     config: WorkerConfig, # Interpreter and environment
     guardian: Guardian # Ends the worker when this process has ended
 ) -> LaunchedWorker: # It leads a group of its own
-    """Start a worker's process and have it guarded.
+    """Start a worker's process, and add it to the guardian's list.
 
-    :raises OSError: when one of the two fails."""
+    :raises OSError: when the worker or the guardian cannot be started."""
     process = LaunchedWorker(config, Invocation.current(), segments=True, guardian=guardian.start(interpreter(config)))
     guardian.add(process.pid, process.mark)
     return process
@@ -67,7 +67,7 @@ def start_guarded(
 class LocalWorker:
     """A worker process on this machine.
 
-    It counts as gone when its process has ended, and only after everything that it said."""
+    It reports the end of the process after all frames and output."""
     host = os.uname().nodename
     facts: Mapping[str, Any] = {}
 
@@ -120,7 +120,7 @@ class LocalWorker:
         if self._reason: _log.error("worker %d: %s", self.pid, self._reason)
 
     def _ended(self) -> None:
-        "Hand over what the worker still said, end its children, reap it, and say how it ended."
+        "Pass on the last frames and output, end the worker's children, reap it, and report how it ended."
         try: self.drain()
         finally:
             never_begun, self._gone, exit = self.withdraw(), True, self._process.reap()
@@ -143,7 +143,7 @@ class LocalEngine:
     def placement(self, config: WorkerConfig, plugin_config: Mapping[str, Any]) -> Hashable:
         """Return the interpreter that a plugin's config names as `worker_python`.
 
-        :raises ConfigError: when that is no path."""
+        :raises ConfigError: when `worker_python` is not a path."""
         return with_interpreter(None, config, plugin_config)
 
     def start_worker(self, config: WorkerConfig, events: WorkerEvents, placement: Hashable = None) -> LocalWorker:

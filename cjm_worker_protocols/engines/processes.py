@@ -27,7 +27,7 @@ def in_empty_context(
     call: Callable[..., Result], # What to call
     *arguments: Any # With what
 ) -> Result: # What it returns
-    "Make a call in an empty context; callbacks that it registers run there, too."
+    "Make a call in an empty context, in which callbacks that it registers run too."
     return contextvars.Context().run(call, *arguments)
 
 # %% ../../nbs/engines/processes.ipynb #ca3f1d17
@@ -56,7 +56,7 @@ def on_process_end(
 # %% ../../nbs/engines/processes.ipynb #116cb2b7
 def reap(
     pid: int # A child of this process that has ended, or is about to
-) -> Exit: # Its code or its signal; a reason instead if another part of the app has reaped it
+) -> Exit: # With its exit code or its signal; with neither, and a reason, if another part of the app has reaped it
     "Wait for a process, and return how it ended."
     try: code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except ChildProcessError: return Exit(reason="another part of this app reaped its process, so its exit status is unknown")
@@ -71,9 +71,9 @@ def tie_to_this_process(
     pid: int, # The leader of a process group that holds the reading end too
     lifeline: int # The reading end of a pipe
 ) -> None:
-    """Have the kernel send SIGTERM to a group when the pipe's writing end closes.
+    """Make the kernel send SIGTERM to a group when the pipe's writing end closes.
 
-    Only Linux can."""
+    On systems other than Linux this does nothing."""
     if not hasattr(fcntl, "F_SETSIG"): return
     with suppress(OSError):
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -pid)

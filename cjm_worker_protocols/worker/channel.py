@@ -48,7 +48,7 @@ class LostChannelError(FactError, BrokenPipeError):
 
 # %% ../../nbs/worker/channel.ipynb #aa7fa16f
 class WholeFrames:
-    """Tells whether a frame is on its way, or what has interrupted one.
+    """Remembers whether a frame is on its way, and what has interrupted one.
 
     Set `torn` before a frame and reset it after; a context manager would take as long as the rest."""
     def __init__(self,
@@ -66,7 +66,7 @@ class WholeFrames:
 
     @property
     def ended(self) -> bool: # Whether `SystemExit` interrupted a frame
-        "Tell whether the process is being ended."
+        "Say whether `SystemExit` is ending the process."
         return self.torn and isinstance(self._by, SystemExit)
 
     @property
@@ -82,25 +82,25 @@ class WholeFrames:
 def file_behind(
     fd: int # A descriptor number
 ) -> tuple[int, int] | None: # The file's device and number; None if the descriptor is closed
-    "Find which file a descriptor stands for."
+    "Find which file a descriptor refers to."
     try: found = os.fstat(fd)
     except OSError: return None
     return found.st_dev, found.st_ino
 
 class Descriptor:
-    "A descriptor number and the file that it stood for at first."
+    "A descriptor number and the file that it referred to at first."
     def __init__(self,
         fd: int # An open descriptor
     ):
         self._fd, self._file = fd, file_behind(fd)
 
     @property
-    def intact(self) -> bool: # Whether it stands for that file
-        "Tell whether nothing has closed or replaced it."
+    def intact(self) -> bool: # Whether it still refers to that file
+        "Say whether the descriptor was neither closed nor replaced."
         return self._file is not None and file_behind(self._fd) == self._file
 
     def close(self) -> None:
-        "Regard it as closed from now on."
+        "Treat the descriptor as closed from now on."
         self._file = None
 
 # %% ../../nbs/worker/channel.ipynb #9e79b0bf
@@ -109,7 +109,7 @@ _COOKIE = 57  # SO_COOKIE of Linux's asm-generic/socket.h, which the module `soc
 def socket_behind(
     sock: socket.socket # An open socket
 ) -> Callable[[], Any]: # Returns the same each time, unless the descriptor was closed (it may raise `OSError`) or replaced
-    "Make a call that finds which socket a descriptor stands for."
+    "Return a function that finds which socket a descriptor refers to."
     cookie = partial(sock.getsockopt, socket.SOL_SOCKET, _COOKIE, 8)
     try: cookie()
     except OSError: return partial(file_behind, sock.fileno())
@@ -117,7 +117,7 @@ def socket_behind(
 
 # %% ../../nbs/worker/channel.ipynb #38d43eaa
 class BlockingSocket:
-    "A socket that waits, even when something makes it non-blocking."
+    "A socket that waits, even after a plugin has made it non-blocking."
     def __init__(self,
         sock: socket.socket # Connected to the manager
     ):
@@ -155,11 +155,11 @@ class BlockingSocket:
             except OSError as e: raise self._named(e) from None
 
     def readable(self) -> bool: # Whether `receive` will return at once
-        "Look for bytes without waiting."
+        "Say whether there are bytes to receive, without waiting."
         return bool(self._readable.poll(0))
 
     def shut_down(self) -> None:
-        "End the connection for all processes that have it."
+        "End the connection, also for other processes that have the socket."
         with suppress(OSError): self._sock.shutdown(socket.SHUT_RDWR)
 
 # %% ../../nbs/worker/channel.ipynb #9c08535e
@@ -171,12 +171,12 @@ class FrameWriter:
     ):
         self.lock, self.whole = threading.RLock(), WholeFrames("sent")
         self._sock, self._segments, self._stderr = sock, segments, Descriptor(2)
-        self._later = list[OutgoingFrame]()  # what signal handlers said while a frame was being sent
+        self._later = list[OutgoingFrame]()  # frames of signal handlers that interrupted another frame
 
     def check(self) -> None:
         """Check that a frame can still be written.
 
-        A frame that another thread is sending is no torn one.
+        A frame that another thread is still sending does not count as torn.
 
         :raises TornFrameError: after a frame that was not sent whole.
         :raises LostChannelError: when the connection was given up."""
@@ -187,7 +187,7 @@ class FrameWriter:
     def write(self,
         frame: OutgoingFrame # The frame
     ) -> None:
-        """With the lock held, write one frame; when the process is being ended, none.
+        """With the lock held, write one frame; do nothing while the process is ending.
 
         Raises what `check` and `BlockingSocket.send` raise."""
         whole = self.whole
@@ -214,17 +214,17 @@ class FrameWriter:
         return frame.pieces if passed else frame.without_segment()
 
     def _interrupts(self) -> bool:
-        "Tell whether this call comes from a signal handler that interrupts another frame."
+        "Say whether this call comes from a signal handler that interrupts another frame."
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_code is not FrameWriter.write.__code__: frame = frame.f_back
         return frame is not None
 
     def give_up(self,
-        error: OSError # Why nothing more can be said
+        error: OSError # Why no more frames can be sent
     ) -> None:
-        """End the connection at once, and say why on stderr.
+        """End the connection at once, and write the reason to stderr.
 
-        The plugin may go on for long."""
+        At once, because the plugin may run for a long time."""
         with suppress(OSError):
             if self._stderr.intact: os.write(2, f"{error}\n".encode())
         self._stderr.close()
@@ -314,7 +314,7 @@ class FrameInbox:
     def cancelled(self,
         tag: int # The job's number
     ) -> bool: # Whether its cancel has come
-        "Look, without waiting, for a cancel of that job."
+        "Look for a CANCEL of that job, without waiting."
         while not self._whole.torn and self._sock.readable() and self._fill(): pass
         return any(frame.kind == Kind.CANCEL and frame.tag == tag for frame in self._frames)
 
@@ -372,7 +372,7 @@ class Channel:
 
     @property
     def ours(self) -> bool: # False in a process that a plugin forked
-        "Tell whether this process is the worker."
+        "Say whether this process is the worker."
         return self._mark[0] == 1
 
     def send(self,
@@ -420,6 +420,6 @@ class Channel:
     def cancelled(self,
         tag: int # A job's number
     ) -> bool: # Whether the manager has cancelled it
-        "Look, without waiting, for a cancel of that job."
+        "Look for a CANCEL of that job, without waiting."
         if not self.ours: return False
         with self.lock: return self._inbox.cancelled(tag)

@@ -25,7 +25,7 @@ __all__ = ['RunningJob', 'current', 'report_progress', 'report_bar', 'CancelRequ
 
 # %% ../../nbs/worker/context.ipynb #14526c01
 class RunningJob:
-    "What the code of a job can say to the manager, until the job has ended."
+    "Sends a job's progress and asks whether it is cancelled, until it has ended."
     loading = False  # whether its plugin is being loaded
     reports = False  # whether it calls `report_progress`
     _cooperative = _over = _warned = False
@@ -56,7 +56,7 @@ class RunningJob:
         self._warn("check_cancel")
 
     def end(self) -> None:
-        "Ignore what the job's threads say from now on."
+        "Ignore further calls of the job's threads."
         if not self._channel.ours: return # another thread may have held the lock when this process was forked
         with self._channel.lock: self._over = True
 
@@ -72,7 +72,7 @@ _in_context = ContextVar[Any]("cjm_worker_job", default=None)
 _owners: WeakKeyDictionary[threading.Thread, RunningJob] = WeakKeyDictionary()  # the jobs of threads
 
 def current() -> RunningJob | None: # None between two jobs and outside a worker
-    "Return the job that the calling thread speaks for, which may have ended."
+    "Return the job to which calls of this thread belong; it may have ended."
     running, thread = _running, threading.current_thread()
     if thread is threading.main_thread() or running is not None and _in_context.get() is running: return running
     return _owners.get(thread, running)
@@ -117,13 +117,13 @@ def check_cancel() -> None:
 def enter(
     job: RunningJob # The job that runs from now on
 ) -> None:
-    "Connect the functions above to a job, which the worker does."
+    "Connect `report_progress` and `check_cancel` to a job; the worker calls this."
     global _running
     _running = job
     _in_context.set(job)
 
 def leave() -> None:
-    "End the running job for all its threads, which the worker does."
+    "End the running job for all its threads; the worker calls this."
     global _running
     job, _running = _running, None
     if job is None: return

@@ -44,7 +44,7 @@ def sigterm_pending(
     return bool(found) and bool(int(found[0].split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 class StopOfService:
-    "Tells a SIGTERM for all processes of a service from one for this worker alone."
+    "Distinguishes a SIGTERM to a whole service from one to this worker alone."
     LOOKS, PAUSE = 10, 0.005  # How often it looks whether the guardian got one too, and the seconds between two looks
 
     def __init__(self,
@@ -87,7 +87,7 @@ class ForkHooks:
 _SIGTERM = [signal.SIGTERM]
 
 class Terminated(SystemExit):
-    "SIGTERM has come."
+    "Raised in the main thread by SIGTERM."
 
 # %% ../../nbs/worker/main.ipynb #934f53b4
 class WorkerSignals:
@@ -95,7 +95,7 @@ class WorkerSignals:
     AGAIN = 0.05  # seconds after which a lost exception is raised again
 
     def __init__(self,
-        service: StopOfService # Knows which SIGTERM is not meant for this process
+        service: StopOfService # Says which SIGTERM to ignore
     ):
         self._worker, self._main, self._shown, self._service = os.getpid(), threading.get_ident(), sys.unraisablehook, service
         self._handler = self._on_sigterm  # makes the method an object once
@@ -140,16 +140,16 @@ class WorkerSignals:
 
 # %% ../../nbs/worker/main.ipynb #66ae488a
 class WorkerProcess:
-    "The state of the process that jobs rely on."
+    "Keeps the state of the process that jobs rely on."
     def __init__(self,
-        service: StopOfService # Knows which SIGTERM is not meant for this process
+        service: StopOfService # Says which SIGTERM to ignore
     ):
         self._signals = WorkerSignals(service)
         self._signals.install()
         self.restore()
 
     def restore(self) -> None:
-        "Restore it between two jobs."
+        "Undo what a job may have changed."
         self._signals.restore()
         renew_event_loop()
         for fd in (1, 2):
@@ -285,13 +285,13 @@ class WorkerLoop:
 
     def serve(self) -> None:
         "Work until the manager sends `STOP` or closes its end; then unload."
-        while self._act(self._channel.receive()): # and now, while the manager reads what was said:
+        while self._act(self._channel.receive()): # clean up after the frame is sent, while the manager reads it
             self._channel.check()
             self._restore()
         self._slots.unload()
 
     def _act(self, frame: Frame | None) -> bool:
-        "Act on a frame, and keep nothing of it; return whether another is to be received."
+        "Act on a frame without keeping it; return whether to receive another."
         if frame is None: return False
         if frame.kind == _RUN:
             if self._channel.claim(frame.tag): self._run(frame) # else the manager has withdrawn the job
@@ -303,14 +303,14 @@ class WorkerLoop:
         return True
 
     def _init(self, path: list[str] | None, source: Any, level: int, loaded_plugins: int = 1) -> None:
-        "Take over the manager's import path, unless this is another interpreter, keep the loader, and report that the worker is ready."
+        "Take the manager's import path, unless this is another interpreter, and the loader; then report that the worker is ready."
         if path is not None: sys.path[:] = path
         self._slots.source, self._slots.size = source, loaded_plugins
         self._stdio.handler.set_level(level)
         self._channel.send(Kind.READY, 0, (os.getpid(), os.uname().nodename))
 
     def _command(self, frame: Frame, command: Callable[..., bool | None]) -> None:
-        "Do what a manager's method asks for, and reply."
+        "Carry out a command of the manager, and reply."
         try: done, reason = command(*frame.value()), None
         except ENDS_WORKER: raise
         except BaseException as e: done, reason = False, describe(e)[0]
@@ -318,7 +318,7 @@ class WorkerLoop:
         self._channel.send(Kind.REPLY, frame.tag, (done, reason, self._slots.loaded()))
 
     def _reload(self, plugin_id: str, name: str, config: dict[str, Any], stream: bool) -> bool | None:
-        "Load that plugin with this config, whatever is loaded now. Return `None` when that takes a new process: a module has changed."
+        "Load a plugin with a config. Return `None` when that takes a new process, because a module has changed on disk."
         if edited_since(self._began) is not None: return None
         self._slots.load((plugin_id, name), config, stream)
         return True
@@ -348,7 +348,7 @@ def main(
     lifeline: int = -1, # The reading end of the pipe that closes when the manager ends
     guardian: int = 0 # The guardian's pid, if it is known
 ) -> None:
-    "Be a worker until the manager stops it."
+    "Run a worker until the manager stops it."
     faulthandler.enable()
     process = WorkerProcess(StopOfService(lifeline, guardian))
     for inherited in (number for number in (fd, claims, segments, lifeline) if number >= 0): os.set_inheritable(inherited, False)

@@ -125,7 +125,7 @@ class PluginTable:
             self.sources[plugin_id] = pack(f"plugin {plugin_id!r}", plugin)
 
     def __call__(self) -> PluginTable: # Itself
-        "Be its own loader."
+        "Return the table itself, as a loader has to return a mapping."
         return self
 
     def __contains__(self, plugin_id: object) -> bool: return plugin_id in self.sources
@@ -162,7 +162,7 @@ def drive(
     outcome: Any, # What `run` returned
     chunk: Callable[[Any], None] # Takes each chunk of a stream
 ) -> Any: # The job's result
-    """Take what a plugin's `run` returned to its end.
+    """Run a job to its end, from what the plugin's `run` returned.
 
     Raises what the plugin raises."""
     if isinstance(outcome, GeneratorType):
@@ -175,7 +175,7 @@ def drive(
     return _ended(_each(outcome, chunk) if isinstance(outcome, AsyncGeneratorType) else outcome)
 
 async def _each(stream: AsyncGeneratorType[Any, None], chunk: Callable[[Any], None]) -> None:
-    "Take an async generator to its end."
+    "Iterate over an async generator to its end."
     try:
         async for piece in stream: chunk(piece)
     finally: await stream.aclose()
@@ -303,7 +303,7 @@ def _same(value: Any, other: Any) -> bool:
 
 # %% ../../nbs/worker/plugins.ipynb #d9274a8d
 class PluginSlots:
-    "The places for a worker's loaded plugins."
+    "Loads, keeps and unloads the plugins of a worker."
     def __init__(self) -> None:
         self.source: Source = ""  # the packed loader
         self.size = 1  # how many may be loaded
@@ -332,9 +332,9 @@ class PluginSlots:
         config: Config, # Its config
         stream: bool # Whether a plugin manager's plugin should stream
     ) -> Plugin: # Loaded
-        """Load a plugin, in place of what does not stay.
+        """Load a plugin, after unloading those for which there is no room.
 
-        When loading fails, it is not loaded. Raises what loading raises."""
+        If loading fails, the plugin is not loaded. Raises what loading raises."""
         kept = own_copy(config)
         for other in self._loaded.keys() - {name, *self.staying(name)}: self._unload(other)
         if name in self._loaded:

@@ -94,7 +94,7 @@ class FrameHandler(logging.Handler):
         setattr(logging.Logger, "callHandlers", capture)
 
 def job_tag() -> int: # 0 for no job
-    "Return the number of the job that the calling thread speaks for."
+    "Return the number of the job to which calls of this thread belong."
     job = current()
     return job.tag if job is not None else 0
 
