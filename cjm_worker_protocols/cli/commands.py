@@ -77,7 +77,7 @@ SPEECH = "cjm_worker_protocols.plugins.speech:PocketSphinx"  # The plugin that t
 def transcript(
     result: dict[str, Any] # Of `PocketSphinx`
 ) -> list[str]: # One line for each segment
-    "Say what was heard, and when."
+    "Describe the segments of a recording: when, what, and how sure the model is."
     lines = [f"{s['start']:6.2f} – {s['end']:.2f} s  {s['text']}  ({s['confidence']:.0%} sure)" for s in result["segments"]]
     return lines or [f"no speech in {result['duration']:.1f} s"]
 
@@ -100,7 +100,7 @@ def demo(
 def parameter(
     text: str # `key=value`
 ) -> tuple[str, Any]: # The key and the value
-    """Read one parameter: a value that is JSON is what it says, any other is text.
+    """Read one parameter, whose value is JSON, or else a string.
 
     :raises UsageError: for anything but `key=value`"""
     key, equals, value = text.partition("=")
@@ -111,11 +111,11 @@ def parameter(
 # %% ../../nbs/cli/commands.ipynb #bead0abb
 def run(
     plugin: str, # An installed plugin, or package.module:name, installed or in this folder
-    *parameters: str, # What it is called with, as key=value; a value that is JSON is what it says, any other is text
-    config: str = "{}", # What it is loaded with, as a JSON object
-    timeout: float = 0.0, # Seconds it may take; 0 is no limit
+    *parameters: str, # Its parameters, as key=value; a value that is not JSON is a string
+    config: str = "{}", # The config to load it with, as a JSON object
+    timeout: float = 0.0, # Seconds that the job may run; 0 is no limit
     json: bool = False, # Print events as lines of JSON, as in a pipe
-    python: str = "" # The interpreter of its worker, and where the plugin is installed; empty for this one
+    python: str = "" # The worker's interpreter, in whose environment the plugin is installed; by default this one
 ) -> int: # The exit code
     "Run any plugin in a worker process."
     from cjm_worker_protocols.cli.session import perform, registry_of, session
@@ -189,9 +189,9 @@ async def survey(
 
 # %% ../../nbs/cli/commands.ipynb #4cce5a7f
 def plugins(
-    enable: tuple[str, ...] = (), # A plugin that may run again; then only those named here are listed
-    disable: tuple[str, ...] = (), # A plugin whose jobs are to be refused from now on
-    timeout: float = 10.0, # Seconds that importing one may take
+    enable: tuple[str, ...] = (), # A plugin to enable; with this or --disable, only the plugins that are named are listed
+    disable: tuple[str, ...] = (), # A plugin to disable: its jobs are refused
+    timeout: float = 10.0, # Seconds that the import of one plugin may take
     json: bool = False # Print lines of JSON, as in a pipe
 ) -> int: # The exit code
     "List the plugins of all installed packages, enable or disable some."
@@ -231,9 +231,9 @@ def config(
     action: str, # get, set or unset
     plugin: str, # An installed plugin
     *setting: str, # KEY, and for set its VALUE, which is read from stdin when it is left out
-    json: bool = False # Print JSON, also of a text
+    json: bool = False # Print JSON, even if the value is a string
 ) -> int: # 0, or 1 when there is no such setting, or its value is wrong
-    "Show or change what a plugin is loaded with."
+    "Show or change the config of a plugin."
     from cjm_worker_protocols.cli.session import registry_of
     from cjm_worker_protocols.core.masking import masked
     if action not in COUNTS: raise UsageError(f"expected get, set or unset (got {action!r})")
@@ -266,19 +266,18 @@ def named(
 
 # %% ../../nbs/cli/commands.ipynb #f54ce1b1
 def check(
-    target: str, # What makes an implementation, or is one, as module:name
+    target: str, # An implementation, or a function that makes one, as module:name
     *,
-    as_: str, # What it is: registry, resources, events or store
-    probe: str = "", # What reads it, as module:name
-    waive: tuple[str, ...] = (), # ID=reason: a rule that need not hold, and why
-    deep: bool = False, # Also search random sequences of calls for the shortest that goes wrong; needs hypothesis
+    as_: str, # Which protocol it implements: registry, resources, events or store
+    probe: str = "", # A function that shows the kit what the implementation holds, as module:name
+    waive: tuple[str, ...] = (), # ID=reason: a rule that the implementation may break, and why
+    deep: bool = False, # Also search random sequences of calls for the shortest that breaks a rule; needs hypothesis
     json: bool = False # Print one JSON object
 ) -> int: # 0, also with warnings; or 1 when it does not conform
     """Check an implementation of one of the four protocols, and say what to mend.
 
-    It exits with 0 when the implementation conforms, also when there are warnings, which will bite later. It exits with 1
-    when there is an error, or a waiver that is not needed, and with 2 when it cannot begin: the target cannot be imported,
-    or makes nothing."""
+    It exits with 0 when the implementation conforms, even with warnings; with 1 when there is an error, or a waiver that is
+    not needed; and with 2 when it cannot check, because the target cannot be imported or returns no implementation."""
     from cjm_worker_protocols.conformance.checks import MEMBERS, FactoryError, ProbeError, ProtocolError, protocol_of
     from cjm_worker_protocols.conformance.kit import HypothesisMissing, check as conforms
     import_from(here())
@@ -310,18 +309,18 @@ def all_installed(
     from cjm_worker_protocols.plugins.speech import SPEECH as extra
     registry = registry_of(None if extra.problem() else {"pocketsphinx": SPEECH})
     category, job_store = next(iter(registry.groups)), SQLiteJobStore(store) if store else None
-    if job_store is not None: job_store.count("cjm-workers") # it is opened now: else each job would fail
+    if job_store is not None: job_store.count("cjm-workers") # fails here if it cannot be opened, and not at each job
     return JobManager("cjm-workers", category, plugins=registry.targets(), plugin_registry=registry,
                       resource_manager=ProcessResourceManager(), job_store=job_store)
 
 def serve(
     *target: str, # A manager, or a function that makes one, as module:name; without it, all installed plugins are served
-    host: str = "127.0.0.1", # Where to listen; any but a loopback address needs --token
-    port: int = 8000, # Where to listen; 0 is any free port
-    store: str = "", # A file that keeps the jobs of all installed plugins; a target brings a store of its own
-    token: str = "", # What clients have to send; without it, one is made and printed with the address
+    host: str = "127.0.0.1", # The address to listen on; any but a loopback address needs --token
+    port: int = 8000, # The port to listen on; 0 is any free port
+    store: str = "", # The file of a job store for all installed plugins; a target has a job store of its own
+    token: str = "", # The token that clients have to send; by default, one is made and printed with the address
     no_token: bool = False, # Let every user of this machine use it without a token
-    allow_host: tuple[str, ...] = (), # A further name under which the server is reached
+    allow_host: tuple[str, ...] = (), # A further host name of this server
     allow_path: tuple[str, ...] = (), # A file or folder that requests may name as a parameter
     open_: bool = False # Show the page in a browser
 ) -> int: # 128 + the number of the signal that stopped it

@@ -236,7 +236,7 @@ def check_text(
     :raises ParameterError: when it is no text, or has half a surrogate pair."""
     if not isinstance(value, str): raise ParameterError(name, "a text", f"a {type(value).__name__}")
     try: value.encode()
-    except UnicodeEncodeError as e: raise ParameterError(name, "a text of Unicode", f"half a surrogate pair at {e.start}") from None
+    except UnicodeEncodeError as e: raise ParameterError(name, "a text in UTF-8", f"half a surrogate pair at {e.start}") from None
 
 # %% ../../nbs/plugins/text.ipynb #33dad234
 def conversation(

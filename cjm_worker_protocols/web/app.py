@@ -99,7 +99,7 @@ async def log_in(
     :raises Problem: when the token is another one."""
     if request.method != "POST": raise Problem(405, "method", "Expected POST.", headers={"allow": "POST"})
     given = parse_object(await read_body(request, 4096)).get("token")
-    if not token.right(given): raise Problem(401, "unauthorized", "This is not the token.")
+    if not token.right(given): raise Problem(401, "unauthorized", "The token is wrong.")
     return Response(status_code=204, headers={"set-cookie": token.set_cookie(request), "cache-control": "no-store"})
 
 # %% ../../nbs/web/app.ipynb #f7c7dd76

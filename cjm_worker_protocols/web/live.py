@@ -236,7 +236,7 @@ async def watch_store(
             jobs = await manager.list_jobs(limit=200) # held, so that the store is not asked for their parameters each time
             changes.jobs.note_others(jobs)
             changes.workers.others = await manager.other_workers()
-        except FactError as e: log_safely(_log, logging.WARNING, "looking for what other processes do failed", error=e)
+        except FactError as e: log_safely(_log, logging.WARNING, "reading the jobs and workers of other processes failed", error=e)
         await asyncio.sleep(LOOK)
 
 # %% ../../nbs/web/live.ipynb #92481fb9

@@ -122,7 +122,7 @@ async def read_form(
     parsing, *_ = await run_first(parser.parse(), stalled(request), stopping.wait())
     if parsing.cancelled():
         close = {"connection": "close"}
-        if stopping.is_set(): raise Problem(503, "unavailable", "The server stops.", headers=close)
+        if stopping.is_set(): raise Problem(503, "unavailable", "The server is shutting down.", headers=close)
         raise Problem(408, "slow", f"Expected {SLOWEST} bytes in {PATIENCE:g} s.", headers=close)
     try: parsed = parsing.result()
     except (MultiPartException, ValueError) as e: raise Problem(400, "malformed", f"Expected a form: {e}") from None

@@ -137,7 +137,7 @@ class RedisLink:
     def worked(self) -> None:
         "Note that Redis has answered."
         self.fresh = False
-        if self.in_a_row: _log.warning("%s is back, %s continues", shown_url(self._url.reveal()), self._what)
+        if self.in_a_row: _log.warning("connected to %s again; %s continues", shown_url(self._url.reveal()), self._what)
         self.in_a_row, self.reason = 0, ""
 
     async def failed(self,
@@ -148,7 +148,7 @@ class RedisLink:
         self.failures += 1
         self.in_a_row += 1
         if self.reason != before or should_log(self.in_a_row):
-            _log.warning("%s is away, %s waits (attempt %d): %s", shown_url(self._url.reveal()), self._what, self.in_a_row, self.reason)
+            _log.warning("cannot reach %s; %s waits (try %d): %s", shown_url(self._url.reveal()), self._what, self.in_a_row, self.reason)
         await self.drop()
         await asyncio.sleep(min(self._longest, 0.05 * 2 ** min(self.in_a_row - 1, 16)) * random.uniform(0.5, 1))
 

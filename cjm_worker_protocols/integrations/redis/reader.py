@@ -121,7 +121,7 @@ class EntryDecoder:
         except (KeyError, ValueError) as e:
             self.unreadable += 1
             if should_log(self.unreadable):
-                _log.warning("entry %s of %r is no event (%d so far): %r", event_id, self._stream, self.unreadable, e)
+                _log.warning("entry %s of %r is not an event (%d so far): %r", event_id, self._stream, self.unreadable, e)
         return b"\n", None, None
 
 # %% ../../../nbs/integrations/redis/reader.ipynb #cbb45492
