@@ -24,7 +24,8 @@ from cjm_worker_protocols import Job, JobCancelled, JobError, JobManager, Worker
 from cjm_worker_protocols.core.errors import ConfigError, WrongLoopError
 from cjm_worker_protocols.core.events import json_safe
 from cjm_worker_protocols.engines.local import LocalEngine
-from cjm_worker_protocols.managers.hooks import HookCaller
+from cjm_worker_protocols.managers.hooks import HookAnswers, HookCaller, Hooks
+from cjm_worker_protocols.managers.integrations import ResourceClient
 from cjm_worker_protocols.managers.process import Deadline
 from cjm_worker_protocols.managers.broadcast import BroadcastCaller, BroadcastQueue
 from cjm_worker_protocols.managers.serial import Call, CallQueue, CallThread, SerialExecutor
@@ -362,6 +363,41 @@ async def test_of_states_that_wait_for_each_other_the_newest_are_made(monkeypatc
         executor.post_state(0, partial(state, 0, n))
     assert made == [*range(SerialExecutor.NEW)][-CallQueue.STATES :]
     await executor.close()
+
+
+@pytest.mark.parametrize("how", [KeyboardInterrupt, SystemExit])
+def test_an_app_that_is_ended_in_the_resource_hook_loses_no_state(how: "type[BaseException]") -> None:
+    """Neither of this worker nor of those whose states come with it; as in a notebook, the loop goes on."""
+    heard = list[Any]()
+
+    class Named(Hooks):
+        def _extract_plugin_resource_identifier(self, config: "dict[str, Any]") -> "str | None":
+            if config["model"] == "second":
+                raise how
+            return super()._extract_plugin_resource_identifier(config)
+
+    class Keeps(SlowToAdmit):
+        def update_worker_state(self, pid: int, **state: Any) -> None:
+            heard.append((pid, state["loaded_plugin_resource"]))
+
+    loop, named, caller = asyncio.new_event_loop(), Named(), HookCaller(10, Counter(), 1.0)
+    client = ResourceClient(Keeps(), "t", SerialExecutor("test", 10, Counter(), 5.0))
+    answers = HookAnswers(lambda: named, caller)
+
+    async def report() -> None:
+        for pid, model in enumerate(["first", "second", "third"]):
+            holds = "p", "p", {"model": model}
+            client.executor.post_state(pid, partial(client.state, pid, "idle", None, holds, answers.resource))
+
+    try:
+        loop.run_until_complete(report())
+        with pytest.raises(how):
+            loop.run_forever()
+        loop.run_until_complete(until(lambda: len(heard) == 3))
+        assert heard == [(0, "first"), (1, None), (2, "third")]
+        loop.run_until_complete(client.executor.close())
+    finally:
+        loop.close()
 
 
 def _serial_threads() -> "set[threading.Thread]":

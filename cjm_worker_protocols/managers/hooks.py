@@ -187,6 +187,10 @@ class HookAnswers:
     def resource(self,
         config: Mapping[str, Any] # A plugin's config
     ) -> str | None: # Such as a model's name
-        "Ask what a plugin with this config has loaded."
-        found: str | None = self._ask("_extract_plugin_resource_identifier", dict(config))
+        """Ask what a plugin with this config has loaded.
+
+        Ctrl-C and `SystemExit` are raised on the loop a moment later, so that the caller can finish."""
+        found: str | None = None
+        try: found = self._ask("_extract_plugin_resource_identifier", dict(config))
+        except BaseException as e: asyncio.get_running_loop().call_soon(ends_app, e)
         return found
