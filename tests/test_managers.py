@@ -29,6 +29,7 @@ from cjm_worker_protocols.managers.integrations import ResourceClient
 from cjm_worker_protocols.managers.process import Deadline
 from cjm_worker_protocols.managers.broadcast import BroadcastCaller, BroadcastQueue
 from cjm_worker_protocols.managers.serial import Call, CallQueue, CallThread, SerialExecutor
+from cjm_worker_protocols.managers.writer import StoreWriter
 
 
 class Panic(BaseException):
@@ -440,25 +441,66 @@ async def test_events_that_were_opened_first_belong_to_the_managers_loop() -> No
             await asyncio.to_thread(asyncio.run, listens())
 
 
-async def test_hooks_that_wait_end_with_their_task() -> None:
+@pytest.mark.parametrize("then", ["nothing", "another hook", "the end"])
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_app_that_cancels_all_tasks_keeps_no_hook_from_being_called(
+    begun: bool, then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their task ends, as such an app expects; those that wait are called in order later, or before the manager ends."""
+    called: "list[int]" = []
+    if then == "the end":
+        monkeypatch.setattr(StoreWriter, "RETRY", 60)
+
+    class Hooked:
+        async def hook(self, n: int) -> None:
+            called.append(n)
+            await asyncio.sleep(60 if begun and n == 0 else 0)
+
+    caller = HookCaller(10, Counter(), 5.0)
+    hook = Hooked().hook
+    before = asyncio.all_tasks()
+    for n in range(2):
+        caller.call(hook, n, copy_context())
+    (task,) = asyncio.all_tasks() - before
+    if begun:
+        await until(lambda: called)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    assert task.done()
+    if hasattr(task, "cancelling") or not begun:  # before Python 3.11 a task does not say that it was cancelled
+        assert called == [*range(begun)]
+    wanted = [0, 1]
+    if then == "another hook":
+        wanted.append(2)
+        caller.call(hook, 2, copy_context())
+    if then != "the end":
+        await until(lambda: called == wanted)
+    await caller.close()
+    assert called == wanted and asyncio.all_tasks() == before
+
+
+def test_ctrl_c_in_a_hook_keeps_no_other_from_being_called() -> None:
+    """As in a notebook, whose loop goes on."""
     called: "list[int]" = []
 
     class Hooked:
         async def hook(self, n: int) -> None:
             called.append(n)
-            await asyncio.sleep(60)
+            if n == 0:
+                raise KeyboardInterrupt
 
-    caller = HookCaller(10, Counter(), 1.0)
-    hook = Hooked().hook
-    before = asyncio.all_tasks()
-    for n in range(3):
-        caller.call(hook, n, copy_context())
-    (task,) = asyncio.all_tasks() - before
-    for n in [1] if hasattr(task, "cancelling") else [1, 2, 3]:  # before Python 3.11 a task does not say that it was cancelled
-        await until(lambda: len(called) == n)
-        task.cancel()
-    await asyncio.wait({task}, timeout=5)
-    assert task.done() and called == [*range(n)]
+    async def call() -> None:
+        for n in range(2):
+            caller.call(hook, n, copy_context())
+
+    loop, caller, hook = asyncio.new_event_loop(), HookCaller(10, Counter(), 5.0), Hooked().hook
+    try:
+        loop.run_until_complete(call())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_forever()
+        loop.run_until_complete(until(lambda: called == [0, 1]))
+    finally:
+        loop.close()
 
 
 async def test_an_event_says_how_it_was_when_it_happened() -> None:

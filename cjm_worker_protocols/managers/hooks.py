@@ -17,6 +17,7 @@ from ..core.errors import RenamedHookError, ends_app
 from ..core.jobs import Job
 from .broadcast import begin_in
 from .serial import SerialExecutor, require_sync
+from .store import LastingTasks
 
 # %% auto #0
 __all__ = ['Hooks', 'resource_of', 'defines', 'check_hooks', 'HookCaller', 'HookAnswers']
@@ -127,7 +128,7 @@ class HookCaller:
         self._limit, self.executor = limit, SerialExecutor("hooks", limit, errors, timeout)
         self.failed = self.executor.failed  # Counts and logs the failure of a hook
         self._awaited: deque[tuple[Callable[..., Any], Any, Context]] = deque()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = LastingTasks()  # At most one, so that calls come in order
 
     def call(self,
         hook: Callable[..., Any], # A method that a subclass defines
@@ -139,7 +140,7 @@ class HookCaller:
         if not inspect.iscoroutinefunction(hook): return self.executor.post(name, lambda: context.run(hook, argument))
         if len(self._awaited) >= self._limit: return self.failed(f"{name}.dropped", f"{self._limit} calls are waiting")
         self._awaited.append((hook, argument, context))
-        if self._task is None or self._task.done(): self._task = asyncio.get_running_loop().create_task(self._await_all())
+        if not self._tasks: self._tasks.begin(self._await_all)
 
     async def _await_all(self) -> None:
         while self._awaited:
@@ -148,14 +149,17 @@ class HookCaller:
                 if (rest := begin_in(context, hook, argument)) is not None: await rest
             except BaseException as e: # the next hook is called even after one that raises CancelledError or SystemExit
                 self.failed(hook.__name__, e)
-                if isinstance(e, KeyboardInterrupt) or getattr(asyncio.current_task(), "cancelling", int)(): raise
+                if isinstance(e, KeyboardInterrupt): asyncio.get_running_loop().call_soon(ends_app, e)
+                if getattr(asyncio.current_task(), "cancelling", int)(): raise asyncio.CancelledError from e
 
     async def close(self) -> None:
         "Make the calls that wait, for a limited time."
-        if self._task is not None and not self._task.done():
-            await asyncio.wait({self._task}, timeout=self.executor.timeout)
-            self._awaited.clear()
-            self._task.cancel()
+        if self._awaited and all(task.done() for task in self._tasks): # the app has cancelled it
+            self._tasks.clear()
+            self._tasks.begin(self._await_all)
+        if self._tasks: await asyncio.wait(set(self._tasks), timeout=self.executor.timeout)
+        self._awaited.clear()
+        for task in self._tasks: task.cancel()
         await self.executor.close()
 
 # %% ../../nbs/managers/hooks.ipynb #ho000001

@@ -133,7 +133,7 @@ class StoredValues:
 
 # %% ../../nbs/managers/store.ipynb #1a57ed01
 class LastingTasks(set["asyncio.Task[None]"]):
-    """Tasks that begin again when they are cancelled.
+    """Tasks that begin again when they are cancelled, unless they are removed.
 
     They have to, because an app may cancel all tasks of its loop, also those of a manager."""
     def begin(self,
@@ -144,9 +144,14 @@ class LastingTasks(set["asyncio.Task[None]"]):
         task = asyncio.get_running_loop().create_task(steps(*arguments))
         self.add(task)
 
-        def ended(_: object) -> None:
+        def begin_again() -> None:
+            if task not in self: return
             self.discard(task)
-            if task.cancelled(): task.get_loop().call_later(StoreWriter.RETRY, self.begin, steps, *arguments)
+            self.begin(steps, *arguments)
+
+        def ended(_: object) -> None:
+            if task.cancelled(): task.get_loop().call_later(StoreWriter.RETRY, begin_again) # at once, it would outlive a loop that ends
+            else: self.discard(task)
 
         task.add_done_callback(ended)
 
