@@ -8,14 +8,18 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from harness import until
 from test_web import api, by_user, count, look, shout, spin
 from web_kit import problem
 
 from cjm_worker_protocols.core.jobs import Job
 from cjm_worker_protocols.web import app as web_app
+from cjm_worker_protocols.web import documents as web_documents
+from cjm_worker_protocols.web import results as web_results
 from cjm_worker_protocols.web import uploads as web_uploads
-from cjm_worker_protocols.web.documents import ResultViews, job_details
+from cjm_worker_protocols.web.documents import BLOCK, INLINE, ResultViews, encode_json, job_details, json_blocks, json_parts, room_after
 from cjm_worker_protocols.web.files import SAFE, with_safe_headers
 from cjm_worker_protocols.web.streams import OpenRequests
 
@@ -174,6 +178,61 @@ async def test_results_that_are_odd_are_seen_at_once() -> None:
         assert time.process_time() - begun < 1.5
 
 
+def nested(value: Any, levels: int) -> Any:
+    """A list that holds a list that holds a list."""
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(nested(list(range(200_000)), 800), id="deep"),
+        pytest.param([10**4299 + n for n in range(300)], id="long numbers"),
+        pytest.param({"a": ["é" * 3_000_000, {"b": "a" * 3_000_000}]}, id="texts within"),
+        pytest.param({f"key {n}": {"n": n, "x": n / 3} for n in range(50_000)}, id="records"),
+    ],
+)
+async def test_no_block_of_a_large_result_takes_long(value: Any) -> None:
+    """However deep it is and whatever it holds: all is made, in blocks that are small, in about the time that encoding takes at best."""
+    job = Job("odd")
+    job.result, job.status, begun = value, "completed", time.process_time()
+    view = await ResultViews().of(job)
+    blocks = [block async for block in json_blocks(value)]
+    assert time.process_time() - begun < 5
+    assert "".join(blocks) == encode_json(value) and view.size == sum(map(len, blocks)) and not view.text
+    assert max(map(len, blocks)) <= 13 * BLOCK and len(blocks) > 10
+
+
+SIMPLE = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+
+
+@settings(max_examples=40)
+@given(st.recursive(SIMPLE, lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner)))
+def test_json_in_parts_is_the_same(value: Any) -> None:
+    """As at once, wherever it is parted."""
+    for size in (1, 10, 40, 200):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(web_documents, "BLOCK", size)
+            assert "".join(json_parts(value)) == encode_json(value)
+
+
+def test_numbers_that_take_long_to_write_are_not_short() -> None:
+    """The time for a number's decimals grows by their square; a result of them is made in blocks, though its JSON is not long."""
+    assert room_after([10**4299] * 100) < 0 <= room_after([10**100] * 3000)
+    assert len(encode_json([10**4299] * 100)) < INLINE
+
+
+async def test_values_that_no_json_holds_have_none_in_parts() -> None:
+    """Such as one that holds itself within something large, and one nested too deep."""
+    around: "dict[str, Any]" = {"a": list(range(20_000))}
+    around["b"] = {"around": around}
+    for wrong in (around, nested("a" * 2 * BLOCK, 1100), [*range(20_000), {1}]):
+        with pytest.raises((ValueError, TypeError)):
+            "".join(json_parts(wrong))
+
+
 async def test_a_large_result_leaves_the_loop_to_others() -> None:
     """Its job says how large it is, once counted, and `/result` sends it; in the meantime the loop turns again and again."""
     turns = 0
@@ -196,6 +255,10 @@ async def test_a_large_result_leaves_the_loop_to_others() -> None:
             assert sent.text == expected and sent.headers["content-length"] == str(len(expected)) and turns > 10
             shown = (await client.get(f"api/jobs/{job.id}")).json()
             assert shown["result"] is None and (shown["result_type"]["kind"], shown["result_type"]["size"]) == ("json", len(expected))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(web_results, "json_blocks")
+            head = await client.head(f"api/jobs/{job.id}/result")
+        assert head.headers.items() == sent.headers.items() - {("date", sent.headers["date"])} | {("date", head.headers["date"])}
         job = await client.start("large", "?wait=true", what="a set within")
         assert job["result_type"] == {"kind": "object", "type": "list", "size": 0, "media_type": None}
         assert problem(await client.get(f"api/jobs/{job['id']}/result"))[:2] == (406, "not-json")

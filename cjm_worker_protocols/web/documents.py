@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -21,13 +22,15 @@ from ..managers.views import WorkerView
 INLINE = 1 << 20  # Characters of JSON of a result that is part of its job's document
 STATUSES = ("pending", "running", *sorted(ENDS))
 BLOCK = 1 << 16  # Characters of JSON that are made at once, which takes about a millisecond
+TURN = 0.005  # Seconds after which the loop serves others
+DEEPEST = 1000  # Values within each other, at most, as Python's own encoder has it
 IMAGES = {  # By first bytes
     b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF87a": "image/gif", b"GIF89a": "image/gif"}
 
 # %% auto #0
-__all__ = ['INLINE', 'STATUSES', 'BLOCK', 'IMAGES', 'encode_json', 'TIMES', 'FACTS', 'media_type', 'ResultView', 'is_short',
-           'view_result', 'json_blocks', 'ResultViews', 'error_of', 'job_document', 'job_details', 'counts_document',
-           'worker_document']
+__all__ = ['INLINE', 'STATUSES', 'BLOCK', 'TURN', 'DEEPEST', 'IMAGES', 'encode_json', 'TIMES', 'FACTS', 'media_type',
+           'ResultView', 'room_after', 'view_result', 'json_parts', 'json_blocks', 'ResultViews', 'error_of',
+           'job_document', 'job_details', 'counts_document', 'worker_document']
 
 # %% ../../nbs/web/documents.ipynb #7f6d0f6d
 def media_type(
@@ -53,25 +56,28 @@ class ResultView(NamedTuple):
 _encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 encode_json = _encoder.encode # json.dumps would make an encoder for each call
 
-def is_short(
+def room_after(
     value: Any, # Anything
-    limit: int = INLINE # Characters, about
-) -> bool: # False for one whose JSON is longer
-    """Estimate whether a value's JSON is short.
+    room: int = INLINE # Characters, about
+) -> int: # Negative when they are too few
+    """Estimate what a value's JSON leaves of some room.
 
-    As soon as it is not, the rest of the value is not looked at."""
+    As soon as there is none, the rest of the value is not looked at."""
     found = [value]
-    while found:
+    while found and room >= 0:
         item = found.pop()
-        limit -= 8 + len(item) if isinstance(item, (str, bytes, list, tuple, dict, set, frozenset)) else 8
-        if limit < 0: return False
-        if isinstance(item, (list, tuple, dict, set, frozenset)): found += item
-        if isinstance(item, dict): found += item.values()
-    return True
+        room -= 8
+        if isinstance(item, int): room -= int.bit_length(item) ** 2 >> 14 # its decimals take time by their square
+        elif isinstance(item, (str, bytes, list, tuple, dict, set, frozenset)):
+            room -= len(item)
+            if room < 0 or isinstance(item, (str, bytes)): continue
+            found += item
+            if isinstance(item, dict): found += item.values()
+    return room
 
 # %% ../../nbs/web/documents.ipynb #9771a7ca
 def _view_object(value: Any) -> ResultView:
-    try: size = len(repr(value)) if is_short(value, BLOCK) else 0
+    try: size = len(repr(value)) if room_after(value, BLOCK) >= 0 else 0
     except Exception: size = 0 # it may raise anything
     return ResultView("object", type(value).__name__, size)
 
@@ -97,20 +103,58 @@ def _view_file(value: os.PathLike[Any], name: str) -> ResultView:
     except OSError: return ResultView("file", name, 0, "application/octet-stream")
 
 # %% ../../nbs/web/documents.ipynb #d0ca4139
+def _split(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> Iterator[str | tuple[Any]]:
+    "Write JSON, of small items together; give each large one, whose JSON is missing, as a tuple."
+    keyed, before, room, small = isinstance(value, dict), "", BLOCK, list[Any]()
+    yield "{" if keyed else "["
+    for item in value.items() if isinstance(value, dict) else value:
+        if (room := room_after(item, room)) < 0 and small:
+            yield before + encode_json(dict(small) if keyed else small)[1:-1]
+            before, small, room = ",", [], room_after(item, BLOCK)
+        if room < 0:
+            yield before + encode_json({item[0]: 0})[1:-2] if keyed else before
+            yield (item[1] if keyed else item,)
+            before, room = ",", BLOCK
+        else: small.append(item)
+    if small: yield before + encode_json(dict(small) if keyed else small)[1:-1]
+    yield "}" if keyed else "]"
+
+def _split_text(value: str) -> Iterator[str]:
+    return chain('"', (encode_json(value[start:start + BLOCK])[1:-1] for start in range(0, len(value), BLOCK)), '"')
+
+def json_parts(
+    value: Any # A result
+) -> Iterator[str]: # Parts of JSON
+    """Write JSON in parts, each of which is made quickly.
+
+    That holds however large and deep the value is. Raises what encoding raises."""
+    within, found = dict[int, Iterator[str | tuple[Any]]](), value # by the ids of the values
+    while True:
+        if id(found) in within or len(within) == DEEPEST: raise ValueError("the value holds itself, or is nested too deep")
+        if isinstance(found, str): yield from _split_text(found)
+        elif isinstance(found, (list, tuple, dict)): within[id(found)] = _split(found)
+        else: yield encode_json(found)
+        while within:
+            if (part := next(next(reversed(within.values())), None)) is None: within.popitem()
+            elif isinstance(part, str): yield part
+            else: break
+        else: return
+        (found,) = part
+
+# %% ../../nbs/web/documents.ipynb #ab66b6d8
 async def json_blocks(
     value: Any # A result
 ) -> AsyncGenerator[str, None]: # Blocks of JSON
     """Write JSON in blocks, and let the loop serve others in between.
 
     Raises what encoding raises."""
-    block, size = list[str](), 0
-    text = (encode_json(value[start:start + BLOCK])[1:-1] for start in range(0, len(value), BLOCK))
-    for part in chain('"', text, '"') if isinstance(value, str) else _encoder.iterencode(value):
+    block, size, turn = list[str](), 0, time.monotonic() + TURN
+    for part in json_parts(value):
         block.append(part)
-        if (size := size + len(part)) < BLOCK: continue
+        if (size := size + len(part)) < BLOCK and time.monotonic() < turn: continue
         yield "".join(block)
-        block, size = [], 0
         await asyncio.sleep(0)
+        block, size, turn = [], 0, time.monotonic() + TURN
     yield "".join(block)
 
 # %% ../../nbs/web/documents.ipynb #e28bb271
@@ -128,7 +172,7 @@ class ResultViews:
         if not isinstance(value, (str, list, tuple, dict)): return view_result(value)
         size = 0
         try:
-            if is_short(value): return view_result(value)
+            if room_after(value) >= 0: return view_result(value)
             async for block in json_blocks(value): size += len(block)
             view = ResultView("json", type(value).__name__, size)
         except Exception: view = _view_object(value)

@@ -273,7 +273,7 @@ class JobOutputs:
         "`GET /api/jobs/{id}/result`"
         job = await self.visible.find(call.access, call.job_id)
         allowed = [*self.allow_paths, *self.uploads.folders(job)]
-        return await result_response(job, self.views.results, allowed, self.uploads.root.path)
+        return await result_response(job, self.views.results, allowed, self.uploads.root.path, call.request.method == "HEAD")
 
     async def _stream(self, call: ApiCall) -> ASGIApp:
         "`GET /api/jobs/{id}/stream`"

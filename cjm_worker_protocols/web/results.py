@@ -38,14 +38,15 @@ async def result_response(
     job: Job, # A job
     views: ResultViews, # Looks at its result
     allowed: Paths, # Files and folders that may be sent
-    uploads: Path | None = None # Where uploads of all jobs are kept, which `allowed` does not open
+    uploads: Path | None = None, # Where uploads of all jobs are kept, which `allowed` does not open
+    head: bool = False # Whether only the headers are wanted, which spares the JSON of a large one
 ) -> ASGIApp: # The response
     """Answer with a result.
 
     :raises Problem: when there is none, or JSON cannot hold it."""
     if job.status != "completed": raise Problem(409, "no-result", f"The job is {job.status}.", error=error_of(job, False))
     view = await views.of(job)
-    if view.kind == "json": return _json_response(job.result, view)
+    if view.kind == "json": return _json_response(job.result, view, head)
     if view.kind == "object":
         counted = f"; its repr has {view.size} characters" if view.size else ""
         raise Problem(406, "not-json", f"JSON cannot hold a {view.type}{counted}.", result={"type": view.type, "size": view.size})
@@ -54,9 +55,9 @@ async def result_response(
         return Response(bytes(job.result), 200, headers, view.media_type)
     return _file_response(job.result, view, allowed, uploads)
 
-def _json_response(result: Any, view: ResultView) -> ASGIApp:
+def _json_response(result: Any, view: ResultView, head: bool) -> ASGIApp:
     headers = {"cache-control": "no-store", "content-length": str(view.size)} # encode_json writes nothing but ASCII
-    if view.text: return Response(view.text, 200, headers, "application/json")
+    if view.text or head: return Response(view.text, 200, headers, "application/json")
     return StreamingResponse(json_blocks(result), 200, headers, "application/json")
 
 def _file_response(result: Any, view: ResultView, allowed: Paths, uploads: Path | None) -> ASGIApp:
