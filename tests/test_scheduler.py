@@ -229,6 +229,26 @@ def test_owners_take_turns() -> None:
     assert after[:5] in (["bob", None, "ann", "bob", "ann"], ["bob", "ann", None, "bob", "ann"])
 
 
+def test_a_job_sent_ahead_goes_back_when_one_of_its_owner_has_been_passed_for_long() -> None:
+    """Ann's second job needs another plugin. While Bob's long job runs, patience with Ann's younger one ends, although Bob's next is first in line."""
+    ann, bob = Asked("A", owner="ann"), Asked("A", owner="bob")
+    asked = [ann, Asked("B", owner="ann"), bob, ann, bob._replace(seconds=3.0), ann, bob, ann]
+    assert [start.n for start in play(asked, swap_patience=1.0)[0]] == [0, 2, 3, 4, 1, 6, 5, 7]
+
+
+def test_a_turn_that_comes_back_counts_for_all_plugins_of_its_owner() -> None:
+    """Ann's second job was sent ahead and is taken back: her first one, of another plugin, comes before it, and before Bob's."""
+    queue, (first, second, other) = JobQueue(), (a_ticket(1, "C", 0, "ann"), a_ticket(2, "B", 0, "ann"), a_ticket(3, "C", 0, "bob"))
+    for ticket in (first, second, other):
+        queue.push(ticket)
+    queue.take(second)
+    turn = queue.next()
+    assert turn is not None and turn.ticket is other
+    queue.push(second)
+    turn = queue.next()
+    assert turn is not None and turn.ticket is first
+
+
 def test_a_hundred_new_owners_do_not_make_a_hundred_loads() -> None:
     """The first job of a new owner may pass like any other."""
     asked = [Asked("AB"[n % 2], owner=str(n), seconds=0.01) for n in range(100)]

@@ -10,7 +10,6 @@ import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import NamedTuple, Union
 
 from .tickets import LateTickets, Waiting
@@ -70,20 +69,14 @@ class Share:
         return False # two keys are equal only if one belongs to a share that is gone, so their order does not matter
 
     def add(self,
-        place: int, # Of a job
-        by: int # 1 for one more, -1 for one less
+        places: Sequence[int], # Of jobs
+        by: int # 1 for each one more, -1 for each one less
     ) -> None:
-        "Count a job."
-        self.count += by
-        if not (now := self.blocks.get(place // BLOCK, 0) + by): del self.blocks[place // BLOCK]
-        else: self.blocks[place // BLOCK] = now
-
-    def add_all(self,
-        places: Sequence[int] # Of jobs
-    ) -> None:
-        "Count many jobs."
-        self.count += len(places)
-        for block, count in Counter([place // BLOCK for place in places]).items(): self.blocks[block] = self.blocks.get(block, 0) + count
+        "Count jobs."
+        self.count += by * len(places)
+        for place in places:
+            if not (now := self.blocks.get(place // BLOCK, 0) + by): del self.blocks[place // BLOCK]
+            else: self.blocks[place // BLOCK] = now
 
 # %% ../../nbs/managers/queue.ipynb #a79a6bda
 ShareName = tuple[int, Union[str, None]]  # The priority, and the owner
@@ -131,8 +124,6 @@ class Stack:
 # %% ../../nbs/managers/queue.ipynb #316ba855
 class Stacks:
     "The stacks of one line, in order."
-    SHOWN = 100  # Jobs of each that `some` lists
-
     def __init__(self) -> None:
         self.count = 0  # Jobs
         self.stacks: dict[Share, Stack] = {}
@@ -149,10 +140,15 @@ class Stacks:
         if stack is None: stack = self.stacks[share] = Stack()
         self.count, stack.count = self.count + count, stack.count + count
         heapq.heappush(stack.heap, (ticket.place, ticket))
-        key = -share.priority, share.turn, stack.head().place, share
-        if stack.key is not None and stack.key <= key: return
-        stack.key = key
-        heapq.heappush(self._keys, key)
+        self.move_up(share)
+
+    def move_up(self,
+        share: Share # It may have an older job in line, or its turn back
+    ) -> None:
+        "Let a share come as early as it may."
+        if (turn := self.first_of(share)) is not None and ((stack := self.stacks[share]).key is None or turn.key < stack.key):
+            stack.key = turn.key
+            heapq.heappush(self._keys, turn.key)
 
     def discard(self,
         ticket: Ticket, # A job in this line
@@ -191,14 +187,11 @@ class Stacks:
         head = stack.head()
         return Turn((-share.priority, share.turn, head.place, share), head)
 
-    def some(self) -> list[Ticket]: # Those that are nearest to the front
-        "List some of the jobs."
-        entries = [entry for stack in self.stacks.values() for entry in stack.heap[:self.SHOWN]]
-        return [ticket for place, ticket in entries if isinstance(ticket, Ticket) and ticket.queued == place]
-
 # %% ../../nbs/managers/queue.ipynb #521e7af3
 class Line(Stacks):
     "The jobs of one plugin and one placement that wait."
+    SHOWN = 100  # Jobs of each share that `some` lists
+
     def __init__(self,
         key: LineKey # Of its jobs
     ):
@@ -216,6 +209,11 @@ class Line(Stacks):
         turn = self.first()
         if turn is None: raise IndexError("no job is in this line")
         return turn.ticket
+
+    def some(self) -> list[Ticket]: # Those that are nearest to the front
+        "List some of the jobs."
+        entries = [entry for stack in self.stacks.values() for entry in stack.heap[:self.SHOWN]]
+        return [ticket for place, ticket in entries if isinstance(ticket, Ticket) and ticket.queued == place]
 
 # %% ../../nbs/managers/queue.ipynb #eee25429
 class Turns:
@@ -239,9 +237,8 @@ class Turns:
         if share is None:
             turn = self._served if ticket.share == self._last else self._served - 1
             share = self.shares[ticket.share] = Share(*ticket.share, self._ahead.get(ticket.share, turn))
-        if isinstance(ticket, Ticket) and ticket.turn is not None:
-            share.turn, ticket.turn, ticket.on_begin = min(share.turn, ticket.turn), None, None
-        share.add(ticket.place, 1) if len(places) == 1 else share.add_all(places)
+        if isinstance(ticket, Ticket) and ticket.turn is not None: share.turn, ticket.turn = min(share.turn, ticket.turn), None
+        share.add(places, 1)
         self.waiting[share.owner] += len(places)
         return share
 
@@ -250,7 +247,7 @@ class Turns:
     ) -> Share: # Its share
         "Count a job that goes out of line."
         share = self.shares[ticket.share]
-        share.add(ticket.queued, -1)
+        share.add((ticket.queued,), -1)
         if not share.count: del self.shares[ticket.share]
         self.waiting[share.owner] -= 1
         if not self.waiting[share.owner]: del self.waiting[share.owner]
@@ -307,14 +304,14 @@ class Passing:
     def __init__(self) -> None:
         self._new: dict[int, Passes] = {}  # By the first jobs of new shares, by priority
 
-    def passes(self,
-        ticket: Ticket, # A job that is taken
-        share: Share, # Its share
-        over: Turn # The older job that comes first
+    def note(self,
+        ticket: Ticket, # A job that a worker has begun
+        over: Turn, # The older job that came first
+        now: float # The time
     ) -> None:
-        "Note, as soon as a worker begins the job, that it has passed another."
-        passes = share.passes if over.share is share else self._new.setdefault(share.priority, Passes())
-        ticket.on_begin = partial(passes.note, ticket.place, over.ticket.place)
+        "Note that a job has passed another."
+        mine = over.share.owner == ticket.job.owner
+        (over.share.passes if mine else self._new.setdefault(over.share.priority, Passes())).note(ticket.place, over.ticket.place, now)
 
     def time(self,
         turn: Turn, # A job that waits
@@ -334,6 +331,7 @@ class Passing:
         "Decide whether a job that was taken out of line may still go before another."
         share, job = turn.share, ticket.job
         if job.priority != share.priority: return job.priority > share.priority
+        if ticket.over is not None and ticket.over.ticket.queued and self.time(ticket.over, now) >= patience: return False
         mine = job.owner == share.owner
         before = share.turn if mine or ticket.turn is None else ticket.turn
         if (before, ticket.place) < turn.key[1:3]: return True
@@ -369,7 +367,9 @@ class JobQueue:
         places, line = places or (ticket.place,), self.lines.get(ticket.line)
         if line is None: line = self.lines[ticket.line] = Line(ticket.line)
         self.tickets.update(dict.fromkeys(places, ticket))
-        line.push(ticket, self.turns.enter(ticket, places), len(places))
+        share = self.turns.enter(ticket, places)
+        line.push(ticket, share, len(places))
+        for other in self.lines.values() if ticket.start else (): other.move_up(share) # its owner may have the turn back
         return line
 
     def discard(self,
@@ -387,7 +387,7 @@ class JobQueue:
     ) -> Ticket: # The same job
         "Take a job out of line, and use its owner's turn."
         self.turns.take(ticket)
-        if over is not None: self.passing.passes(ticket, self.turns.shares[ticket.share], over)
+        ticket.over = over
         self._remove(ticket)
         return ticket
 
@@ -406,8 +406,8 @@ class JobQueue:
 
         Only now does it count as having passed other jobs."""
         self.turns.began(ticket)
-        if ticket.on_begin is not None: ticket.on_begin(clock())
-        ticket.on_begin, ticket.blocked = None, ""
+        if ticket.over is not None: self.passing.note(ticket, ticket.over, clock())
+        ticket.over, ticket.blocked = None, ""
 
     def next(self,
         left: Container[LineKey] = (), # Lines to leave out

@@ -17,6 +17,7 @@ from ..engines.base import Exit
 if TYPE_CHECKING:
     from cjm_worker_protocols.managers.given import PresentJob
     from cjm_worker_protocols.managers.proxy import WorkerProxy
+    from cjm_worker_protocols.managers.queue import Turn
     from cjm_worker_protocols.managers.requests import Signature
 
 # %% auto #0
@@ -33,7 +34,7 @@ class Ticket:
     queued = 0  # The place under which it is in line; 0 when it is not
     turn: int | None = None  # Its owner's turn before it was taken out of line, until a worker begins it
     start = 0  # Its owner's turn after it was taken
-    on_begin: Callable[[float], None] | None = None  # Called with the time when a worker begins it
+    over: Turn | None = None  # The older job that it passes because its plugin is loaded, until a worker begins it
 
     def __init__(self,
         job: Job, # The job
