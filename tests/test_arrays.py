@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from harness import end, finish, first_chunk, manager, said_json, script, until
+from harness import end, finish, first_chunk, gone, manager, said_json, script, until
 
 from cjm_worker_protocols import JobError
 from cjm_worker_protocols.core import segments
@@ -207,6 +207,162 @@ async def test_memory_is_shared_from_a_size_on_and_goes_with_the_last_reference(
         del part
         assert segments_of() == (0, 0)
         await until(lambda: segments_of(pid) == (0, 0))
+
+
+def lies_in_segment(memory: Any) -> bool:
+    """Whether an array's or another buffer's memory lies in a mapped segment."""
+    at = np.frombuffer(memory, np.uint8).__array_interface__["data"][0]
+    spans = [line.split()[0].split("-") for line in open("/proc/self/maps") if "memfd:cjm-worker-protocols" in line]
+    return any(int(first, 16) <= at < int(last, 16) for first, last in spans)
+
+
+def parts_of(value: Any) -> "list[Any]":
+    """The memory of what people pass."""
+    if hasattr(value, "itercolumns"):  # Arrow
+        return [buffer for column in value.itercolumns() for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None]
+    if hasattr(value, "items") and not isinstance(value, dict):  # pandas
+        return [column.to_numpy() for _, column in value.items()]
+    return [value]
+
+
+async def test_arrays_tables_and_buffers_are_mapped_both_ways_and_as_chunks() -> None:
+    """Their memory is the segment itself, in the worker and here; that of `bytes` is a copy."""
+    import pandas
+    import pyarrow
+
+    def look(value: Any) -> "Iterator[Any]":
+        from test_arrays import lies_in_segment, parts_of
+
+        found = [lies_in_segment(part) for part in parts_of(value)]
+        back = pickle.PickleBuffer(value) if isinstance(value, memoryview) else value
+        yield back
+        return found, back
+
+    frame = pandas.DataFrame({"a": np.arange(LEAST // 8), "b": np.arange(LEAST // 8) / 2})
+    table = pyarrow.table({"a": np.arange(LEAST // 8), "b": np.arange(LEAST // 8) / 2})
+    sent = {"numpy": array(LEAST), "pandas": frame, "arrow": table, "buffer": pickle.PickleBuffer(bytearray(LEAST)), "bytes": bytes(LEAST)}
+    async with manager(look, supports_streaming=True) as m:
+        for name, value in sent.items():
+            job = await m.start_job("look", value=value)
+            (chunk,) = [chunk async for chunk in job.stream()]
+            found, result = await job
+            here = [lies_in_segment(part) for came in (chunk, result) for part in parts_of(came)]
+            assert {*found, *here} == {name != "bytes"}, (name, found, here)
+
+
+async def test_no_child_of_either_process_gets_a_segment() -> None:
+    """Descriptors close on exec, those that were made and those that came."""
+
+    def look(value: Any) -> "tuple[bool, Any]":
+        return all(not os.get_inheritable(fd) for fd in fds_of_segments()), value
+
+    def fds_of_segments() -> "list[int]":
+        return [int(fd) for fd in os.listdir("/proc/self/fd") if "memfd:cjm" in _link(fd)]
+
+    def _link(fd: str) -> str:
+        try:
+            return os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            return ""
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        made = write_segment([bytes(LEAST)], LEAST)
+        assert made is not None and SegmentSocket(ours).send(made)
+        came = SegmentSocket(theirs).receive(LEAST)
+        assert not os.get_inheritable(made.fd) and not os.get_inheritable(came.fd)
+        del made, came
+    async with manager(look) as m:
+        jobs = [await m.start_job("look", value=array(LEAST)) for _ in range(4)]
+        assert fds_of_segments() and not any(map(os.get_inheritable, fds_of_segments()))
+        assert [(await job)[0] for job in jobs] == [True] * 4
+
+
+async def test_a_segment_is_never_used_again() -> None:
+    """Each value has memory of its own, also when the one before is gone."""
+
+    def look(value: Any) -> Any:
+        return value
+
+    async with manager(look) as m:
+        kept = []
+        for n in range(5):
+            kept.append(await (await m.start_job("look", value=np.full(LEAST, n, np.uint8))))
+            m.clear_completed_jobs()
+        files = [line.split()[4] for line in open("/proc/self/maps") if "memfd:cjm-worker-protocols" in line]
+        assert len(set(files)) == 5 and [int(came[-1]) for came in kept] == list(range(5))
+
+
+@pytest.mark.parametrize("how", ["absent", "refused"])
+async def test_without_shared_memory_values_take_the_socket(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no memfd, as on macOS, or where a sandbox refuses it: in this process and in the worker."""
+
+    class Without:
+        def load(self, config: Any) -> None:
+            import os
+
+            def refuse(*_: Any) -> int:
+                raise OSError(38, "Function not implemented")
+
+            if config["how"] == "absent":
+                del os.memfd_create
+            else:
+                os.memfd_create = refuse
+
+        def run(self, value: Any) -> "Iterator[Any]":
+            yield value
+            return open("/proc/self/maps").read().count("memfd:cjm-worker-protocols"), value
+
+    def refuse(*_: Any) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.delattr(os, "memfd_create") if how == "absent" else monkeypatch.setattr(os, "memfd_create", refuse)
+    async with manager(Without, supports_streaming=True) as m:
+        await m.reload_plugin("Without", {"how": how})
+        job = await m.start_job("Without", value=array(3 * LEAST))
+        (chunk,) = [chunk async for chunk in job.stream()]
+        mapped, result = await job
+        assert mapped == 0 and segments_of() == (0, 0)
+        assert np.array_equal(chunk, array(3 * LEAST)) and np.array_equal(result, array(3 * LEAST))
+
+
+KILLED = """
+import asyncio, json
+import numpy as np
+from harness import manager
+
+def frames(value):
+    while True: yield value
+
+async def main():
+    async with manager(frames, supports_streaming=True, max_workers=2) as m:
+        jobs = [await m.start_job("frames", value=np.ones(20_000_000, np.uint8)) for _ in range(6)]
+        streams = [job.stream() for job in jobs[:2]]
+        kept = [await stream.__anext__() for stream in streams]
+        print(json.dumps([job.worker_pid for job in jobs[:2]]), flush=True)
+        for stream in streams:
+            async for chunk in stream: kept.append(chunk)
+
+asyncio.run(main())
+"""
+
+
+def names_of_memory(pid: int) -> "set[str]":
+    """The files of memory that a process has mapped or open: anonymous ones are deleted from the start."""
+    maps = [line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+    return {name.strip() for name in (*maps, *links) if "/dev/shm" in name or "memfd" in name}
+
+
+def test_an_app_that_is_killed_leaves_no_shared_memory(tmp_path: Path) -> None:
+    """With parameters that wait, chunks on their way and chunks that it keeps: no memory has a name, and all who have it end."""
+    with script(tmp_path / "killed.py", KILLED) as process:
+        pids = said_json(process, 30)
+        assert segments_of(process.pid)[1] and segments_of(pids[0])[0]
+        for pid in (process.pid, *pids):
+            assert names_of_memory(pid) == {"/memfd:cjm-worker-protocols (deleted)"}
+        process.kill()
+        assert gone([process.pid, *pids], 10)
 
 
 async def test_a_job_that_runs_again_gets_its_arrays_again() -> None:

@@ -230,7 +230,7 @@ def test_owners_take_turns() -> None:
 
 
 def test_a_job_sent_ahead_goes_back_when_one_of_its_owner_has_been_passed_for_long() -> None:
-    """Ann's second job needs another plugin. While Bob's long job runs, patience with Ann's younger one ends, although Bob's next is first in line."""
+    """While a long job of Bob runs, patience with it ends, although another job of Bob is the first in line."""
     ann, bob = Asked("A", owner="ann"), Asked("A", owner="bob")
     asked = [ann, Asked("B", owner="ann"), bob, ann, bob._replace(seconds=3.0), ann, bob, ann]
     assert [start.n for start in play(asked, swap_patience=1.0)[0]] == [0, 2, 3, 4, 1, 6, 5, 7]
