@@ -207,6 +207,23 @@ def not_a_catalog() -> int:
     return 42
 
 
+class OneAtATime:
+    """A plugin of which one job may run at a time."""
+
+    concurrency = 1
+
+    def run(self, seconds: float) -> "tuple[float, float]":
+        """Say when it began and when it ended."""
+        began = time.monotonic()
+        time.sleep(seconds)
+        return began, time.monotonic()
+
+
+def one_at_a_time() -> "dict[str, Any]":
+    """A loader that a manager knows by its name alone."""
+    return {"large": OneAtATime}
+
+
 class PluginData:
     """What a plugin manager knows of a plugin."""
 

@@ -6,9 +6,10 @@ from collections import Counter, defaultdict
 from typing import Any, NamedTuple
 
 import pytest
-from harness import end, first_chunk, manager
+from harness import end, first_chunk, manager, until
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sample_plugins import OneAtATime
 from simulation.clock import VirtualLoop
 
 from cjm_worker_protocols import BaseJobManager, JobManager, WorkerConfig
@@ -377,26 +378,11 @@ def test_passes_know_the_first_of_each(passing: "list[int]") -> None:
 # With real processes
 
 
-class Large:
-    """A plugin of which one job may run at a time."""
-
-    concurrency = 1
-
-    def run(self, seconds: float) -> "tuple[float, float]":
-        """Say when it began and when it ended."""
-        import time
-
-        began = time.monotonic()
-        time.sleep(seconds)
-        return began, time.monotonic()
-
-
 async def test_as_many_jobs_of_a_plugin_run_as_its_class_says() -> None:
     """`concurrency` of the class holds over all workers."""
-    async with JobManager("test", "tests", plugins={"large": Large}, worker_config=WorkerConfig(max_workers=3)) as m:
-        spans = [await job for job in [await m.start_job("large", seconds=0.05) for _ in range(6)]]
-    spans.sort()
-    assert all(ended <= began for (_, ended), (began, _) in zip(spans, spans[1:]))
+    async with JobManager("test", "tests", plugins={"large": OneAtATime}, worker_config=WorkerConfig(max_workers=3)) as m:
+        found = sorted([await job for job in [await m.start_job("large", seconds=0.05) for _ in range(6)]])
+    assert all(ended <= began for (_, ended), (began, _) in zip(found, found[1:]))
 
 
 async def test_a_config_limits_a_plugin_too_and_is_checked() -> None:
@@ -407,6 +393,91 @@ async def test_a_config_limits_a_plugin_too_and_is_checked() -> None:
             await m.start_job("echo", x=1)
         await m.reload_plugin("echo", {"concurrency": 1})
         assert await (await m.start_job("echo", x=1)) == 1
+
+
+class Registry:
+    """Plugins with a config."""
+
+    def __init__(self, **config: Any) -> None:
+        self.config = config
+
+    def get_plugins_by_category(self, category: Any) -> "list[Any]":
+        return []
+
+    def get_plugin(self, plugin_id: str) -> Any:
+        return {"id": plugin_id, "name": plugin_id}
+
+    def load_plugin_config(self, plugin_id: str) -> "dict[str, Any]":
+        return dict(self.config)
+
+
+def spans(seconds: float) -> "tuple[float, float]":
+    """Say when it began and when it ended."""
+    import time
+
+    began = time.monotonic()
+    time.sleep(seconds)
+    return began, time.monotonic()
+
+
+class Elsewhere(BaseJobManager):
+    """A manager that does not have its plugins' classes: only its workers import them."""
+
+    def get_plugin_loader(self) -> Any:
+        return "sample_plugins:one_at_a_time"
+
+
+@pytest.mark.parametrize("where", ["config", "config over class", "class that only workers have"])
+async def test_concurrency_holds_over_all_workers(where: str) -> None:
+    """In the config, which counts more than the class; and of a class that the manager never sees, from the first load on."""
+    given: "dict[str, Any]" = {"worker_config": WorkerConfig(max_workers=3, standby=False)}
+    if where == "class that only workers have":
+        m = Elsewhere("test", "tests", **given)
+    else:
+        plugin: Any = spans if where == "config" else type("Wide", (), {"concurrency": 3, "run": staticmethod(spans)})
+        m = JobManager("test", "tests", plugins={"large": plugin}, plugin_registry=Registry(concurrency=1), **given)
+    async with m:
+        if where == "class that only workers have":
+            await (await m.start_job("large", seconds=0))  # from now on it is known
+        found = sorted([await job for job in [await m.start_job("large", seconds=0.05) for _ in range(6)]])
+    assert all(ended <= began for (_, ended), (began, _) in zip(found, found[1:])), found
+
+
+async def test_two_plugins_in_turn_are_loaded_once_each() -> None:
+    """Eight jobs one after the other, with room for two workers, and the standby that a manager has by default."""
+    async with JobManager("test", "tests", plugins=dict.fromkeys("ab", spans), worker_config=WorkerConfig(max_workers=2)) as m:
+        jobs = [await end(await m.start_job(plugin, seconds=0)) for plugin in "abababab"]
+        assert [job.loading_at is not None for job in jobs] == [True, True] + [False] * 6
+        assert len({job.worker_pid for job in jobs}) == 2
+
+
+async def test_an_owner_may_have_so_many_running() -> None:
+    """Over all workers, of which the other owner's jobs may have the second one."""
+    config = WorkerConfig(max_workers=2, max_running_per_owner=1, standby=False)
+    async with JobManager("test", "tests", plugins={"spans": spans}, worker_config=config) as m:
+        jobs = [await m.start_job("spans", seconds=0.05, owner=owner) for owner in ("ann", "bob") * 4]
+        found = [await job for job in jobs]
+    assert all(ended <= began for of in (found[::2], found[1::2]) for (_, ended), (began, _) in zip(of, of[1:]))
+
+
+class Counted(dict[int, Any]):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def get(self, *args: Any) -> Any:
+        self.asked += 1
+        return super().get(*args)
+
+
+def test_a_position_is_cheap_to_find() -> None:
+    """Of the last of 100,000 jobs of three owners, it takes some hundred looks, and not 100,000."""
+    queue, count = JobQueue(), 100_000
+    for place in range(1, count + 1):
+        queue.push(a_ticket(place, "A", owner="abc"[place % 3]))
+    tickets = Counted(queue.tickets)
+    assert position_of(count, queue.turns.shares, tickets) in range(count - 2, count + 1)
+    assert tickets.asked < 300 and sum(len(share.blocks) for share in queue.turns.shares.values()) < 1300
 
 
 async def test_an_owner_may_have_so_many_pending() -> None:
@@ -422,6 +493,31 @@ async def test_an_owner_may_have_so_many_pending() -> None:
         assert [job.position for job in (stuck, *waiting)] == [None, 2, 3, 1]
         await m.cancel_job(stuck.id)
         assert [await job for job in waiting] == [0, 1, 4] and waiting[0].position is None
+
+
+class States:
+    """A resource manager that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.plugins: "list[str | None]" = []
+
+    def register_worker(self, pid: int, worker_type: str) -> None: ...
+    def unregister_worker(self, pid: int) -> None: ...
+
+    def update_worker_state(self, pid: int, **state: Any) -> None:
+        self.plugins.append(state["plugin_id"])
+
+
+async def test_the_resource_manager_is_told_the_plugin_used_last() -> None:
+    """Of several that are loaded; one that is unloaded leaves the other."""
+    states = States()
+    async with manager("echo", "fail", resource_manager=states, loaded_plugins=2) as m:
+        for plugin, given in (("echo", {"x": 1}), ("fail", {}), ("echo", {"x": 1})):
+            await end(await m.start_job(plugin, **given))
+            await until(lambda: states.plugins[-1:] == [plugin])
+        assert await m.unload_plugin("echo")
+        await until(lambda: states.plugins[-1] == "fail")
+        assert [(view.plugin_id, view.loaded) for view in m.workers] == [("fail", ("fail",))]
 
 
 async def test_a_worker_keeps_several_plugins_loaded() -> None:
