@@ -348,6 +348,14 @@ def test_a_finding_about_a_wrapped_object_points_at_that_object() -> None:
     assert {file for file, _ in places} <= {__file__, inspect.getsourcefile(Resources)}
 
 
+def test_annotations_that_only_type_checkers_can_evaluate() -> None:
+    """The kit reads such a signature. From Python 3.14 on they need no quotes, and fail when they are asked for."""
+    unknown, found = "Unknown" if sys.version_info >= (3, 14) else "'Unknown'", {"Registry": Registry}
+    exec(f"class Mine(Registry):\n    def get_plugin(self, key: {unknown}) -> {unknown}: return super().get_plugin(key)", found)
+    fixes = " ".join(finding.fix for finding in check(found["Mine"], "registry").findings)
+    assert "`key` looks like a rename of `plugin_id`" in fixes, fixes
+
+
 # Real implementations
 
 

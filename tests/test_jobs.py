@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import gc
+import importlib
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ from repo import NBS
 from cjm_worker_protocols import BaseJobManager, Job, JobCancelled, JobError, JobManager, WorkerConfig, check_cancel, report_progress
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.worker.context import CancelRequested
+from cjm_worker_protocols.worker.describe import PATH, parameters_of
 
 pytestmark = pytest.mark.filterwarnings("error")
 WORKER_LOG = "cjm_worker_protocols.worker"
@@ -2228,6 +2230,22 @@ def test_a_config_that_cannot_work_is_refused_at_construction(wrong: "dict[str, 
     with pytest.raises(errors.ConfigError) as refusal:
         WorkerConfig(**wrong)
     assert str(refusal.value).startswith(f"{name}: expected ") and f"got {value!r}" in str(refusal.value)
+
+
+async def test_annotations_that_only_type_checkers_can_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin with them is checked, described and run. From Python 3.14 on they need no quotes, and fail when they are asked for."""
+    array, path = ("ndarray", "Path") if sys.version_info >= (3, 14) else ("'ndarray'", "'Path'")
+    (tmp_path / "for_checkers.py").write_text(f"""from typing import TYPE_CHECKING, Optional
+if TYPE_CHECKING: from pathlib import Path; from numpy import ndarray
+def run(audio: {array}, file: Optional[{path}] = None, rate: int = 1) -> {array}: return [audio, rate]
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugin = importlib.import_module("for_checkers").run
+    assert [parameter["schema"] for parameter in parameters_of(plugin)] == [{}, PATH, {"type": "integer"}]
+    async with manager(plugins={"p": plugin}) as m:
+        with pytest.raises(errors.WrongParametersError, match=r"takes: \(audio, file=…, rate=…\)"):
+            await m.start_job("p", sound=1)
+        assert await (await m.start_job("p", audio=2)) == [2, 1]
 
 
 async def test_workers_are_described_while_they_live() -> None:

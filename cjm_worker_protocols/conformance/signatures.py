@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from importlib import import_module
 from itertools import combinations
 from typing import Any
 
@@ -75,13 +77,18 @@ def manager_call(
     return ((), values) if member in BY_NAME else (tuple(values.values()), {})
 
 # %% ../../nbs/conformance/signatures.ipynb #7189d57a
+def _signature(method: Any, form: str = "FORWARDREF", **how: Any) -> inspect.Signature:
+    "A method's signature, also when an annotation is a name that only type checkers import."
+    if sys.version_info >= (3, 14): how["annotation_format"] = import_module("annotationlib").Format[form] # PEP 649
+    return inspect.signature(method, **how)
+
 def astray(
     method: Any, # The implementation's
     args: tuple[Any, ...], # Positional arguments
     given: Values # The values of the call, by their names in the contract
 ) -> str: # Empty when each arrives under its own name, or the signature does not say
     "Find a positional argument that arrives under the name of another."
-    try: bound = inspect.signature(method, follow_wrapped=False).bind_partial(*args).arguments
+    try: bound = _signature(method, follow_wrapped=False).bind_partial(*args).arguments
     except (TypeError, ValueError): return ""
     for name, value in bound.items():
         meant = next((n for n, sample in given.items() if sample is value), name)
@@ -108,7 +115,7 @@ def cause(
 ) -> str: # Empty when the signatures agree, or there is none
     "Say how a method's signature differs from the contract's."
     want = {p.name: p for p in parameters_of(protocol, member)}
-    try: claimed, true = inspect.signature(method), inspect.signature(method, follow_wrapped=False)
+    try: claimed, true = _signature(method), _signature(method, follow_wrapped=False)
     except (TypeError, ValueError): return ""
     if why := _differs(dict(claimed.parameters), want): return why
     return f"the signature that it shows is that of what it wraps; the wrapper takes `{true}`" if claimed != true else ""
@@ -151,7 +158,7 @@ def signature_text(
 ) -> str: # `def get_plugin(self, plugin_id: str) -> Any`
     "Write a method's signature as the contract does."
     function = getattr(protocol, member)
-    text = str(inspect.signature(function)).replace("typing.", "")
+    text = str(_signature(function, "STRING")).replace("typing.", "").replace("'", "")
     return f"{'async ' if inspect.iscoroutinefunction(function) else ''}def {member}{text}"
 
 def mended(

@@ -17,6 +17,7 @@ from ..engines.base import Engine
 from .integrations import RegistryClient
 from .recovery import Plan
 from .requests import Signature, check_reload
+from ..worker.describe import signature
 from ..worker.plugins import PluginTable
 
 _log = logging.getLogger(__name__)
@@ -33,11 +34,11 @@ def signature_of(
     Of a decorated function, it is the wrapper's, not that of the wrapped function."""
     run = plugin if isinstance(plugin, type) or not hasattr(plugin, "run") else plugin.run
     try:
-        if not isinstance(run, type): return inspect.signature(run, follow_wrapped=False)
+        if not isinstance(run, type): return signature(run, follow_wrapped=False)
         run = inspect.getattr_static(run, "run")
-        if isinstance(run, staticmethod): return inspect.signature(run.__func__, follow_wrapped=False)
+        if isinstance(run, staticmethod): return signature(run.__func__, follow_wrapped=False)
         if not inspect.isfunction(run): return None
-        _, *rest = inspect.signature(run, follow_wrapped=False).parameters.values()
+        _, *rest = signature(run, follow_wrapped=False).parameters.values()
         return inspect.Signature(rest)
     except (TypeError, ValueError): return None # as for some functions that are written in C
 

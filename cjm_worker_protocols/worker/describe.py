@@ -11,12 +11,13 @@ import json
 import sys
 import types
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .plugins import Source, check_plugin, unpack
 
 # %% auto #0
-__all__ = ['PATH', 'schema_of', 'parameters_of', 'describe']
+__all__ = ['PATH', 'schema_of', 'signature', 'parameters_of', 'describe']
 
 # %% ../../nbs/worker/describe.ipynb #489577d8
 _NAMES = {bool: "boolean", int: "integer", float: "number", str: "string"}
@@ -28,6 +29,8 @@ def schema_of(
 ) -> dict[str, Any]: # A JSON Schema
     "Describe a type."
     origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    name = getattr(annotation, "__forward_arg__", annotation)
+    if isinstance(name, str): return dict(PATH) if "Path" in name else {}
     if origin is Annotated:
         schema = schema_of(args[0])
         for extra in args[1:]:
@@ -48,10 +51,18 @@ def _one_of(schemas: list[dict[str, Any]]) -> dict[str, Any]:
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 # %% ../../nbs/worker/describe.ipynb #d37f08a8
+def signature(
+    function: Any, # A function
+    **how: Any # As for `inspect.signature`
+) -> inspect.Signature: # With a `ForwardRef` for what cannot be evaluated
+    "Return the signature of a function, also when an annotation cannot be evaluated."
+    if sys.version_info >= (3, 14): how["annotation_format"] = import_module("annotationlib").Format.FORWARDREF # PEP 649
+    return inspect.signature(function, **how)
+
 def _annotations(function: Any) -> dict[str, Any]:
     "Return the annotations of a function, resolved if possible."
     try: return get_type_hints(function, include_extras=True)
-    except Exception: return dict(getattr(function, "__annotations__", {}))
+    except Exception: return {name: param.annotation for name, param in signature(function).parameters.items()}
 
 def _json(value: Any) -> bool:
     try: json.dumps(value, allow_nan=False)
@@ -63,11 +74,10 @@ def parameters_of(
 ) -> list[dict[str, Any]]: # `name`, `kind`, `required`, `schema`, `text`; `default` if JSON can hold it
     "Describe the parameters of a function."
     hints, found = _annotations(function), list[dict[str, Any]]()
-    for name, param in inspect.signature(function).parameters.items():
-        schema = schema_of(hints.get(name, Any))
-        if schema == {} and isinstance(hints.get(name), str) and "Path" in hints[name]: schema = dict(PATH) # it could not be resolved
+    for name, param in signature(function).parameters.items():
         missing = param.default is param.empty
-        facts = {"name": name, "kind": param.kind.name.lower(), "schema": schema, "text": str(param.replace(annotation=param.empty)),
+        facts = {"name": name, "kind": param.kind.name.lower(), "schema": schema_of(hints.get(name, Any)),
+                 "text": str(param.replace(annotation=param.empty)),
                  "required": missing and param.kind not in (param.VAR_POSITIONAL, param.VAR_KEYWORD)}
         if not missing and _json(param.default): facts["default"] = param.default
         found.append(facts)
