@@ -36,6 +36,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Path]":
     yield home
 
 
+def test_a_schema_lies_beside_a_module_of_another_interpreter(tmp_path: Path) -> None:
+    """Its defaults and its secrets hold as in an environment of the app's."""
+    venv.create(tmp_path / "env", symlinks=True)
+    site = next(tmp_path.glob("env/lib/python*/site-packages"))
+    schema = '{"properties": {"beam": {"default": 5}, "token": {"writeOnly": true}}}'
+    (site / "only_whisper").mkdir()
+    (site / "only_whisper/__init__.py").touch()
+    (site / "only_whisper/Whisper.schema.json").write_text(schema)
+    registry = EntryPointRegistry(config={"whisper": {"token": "hush"}})
+    registry.register("whisper", "only_whisper:Whisper", python=str(tmp_path / "env/bin/python"))
+    config = registry.load_plugin_config("whisper")
+    assert config["beam"] == 5 and "hush" not in repr(config)
+    registry.register("gone", "only_whisper:Whisper", python=str(tmp_path / "env/bin/no-python"))
+    assert registry.load_plugin_config("gone") == {}
+
+
 def prefix() -> str:
     """Where a worker's interpreter lives."""
     return sys.prefix

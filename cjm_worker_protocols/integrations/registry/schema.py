@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,7 +21,7 @@ from ...core.masking import Secret
 from .files import read_file
 from .judge import (
     COMBINED, REFERENCES, JsonObject, JudgeError, SchemaReader, copied, declared, items, judge, merged)
-from .scan import InstalledPlugin, RegistryExtraError
+from .scan import InstalledPlugin, RegistryExtraError, import_path_of
 
 JSON_LIMIT, DEPTH_LIMIT = 1 << 20, 100  # The most bytes of a schema or a config, and the most levels of nesting
 
@@ -220,7 +221,7 @@ def schema_file(
     top, *below = module.split(".")
     folders = [os.path.join(plugin.path, top)]
     if not plugin.path:
-        try: spec = find_spec(top)
+        try: spec = PathFinder.find_spec(top, import_path_of(plugin.python)) if plugin.python else find_spec(top)
         except Exception: return None
         folders = [*spec.submodule_search_locations] if spec and spec.submodule_search_locations else []
     for folder in folders:
