@@ -979,6 +979,28 @@ def test_the_managers_level_decides() -> None:
 # By value
 
 
+def test_the_traceback_of_a_plugin_of_a_script_shows_its_lines(tmp_path: Path) -> None:
+    """The worker knows the file of code that was sent by value, for tracebacks, `inspect` and log records."""
+    code = '''\
+import inspect
+from cjm_worker_protocols import JobError, SyncJobManager
+
+def fails():
+    raise ValueError("no such luck")  # this line
+
+def source(): return inspect.getsource(fails)
+
+with SyncJobManager("demo", "demo", plugins={"fails": fails, "source": source}) as manager:
+    print(manager.start_job("source").result())
+    try: manager.start_job("fails").result()
+    except JobError as e: print(e.traceback)
+'''
+    (tmp_path / "script.py").write_text(code)
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    shown = f'  File "{tmp_path}/script.py", line 5, in fails\n    raise ValueError("no such luck")  # this line\n'
+    assert shown in done.stdout and 'def fails():\n    raise' in done.stdout
+
+
 def test_modules_registered_by_value_are_sent_by_value(tmp_path: Path) -> None:
     """`cloudpickle.register_pickle_by_value` is respected for plugins and for parameters."""
     import importlib.util

@@ -13,6 +13,7 @@ from enum import IntEnum
 from functools import cache
 from io import BytesIO
 from itertools import islice
+from types import CodeType
 from typing import Any, NamedTuple
 
 from .errors import ForeignBytecodeError
@@ -55,6 +56,11 @@ LAST_KINDS = frozenset({Kind.RESULT, Kind.FAILED, Kind.CANCELLED})  # one of the
 PLAIN = {bytes, bytearray, str, int, float, bool, type(None)}  # types whose values contain no other objects
 UNPICKLABLE = (pickle.PicklingError, AttributeError, TypeError, ImportError, RecursionError)  # raised by pickle itself; others pass through
 
+def _reduce_code(code: CodeType, reduce: Any) -> Any:
+    "Keep the file of code, for tracebacks and `inspect.getsource`, where cloudpickle writes `<dynamic-code>`."
+    make, given = reduce(code)
+    return make, tuple(code.co_filename if isinstance(part, str) and part == "<dynamic-code>" else part for part in given)
+
 @cache
 def _value_pickler() -> Any:
     "Return a pickler that sends code by value, and notes whether it did; None where cloudpickle is not installed, as for some workers."
@@ -63,6 +69,7 @@ def _value_pickler() -> Any:
     class ValuePickler(cloudpickle.Pickler): # type: ignore[misc]
         by_value = False
         def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, CodeType): return _reduce_code(obj, self.dispatch_table[CodeType])
             found = super().reducer_override(obj)
             self.by_value = self.by_value or found is not NotImplemented
             return found
