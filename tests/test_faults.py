@@ -222,6 +222,19 @@ async def test_an_exit_handler_that_waits_does_not_keep_a_dying_worker() -> None
         await works(m)
 
 
+async def test_a_plugin_that_exits_shows_where() -> None:
+    """`sys.exit` ends the worker, as it ends a program; Python itself would not say where it was called."""
+
+    def leave(code: Any) -> None:
+        sys.exit(code)
+
+    async with manager(plugins={"leave": leave}, backoff_base=0.001) as m:
+        for code in (3, None, "enough"):
+            job = await end(await m.start_job("leave", code=code))
+            assert job.error.category == "crash" and job.error.exit_code == {3: 3, None: 0, "enough": 1}[code]
+            assert "sys.exit(code)\nSystemExit" + f": {code}" * (code is not None) in job.error.stderr_tail
+
+
 async def test_an_idle_worker_that_is_killed_costs_no_job() -> None:
     """A job that starts just after its worker was killed has not run, so it is not failed: it waits for another worker."""
     async with manager("echo", "pid", backoff_base=0.001, max_restarts=100) as m:

@@ -360,7 +360,7 @@ def main(
     try: WorkerLoop(channel, stdio, process.restore).serve()
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
-        if isinstance(e.code, str): _say(e.code, stdio)
+        if code != 128 + signal.SIGTERM: _say(describe(e)[1], stdio) # where a plugin called `sys.exit`
     except BrokenPipeError as e:
         code = 1
         channel.give_up(e)
