@@ -6,6 +6,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -281,7 +282,8 @@ def test_run_has_a_timeout(mine: Path) -> None:
         (("run", "mine:echo", "--timeout", "-1"), "timeout: expected a number above 0"),
         (("run", "not-a-module:x"), "import string 'package.module:name'"),
         (("serve", "--port", "65536"), "--port: expected a number from 0 to 65535 (got 65536)"),
-        (("serve", "mine:shout"), "mine:shout: the function that makes the manager raised TypeError: "),
+        (("serve", "mine:shout"), "mine:shout: expected a job manager, or a function that returns one (got <function shout at "),
+        (("serve", "mine:shout"), ", which raised TypeError: "),
         (("serve", "--host", ""), "--host: expected a name or an address of this machine (got '')"),
     ],
 )
@@ -290,6 +292,15 @@ def test_a_wrong_command_line_makes_exit_code_2(args: "tuple[str, ...]", message
     done = cli(*args, cwd=mine)
     assert done.returncode == 2 and done.stdout == "" and message in done.stderr, said(done)
     assert done.stderr.startswith("usage: cjm-workers") and "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    """And so is what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = cli("serve", "--port", str(port), cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith("cjm-workers: cannot listen: Address already in use"), said(done)
+    assert f"('127.0.0.1', {port})" in done.stderr and "port 0 is any free one" in done.stderr
 
 
 @pytest.mark.parametrize("args", [("--help",), ("demo", "--help"), ("run", "--help"), ("plugins", "--help"), ("--version",)])
@@ -353,11 +364,11 @@ def test_plugins_lists_what_is_installed_and_what_is_wrong_with_it(site: Path, t
         "absent": "No module named 'absent_plugin'",
         "broken": "No module named 'no_such_module'",
         "syntax": "SyntaxError",
-        "leaves": "exited with code 1 while importing it: not today",
+        "leaves": "exited with code 1 while importing it: SystemExit: not today",
         "crash": "SIGSEGV",
         "hang": "importing it takes longer than 3 s",
         "deaf": "importing it takes longer than 3 s",
-        "shy": "'nothing' to be defined there",
+        "shy": "cannot import 'nothing' from <module",
         "odd": "import string 'package.module:name'",
         "bare": "import string 'package.module:name'",
         "garbage": "entry_points.txt",

@@ -140,7 +140,8 @@ class Signature:
         except TypeError as e:
             of = self._signature.parameters.values()
             shown = [p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else ...) for p in of]
-            raise WrongParametersError(plugin_id, str(e), str(inspect.Signature(shown)).replace("Ellipsis", "…")) from None
+            problem = f"{e} (got {', '.join(map(str, parameters)) or 'none':.200})"
+            raise WrongParametersError(plugin_id, problem, str(inspect.Signature(shown)).replace("Ellipsis", "…")) from None
 
 # %% ../../nbs/managers/requests.ipynb #60c0dc4b
 def make_frame(

@@ -85,7 +85,8 @@ class NotAManagerError(FactError, TypeError):
 class ManagerFailedError(FactError, RuntimeError):
     "The function that makes the manager has raised."
     reason: str  # The class and the text of what it raised
-    template = "the function that makes the manager raised {0.reason}"
+    got: object  # The function
+    template = "expected a job manager, or a function that returns one (got {0.got!r}, which raised {0.reason})"
 
 async def made(
     target: Any # A manager, or a function that makes one; it may be async
@@ -100,7 +101,7 @@ async def made(
         found = target if isinstance(target, BaseJobManager) or not callable(target) else target()
         if inspect.isawaitable(found): found = await found
     except FactError: raise
-    except (Exception, SystemExit) as e: raise ManagerFailedError(text_of(e)) from e
+    except (Exception, SystemExit) as e: raise ManagerFailedError(text_of(e), target) from e
     if not isinstance(found, BaseJobManager): raise NotAManagerError(found)
     return found
 
@@ -173,7 +174,9 @@ async def serve(
     manager = await made(target)
     app = WorkersApp(manager, allowed_hosts=(*address.hosts, *hosts), token=address.token, drain_timeout=drain_timeout, **settings)
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.create_server((address.host, address.port), family=family, backlog=2048) as listener:
+    try: listener = socket.create_server((address.host, address.port), family=family, backlog=2048)
+    except OSError as e: raise OSError(f"cannot listen: {e.strerror}. Choose another --host or --port; port 0 is any free one.") from e
+    with listener:
         quiet: Any = {"log_config": None, "access_log": False, "server_header": False}
         server = QuietServer(uvicorn.Config(app, lifespan="off", proxy_headers=False, **quiet))
         stop = StopSignal(server, app)

@@ -52,7 +52,7 @@ def unpack(
     Raises what the import raises, and:
 
     :raises ForeignBytecodeError: when it holds code of another minor version.
-    :raises PluginLoadError: when the module has no such name."""
+    :raises ImportError: when the module has no such name."""
     if isinstance(source, bytes):
         try: return pickle.loads(source)
         except ModuleNotFoundError as e:
@@ -61,7 +61,7 @@ def unpack(
     name, _, path = source.partition(":")
     module = import_module(name)
     try: return attrgetter(path)(module)
-    except AttributeError as e: raise PluginLoadError(repr(source), f"{e.name!r} to be defined there", e.obj) from None
+    except AttributeError as e: raise ImportError(f"cannot import {e.name!r} from {e.obj!r}, for the plugin {source!r}", name=name) from None
 
 # %% ../../nbs/worker/plugins.ipynb #1f554ef7
 def pools_by_value() -> None:
