@@ -283,7 +283,7 @@ def test_run_has_a_timeout(mine: Path) -> None:
         (("run", "not-a-module:x"), "import string 'package.module:name'"),
         (("serve", "--port", "65536"), "--port: expected a number from 0 to 65535 (got 65536)"),
         (("serve", "mine:shout"), "mine:shout: expected a job manager, or a function that returns one (got <function shout at "),
-        (("serve", "mine:shout"), ", which raised TypeError: "),
+        (("serve", "mine:shout"), " that raised TypeError: "),
         (("serve", "--host", ""), "--host: expected a name or an address of this machine (got '')"),
     ],
 )

@@ -15,7 +15,7 @@ from web_kit import Client, served
 
 from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.core.errors import ConfigError
-from cjm_worker_protocols.web.serve import ManagerFailedError, made
+from cjm_worker_protocols.web.serve import NotAManagerError, made
 
 SAME = {"sec-fetch-site": "same-origin"}
 
@@ -73,7 +73,7 @@ async def leaves() -> Any:
 @pytest.mark.parametrize("make, reason", [(lambda text: None, "TypeError: "), (no_config, "no config file"), (leaves, "SystemExit: bye")])
 async def test_a_function_that_raises(make: Any, reason: str) -> None:
     """What it raised is the reason; an error of this package stays what it is."""
-    with pytest.raises(ManagerFailedError, match=reason):
+    with pytest.raises(NotAManagerError, match=reason):
         await made(make)
     with pytest.raises(ConfigError):
         await made(lambda: JobManager("mine", "tests", plugins=[]))  # type: ignore[arg-type]

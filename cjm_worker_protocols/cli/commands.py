@@ -328,7 +328,7 @@ def serve(
     from cjm_worker_protocols.plugins.extras import Extra
     if problem := Extra("web", ("starlette", "uvicorn", "python_multipart")).problem(): raise UsageError(f"serve {problem}")
     from asyncio import run as run_loop
-    from cjm_worker_protocols.web.serve import ManagerFailedError, NotAManagerError, choose_token, serve as serve_manager
+    from cjm_worker_protocols.web.serve import NotAManagerError, choose_token, serve as serve_manager
     if len(target) > 1: raise UsageError(f"expected at most one target (got {len(target)})")
     if not 0 <= port <= 65535: raise UsageError(f"--port: expected a number from 0 to 65535 (got {port})")
     if target and store: raise UsageError("--store: expected no target, which brings a job store of its own")
@@ -336,4 +336,4 @@ def serve(
     address, found = choose_token(host, port, token, no_token), named(target[0]) if target else partial(all_installed, store)
     logging.getLogger("cjm_worker_protocols.worker").setLevel(logging.INFO) # for the page, which shows a job's log
     try: return run_loop(serve_manager(found, address, say, allow_host, open_, allow_paths=allow_path))
-    except (NotAManagerError, ManagerFailedError) as e: raise UsageError(f"{target[0]}: {e}" if target else str(e)) from e
+    except NotAManagerError as e: raise UsageError(f"{target[0]}: {e}" if target else str(e)) from e

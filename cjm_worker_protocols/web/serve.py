@@ -26,8 +26,7 @@ from ..managers.base import BaseJobManager
 from .app import LOCAL_HOSTS, WorkersApp
 
 # %% auto #0
-__all__ = ['Address', 'choose_token', 'QuietServer', 'NotAManagerError', 'ManagerFailedError', 'made', 'StopSignal', 'opened',
-           'serve']
+__all__ = ['Address', 'choose_token', 'QuietServer', 'NotAManagerError', 'made', 'StopSignal', 'opened', 'serve']
 
 # %% ../../nbs/web/serve.ipynb #98b0e020
 class Address(NamedTuple):
@@ -79,14 +78,9 @@ class QuietServer(uvicorn.Server):
 
 class NotAManagerError(FactError, TypeError):
     "What is to be served is neither a manager nor a function that makes one."
-    got: object  # What it is
-    template = "expected a job manager, or a function that returns one (got {0.got!r} that is a {0.got.__class__.__name__})"
-
-class ManagerFailedError(FactError, RuntimeError):
-    "The function that makes the manager has raised."
-    reason: str  # The class and the text of what it raised
-    got: object  # The function
-    template = "expected a job manager, or a function that returns one (got {0.got!r}, which raised {0.reason})"
+    got: object  # What was given, or what that returned
+    reason: str  # What is wrong with it
+    template = "expected a job manager, or a function that returns one (got {0.got!r} that {0.reason})"
 
 async def made(
     target: Any # A manager, or a function that makes one; it may be async
@@ -95,14 +89,13 @@ async def made(
 
     Raises the errors of this package that the function raises, and:
 
-    :raises NotAManagerError: when it returns something else.
-    :raises ManagerFailedError: when it raises something else."""
+    :raises NotAManagerError: when it returns or raises something else."""
     try:
         found = target if isinstance(target, BaseJobManager) or not callable(target) else target()
         if inspect.isawaitable(found): found = await found
     except FactError: raise
-    except (Exception, SystemExit) as e: raise ManagerFailedError(text_of(e), target) from e
-    if not isinstance(found, BaseJobManager): raise NotAManagerError(found)
+    except (Exception, SystemExit) as e: raise NotAManagerError(target, f"raised {text_of(e)}") from e
+    if not isinstance(found, BaseJobManager): raise NotAManagerError(found, f"is a {type(found).__name__}")
     return found
 
 # %% ../../nbs/web/serve.ipynb #aa7481a2
@@ -168,7 +161,6 @@ async def serve(
     """Serve a manager until a signal comes.
 
     :raises NotAManagerError: when the target makes no manager
-    :raises ManagerFailedError: when it raises
     :raises ConfigError: for a setting that cannot work
     :raises OSError: when nothing can listen there"""
     manager = await made(target)
