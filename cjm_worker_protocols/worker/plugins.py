@@ -61,7 +61,7 @@ def unpack(
     name, _, path = source.partition(":")
     module = import_module(name)
     try: return attrgetter(path)(module)
-    except AttributeError as e: raise ImportError(f"cannot import {e.name!r} from {e.obj!r}, for the plugin {source!r}", name=name) from None
+    except AttributeError as e: raise ImportError(f"cannot import {e.name!r} from {e.obj!r}, for plugin {source!r}", name=name) from None
 
 # %% ../../nbs/worker/plugins.ipynb #1f554ef7
 def pools_by_value() -> None:
