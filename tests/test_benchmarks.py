@@ -82,7 +82,58 @@ def test_the_comparison_in_the_readme_is_made_of_its_results(bench: Any) -> None
     rows = json.loads(rivals.RESULTS.read_text(encoding="utf-8"))["rows"]
     assert list(rows) == [*(question for question, _, _ in rivals.QUESTIONS), rivals.MEMORY]
     assert {frozenset(row) for row in rows.values()} == {frozenset(kind.name for kind in rivals.MODULES)}
+    assert not [value for row in rows.values() for value in row.values() if str(value).startswith("failed: ")], "an accident is no answer"
     assert rivals.BEGIN + "\n" + rivals.section() in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_comparison_runs(tmp_path: Path) -> None:
+    """A tiny run asks each system that is installed everything: ours can do all of it, and each "cannot" has a reason and no accident."""
+    done = run(sys.executable, str(BENCHMARKS / "rivals.py"), "--tiny", cwd=tmp_path, timeout=300, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0 and "failed: " not in done.stdout, said(done)
+    head, _, *rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert head.startswith("| | cjm-worker-protocols | ProcessPoolExecutor(1) |")
+    committed = [line.split(" | ")[0] for line in (BENCHMARKS / "README.md").read_text().split("made by rivals.py")[1].splitlines()]
+    assert [row.split(" | ")[0] for row in rows] == [line for line in committed if line.startswith("| ") and len(line) > 3]
+    ours = [row.split(" | ")[1] for row in rows]
+    assert not [answer for answer in ours if answer.startswith("cannot")] and ours[5] == "3"
+    reasons = {line.partition(". ")[0] for line in done.stdout.splitlines() if re.match(r"\d+\. .", line)}
+    assert set(re.findall(r"cannot \((\d+)\)", done.stdout)) == reasons
+
+
+def test_the_figures_on_the_page_about_large_data_are_those_that_were_measured(bench: Any) -> None:
+    """Each time in its table and in its text is one of `arrays.py`, to the digits that are shown."""
+    page = json.loads((ROOT / "nbs/howto/passing_large_data.ipynb").read_text())["cells"]
+    text = "\n".join("".join(cell["source"]) for cell in page if cell["cell_type"] == "markdown")
+    measured = bench.rows_in_readme()
+
+    def time_of(cell: str) -> float:
+        number, unit = cell.split()
+        return float(number) * {"µs": 1e-3, "ms": 1.0, "s": 1e3}[unit]
+
+    def agree(shown: str, found: float) -> bool:
+        number = shown.split()[0]
+        return abs(float(number) - found) <= 0.5001 * 10 ** -len(number.partition(".")[2])
+
+    table = re.findall(r"^\| (\d+ [kM]B) \| (parameter|result) \| (.+ ms) \| (.+ ms) \| (.+ ms) \|$", text, re.MULTILINE)
+    assert len(table) == 10
+    for size, way, *shown in table:
+        rows = {row.peer.rsplit(" ", 2)[0]: row for row in measured if row.question == f"array as {way}, {size}"}
+        found = [rows["Ray actor"].ours, *(rows[peer].peer.split(peer)[1] for peer in ("`ProcessPoolExecutor(1)`", "Ray actor"))]
+        assert all(agree(cell, time_of(time)) for cell, time in zip(shown, found)), (size, way, shown, found)
+    (copied,) = (row for row in measured if row.question == "array as parameter, 100 MB" and "memcpy" in row.peer)
+    (put,) = (row for row in measured if row.question.startswith("`ray.put` of 100 MB"))
+    (written,) = (row for row in measured if row.question.endswith("all of it written to"))
+    prose = {
+        "one plain copy of 100 MB": [copied.peer],
+        "to put 100 MB into memory": [put.ours, put.peer],
+        "all of a 100 MB parameter": [written.ours],
+    }
+    for words, cells in prose.items():
+        sentence = text.replace("\n", " ").split(words)[1].split(".  ")[0][:250]
+        for cell in cells:
+            time = time_of(" ".join(cell.split()[-2:]))
+            assert any(agree(said, time) for said in re.findall(r"[\d.]+ ms", sentence)), (words, sentence, cell)
 
 
 @pytest.mark.parametrize("page", ["index", "explanations/compared"])
