@@ -3,6 +3,7 @@
 import gc
 import inspect
 import os
+import signal
 import sys
 from typing import Any, Generator, Iterator
 
@@ -13,6 +14,11 @@ import pytest
 # Thousands of processes import what is tested: none compiles what another has compiled
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# In the background, as under nohup, these are ignored, and programs that tests start inherit that; a handler is not inherited
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 # Markers of tests that need what CI does not have everywhere
 MAY_LACK = ("needs_gpu", "needs_torch", "needs_cgroup", "needs_gradio", "needs_streamlit")
