@@ -59,7 +59,9 @@ class Row(NamedTuple):
 
 def verdict(ratio: float, target: Optional[Target]) -> str:
     """The last cell of a row."""
-    return "—" if target is None else "yes" if target.met(ratio) else "**no**"
+    if target is None:
+        return "—"
+    return "yes" if target.met(ratio) else "**no**"
 
 
 def seconds(value: float) -> str:
@@ -93,7 +95,9 @@ def compare(
     """A row from seconds (or, with `rates`, numbers per second; with `sizes`, bytes) of the same rounds.
 
     The ratio is the median of the rounds' own ratios, so that what slows a whole round down does not count."""
-    show = rate if rates else size if sizes else seconds
+    show = rate if rates else seconds
+    if sizes:
+        show = size
     ratio = f"{median((a or 1e-9) / (b or 1e-9) for a, b in zip(ours, theirs)):.2f}"
     told = f"{peer} {show(median(theirs))}"
     return Row(question, show(median(ours)), told, f"{ratio}×", str(target or "—"), verdict(float(ratio), target))

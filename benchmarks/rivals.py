@@ -560,7 +560,9 @@ def shown(question: str, value: Any) -> str:
     middle = value[0] if isinstance(value[0], str) else median(value)
     if isinstance(middle, str):
         return middle
-    return size(middle) if question == MEMORY else f"{middle:g}" if question.endswith("loads") else seconds(middle)
+    if question == MEMORY:
+        return size(middle)
+    return f"{middle:g}" if question.endswith("loads") else seconds(middle)
 
 
 def table(found: "dict[str, dict[str, Any]]") -> str:

@@ -118,7 +118,8 @@ def test_demo_in_a_pipe_prints_json_and_nothing_else(tmp_path: Path) -> None:
     assert queued["job_id"] == started["job_id"] == completed["job_id"]
     looks = [look["workers"] for look in of("resources:workers", found)]
     assert {worker["pid"] for look in looks for worker in look} == {started["pid"]}
-    busy = [worker for look in looks for worker in look if worker["status"] == "running"]
+    seen = (worker for look in looks for worker in look)
+    busy = [worker for worker in seen if worker["status"] == "running"]
     assert busy and {(w["job_id"], w["plugin_id"]) for w in busy} == {(queued["job_id"], "pocketsphinx")}
     assert found[-1]["event"] == "summary" and len(of("summary", found)) == 1
     summary = found[-1]["data"]

@@ -350,10 +350,10 @@ def test_the_tests_that_a_page_names_exist() -> None:
         found = re.findall(r"(tests/test_\w+\.py)::(test_\w+)", page.read_text(encoding="utf-8"))
         if found:
             named[page.name] = found
+    tests = [(page, file, test) for page, found in named.items() for file, test in found]
     gone = [
         f"{page}: {file}::{test}"
-        for page, found in named.items()
-        for file, test in found
+        for page, file, test in tests
         if not re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(encoding="utf-8"), re.M)
     ]
     assert len(named["security.ipynb"]) > 20 and not gone, gone

@@ -1370,7 +1370,8 @@ def test_prometheus_reads_real_workers() -> None:
         rm.sample()
         proceed(process)
         families = list(text_string_to_metric_families(rm.snapshot().prometheus()))
-    found = {s.name: s.value for family in families for s in family.samples if s.labels.get("pid") == str(process.pid)}
+    samples = [sample for family in families for sample in family.samples]
+    found = {s.name: s.value for s in samples if s.labels.get("pid") == str(process.pid)}
     assert found["cjm_worker_resident_memory_bytes"] > MiB and found["cjm_worker_cpu_seconds_total"] > 0.2
     assert "cjm_worker_gpu_memory_bytes" not in found or no_gpu() is None
 

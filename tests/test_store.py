@@ -217,9 +217,8 @@ class Model(RuleBasedStateMachine):
         store = self.stores[0]
         if self.jobs:
             with store.database as db:
-                named = {
-                    name for row in db.execute("SELECT params_file, result_file FROM jobs") for name in row if name
-                }
+                rows = db.execute("SELECT params_file, result_file FROM jobs")
+                named = {name for row in rows for name in row} - {None, ""}
             folder = store.database.files.folder
             assert set(os.listdir(folder) if os.path.exists(folder) else ()) == named
         for manager, store in self.open.items():

@@ -31,6 +31,8 @@ LONG_CELL, LONG_SHARE = 40, 0.195  # Lines of a long cell, and the share of all 
 HIDDEN_SHARE = 0.15  # Of the lines that are not exported
 NOT_SHOWN: "dict[str, int]" = {}  # Export cells with nothing shown below them
 COLUMNS = 140
+ONE_LINE = 100  # Columns of a function on one line
+SCRIPTS = ("tests", "tools", "benchmarks", "templates")
 WIDE = {"managers/integrations.ipynb": 1}  # Lines that are wider
 MODULE = 450  # Lines, without those below the first of a docstring
 LARGE_MODULES: "dict[str, int]" = {}  # Modules that may be larger
@@ -175,10 +177,35 @@ def test_each_export_cell_is_shown(notebook: str) -> None:
 @pytest.mark.parametrize("notebook", notebooks())
 def test_lines_fit(notebook: str) -> None:
     """No line of an export cell has over 140 columns, and no class is put together by `@patch`."""
-    lines = [line for cell in cells(notebook) if cell.exports for line in cell.text.splitlines()]
+    lines = "\n".join(cell.text for cell in cells(notebook) if cell.exports).splitlines()
     wide = [line for line in lines if len(line) > COLUMNS]
     assert len(wide) <= WIDE.get(notebook, 0), "\n".join(wide)
     assert not [line for line in lines if re.match(r"\s*@patch\b", line)]
+
+
+CODE = sorted({path for folder in SCRIPTS for path in (ROOT / folder).rglob("*.py")} | {LIB / module for module in modules()})
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_line_of_code_is_read_once(path: Path) -> None:
+    """No ternary in another, no comprehension with two `for`s and a condition, no long function on one line, no decision in a lambda."""
+    wrong = [(node.lineno, what) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for what in puzzles(node)]
+    assert not [(line, what) for line, what in wrong if what != "lambda" or path.is_relative_to(LIB)]
+
+
+def puzzles(node: Any) -> "Iterator[str]":
+    """What makes a node hard to read."""
+    if isinstance(node, ast.IfExp) and any(isinstance(inner, ast.IfExp) for inner in list(ast.walk(node))[1:]):
+        yield "ternary"
+    if isinstance(node, (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)):
+        if len(node.generators) > 1 and any(part.ifs for part in node.generators):
+            yield "comprehension"
+    if isinstance(node, ast.Lambda):
+        if isinstance(node.body, ast.BoolOp) or any(isinstance(inner, ast.IfExp) for inner in ast.walk(node)):
+            yield "lambda"
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        if node.lineno == node.end_lineno and node.end_col_offset > ONE_LINE:
+            yield "function"
 
 
 def test_words_that_hide_who_does_what() -> None:

@@ -296,7 +296,8 @@ def test_no_line_is_wider_than_the_terminal(tmp_path: Path) -> None:
     pytest.importorskip("tqdm")
     source = SCRIPT.replace('f"{n} of {to}"', '"\u65e5\u672c\u8a9e and more " * 5')
     states = list(screen(in_terminal(source, tmp_path / "app.py", columns=30, lines=6)))
-    live = [line for rows in states for line in rows if ("\u25cf" in line or BAR in line) and not line.startswith("job ")]
+    drawn = (line for rows in states for line in rows)
+    live = [line for line in drawn if ("\u25cf" in line or BAR in line) and not line.startswith("job ")]
     assert live and max(map(len, live)) < 30
 
 

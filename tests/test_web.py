@@ -55,7 +55,8 @@ def look(image: Path, note: str = "") -> str:
 def by_user(scope: Any) -> "Access | None":
     """Who a request says it is: `root` sees all."""
     user = dict(scope["headers"]).get(b"x-user", b"").decode()
-    return Access(user, "all" if user == "root" else "own") if user else None
+    sees = "all" if user == "root" else "own"
+    return Access(user, sees) if user else None
 
 
 @asynccontextmanager

@@ -169,7 +169,8 @@ class Writer:
         assert isinstance(node, ast.ClassDef)
         family = [symbol, *self.symbols.ancestors(symbol)]
         kind, rows = self.rows(family)
-        every = [(s, m) for s in family for m in s.body if isinstance(m, Function) and m.name == "__init__"]
+        members = ((s, m) for s in family for m in s.body)
+        every = [(s, m) for s, m in members if isinstance(m, Function) and m.name == "__init__"]
         owner, made = every[0] if every else (symbol, None)
         yield heading(symbol, 3, self.source(symbol))
         bases = [base for base in symbol.bases if not base.startswith("_")]

@@ -162,7 +162,8 @@ def internal_pages(root: Path) -> set[str]:
             else: yield from pages(entry["contents"])
 
     sections = yaml.safe_load((root / "nbs/sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
-    return {page for section in sections if section["section"] == "Internals" for page in pages(section["contents"])}
+    (internals,) = (section for section in sections if section["section"] == "Internals")
+    return set(pages(internals["contents"]))
 
 
 class Index:
@@ -184,7 +185,8 @@ class Index:
     def _add(self, symbol: Symbol) -> None:
         self.by_name.setdefault(symbol.name, []).append(symbol)
         self.taken |= {arg.arg for arg in ast.walk(symbol.node) if isinstance(arg, ast.arg)}
-        self.taken |= {name for field in symbol.body if isinstance(field, ast.AnnAssign) for name in stored(field)}
+        fields = (field for field in symbol.body if isinstance(field, ast.AnnAssign))
+        self.taken |= {name for field in fields for name in stored(field)}
         for method in methods(symbol):
             self.by_name.setdefault(method.name, []).append(method)
             self.by_name.setdefault("." + method.last, []).append(method)
@@ -241,7 +243,8 @@ class Index:
 
     def protocols(self) -> list[Symbol]:
         """The public Protocols."""
-        return [symbol for found in self.by_name.values() for symbol in found if symbol.is_protocol]
+        symbols = (symbol for found in self.by_name.values() for symbol in found)
+        return [symbol for symbol in symbols if symbol.is_protocol]
 
 
 @functools.lru_cache(maxsize=None)

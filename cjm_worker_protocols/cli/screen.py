@@ -35,7 +35,10 @@ def to_json(
     "Write a value as JSON that any terminal can show."
     plain = json_safe(value, length=sys.maxsize, items=sys.maxsize, depth=100)
     text = json.dumps(plain, ensure_ascii=False, allow_nan=False, indent=indent)
-    return re.sub(r"[^ -~\n]", lambda found: found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1], text)
+    def printable(found: re.Match[str]) -> str:
+        return found[0] if found[0].isprintable() else json.dumps(found[0])[1:-1]
+
+    return re.sub(r"[^ -~\n]", printable, text)
 
 # %% ../../nbs/cli/screen.ipynb #ea7c6326
 class Output(io.RawIOBase):

@@ -37,7 +37,8 @@ def _present(name: str, protocol: type, member: str) -> None:
         if _inherited(getattr(method, "__self__", it.impl), member):
             raise Broken(f"it is inherited from {protocol.__name__}, and so does nothing")
 
-def _offers(impl: Any, name: str) -> bool: return not name.startswith("_") and callable(inspect.getattr_static(impl, name, None))
+def _offers(impl: Any, name: str) -> bool:
+    return not name.startswith("_") and callable(inspect.getattr_static(impl, name, None))
 
 def _inherited(own: Any, member: str) -> bool:
     "Whether a method is that of the protocol itself."

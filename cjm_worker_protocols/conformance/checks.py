@@ -39,7 +39,8 @@ class ProbeError(TypeError):
     expected: str  # What would have been right
     got: str  # What it returned or raised
 
-    def __str__(self) -> str: return f"the probe, asked for {self.what}: expected {self.expected} (got {self.got})"
+    def __str__(self) -> str:
+        return f"the probe, asked for {self.what}: expected {self.expected} (got {self.got})"
 
 # %% ../../nbs/conformance/checks.ipynb #debc9c6f
 @dataclass(eq=False)

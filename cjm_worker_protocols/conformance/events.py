@@ -150,7 +150,10 @@ async def _(it: Subject) -> None:
         staying.append(await connect(it))
         await task
         await broadcast(it, "kit:last", {})
-        await _all_got(staying, "kit:last", lambda n, got: got == ["kit:moving", "kit:last"] or n == 4 and got == ["kit:last"])
+        def right(n: int, got: list[str]) -> bool:
+            return got == ["kit:moving", "kit:last"] or n == 4 and got == ["kit:last"]
+
+        await _all_got(staying, "kit:last", right)
         for client in staying: await client.close()
 
 # %% ../../nbs/conformance/events.ipynb #1c56330a

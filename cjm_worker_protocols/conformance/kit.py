@@ -25,7 +25,8 @@ class HypothesisMissing(ImportError):
     "`deep=True` needs hypothesis, which is not installed."
     name = "hypothesis"
 
-    def __str__(self) -> str: return "deep=True needs hypothesis: pip install 'cjm-worker-protocols[dev]' or pip install hypothesis"
+    def __str__(self) -> str:
+        return "deep=True needs hypothesis: pip install 'cjm-worker-protocols[dev]' or pip install hypothesis"
 
 # %% ../../nbs/conformance/kit.ipynb #7293379f
 def searches(

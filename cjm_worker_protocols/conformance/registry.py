@@ -233,7 +233,8 @@ def _lands(member: str, name: str) -> None:
             if _nothing(by_position) != _nothing(by_name):
                 raise Broken(f"it returned {shown(by_name)}, and by position {shown(by_position)}")
 
-def _nothing(answer: Any) -> bool: return answer is None or isinstance(answer, (dict, list)) and not answer
+def _nothing(answer: Any) -> bool:
+    return answer is None or isinstance(answer, (dict, list)) and not answer
 
 for _member, _name in (("get_plugins_by_category", "category"), ("get_plugin", "plugin_id"), ("load_plugin_config", "plugin_id")):
     _lands(_member, _name)
@@ -266,7 +267,8 @@ def spoiled(
     return isinstance(value, (dict, list, set)) and _MINE in value or any(map(spoiled, _parts(value)))
 
 def _parts(value: Any) -> list[Any]:
-    return [*value.values()] if isinstance(value, dict) else [*value] if isinstance(value, (list, tuple)) else []
+    if isinstance(value, dict): return [*value.values()]
+    return [*value] if isinstance(value, (list, tuple)) else []
 
 # %% ../../nbs/conformance/registry.ipynb #7408363b
 @rule("registry.list_is_the_callers", "get_plugins_by_category",
@@ -351,9 +353,9 @@ def _(it: Subject) -> None:
     except Exception as e: raise NotObservable(f"it raises without threads too: {described(e)}") from None
     no_errors(errors)
     same = {key: text for key, text in want.items() if again.get(key) == text}  # an answer that differs anyway says nothing
-    pairs = [(text, other[key]) for other in got for key, text in same.items() if key in other]
-    if odd := next((pair for pair in pairs if pair[0] != pair[1]), None):
-        raise Broken(f"one thread got {shown(odd[1])} where another got {shown(odd[0])}")
+    for other in got:
+        for key, text in same.items():
+            if (odd := other.get(key, text)) != text: raise Broken(f"one thread got {shown(odd)} where another got {shown(text)}")
 
 def _answers(registry: Any, groups: list[Any], turn: int = 0) -> dict[Any, str]:
     "What a registry answers, as text: its lists, and up to six of its plugins and configurations, beginning with another in each turn."

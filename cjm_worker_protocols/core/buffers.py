@@ -53,7 +53,8 @@ class SizedBuffer:
         while count < len(self._items) - 1 and self._size_from(count) > self.limit_bytes: count += 1
         return count
 
-    def _size_from(self, index: int) -> int: return self._total - (self._items[index - 1][1] if index else self._before)
+    def _size_from(self, index: int) -> int:
+        return self._total - (self._items[index - 1][1] if index else self._before)
 
     def full_from(self,
         index: int # Of the first item that a reader has not read

@@ -128,7 +128,8 @@ def html_table(
 ) -> str: # HTML
     "Make an HTML table."
     def line(tag: str, cells: Sequence[Any]) -> str:
-        texts = (cell if isinstance(cell, Html) else html.escape(str("" if cell is None else cell)) for cell in cells)
+        filled = ("" if cell is None else cell for cell in cells)
+        texts = (cell if isinstance(cell, Html) else html.escape(str(cell)) for cell in filled)
         aligned = (f'<{tag} style="text-align:{"left" if n < numbers else "right"}">{text}</{tag}>' for n, text in enumerate(texts))
         return "<tr>" + "".join(aligned) + "</tr>"
 

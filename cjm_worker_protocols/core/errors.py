@@ -88,7 +88,8 @@ class UnknownPluginError(FactError, ValueError):
     @property
     def _listed(self) -> str:
         ids = list(self.known)
-        return f" Known ids: {', '.join(ids[:20])}{', …' if len(ids) > 20 else ''}." if ids else ""
+        if not ids: return ""
+        return f" Known ids: {', '.join(ids[:20])}{', …' if len(ids) > 20 else ''}."
 
 # %% ../../nbs/core/errors.ipynb #0817bfad
 class PluginNotConfiguredError(FactError, ValueError):

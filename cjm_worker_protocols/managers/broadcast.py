@@ -150,7 +150,8 @@ def _safe(data: Mapping[str, Any]) -> dict[str, Any]:
     return {name: json_safe(value) if type(value) in FIXED else value for name, value in data.items()}
 
 @lru_cache(maxsize=1)
-def _second(second: int) -> str: return datetime.fromtimestamp(second, timezone.utc).isoformat()[:19]
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, timezone.utc).isoformat()[:19]
 
 def _event(origin: Mapping[str, Any], event_type: str, data: Mapping[str, Any], at: float) -> Event:
     return Event(event_type, {**origin, "time": f"{_second(int(at))}.{int(at % 1 * 1e6):06}+00:00", **_safe(data)})

@@ -113,7 +113,7 @@ class PluginLookup:
         self._reader = reader
 
     def _known(self) -> list[str]:
-        try: return [i for i in map(plugin_id_of, self._reader.listed()) if i]
+        try: return list(filter(None, map(plugin_id_of, self._reader.listed())))
         except Exception: return [] # the list is only for an error message
 
     def name(self,

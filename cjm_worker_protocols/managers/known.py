@@ -62,7 +62,8 @@ def warn_of_app(
                        "define plugins in a module of their own", name)
 
 # %% ../../nbs/managers/known.ipynb #f8646d3d
-def _streams(run: object) -> bool: return inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)
+def _streams(run: object) -> bool:
+    return inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run)
 
 class GivenPlugins:
     "The plugins that a manager was given."

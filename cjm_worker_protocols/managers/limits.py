@@ -52,7 +52,8 @@ class RunLimits:
     ) -> StartLimits: # As things are
         "Say what may not start now."
         if self._most is None: return self._of_plugins if besides is None else StartLimits((), partial(self.room, besides=besides))
-        running = Counter(owner for w in self._workers if w is not besides for owner in {t.job.owner for t in jobs_of(w)})
+        others = (w for w in self._workers if w is not besides)
+        running = Counter(owner for w in others for owner in {t.job.owner for t in jobs_of(w)})
         full = {owner for owner, count in running.items() if owner is not None and count >= self._most}
         return StartLimits(full, partial(self.room, besides=besides))
 

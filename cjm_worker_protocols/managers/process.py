@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
+from itertools import product
 from typing import Any
 
 from ..core.config import WorkerConfig
@@ -36,7 +37,7 @@ def absolute_path(
     *folders: str # What relative entries are relative to; those that are gone are empty
 ) -> list[str]: # Without the entries that Python ignores
     "Make the entries of an import path absolute."
-    found = [os.path.normpath(os.path.join(folder, entry)) for entry in entries if isinstance(entry, str) for folder in folders]
+    found = [os.path.normpath(os.path.join(folder, entry)) for entry, folder in product(entries, folders) if isinstance(entry, str)]
     return list(dict.fromkeys(filter(os.path.isabs, found)))
 
 # %% ../../nbs/managers/process.ipynb #3ebeb3a9

@@ -158,7 +158,8 @@ class Recovery:
     def _take_one(self, stored: StoredJob, job: Job, plan: Plan | JobError) -> None:
         ticket = self.taken.ticket(plan if isinstance(plan, Plan) else Plan(job.plugin_id, {}, None), job, stored.place - self.OLD)
         running, job.status, job.started_at = stored.status == "running", "pending", None
-        error = plan if isinstance(plan, JobError) else interrupted(job) if running else None
+        error = plan if isinstance(plan, JobError) else None
+        if running: error = error or interrupted(job)
         self._lifecycle.accept(ticket, time.time() - stored.created, error)
         if error is None and running: self._client.unmark(ticket)
 
@@ -198,7 +199,7 @@ class StoreWatch:
 
     async def _look(self, claims: bool) -> None:
         manager, store = self._client.writer.manager, self._client.store
-        wanted: Sequence[str] = await self._client.reader.ask("cancellations", lambda: store.cancellations(manager))
+        wanted = await self._client.reader.ask("cancellations", lambda: store.cancellations(manager))
         for job_id in wanted: self._lifecycle.cancel_by_id(job_id)
         await self._followed.look()
         if claims: await self._recovery.claim()

@@ -78,12 +78,11 @@ def check_options(
 ) -> None:
     "Raise `ConfigError` for an invalid option."
     if [*map(type, options)] == _TYPES and options == _DEFAULTS: return # as in most calls
-    priority, key = options.priority, options.key
+    priority, key, owner = options.priority, options.key, options.owner
     if not isinstance(priority, int) or isinstance(priority, bool) or priority.bit_length() > 63: # as a store keeps it
         raise ConfigError("priority", "an integer of at most 64 bits", priority)
     check_number("timeout", options.timeout, 0, optional=True, positive=True)
     check_number("retries", options.retries, 0, whole=True)
-    owner = options.owner
     if owner is not None and not is_text(owner): raise ConfigError("owner", "a string in UTF-8 that is not empty, or None", owner)
     check_number("retry_delay", options.retry_delay, 0)
     check_number("expires", options.expires, 0, optional=True, positive=True)

@@ -159,12 +159,14 @@ class Scheduler:
         worker: WorkerProxy | None = None # It has become idle; `None` when something else has changed
     ) -> None:
         "Look again at the jobs that wait for room, then dispatch."
-        if self.queue.tickets: self._blocks.clear(lambda line: worker is None or not line.refused or self._is_news(line.head(), worker))
+        if self.queue.tickets: self._blocks.clear(partial(self._may_help, worker))
         elif self._config.max_workers == 1: return
         self.dispatch()
 
-    def _is_news(self, ticket: Ticket, worker: WorkerProxy) -> bool:
-        "Whether an idle worker may help a job that was refused: it has the job's plugin, or could not be offered as a victim then."
+    def _may_help(self, worker: WorkerProxy | None, line: Line) -> bool:
+        "Say whether a change may help a blocked line. An idle worker helps refused jobs if it has their plugin, or is a new victim."
+        if worker is None or not line.refused: return True
+        ticket = line.head()
         return ticket.plugin in worker.loaded or self.gate is None or self.gate.pending.tried_without(ticket, worker)
 
     def dispatch(self) -> None:

@@ -17,15 +17,17 @@ from contextvars import Context
 from dataclasses import dataclass
 from io import FileIO
 from types import CoroutineType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..core.errors import FactError, ManagerClosedError, count_failure
 
 _log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 # %% auto #0
-__all__ = ['Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallQueue', 'CallOutcome', 'CallThread',
-           'Question', 'outcome_for', 'newest', 'PostedCalls', 'PostedStates', 'end_thread', 'SerialExecutor']
+__all__ = ['Answer', 'Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallQueue', 'CallOutcome',
+           'CallThread', 'Question', 'outcome_for', 'newest', 'PostedCalls', 'PostedStates', 'end_thread',
+           'SerialExecutor']
 
 # %% ../../nbs/managers/serial.ipynb #bb1101ea
 class ExecutorFullError(FactError, RuntimeError):
@@ -401,14 +403,14 @@ class SerialExecutor(PostedStates):
 
     async def ask(self,
         label: str, # The call's name
-        function: Callable[[], Any], # The call
+        function: Callable[[], Answer], # The call
         limit: float = math.inf, # Seconds to wait in all, whatever is in front
         patience: float = 0.0 # Seconds for which the loop itself may wait for a quick answer
-    ) -> Any: # Its result
+    ) -> Answer: # Its result
         """Make a call and wait for its result.
 
         Raises what the call raises, and what `call` says."""
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         question = self.call(label, function, outcome_for(answer), limit, patience)
         try: return await answer
         finally: question.drop()

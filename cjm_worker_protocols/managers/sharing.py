@@ -40,7 +40,7 @@ class SharedWorkers:
 
         :raises JobStoreError: when the store cannot be read."""
         if self._board is None: return []
-        shown: dict[str, str] = await self._client.reader.ask("shown_workers", self._board.shown_workers)
+        shown = await self._client.reader.ask("shown_workers", self._board.shown_workers)
         found = list[WorkerView]()
         for manager, workers in shown.items():
             with suppress(ValueError, TypeError): # a manager of another version may write another form

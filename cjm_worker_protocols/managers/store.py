@@ -19,7 +19,7 @@ from ..core.frames import dumps
 from ..core.jobs import Job, JobError
 from ..extensions.store import JobChunk, JobMove, JobStoreProtocol, NewJob, StoredJob
 from .reports import Ticket
-from .serial import SerialExecutor
+from .serial import Answer, SerialExecutor
 from .stored import digest, load_params, record_of, show_state, started
 from .writer import Ending, StoreWriter, failure_of
 
@@ -39,8 +39,8 @@ class StoreReader:
 
     async def ask(self,
         label: str, # The method
-        call: Callable[[], Any] # The call
-    ) -> Any: # Its result
+        call: Callable[[], Answer] # The call
+    ) -> Answer: # Its result
         """Call the store.
 
         :raises JobStoreError: when it raises, or does not answer."""
@@ -53,7 +53,7 @@ class StoreReader:
         """Look jobs up.
 
         Raises what `ask` raises."""
-        found: list[StoredJob] = await self.ask("read", lambda: self._store.read(self._worker_type, list(job_ids)))
+        found = await self.ask("read", lambda: self._store.read(self._worker_type, list(job_ids)))
         return {job.id: job for job in found}
 
     async def request_cancel(self,
@@ -70,8 +70,7 @@ class StoreReader:
         """List jobs, see `JobRecordsProtocol.select`.
 
         Raises what `ask` raises."""
-        found: list[StoredJob] = await self.ask("select", lambda: self._store.select(self._worker_type, **wanted))
-        return found
+        return await self.ask("select", lambda: self._store.select(self._worker_type, **wanted))
 
 # %% ../../nbs/managers/store.ipynb #b4ccb043
 class StoredValues:
@@ -97,8 +96,7 @@ class StoredValues:
             except BaseException as e: return found[1], JobError("serialization", f"the stored parameters cannot be read: {text_of(e)}")
             return found[1], None
 
-        loaded: tuple[bytes | None, JobError | None] = await self._reader.ask("payload", call)
-        return loaded
+        return await self._reader.ask("payload", call)
 
     async def fill(self,
         job: Job # One that may have come from the store
@@ -115,7 +113,7 @@ class StoredValues:
         """Read a job's result.
 
         :raises JobStoreError: when it cannot be read."""
-        found: tuple[bytes, bytes | None] | None = await self._reader.ask("payload", lambda: self._store.payload(job_id))
+        found = await self._reader.ask("payload", lambda: self._store.payload(job_id))
         return found[1] if found is not None else None
 
     async def chunks(self,
@@ -128,8 +126,7 @@ class StoredValues:
         def call() -> list[tuple[int, Any]]:
             return [(number, pickle.loads(data)) for number, data in self._store.chunks(job_id, start)]
 
-        kept: list[tuple[int, Any]] = await self._reader.ask("chunks", call)
-        return kept
+        return await self._reader.ask("chunks", call)
 
 # %% ../../nbs/managers/store.ipynb #1a57ed01
 class LastingTasks(set["asyncio.Task[None]"]):

@@ -77,7 +77,8 @@ def _options(text: str) -> list[tuple[str, Any]]:
     values = [(name, tuple(found[name]) if name == "retry_on" else found[name]) for name in _OPTIONS if name in found]
     return [(name, value) for name, value in values if value != getattr(Job, name)]
 
-def _time(seconds: float | None) -> datetime | None: return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
 
 def job_of(
     stored: StoredJob # As the store knows it

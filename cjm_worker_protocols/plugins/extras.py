@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -18,8 +18,8 @@ from ..core.config import in_range
 from ..core.errors import FactError
 
 # %% auto #0
-__all__ = ['THREADS', 'KINDS', 'ExtraNotInstalledError', 'Extra', 'mean_confidence', 'ParameterError', 'check_parameter',
-           'open_file']
+__all__ = ['Pieces', 'THREADS', 'KINDS', 'ExtraNotInstalledError', 'Extra', 'mean_confidence', 'ParameterError',
+           'check_parameter', 'open_file']
 
 # %% ../../nbs/plugins/extras.ipynb #bb6f6ea0
 class ExtraNotInstalledError(FactError, ImportError):
@@ -52,6 +52,8 @@ class Extra:
         return f"needs {', '.join(missing)}: run pip install 'cjm-worker-protocols[{self.name}]'" if missing else ""
 
 # %% ../../nbs/plugins/extras.ipynb #68f7972b
+Pieces = Generator[dict[str, Any], None, dict[str, Any]]  # What a plugin's `run` yields while it works, and the result that it returns
+
 def mean_confidence(
     parts: Sequence[Mapping[str, Any]] # Each with its `confidence`
 ) -> float: # From 0 to 1; 0 without any

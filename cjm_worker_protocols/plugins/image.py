@@ -8,11 +8,10 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Generator
 from typing import Any
 
 from ..core.errors import FactError
-from .extras import THREADS, Extra, check_parameter, mean_confidence, open_file
+from .extras import THREADS, Extra, Pieces, check_parameter, mean_confidence, open_file
 from ..worker.context import check_cancel, report_progress
 
 OCR = Extra("ocr", ("rapidocr", "onnxruntime"))
@@ -199,7 +198,7 @@ class RapidOcr:
     def run(self,
         image: Any, # A path, the bytes of a file, or a NumPy array of grey, red-green-blue or red-green-blue-alpha
         min_confidence: float = 0.5 # Drops lines that the model is less sure of, from 0 to 1
-    ) -> Generator[dict[str, Any], None, dict[str, Any]]: # Gives `text`, `lines`, `confidence`, `width` and `height`
+    ) -> Pieces: # Gives `text`, `lines`, `confidence`, `width` and `height`
         """Read one image, and yield each piece of text as it is read.
 
         A piece is a dict of `text`, `box` and `confidence`.

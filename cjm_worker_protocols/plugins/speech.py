@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import wave
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from importlib.resources import files
 from itertools import chain, islice
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..core.errors import FactError
-from .extras import Extra, mean_confidence, open_file
+from .extras import Extra, Pieces, mean_confidence, open_file
 from ..worker.context import check_cancel, report_progress
 
 # %% auto #0
@@ -294,7 +294,7 @@ class PocketSphinx:
 
     def run(self,
         audio: str | os.PathLike[str] # A WAV, FLAC, Ogg or AIFF file
-    ) -> Generator[dict[str, Any], None, dict[str, Any]]: # Gives `text`, `segments`, `confidence` and `duration` in seconds
+    ) -> Pieces: # Gives `text`, `segments`, `confidence` and `duration` in seconds
         """Transcribe one recording, and yield what is heard whenever that changes.
 
         :raises AudioFileError: when the file cannot be read"""

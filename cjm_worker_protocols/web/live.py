@@ -48,8 +48,8 @@ def topics_of(
 ) -> set[str]: # The topics of its events
     "Name what a client gets."
     mine = ALL if access.owner is None else owner_topic(access.owner)
-    of_job = (f"job:{job_id}", *((f"log:{job_id}",) if details else ())) if job_id else ()
-    return {EVERYONE, mine, *of_job}
+    kinds = ("job", "log") if details else ("job",)
+    return {EVERYONE, mine, *(f"{kind}:{job_id}" for kind in kinds if job_id)}
 
 # %% ../../nbs/web/live.ipynb #7cb098f3
 def _topic(kind: str, data: dict[str, Any]) -> str: return str(data["topic"])

@@ -58,7 +58,8 @@ QUERIES: dict[str, dict[str, Schema]] = {
     "GET /api/jobs/{id}/chunks": {"start": {**WHOLE, "minimum": 0, "maximum": 1 << 53}},
     "GET /api/jobs/{id}/stream": {"last_event_id": TEXT}, "GET /api/events": {"job": TEXT, "last_event_id": TEXT},
 }
-def _list(name: str, of: str, **more: Schema) -> Schema: return _object(name, **{name: {"type": "array", "items": _ref(of)}}, **more)
+def _list(name: str, of: str, **more: Schema) -> Schema:
+    return _object(name, **{name: {"type": "array", "items": _ref(of)}}, **more)
 
 ANSWERS: dict[str, tuple[str, str, Schema]] = {  # Status, media types, schema
     "GET /api/jobs": ("200", "application/json", _list("jobs", "Job", next=MAYBE_TEXT, counts={"type": "object"})),
@@ -74,7 +75,8 @@ BODIES: dict[str, dict[str, Schema]] = {  # By media type
     **{f"POST /api/jobs/{{id}}/{verb}": {"application/json": {"description": "Anything. Its type says that no form of a page sends it."}}
        for verb in ("cancel", "retry")},
 }
-def _content(schemas: dict[str, Schema]) -> Schema: return {media: {"schema": schema} for media, schema in schemas.items()}
+def _content(schemas: dict[str, Schema]) -> Schema:
+    return {media: {"schema": schema} for media, schema in schemas.items()}
 
 def operation(
     route: Route # An endpoint

@@ -17,7 +17,8 @@ __all__ = ['MARK', 'TRACKER_TIME', 'sweep', 'process_stat', 'kill_group', 'end_g
 # %% ../../nbs/worker/guardian.ipynb #1bc48f80
 MARK = "CJM_WORKERS_MARK"  # the environment variable with the marks of the workers that a process descends from
 
-def _processes() -> list[int]: return [int(name) for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc") else []
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc") else []
 
 def _kill(kill: Callable[[int, int], None], number: int) -> None:
     try: kill(number, signal.SIGKILL)

@@ -189,7 +189,8 @@ def describe(
         trace = "\n".join([*places, message])
     return _shortened(message), _shortened(trace)
 
-def _name_of(error: BaseException) -> str: return str(type.__dict__["__name__"].__get__(type(error))) # a metaclass may hide it
+def _name_of(error: BaseException) -> str:
+    return str(type.__dict__["__name__"].__get__(type(error))) # a metaclass may hide it
 
 def _cut_chain(error: BaseException) -> None:
     "Forget all but the last 50 exceptions of a chain: to format thousands takes minutes."

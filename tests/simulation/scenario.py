@@ -75,7 +75,10 @@ def _start(rng: Random, faults: bool) -> Arguments:
     plan = _plan(rng, faults)
     if faults and rng.random() < 0.005:
         plan = (("poison",),)
-    plugin = "unknown" if rng.random() < 0.01 else rng.choice(PLUGINS if rng.random() < 0.95 else tuple(PLACES))
+    if rng.random() < 0.01:
+        plugin = "unknown"
+    else:
+        plugin = rng.choice(PLUGINS if rng.random() < 0.95 else tuple(PLACES))
     timeout = rng.choice((None, None, None, None, 0.01, 0.1, 1.0))
     return plugin, plan, rng.choice((0, 0, 0, 0, 1, 1, -1, 5)), timeout, rng.choice((0, 0, 0, 1, 3)), _waiting(rng)
 

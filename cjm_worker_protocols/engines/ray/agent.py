@@ -210,9 +210,12 @@ class AgentOutput:
         "Give the worker a little time to end: it has closed its connection."
         try: self._poll.unregister(self._process.sock)
         except KeyError: return
-        timer = threading.Timer(HANG_UP, lambda: self._ended.is_set() or self._process.kill())
+        timer = threading.Timer(HANG_UP, self._kill)
         timer.daemon = True
         timer.start()
+
+    def _kill(self) -> None:
+        if not self._ended.is_set(): self._process.kill()
 
 # %% ../../../nbs/engines/ray/agent.ipynb #de130bda
 class AgentGuardian:

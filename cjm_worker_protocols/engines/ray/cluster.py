@@ -223,7 +223,10 @@ class RayConnection:
     ) -> Future[Any]: # The end
         "Close what this process opened, and end the thread."
         closer = RayThread() if self.lost else self.thread # the thread of a connection that was lost may hang
-        closed = closer.submit(lambda: ray.shutdown() if self._ours else None)
+        def shut_down() -> None:
+            if self._ours: ray.shutdown()
+
+        closed = closer.submit(shut_down)
         for thread in {self.thread, closer}: thread.end()
         return closed
 

@@ -177,8 +177,11 @@ class RaySession:
         "Find out what a worker waits for."
         address = self._engine.address
         if not self.calls.joined: return tell(f"the Ray cluster at {address!r} to answer" if address else "Ray to start")
-        self.calls.on_thread(lambda ray: why_waiting(dict(placement or ()), ray.nodes(), free_resources(ray)),
-                             lambda answer, error: tell(f"an answer of Ray: {error}") if error else tell(*answer))
+        def answered(answer: Any, error: BaseException | None) -> None:
+            if error: tell(f"an answer of Ray: {error}")
+            else: tell(*answer)
+
+        self.calls.on_thread(lambda ray: why_waiting(dict(placement or ()), ray.nodes(), free_resources(ray)), answered)
 
     def ended(self,
         worker: RayWorker, # One of its workers

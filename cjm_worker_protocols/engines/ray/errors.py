@@ -63,7 +63,8 @@ class RayElsewhereError(RayConnectionError):
 # %% ../../../nbs/engines/ray/errors.ipynb #e001278a
 _DEATH = ("death", "died", "killed", "node")
 
-def _lines(text: object) -> list[str]: return [line.strip() for line in str(text).splitlines() if line.strip()]
+def _lines(text: object) -> list[str]:
+    return [line.strip() for line in str(text).splitlines() if line.strip()]
 
 def describe_loss(
     error: BaseException # What a call of a node agent raised

@@ -396,7 +396,9 @@ class RayWorker:
         self._exchange.start()
 
     def send(self, data: bytes) -> None: self._exchange.say(0, data)
-    def give(self, tag: int, frame: OutgoingFrame) -> None: self._exchange.jobs.give(tag, bytes(frame))
+    def give(self, tag: int, frame: OutgoingFrame) -> None:
+        self._exchange.jobs.give(tag, bytes(frame))
+
     def withdraw(self) -> frozenset[int]: return self._exchange.jobs.withdraw()
     def drain(self) -> None: self._exchange.drain()
     def pause(self) -> None: self._exchange.pause(True)

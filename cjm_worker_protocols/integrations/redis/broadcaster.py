@@ -147,7 +147,8 @@ class RedisBroadcaster(EventStreams):
         self._where = RedisSettings(secret, stream, timeout, longest_pause, buffer, buffer_bytes).checked()
         super().__init__(**settings)
 
-    def __repr__(self) -> str: return f"{type(self).__name__}({self._where.shown!r}, {self._where.stream!r})"
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._where.shown!r}, {self._where.stream!r})"
 
     def new_log(self) -> RedisLog:
         self.outbox = Outbox(self._where.buffer, self._where.buffer_bytes, self._where.shown)

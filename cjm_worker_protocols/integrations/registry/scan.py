@@ -92,7 +92,8 @@ class PluginIdError(FactError, ValueError):
         return check_id(self.plugin_id)
 
 # %% ../../../nbs/integrations/registry/scan.ipynb #62384307
-def _escaped(found: re.Match[str]) -> str: return "%" + found[0].encode("utf-8", "surrogatepass").hex()
+def _escaped(found: re.Match[str]) -> str:
+    return "%" + found[0].encode("utf-8", "surrogatepass").hex()
 
 def file_name(
     plugin_id: str # Any text
@@ -199,7 +200,8 @@ def _has_text(path: str) -> bool:
     with suppress(OSError): return os.stat(path).st_size > 0
     return False
 
-def _opened(path: str, flags: int) -> int: return os.open(path, flags | os.O_NONBLOCK)  # a pipe is empty
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # so that a pipe without a writer does not block
 
 def _unzipped(file: str, name: str) -> bytes:
     "A member of a zip file, no more of it than the limit; nothing if it is not there or cannot be read."

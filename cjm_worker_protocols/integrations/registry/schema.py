@@ -202,7 +202,9 @@ def revealed(
     value: Any # A config, or a part of one
 ) -> Any: # A copy
     "Put the text of each `Secret` in its place."
-    return copied(value, lambda leaf: leaf.reveal() if isinstance(leaf, Secret) else leaf)
+    def text(leaf: Any) -> Any: return leaf.reveal() if isinstance(leaf, Secret) else leaf
+
+    return copied(value, text)
 
 def has_secret(
     value: Any # A config with its secrets hidden

@@ -220,7 +220,7 @@ def gpu_memory(
     all_pids: bool # Whether pids here are those of the machine
 ) -> dict[str, int | None]: # Bytes by GPU; None where it is unknown
     "Add up what the processes of a worker hold of each GPU."
-    listed = {pid for held in used.values() for pid, amount in (held or {}).items() if amount}
+    listed = {pid for pid in pids if any((held or {}).get(pid) for held in used.values())}
     opened = {pid: True if all_pids else holds_gpu(pid) for pid in pids}
 
     def held_by(pid: int, held: Held | None) -> int | None:

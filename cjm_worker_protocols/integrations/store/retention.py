@@ -67,7 +67,8 @@ class Retention:
     ) -> int: # How many were removed
         "Remove ended jobs that are too many or too old, and files that no job needs."
         files = self._database.files
-        def is_known(job_id: str) -> bool: return db.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is not None
+        def is_known(job_id: str) -> bool:
+            return db.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is not None
         def is_named(folder: str) -> bool:
             "Whether it stands in a pickle; one that lies in a file is not looked at."
             named = "SELECT 1 FROM jobs WHERE params_file IS NOT NULL OR instr(params, ?) LIMIT 1"
