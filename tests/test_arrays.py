@@ -219,7 +219,8 @@ def lies_in_segment(memory: Any) -> bool:
 def parts_of(value: Any) -> "list[Any]":
     """The memory of what people pass."""
     if hasattr(value, "itercolumns"):  # Arrow
-        return [buffer for column in value.itercolumns() for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None]
+        buffers = (buffer for column in value.itercolumns() for chunk in column.chunks for buffer in chunk.buffers())
+        return [buffer for buffer in buffers if buffer is not None]
     if hasattr(value, "items") and not isinstance(value, dict):  # pandas
         return [column.to_numpy() for _, column in value.items()]
     return [value]

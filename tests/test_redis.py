@@ -1147,7 +1147,7 @@ def test_closing_while_redis_is_away_ends(tmp_path: Path, caplog: pytest.LogCapt
                 await broadcaster.broadcast("t", {})
             await asyncio.wait_for(broadcaster.aclose(), 10)
             assert broadcaster.redis[:3] == (0, 1, 10) and ended(broadcaster)
-            with pytest.raises(RedisAwayError, match="it was closed"):
+            with pytest.raises(RedisAwayError, match="it is closed"):
                 await broadcaster.ready()
 
         run(scenario())

@@ -60,8 +60,7 @@ class SizedBuffer:
         index: int # Of the first item that a reader has not read
     ) -> bool: # Then the writer should wait for the reader
         "Say whether a reader's unread items fill the buffer."
-        index = max(index, 0)
-        unread = len(self._items) - index
+        unread = len(self._items) - (index := max(index, 0))
         return unread > 0 and (unread >= self.limit or self._size_from(index) >= self.limit_bytes)
 
 # %% ../../nbs/core/buffers.ipynb #abbf4d85

@@ -163,11 +163,9 @@ class Scheduler:
         elif self._config.max_workers == 1: return
         self.dispatch()
 
-    def _may_help(self, worker: WorkerProxy | None, line: Line) -> bool:
-        "Say whether a change may help a blocked line. An idle worker helps refused jobs if it has their plugin, or is a new victim."
-        if worker is None or not line.refused: return True
-        ticket = line.head()
-        return ticket.plugin in worker.loaded or self.gate is None or self.gate.pending.tried_without(ticket, worker)
+    def _may_help(self, worker: WorkerProxy | None, line: Line) -> bool: # An idle worker helps if it has the plugin, or is a new victim
+        if worker is None or not line.refused or self.gate is None: return True
+        return line.head().plugin in worker.loaded or self.gate.pending.tried_without(line.head(), worker)
 
     def dispatch(self) -> None:
         "Hand ready jobs to idle workers, and the next one also to those that are busy."

@@ -55,8 +55,7 @@ def record_of(
     """Make the record of a new job.
 
     Raises what pickling its parameters or its metadata raises."""
-    params, options = dumps((job.params, job.metadata)), _written(*_chosen(job))
-    created = job.created_at.timestamp()
+    params, options, created = dumps((job.params, job.metadata)), _written(*_chosen(job)), job.created_at.timestamp()
     return NewJob(job.id, job.plugin_id, params, created, job.priority, job.owner, job.key, digest, options, job.retried_from)
 
 def started(

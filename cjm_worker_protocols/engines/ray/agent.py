@@ -210,12 +210,10 @@ class AgentOutput:
         "Give the worker a little time to end: it has closed its connection."
         try: self._poll.unregister(self._process.sock)
         except KeyError: return
-        timer = threading.Timer(HANG_UP, self._kill)
-        timer.daemon = True
-        timer.start()
+        threading.Thread(target=self._kill_late, name="hung up", daemon=True).start()
 
-    def _kill(self) -> None:
-        if not self._ended.is_set(): self._process.kill()
+    def _kill_late(self) -> None:
+        if not self._ended.wait(HANG_UP): self._process.kill()
 
 # %% ../../../nbs/engines/ray/agent.ipynb #de130bda
 class AgentGuardian:

@@ -226,8 +226,7 @@ class RedisBroadcaster(EventStreams):
         self.log.notifier.bind("ready")
         self._follow()
         if await self.exchange.reader.filled(timeout): return
-        reason = "it was closed" if self.closed else self.exchange.reader.link.reason or "no answer"
-        raise RedisAwayError(self._where.shown, timeout, reason)
+        raise RedisAwayError(self._where.shown, timeout, "it is closed" if self.closed else self.exchange.reader.link.reason or "no answer")
 
     async def flush(self) -> None:
         "Wait until this process has read what it wrote, for a second at most."
