@@ -82,7 +82,8 @@ def test_the_comparison_in_the_readme_is_made_of_its_results(bench: Any) -> None
     rows = json.loads(rivals.RESULTS.read_text(encoding="utf-8"))["rows"]
     assert list(rows) == [*(question for question, _, _ in rivals.QUESTIONS), rivals.MEMORY]
     assert {frozenset(row) for row in rows.values()} == {frozenset(kind.name for kind in rivals.MODULES)}
-    assert not [value for row in rows.values() for value in row.values() if str(value).startswith("failed: ")], "an accident is no answer"
+    values = [str(value) for row in rows.values() for value in row.values()]
+    assert not [value for value in values if value.startswith("failed: ")], "an accident is no answer"
     assert rivals.BEGIN + "\n" + rivals.section() in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 
 
