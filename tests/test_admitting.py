@@ -161,6 +161,19 @@ class Leaks(Takes):
         type(self).left.append(self.memory)
 
 
+async def test_of_several_plugins_in_one_worker_no_more_are_unloaded_than_room_needs() -> None:
+    """The one used longest ago goes first; what fits beside the others is loaded beside them."""
+    resources = AdmittingResourceManager(limit=460 * MB, headroom=0.0)
+    async with taking(resources, loaded_plugins=3) as m:
+        loaded = []
+        for plugin in ("100", "200", "1", "300", "100"):
+            job = await end(await m.start_job(plugin))
+            assert job.status == "completed" and _used(resources) < 460 * MB
+            loaded.append(m.workers[0].loaded)
+        assert loaded[:3] == [("100",), ("100", "200"), ("100", "200", "1")]  # one more would be unloaded for want of a slot
+        assert loaded[3] == ("1", "300") and loaded[4] == ("1", "300", "100") and len(m.workers) == 1
+
+
 @pytest.mark.slow
 async def test_memory_that_a_plugin_left_behind_comes_back_with_its_worker() -> None:
     """When there is nothing to unload any more, the worker is replaced, and the job that waits is not kept waiting for ever."""
