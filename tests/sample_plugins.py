@@ -500,6 +500,19 @@ UNWOUND = {
 }
 
 
+def waits_twice_in_c(marker: str) -> None:
+    """Wait for a signal in C code, and then for more, without Python in between; clean up in `finally`.
+
+    Python notices a signal that comes just before a system call no earlier.
+    """
+    libc = ctypes.CDLL(None)
+    try:
+        report_progress(0.5, "in")
+        libc.qsort(ctypes.create_string_buffer(4), 4, 1, libc.pause)  # each comparison waits for a signal
+    finally:
+        _write(marker, "cleaned up")
+
+
 def logs_at_its_end(size: int) -> "Iterator[int]":
     """Yield 3 times, then report without end; when it is stopped, log a lot."""
     yield from range(3)

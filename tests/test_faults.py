@@ -1532,6 +1532,18 @@ async def test_a_plugin_that_goes_on_after_sigterm_is_told_again(how: str, tmp_p
         await works(m)
 
 
+@pytest.mark.limit(15)
+async def test_a_signal_that_comes_just_before_a_system_call_is_not_lost(tmp_path: Path) -> None:
+    """Python notices it when that call ends, which may wait for ever: the worker is woken, and the grace period is not used up."""
+    async with manager("waits_twice_in_c", "echo", grace_timeout=20.0) as m:
+        job = await m.start_job("waits_twice_in_c", marker=str(tmp_path / "marker"))
+        process = psutil.Process(await under_way(Seen(m), job))
+        await until(lambda: process.status() == psutil.STATUS_SLEEPING)
+        assert await m.cancel_job(job.id) and (tmp_path / "marker").read_text() == "cleaned up"
+        assert gone([process.pid], 1.0)
+        await works(m)
+
+
 async def test_a_chunk_that_cannot_be_read_fails_its_job() -> None:
     """Also when the job's result came right behind it."""
     async with manager("yields_what_cannot_be_read", "echo", backoff_base=0.001, max_restarts=1000) as m:

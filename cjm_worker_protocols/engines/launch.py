@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -27,8 +28,8 @@ from .processes import reap, tie_to_this_process, untie
 from ..worker import guardian
 
 # %% auto #0
-__all__ = ['ARGV', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_command', 'worker_environment', 'open_sockets',
-           'open_pipe', 'LaunchedWorker']
+__all__ = ['ARGV', 'WAKE', 'NoInterpreterError', 'interpreter', 'Invocation', 'worker_command', 'worker_environment',
+           'open_sockets', 'open_pipe', 'LaunchedWorker']
 
 # %% ../../nbs/engines/launch.ipynb #f002d6f6
 class NoInterpreterError(FactError, FileNotFoundError):
@@ -92,6 +93,7 @@ def worker_command(
     return [interpreter(config), *flags, "-c", _START, str(_PACKAGE.parent), *map(str, inherited), str(guardian)]
 
 # %% ../../nbs/engines/launch.ipynb #2a96c04f
+WAKE = 0.1  # Seconds between two looks whether a worker has noticed SIGTERM
 _LONGEST = 1 << 16  # Characters; a longer list of arguments is cut to the first, since the system limits the size of a variable
 
 def worker_environment(
@@ -155,6 +157,8 @@ class LaunchedWorker:
                 pass_fds=[fd for fd in inherited if fd >= 0])
             self._ours = ours.pop_all()
         self.pid = self._process.pid
+        self._unread = select.poll()
+        self._unread.register(self._lifeline, select.POLLIN)
         tie_to_this_process(self.pid, self._lifeline.fileno())
 
     def terminate(self) -> None:
@@ -166,6 +170,14 @@ class LaunchedWorker:
         except ProcessLookupError: # it does not lead its group yet
             with suppress(ProcessLookupError): os.kill(self.pid, signal.SIGTERM)
         except PermissionError: pass # macOS says so of a zombie's group
+
+    def wake(self) -> bool: # Whether it had not noticed
+        """Wake the worker with SIGURG, unless it has noticed SIGTERM or was reaped.
+
+        Python handles a signal that comes just before a system call only once that call is over."""
+        if self._process.returncode is not None or not self._unread.poll(0): return False
+        with suppress(ProcessLookupError): os.kill(self.pid, signal.SIGURG)
+        return True
 
     def kill(self) -> bool: # Whether resource trackers are left
         """Kill the worker and its children, but let resource trackers clean up.

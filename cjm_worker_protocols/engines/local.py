@@ -18,7 +18,7 @@ from ..core.frames import OutgoingFrame
 from .base import WorkerEvents, with_interpreter, without_interpreter
 from .connection import FrameReceiver, FrameSender
 from .guardian import Guardian
-from .launch import Invocation, LaunchedWorker, interpreter
+from .launch import WAKE, Invocation, LaunchedWorker, interpreter
 from .pipes import OutputPipe
 from .processes import in_empty_context, on_process_end
 from ..worker.guardian import process_stat
@@ -26,7 +26,7 @@ from ..worker.guardian import process_stat
 _log = logging.getLogger(__name__)
 
 # %% auto #0
-__all__ = ['HANG_UP', 'still_runs', 'describe_hang_up', 'start_guarded', 'LocalWorker', 'LocalEngine']
+__all__ = ['HANG_UP', 'still_runs', 'describe_hang_up', 'start_guarded', 'keep_awake', 'LocalWorker', 'LocalEngine']
 
 # %% ../../nbs/engines/local.ipynb #104d2eb3
 HANG_UP = 1.0  # Seconds that a worker has to end once its socket is closed
@@ -62,6 +62,12 @@ def start_guarded(
     process = LaunchedWorker(config, Invocation.current(), segments=True, guardian=guardian.start(interpreter(config)))
     guardian.add(process.pid, process.mark)
     return process
+
+def keep_awake(
+    process: LaunchedWorker # Was sent SIGTERM
+) -> None:
+    "Wake a worker until it has noticed SIGTERM."
+    if process.wake(): asyncio.get_running_loop().call_later(WAKE, keep_awake, process)
 
 # %% ../../nbs/engines/local.ipynb #93f50f36
 class LocalWorker:
@@ -107,6 +113,7 @@ class LocalWorker:
 
     def terminate(self) -> None:
         if not self._gone: self._process.terminate()
+        in_empty_context(self._loop.call_later, WAKE, keep_awake, self._process)
 
     def kill(self) -> None:
         if not self._gone: self._process.kill()

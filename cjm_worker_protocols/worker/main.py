@@ -51,7 +51,7 @@ class StopOfService:
         lifeline: int = -1, # The reading end of a pipe, into which the manager writes before it sends SIGTERM
         guardian: int = 0 # The pid of the guardian, which keeps a SIGTERM pending
     ):
-        self._lifeline, self._guardian, self._poll = Descriptor(lifeline), guardian, select.poll()
+        self._fd, self._lifeline, self._guardian, self._poll = lifeline, Descriptor(lifeline), guardian, select.poll()
         self._poll.register(max(lifeline, 0), select.POLLIN)
 
     def explains_sigterm(self) -> bool: # False where the system cannot tell
@@ -63,6 +63,11 @@ class StopOfService:
             if sigterm_pending(self._guardian): return True
             time.sleep(self.PAUSE)
         return False
+
+    def confirm(self) -> None:
+        "Take what the manager wrote, so that it sees that its SIGTERM was noticed."
+        if self._lifeline.intact and self._poll.poll(0):
+            with suppress(OSError): os.read(self._fd, 64) # a handler that interrupts this one may have taken it
 
 # %% ../../nbs/worker/main.ipynb #7bfc035d
 class ForkHooks:
@@ -107,7 +112,6 @@ class WorkerSignals:
         ForkHooks()
         for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}: # Python itself ignores these two
             if signal.getsignal(number) == signal.SIG_IGN: signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.restore()
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
@@ -118,6 +122,7 @@ class WorkerSignals:
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         if self._raised is None and self._service.explains_sigterm(): return
+        self._service.confirm()
         if self._raised is None:
             with suppress(RuntimeError): _thread.start_new_thread(self._repeat, ()) # the process may start no more threads
         elif self._raised() is not None: return
@@ -144,6 +149,8 @@ class WorkerProcess:
     def __init__(self,
         service: StopOfService # Says which SIGTERM to ignore
     ):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGURG, lambda *_: None) # without a handler it would not wake this process, see `LaunchedWorker.wake`
         self._signals = WorkerSignals(service)
         self._signals.install()
         self.restore()

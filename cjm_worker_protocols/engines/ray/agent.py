@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,7 +26,7 @@ from ...core.config import WorkerConfig
 from ...core.frames import HEADER, Kind, encode
 from ..base import Exit
 from ..guardian import guardian_command
-from ..launch import Invocation, LaunchedWorker, interpreter
+from ..launch import WAKE, Invocation, LaunchedWorker, interpreter
 from ..local import HANG_UP
 from ..processes import TRACKER_TIME
 from . import without
@@ -37,7 +38,7 @@ STUBS = str(Path(os.path.abspath(without.__file__)).parent)  # Empty modules, wh
 
 # %% auto #0
 __all__ = ['CALL', 'REPLY', 'STUBS', 'NodePlace', 'machine', 'ray_facts', 'path_on_node', 'hide_stubs', 'InOrder', 'AgentInput',
-           'OutputPipes', 'AgentOutput', 'AgentGuardian', 'end_with', 'NodeAgent']
+           'OutputPipes', 'AgentOutput', 'AgentGuardian', 'end_with', 'keep_awake', 'NodeAgent']
 
 # %% ../../../nbs/engines/ray/agent.ipynb #05cc2c36
 class NodePlace(NamedTuple):
@@ -253,6 +254,16 @@ def end_with(
     poller.poll()
     os._exit(1)
 
+def keep_awake(
+    process: LaunchedWorker, # Was sent SIGTERM
+    turn: threading.Lock # Held while it is being reaped
+) -> None:
+    "On a thread, wake a worker until it has noticed SIGTERM."
+    unnoticed = True
+    while unnoticed:
+        time.sleep(WAKE)
+        with turn: unnoticed = process.wake()
+
 # %% ../../../nbs/engines/ray/agent.ipynb #8b07a972
 class NodeAgent:
     """Starts a worker on its node, and passes on what worker and manager say.
@@ -320,4 +331,6 @@ class NodeAgent:
         with self._input.turn:
             if self._over: return # its pid may be another's soon
             if number == signal.SIGKILL: self._process.kill()
-            else: self._process.terminate()
+            else:
+                self._process.terminate()
+                threading.Thread(target=keep_awake, args=(self._process, self._input.turn), name="wake", daemon=True).start()
