@@ -142,6 +142,26 @@ async def test_the_working_directory_is_on_the_import_path_as_elsewhere(value: "
         assert await (await m.start_job("safe_path")) == (value, value is None or sys.version_info < (3, 11))
 
 
+def looks_beside() -> "list[str]":
+    """What processes that a plugin starts import from the working directory."""
+    import multiprocessing
+    import subprocess
+
+    code = "import sys; assert not getattr(sys.flags, 'safe_path', False); import beside; print(beside.NAME)"
+    run = [subprocess.run([sys.executable, *how], capture_output=True, text=True) for how in (["-c", code], ["-m", "beside"])]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return [*(done.stdout.strip() for done in run), pool.apply(eval, ("__import__('beside').NAME",))]
+
+
+async def test_processes_of_a_plugin_find_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps it off the worker's own until the worker has started is not passed on."""
+    (tmp_path / "beside.py").write_text("NAME = 'beside'\nif __name__ == '__main__': print(NAME)\n")
+    monkeypatch.chdir(tmp_path)
+    config = WorkerConfig(python=sys.executable, env={"PYTHONPATH": f"{TESTS}"})
+    async with JobManager("t", "t", plugins={"looks_beside": looks_beside}, worker_config=config) as m:
+        assert await (await m.start_job("looks_beside")) == ["beside"] * 3
+
+
 APP = """
 import asyncio, json, sys
 from test_engine_local import look
@@ -442,7 +462,7 @@ async def test_a_worker_that_sends_no_frames_is_named() -> None:
 
     async with One(babbles) as one:
         exit = await one.exit()
-    assert exit.signal is None and "no frame" in exit.reason
+    assert exit.signal is None and "not a frame" in exit.reason
 
 
 # The context of callbacks
