@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cjm_worker_protocols import JobManager
 from cjm_worker_protocols.core import errors
 from cjm_worker_protocols.core.buffers import SizedBuffer
+from cjm_worker_protocols.core.jobs import live_of
 
 MB = 1 << 20
 
@@ -86,9 +87,9 @@ async def test_a_reader_of_large_chunks_loses_nothing(size: int) -> None:
         async for chunk in job.stream():
             found.append(chunk[0])
             await asyncio.sleep(0.005)
-            most = max(most, job._live.streamed.size())
+            most = max(most, live_of(job).chunks.size())
         assert found == list(range(60)) and most < 40 * size
-        assert job._live.streamed.size() <= 8 * size
+        assert live_of(job).chunks.size() <= 8 * size
 
 
 async def test_chunks_that_are_not_read() -> None:

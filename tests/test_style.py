@@ -54,6 +54,12 @@ FOREIGN = {  # What has no public face elsewhere
 }
 
 
+FOREIGN_IN_TESTS = {
+    *("_repr_html_", "_xoptions", "_DummyThread", "_serve"),  # of IPython, sys, threading and uvicorn
+    "_session",  # of a manager, to stop a worker between two turns of the loop, for which no public call can be used
+}
+
+
 class Cell(NamedTuple):
     """A cell of code, its directives and blank lines apart."""
 
@@ -272,6 +278,20 @@ def test_private_names_stay_in_their_module(module: str) -> None:
     known = defined(tree) | PUBLIC | FOREIGN.get(module, set())
     strange = [f"line {line}: {name}" for line, name in reached(tree) if private(name) and name not in known]
     assert not strange, "\n".join(strange)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_tests_use_public_names(path: Path) -> None:
+    """As the package does: a test that needs a private name of it misses a public one."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    known = defined(tree) | PUBLIC | FOREIGN_IN_TESTS
+    assert not [f"line {line}: {name}" for line, name in reached(tree) if private(name) and name not in known]
+
+
+def test_the_page_inside_names_every_module_of_the_managers() -> None:
+    """Its table says which file to open for which change, so no file may be missing."""
+    page = (NBS / "explanations/inside.ipynb").read_text(encoding="utf-8")
+    assert not [name for name in notebooks() if name.startswith("managers/") and f"(../{name})" not in page]
 
 
 def private(name: str) -> bool:

@@ -20,7 +20,7 @@ __all__ = ['jobs_of', 'RunLimits']
 def jobs_of(
     worker: WorkerProxy # A worker
 ) -> tuple[Ticket, ...]: # At most two
-    "List the job that a worker runs or is about to run, and the one sent ahead."
+    "List the job that a worker runs or is about to run, and the prefetched one."
     return tuple(ticket for ticket in (worker.ticket, worker.prefetched or worker.marking) if ticket is not None)
 
 # %% ../../nbs/managers/limits.ipynb #2b9e4e67
