@@ -88,7 +88,7 @@ class Form(NamedTuple):
     folder: UploadFolder  # Holds them
 
 def form_fields(
-    fields: Mapping[str, str] # The fields that are no files
+    fields: Mapping[str, str] # The fields that are not files
 ) -> dict[str, Any]: # As in the JSON of a request
     """Read the fields of a form: all but the plugin's id are JSON.
 

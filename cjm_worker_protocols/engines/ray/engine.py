@@ -217,7 +217,7 @@ def placement_on_node(
 ) -> Hashable: # Which names and amounts, sorted, and perhaps which interpreter
     """Return what a plugin's workers take.
 
-    :raises ConfigError: for amounts that are no numbers, or an interpreter that is no path."""
+    :raises ConfigError: when an amount is not a number, or the interpreter not a path."""
     takes = plugin_config.get("worker_resources", config.resources)
     if takes is None: takes = usual
     else: check_resources("worker_resources", takes)
@@ -239,7 +239,7 @@ class RayEngine:
         """Join nothing yet: that happens with the first worker.
 
         :raises RayMissingError: when Ray is not installed.
-        :raises ConfigError: for resources and runtime environments that cannot be."""
+        :raises ConfigError: for invalid resources, and for an invalid runtime environment."""
         self._ray, self.address, self._runtime_env = import_ray(), address, runtime_env
         known = {"CPU": num_cpus, "GPU": num_gpus}
         self._takes = {**(resources or {}), **{name: amount for name, amount in known.items() if amount is not None}}
@@ -254,7 +254,7 @@ class RayEngine:
         The plugin's `worker_resources` goes before `WorkerConfig.resources`, and that before what the engine was given.
 
         With it goes the interpreter that the plugin's config names as `worker_python`, a path on the nodes.
-        :raises ConfigError: for amounts that are no numbers, and for an interpreter that is no path."""
+        :raises ConfigError: when an amount is not a number, or the interpreter not a path."""
         return placement_on_node(self._takes, config, plugin_config)
 
     def start_worker(self, config: WorkerConfig, events: WorkerEvents, placement: Hashable = None) -> RayWorker:

@@ -29,7 +29,7 @@ class RedisCounters(NamedTuple):
     written: int  # Events that Redis has taken, `gap` among them
     lost: int  # Events that were dropped, since too many waited or since the broadcaster was closed
     read: int  # Entries that came from the stream
-    unreadable: int  # Those of them that are no events
+    unreadable: int  # Those of them that are not events
     failures: int  # Attempts to write or to read that failed
     away: bool  # Whether the last attempt failed
 

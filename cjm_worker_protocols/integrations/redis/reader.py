@@ -101,7 +101,7 @@ async def stream_end(
 
 # %% ../../../nbs/integrations/redis/reader.ipynb #5d45d389
 class EntryDecoder:
-    "Reads entries for a log, and counts those that are no events."
+    "Reads entries for a log, and counts those that are not events."
     def __init__(self,
         stream: str # The key of the stream, for the log
     ):

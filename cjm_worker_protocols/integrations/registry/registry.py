@@ -239,7 +239,7 @@ class EntryPointRegistry:
         """Add a plugin, which has its id even if a package claims it too.
 
         :raises PluginTypeError: when the target is no import string.
-        :raises PluginIdError: when the id cannot be one.
+        :raises PluginIdError: when the id is invalid.
         :raises DuplicatePluginError: when the code has registered the id already."""
         if isinstance(schema, (str, os.PathLike)): schema = _absolute(schema)
         category = next(iter(self.groups), None) if category is None else category

@@ -82,7 +82,7 @@ def check_id(
     return f"expected an id of 1 to 128 letters, digits and '_', with '.', ':', '+' and '-' between them (got {plugin_id[:80]!r})"
 
 class PluginIdError(FactError, ValueError):
-    "A plugin was registered under an id that cannot be one."
+    "A plugin was registered under an invalid id."
     plugin_id: str  # The id
     template = "{0.problem}"
 

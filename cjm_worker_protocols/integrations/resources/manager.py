@@ -33,7 +33,7 @@ __all__ = ['PeakKey', 'PidError', 'checked_pid', 'birth', 'PeakTable', 'WorkerTa
 
 # %% ../../../nbs/integrations/resources/manager.ipynb #3b7d8a69
 class PidError(FactError, ValueError):
-    "A worker was registered with a process id that cannot be one."
+    "A worker was registered with an invalid process id."
     pid: object  # The value
     template = "a worker's process id: expected a positive int (got {0.pid!r} that is a {0.pid.__class__.__name__})"
 

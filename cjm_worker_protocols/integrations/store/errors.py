@@ -36,7 +36,7 @@ class StoreLockedError(JobStoreError, TimeoutError):
     remedy = "end the other program, such as a database shell inside a transaction"
 
 class StoreDamagedError(JobStoreError, ValueError):
-    "The file is no database of a job store, or no longer."
+    "The file is not the database of a job store, or is damaged."
     problem = "it is not the database of a job store, or it is damaged"
     remedy = "restore it from a backup, or move it away together with its -wal and -shm files to begin anew"
 
