@@ -649,7 +649,9 @@ def test_a_job_finds_the_loop_state_of_the_first(before: str) -> None:
         return "done"
 
     class Policy(asyncio.DefaultEventLoopPolicy):  # type: ignore[name-defined, misc, unused-ignore]
-        pass
+        def __init__(self, name: str) -> None:  # one that cannot be made anew without what it was made with
+            super().__init__()
+            self.name = name
 
     def prepare(before: str) -> None:
         if before == "run":
@@ -659,7 +661,7 @@ def test_a_job_finds_the_loop_state_of_the_first(before: str) -> None:
             asyncio.set_event_loop(loop)
             loop.close()
         if before == "policy":
-            asyncio.set_event_loop_policy(Policy())
+            asyncio.set_event_loop_policy(Policy("kept"))
             asyncio.run(coroutine())
 
     def old_style() -> "tuple[Any, str]":

@@ -141,13 +141,12 @@ class PluginTable:
 # %% ../../nbs/worker/plugins.ipynb #44894c34
 def renew_event_loop() -> None:
     "Let `asyncio.get_event_loop` work again after its loop was closed or removed."
-    asyncio = sys.modules.get("asyncio")
-    if asyncio is None or sys.version_info >= (3, 14): return # from 3.14 on it never makes a loop
-    policy = asyncio.get_event_loop_policy()
-    state = getattr(policy, "_local", None)
+    events = sys.modules.get("asyncio.events")
+    if events is None or sys.version_info >= (3, 14): return # from 3.14 on it never makes a loop
+    state: Any = getattr(events.get_event_loop_policy(), "_local", None)
     loop = getattr(state, "_loop", None)
     unusable = getattr(state, "_set_called", False) if loop is None else loop.is_closed()
-    if unusable: asyncio.set_event_loop_policy(type(policy)())
+    if unusable: vars(state).update(_loop=None, _set_called=False) # a policy may need arguments to be made anew
 
 def _ended(outcome: Any) -> Any:
     "Await a coroutine; return anything else as it is."
