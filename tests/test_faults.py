@@ -1707,28 +1707,42 @@ asyncio.run(main())
         assert finish(process) == (0, f"{where / PACKAGE / '__init__.py'}\nNone\n", "")
 
 
-def test_a_manager_that_was_never_shut_down_leaves_nothing_when_it_is_forgotten(tmp_path: Path) -> None:
-    """Its loop has ended: its workers and their guardian end too, and no descriptor stays open."""
+@pytest.mark.parametrize("how", ["asyncio.run", "close"])
+def test_a_manager_that_was_never_shut_down_leaves_nothing_when_it_is_forgotten(how: str, tmp_path: Path) -> None:
+    """Its loop has ended: its workers, their guardian and its threads end too, and no descriptor stays open."""
     source = """
-import asyncio, gc, os, warnings
+import asyncio, gc, os, sys, threading, time, warnings
 import psutil
 from cjm_worker_protocols import JobManager
 
 def shout(text): return text.upper()
 
+class Resources:
+    def register_worker(self, pid, worker_type): pass
+    def unregister_worker(self, pid): pass
+    def update_worker_state(self, pid, **state): pass
+
 async def once():
-    manager = JobManager("t", "c", plugins={"shout": shout})
+    manager = JobManager("t", "c", plugins={"shout": shout}, resource_manager=Resources())
     return await (await manager.start_job("shout", text="hi"))
 
-warnings.simplefilter("ignore", ResourceWarning)
+def closed(steps):
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(steps)
+    loop.close()
+
+warnings.simplefilter("ignore")
+run = asyncio.run if sys.argv[1] == "asyncio.run" else closed
 before = len(os.listdir("/proc/self/fd"))
-for _ in range(3): asyncio.run(once())
+for _ in range(3): run(once())
 gc.collect()
 left = psutil.wait_procs(psutil.Process().children(recursive=True), 20)[1]
-print(len(os.listdir("/proc/self/fd")) - before, left)
+for thread in threading.enumerate()[1:]: thread.join(20)
+print(len(os.listdir("/proc/self/fd")) - before, left, threading.active_count())
 """
-    with script(tmp_path / "app.py", source) as process:
-        assert finish(process) == (0, "0 []\n", "")
+    with script(tmp_path / "app.py", source, how) as process:
+        code, out, err = finish(process)
+    assert (code, out) == (0, "0 [] 1\n") and (not err or how == "close"), err
 
 
 # Child processes

@@ -327,15 +327,7 @@ class Integrations:
         self.hooks = HookCaller(limit, self.errors, timeout)
         self.store = StoreClient(job_store, worker_type, config, self.errors) if job_store is not None else None
 
-    def _executors(self) -> list[SerialExecutor]:
-        return [client.executor for client in (self.registry, self.resources, self.store) if client is not None]
-
     async def close(self) -> None:
         "Make the calls that wait, for a limited time, and end the threads."
-        await asyncio.gather(self.hooks.close(), self.events.close(), *[executor.close() for executor in self._executors()])
-
-    def abandon(self) -> None:
-        """End the threads of a manager whose loop was closed first.
-
-        Any thread may call this."""
-        for executor in (self.hooks.executor, *self._executors()): executor.abandon()
+        executors = [client.executor for client in (self.registry, self.resources, self.store) if client is not None]
+        await asyncio.gather(self.hooks.close(), self.events.close(), *[executor.close() for executor in executors])

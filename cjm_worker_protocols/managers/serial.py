@@ -352,6 +352,17 @@ class PostedStates(PostedCalls):
         if self._thread.busy or len(self._new) >= self.NEW: self.put_all() # the queue drops old states, should the thread hang
         if self._timer is None: self._wake_in(self.STATES_DELAY)
 
+    def abandon(self) -> None:
+        """Drop all calls that are not needed, and let the thread end after the rest.
+
+        Any thread may call this; it does not wait."""
+        self._thread.closed = True
+        self._thread.calls.drop_optional()
+        if self._thread.started: self._thread.wake()
+
+    def __del__(self) -> None: # as of a manager that was dropped after its loop was closed
+        if not self._thread.closed: self.abandon()
+
 # %% ../../nbs/managers/serial.ipynb #bea79351
 async def end_thread(
     thread: CallThread, # It has calls to make, or runs
@@ -432,14 +443,6 @@ class SerialExecutor(PostedStates):
         result, error = outcome
         if error is not None: raise error
         return result
-
-    def abandon(self) -> None:
-        """Drop all calls that are not needed, and let the thread end after the rest.
-
-        Any thread may call this; it does not wait."""
-        self._thread.closed = True
-        self._thread.calls.drop_optional()
-        if self._thread.started: self._thread.wake()
 
     async def close(self) -> None:
         """Make the calls that wait, then end the thread.

@@ -9,6 +9,7 @@ import asyncio
 import sys
 import weakref
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from contextvars import Context
 from typing import Any
 
@@ -164,8 +165,6 @@ async def close_all(
         await session.integrations.close()
     finally: await session.known.engine.close()
 
-_CLOSING: set[asyncio.Task[None]] = set()  # Of managers that were dropped: a loop keeps only weak references to tasks
-
 def close_later(
     session: Session, # Of a manager that was dropped
     loop: asyncio.AbstractEventLoop # Its loop
@@ -175,11 +174,11 @@ def close_later(
     Any thread may call this, as the garbage collector does."""
     def close() -> None:
         task = loop.create_task(close_all(session))
-        _CLOSING.add(task)
-        task.add_done_callback(_CLOSING.discard)
+        def keep() -> None: # a loop keeps timers until it is closed, and of tasks only weak references
+            if not task.done(): loop.call_later(1.0, keep)
+        keep()
 
-    try: loop.call_soon_threadsafe(close, context=Context())
-    except RuntimeError: session.integrations.abandon() # the loop is closed
+    with suppress(RuntimeError): loop.call_soon_threadsafe(close, context=Context()) # a closed loop refuses
 
 # %% ../../nbs/managers/session.ipynb #7cf97508
 async def start(
