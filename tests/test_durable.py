@@ -32,6 +32,7 @@ from cjm_worker_protocols.core.errors import (
 )
 from cjm_worker_protocols.extensions.store import JobStoreProtocol
 from cjm_worker_protocols.managers.broadcast import begin_in
+from cjm_worker_protocols.managers.serial import SerialExecutor
 from cjm_worker_protocols.integrations.store import SQLiteJobStore, StoreDamagedError, StoreLockedError, retry_job
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
@@ -121,6 +122,26 @@ async def test_a_hook_may_drain_with_an_eager_task(path: str) -> None:
         draining[0].result()
     assert set(stored(path).values()) <= {"completed", "pending"}
     assert all(job.done or stored(path)[job.id] == "pending" for job in jobs)
+
+
+async def test_ctrl_c_while_a_job_is_written_keeps_no_later_job_waiting(path: str) -> None:
+    """It comes when the batch is handed to the store's thread: the next batch is written all the same."""
+
+    def interrupt(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code is SerialExecutor.call.__code__ and frame.f_locals["label"] == "write":
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    async with manager(path) as here:
+        assert await (await here.start_job("echo", value=1)) == 1
+        before = sys.gettrace()
+        sys.settrace(interrupt)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                await here.start_job("echo", value=2)
+        finally:
+            sys.settrace(before)
+        assert await asyncio.wait_for(await asyncio.wait_for(here.start_job("echo", value=3), 15), 15) == 3
 
 
 async def test_an_app_that_cancels_all_tasks_keeps_no_job_from_its_worker(path: str) -> None:

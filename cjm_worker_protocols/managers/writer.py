@@ -188,7 +188,9 @@ class StoreWriter:
         self._present = batch
         write = partial(batch.write, self._store, self.manager)
         try: self._executor.call("write", write, partial(self._settle, batch), patience=self.PATIENCE)
-        except Exception as e: self._settle(batch, None, e)
+        except BaseException as e: # Ctrl-C may come at any moment, and the next batch must not wait for this one
+            self._settle(batch, None, e)
+            ends_app(e)
 
     def _settle(self, batch: WriteBatch, answer: Any, error: BaseException | None) -> None:
         if batch is not self._present: return # the shutdown did not wait for it
