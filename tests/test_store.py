@@ -23,6 +23,7 @@ from cjm_worker_protocols.extensions.store import JobChunk, JobEnd, JobMove, Job
 from cjm_worker_protocols.integrations.store import (
     SQLiteJobStore,
     StoreDamagedError,
+    StoreFileLostError,
     StoreForkedError,
     StoreFullError,
     StoreLockedError,
@@ -483,6 +484,16 @@ def test_a_file_that_goes_away_is_noticed(store: SQLiteJobStore) -> None:
     assert not os.path.exists(store.path)
 
 
+def test_a_file_that_was_removed_after_a_death_is_not_made_again(store: SQLiteJobStore) -> None:
+    """Its log is still there, and SQLite would put pages of it into a new file."""
+    code = "store.write(store.open('test'), [new('a')], [], [], []); os._exit(9)"
+    with process(store, code) as other:
+        other.wait()
+    os.remove(store.path)
+    refuses(store, StoreDamagedError)
+    assert not os.path.exists(store.path)
+
+
 def test_a_newer_schema_is_refused(store: SQLiteJobStore) -> None:
     """And left as it is."""
     store.close(store.open(TYPE))
@@ -514,16 +525,27 @@ def test_an_older_schema_is_migrated_with_a_copy(tmp_path: Path) -> None:
     copy.close()
 
 
-def test_a_store_of_version_1_is_opened(store: SQLiteJobStore) -> None:
-    """Its jobs are there, and its managers show their workers from now on."""
-    mine = store.open(TYPE)
-    store.write(mine, [new("a")], [], [], [])
+def as_version_1(store: SQLiteJobStore) -> None:
+    """Make the file one that version 1 of the schema has."""
     with store.database as db:
         db.executescript("ALTER TABLE managers DROP COLUMN workers; PRAGMA user_version = 1")
     store.database.disconnect()
-    later = SQLiteJobStore(store.path)
-    later.show_workers(other := later.open(TYPE), "[]")
-    assert [job.id for job in later.select(TYPE)] == ["a"] and later.shown_workers() == {other: "[]"}
+
+
+def test_a_store_of_version_1_is_opened(store: SQLiteJobStore) -> None:
+    """Its jobs are there, and its managers show their workers from now on; the copy has what was there just before."""
+    copied = []
+    for job_id in ("a", "b"):  # the second time after an older package has used the file again
+        store.write(store.open(TYPE), [new(job_id)], [], [], [])
+        as_version_1(store)
+        later = SQLiteJobStore(store.path)
+        later.show_workers(other := later.open(TYPE), "[]")
+        assert later.shown_workers()[other] == "[]"
+        with sqlite3.connect(f"{store.path}.version-1") as copy:
+            copied.append([found for (found,) in copy.execute("SELECT id FROM jobs ORDER BY place")])
+        copy.close()
+        later.database.disconnect()
+    assert copied == [["a"], ["a", "b"]] and list(states(later)) == ["b", "a"]
 
 
 def test_only_managers_that_are_alive_show_workers(store: SQLiteJobStore) -> None:
@@ -560,11 +582,26 @@ def test_what_others_may_read_is_refused(store: SQLiteJobStore) -> None:
     os.chmod(store.path, 0o640)
     refuses(SQLiteJobStore(store.path), StorePermissionError)
     os.chmod(store.path, 0o600)
+    Path(f"{store.path}-wal").touch(0o644)  # another user might have put jobs into it
+    refuses(SQLiteJobStore(store.path), StorePermissionError)
+    os.remove(f"{store.path}-wal")
     os.chmod(f"{store.path}-files", 0o755)
     mine = store.open(TYPE)
     with pytest.raises(StorePermissionError):
         store.write(mine, [NewJob("b", "plugin", b"x" * 2_000_000, 0.0)], [], [], [])
     assert states(store) == {"a": "pending"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving a file away needs more rights")
+@pytest.mark.parametrize("name", ["-wal", "-files"])
+def test_what_lies_beside_it_belongs_to_the_same_user(name: str, store: SQLiteJobStore) -> None:
+    """Even the superuser unpickles nothing that another user can have written there."""
+    store.close(store.open(TYPE))
+    store.database.disconnect()
+    (Path.mkdir if name == "-files" else Path.touch)(path := Path(store.path + name), 0o600)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(StorePermissionError, match="65534"):
+        store.write(store.open(TYPE), [NewJob("a", "plugin", b"x" * 2_000_000, 0.0)], [], [], [])
 
 
 def test_a_file_that_another_program_locks(store: SQLiteJobStore) -> None:
@@ -662,6 +699,40 @@ def test_a_file_system_without_locks(store: SQLiteJobStore, monkeypatch: pytest.
     monkeypatch.setattr(fcntl, "lockf", lockf)
     assert "local disk" in str(refuses(store, StoreLockingError))
     assert not os.path.exists(store.path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a file system needs more rights")
+def test_a_read_only_file_system(tmp_path: Path) -> None:
+    """With a store on it, and without."""
+    (folder := tmp_path / "mounted").mkdir()
+    if os.system(f"mount -t tmpfs -o size=1m,mode=700 tmpfs {folder} 2>/dev/null"):
+        pytest.skip("mounting a file system needs more rights")
+    try:
+        store = SQLiteJobStore(folder / "jobs.db")
+        store.close(store.open(TYPE))
+        code = f"""
+assert not os.system("mount -o remount,ro {folder}")
+for path in (sys.argv[1], sys.argv[1] + "2"):
+    try: SQLiteJobStore(path).open('test')
+    except Exception as e: print(type(e).__name__)
+"""
+        locks = store.database.locks
+        locks.close()
+        with process(store, code) as other:
+            assert [line(other), line(other)] == [StoreReadOnlyError.__name__] * 2
+    finally:
+        assert not os.system(f"umount -l {folder}")
+
+
+def test_a_file_system_without_shared_memory(store: SQLiteJobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite's locks of another kind stand for it: with them, it cannot map its log's index."""
+    connect = sqlite3.connect
+
+    def without(path: str, **more: Any) -> sqlite3.Connection:
+        return connect(f"file:{path}?vfs=unix-dotfile", uri=True, **more)
+
+    monkeypatch.setattr(sqlite3, "connect", without)
+    assert "local disk" in str(refuses(store, StoreLockingError))
 
 
 @pytest.mark.parametrize(
@@ -776,7 +847,7 @@ def test_large_ones_lie_beside_the_database(store: SQLiteJobStore) -> None:
     assert len(list(folder.iterdir())) == 1 and store.payload("c") == (large, None)
     for path in folder.iterdir():
         path.unlink()
-    with pytest.raises(JobStoreError):
+    with pytest.raises(StoreFileLostError, match="of job c"):
         store.payload("c")
 
 

@@ -11,8 +11,9 @@ import sqlite3
 from ...core.errors import JobStoreError
 
 # %% auto #0
-__all__ = ['StoreFullError', 'StoreDiskError', 'StoreReadOnlyError', 'StoreLockedError', 'StoreDamagedError', 'StoreVersionError',
-           'StorePermissionError', 'StoreLockingError', 'StoreForkedError', 'store_error']
+__all__ = ['StoreFullError', 'StoreDiskError', 'StoreFileLostError', 'StoreReadOnlyError', 'StoreLockedError',
+           'StoreDamagedError', 'StoreVersionError', 'StorePermissionError', 'StoreLockingError', 'StoreForkedError',
+           'store_error']
 
 # %% ../../../nbs/integrations/store/errors.ipynb #70fdea59
 class StoreFullError(JobStoreError, OSError):
@@ -24,6 +25,11 @@ class StoreDiskError(JobStoreError, OSError):
     "Reading or writing the file fails."
     problem = "it cannot be read or written"
     remedy = "check the disk and its mount, and the permissions of the folder"
+
+class StoreFileLostError(JobStoreError, FileNotFoundError):
+    "A file beside the database is gone: a large pickle of one job."
+    problem = "a file in the folder beside it is gone"
+    remedy = "restore the folder from a backup; jobs without files there are not affected"
 
 class StoreReadOnlyError(JobStoreError, PermissionError):
     "The file, its folder or its file system does not let this process write."
@@ -70,14 +76,15 @@ _BY_TEXT: tuple[tuple[str, type[JobStoreError]], ...] = (
     ("not a database", StoreDamagedError), ("malformed", StoreDamagedError), ("corrupt", StoreDamagedError),
     ("no such table", StoreDamagedError), ("no such column", StoreDamagedError),
 )
+_BY_NUMBER: dict[int | None, type[JobStoreError]] = {
+    errno.ENOSPC: StoreFullError, errno.EDQUOT: StoreFullError,
+    errno.EACCES: StoreReadOnlyError, errno.EPERM: StoreReadOnlyError, errno.EROFS: StoreReadOnlyError}
 
 def store_error(
     path: str, # The database
     error: sqlite3.Error | OSError # What went wrong
 ) -> JobStoreError: # To be raised from it
     "Name a fault of the file."
-    if isinstance(error, PermissionError): return StoreReadOnlyError(path, str(error))
     text = str(error).lower()
     found = next((kind for part, kind in _BY_TEXT if part in text), StoreDiskError)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC: found = StoreFullError
-    return found(path, str(error))
+    return _BY_NUMBER.get(getattr(error, "errno", None), found)(path, str(error))

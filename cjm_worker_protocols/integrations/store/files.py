@@ -26,7 +26,7 @@ class SideFiles:
         database: str, # The path of the database
         sync: bool # Whether a file has to survive the loss of power
     ):
-        self.folder, self.uploads, self._sync = f"{database}-files", f"{database}.uploads", sync
+        self._database, self.folder, self.uploads, self._sync = database, f"{database}-files", f"{database}.uploads", sync
 
     def put(self,
         data: bytes | None # A pickle, if there is one
@@ -38,7 +38,7 @@ class SideFiles:
         data: bytes # A pickle
     ) -> str: # The name of its file
         "Write a file."
-        check_folder(self.folder)
+        check_folder(self.folder, self._database)
         name = secrets.token_hex(16)
         path = os.path.join(self.folder, name)
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)

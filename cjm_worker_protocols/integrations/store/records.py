@@ -12,7 +12,7 @@ from ...core.config import check_number
 from ...core.errors import ConfigError
 from ...extensions.store import StoredJob
 from .database import StoreDatabase
-from .errors import StoreDiskError
+from .errors import StoreFileLostError
 from .holders import COLUMNS
 from .retention import forget_jobs
 
@@ -88,7 +88,7 @@ class SQLiteRecords:
             if row is None: return None
             files = self.database.files
             try: return files.get(*row[:2]) or b"", files.get(*row[2:])
-            except FileNotFoundError as e: raise StoreDiskError(self.path, f"the file of job {job_id} is gone: {e}") from e
+            except FileNotFoundError as e: raise StoreFileLostError(self.path, f"of job {job_id}: {e}") from e
 
     def chunks(self, job_id: str, start: int = 0) -> list[tuple[int, bytes]]:
         query = "SELECT number, data FROM chunks WHERE job = (SELECT place FROM jobs WHERE id = ?) AND number >= ? ORDER BY number LIMIT ?"

@@ -15,8 +15,8 @@ from cjm_worker_protocols.integrations.store.errors import (StoreDamagedError, S
     StoreVersionError, store_error)
 
 # %% auto #0
-__all__ = ['APPLICATION', 'VERSION', 'SCHEMA', 'MIGRATIONS', 'make_database', 'check_file', 'check_folder', 'migrate',
-           'transaction', 'open_database']
+__all__ = ['APPLICATION', 'VERSION', 'SCHEMA', 'MIGRATIONS', 'make_database', 'check_private', 'check_file', 'check_folder',
+           'migrate', 'transaction', 'open_database']
 
 # %% ../../../nbs/integrations/store/schema.ipynb #f86bcb73
 APPLICATION = 0x636A6D77  # Marks the file as ours, see https://www.sqlite.org/pragma.html#pragma_application_id
@@ -56,27 +56,40 @@ def make_database(
     os.rename(new, path)
 
 # %% ../../../nbs/integrations/store/schema.ipynb #8d530201
+def check_private(
+    path: str, # A file or a folder, which need not exist: SQLite removes some at any time
+    database: str # The database that it belongs to
+) -> None:
+    """Check that only its user may read or write a file.
+
+    :raises StorePermissionError: when others may."""
+    try: facts = os.lstat(path)
+    except FileNotFoundError: return
+    if facts.st_uid != os.geteuid() and facts.st_uid != os.stat(database).st_uid:
+        raise StorePermissionError(path, f"it belongs to user {facts.st_uid}")
+    if facts.st_mode & 0o077: raise StorePermissionError(path, f"its mode is {facts.st_mode & 0o777:o}")
+
 def check_file(
     path: str # A database that exists
 ) -> None:
     """Check that the file can be this user's database.
 
-    :raises StorePermissionError: when it is not this user's alone.
+    :raises StorePermissionError: when it, or its log, is not this user's alone.
     :raises StoreDamagedError: when it is empty, or no regular file."""
     facts = os.stat(path)
     if not stat.S_ISREG(facts.st_mode) or not facts.st_size: raise StoreDamagedError(path, f"{facts.st_size} bytes")
     if facts.st_uid != os.geteuid() and os.geteuid() != 0: raise StorePermissionError(path, f"it belongs to user {facts.st_uid}")
-    if facts.st_mode & 0o077: raise StorePermissionError(path, f"its mode is {facts.st_mode & 0o777:o}")
+    for suffix in ("", "-wal", "-shm"): check_private(path + suffix, path)
 
 def check_folder(
-    path: str # A folder beside the database
+    path: str, # A folder beside the database
+    database: str # The database
 ) -> None:
     """Make a folder that only its owner may use.
 
     :raises StorePermissionError: when others may."""
     os.makedirs(path, 0o700, exist_ok=True)
-    facts = os.lstat(path)
-    if not stat.S_ISDIR(facts.st_mode) or facts.st_mode & 0o077: raise StorePermissionError(path, f"its mode is {facts.st_mode & 0o777:o}")
+    check_private(path, database)
 
 # %% ../../../nbs/integrations/store/schema.ipynb #7659144b
 def migrate(
@@ -94,12 +107,11 @@ def migrate(
     if found > version: raise StoreVersionError(path, f"version {found}, and {version} is known here")
     if found == version: return int(found)
     copy = f"{path}.version-{found}"
-    if not os.path.exists(copy):
-        os.close(os.open(f"{copy}-new", os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600))
-        backup = sqlite3.connect(f"{copy}-new")
-        try: db.backup(backup)
-        finally: backup.close()
-        os.rename(f"{copy}-new", copy)
+    os.close(os.open(f"{copy}-new", os.O_CREAT | os.O_RDWR | os.O_TRUNC, 0o600))
+    backup = sqlite3.connect(f"{copy}-new")
+    try: db.backup(backup)
+    finally: backup.close()
+    os.rename(f"{copy}-new", copy) # in place of an older copy, when an older version of the package has used the file again
     steps = [statement for old in range(found, version) for statement in migrations[old]]
     with transaction(db):
         for statement in steps: db.execute(statement)
@@ -123,7 +135,9 @@ def open_database(
     :raises JobStoreError: when the file has any fault."""
     db = None
     try:
-        if not os.path.exists(path): make_database(path)
+        if not os.path.exists(path):
+            if os.path.exists(f"{path}-wal"): raise StoreDamagedError(path, "it is gone, and its -wal file is there")
+            make_database(path)
         check_file(path)
         if not os.access(path, os.W_OK): raise PermissionError(13, "the file may not be written")
         db = sqlite3.connect(path, timeout=timeout, isolation_level=None, check_same_thread=False)
