@@ -14,10 +14,10 @@ def echo(value: Any = None) -> Any:
     return value
 
 
-def nap(seconds: float) -> str:
+def nap(seconds: float, result: Any = "rested") -> Any:
     """Sleep."""
     time.sleep(seconds)
-    return "rested"
+    return result
 
 
 def count(stop: int, pause: float = 0.0) -> "Iterator[int]":

@@ -21,8 +21,9 @@ from .config import check_number
 from .errors import ManagerClosedError, NotANewJobError, StreamOverflowError, WrongLoopError
 
 # %% auto #0
-__all__ = ['ENDS', 'id_bytes', 'now', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'new_id', 'Waiters', 'Chunks', 'Job',
-           'LiveJob', 'live_of', 'attach_later', 'was_read', 'kept_chunks', 'attach', 'request_cancel', 'JobStream']
+__all__ = ['ENDS', 'id_bytes', 'now', 'JobError', 'JobCancelled', 'JobExpired', 'fresh', 'new_id', 'Waiters', 'Chunks', 'skip_to',
+           'Job', 'LiveJob', 'live_of', 'attach_later', 'was_read', 'kept_chunks', 'attach', 'request_cancel',
+           'JobStream']
 
 # %% ../../nbs/core/jobs.ipynb #f7159f83
 @dataclass(eq=False, repr=False)
@@ -191,6 +192,15 @@ class Chunks:
         "Let the plugin go on."
         on_room, self.on_room = self.on_room, None
         if on_room is not None: on_room()
+
+# %% ../../nbs/core/jobs.ipynb #9c41e6d2
+def skip_to(
+    chunks: Chunks, # Of a job
+    index: int # Of the next chunk that can be had
+) -> None:
+    "Go on after a gap; readers hear how many chunks they have missed."
+    while chunks._kept: chunks._kept.popleft()
+    chunks.first = index
 
 # %% ../../nbs/core/jobs.ipynb #e96a266a
 class _Attached:

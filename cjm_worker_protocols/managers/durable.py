@@ -48,7 +48,7 @@ class DurableJobs:
         self._followed, self.shared = FollowedJobs(client, stream_buffer), SharedWorkers(client, lifecycle)
         self._recovery = Recovery(client, lifecycle, self._followed, jobs, TakenJobs(lifecycle, stream_buffer), plan)
         self._watch = StoreWatch(client, lifecycle, self._followed, self._recovery, self.shared)
-        self._opening, self._closed, self.recovered = asyncio.Lock(), False, list[Job]()
+        self._opening, self._closed, self.recovered = asyncio.Lock(), False, self._recovery.recovered
 
     async def open(self) -> None:
         """At the first call, open the store and take over jobs without a living manager.
@@ -60,7 +60,7 @@ class DurableJobs:
             await self._client.open()
             if self._closed: return
             self._watch.start()
-            self.recovered = await self._recovery.claim()
+            await self._recovery.claim()
 
     async def add(self,
         ticket: Ticket # A new job

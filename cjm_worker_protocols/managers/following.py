@@ -9,10 +9,10 @@ import asyncio
 import weakref
 from collections.abc import Iterable
 
-from ..core.jobs import Job, attach, live_of
+from ..core.jobs import Job, JobError, attach, live_of, skip_to
 from ..extensions.store import StoredJob
 from .store import StoreClient
-from .stored import job_of, show_state
+from .stored import StoredEnd, job_of, show_state
 
 # %% auto #0
 __all__ = ['read_chunks', 'show_end', 'bring_up_to_date', 'FollowedJobs']
@@ -24,13 +24,15 @@ async def read_chunks(
 ) -> None:
     """Read the chunks that the store has and this process does not.
 
+    Those that the store does not keep, or that cannot be read, are a gap, of which readers of the stream hear.
+
     :raises JobStoreError: when the store cannot be read."""
     chunks, found = live_of(job).chunks, True
     while found:
         found = False
         for number, chunk in await client.values.chunks(job.id, chunks.stop):
-            if chunks.stop == chunks.first < number: chunks.first = number # the store does not keep those before
-            if number != chunks.stop: continue
+            if number > chunks.stop: skip_to(chunks, number)
+            if number < chunks.stop: continue # another call has read it meanwhile
             chunks.extend([chunk])
             found = True
 
@@ -38,7 +40,7 @@ async def read_chunks(
 async def show_end(
     job: Job, # A job of another process
     stored: StoredJob, # As the store knows it: it has ended
-    result: bytes | None, # The pickle of its result
+    end: StoredEnd, # Its result and its error
     client: StoreClient # The job store
 ) -> None:
     """Read a job's last chunks, then end it as the store says.
@@ -46,20 +48,21 @@ async def show_end(
     :raises JobStoreError: when the store cannot be read."""
     await read_chunks(job, client)
     if job.done or live_of(job).left: return
-    value, error = show_state(job, stored, result)
-    live_of(job).end(stored.status, value, error, stored.ended)
+    show_state(job, stored)
+    live_of(job).end(stored.status, *end, stored.ended)
 
 async def bring_up_to_date(
     job: Job, # A job of another process that has not ended here
-    stored: StoredJob, # As the store knows it now
+    stored: StoredJob | None, # As the store knows it now, if it does
     client: StoreClient # The job store
 ) -> None:
     """Update a job from the store.
 
     :raises JobStoreError: when the store cannot be read."""
+    if stored is None: return live_of(job).end("failed", error=JobError("interrupted", "the job was removed from the job store"))
     if live_of(job).streamed is not None: await read_chunks(job, client)
     if stored.ended is None: show_state(job, stored)
-    else: await show_end(job, stored, await client.values.result(job.id), client)
+    else: await show_end(job, stored, await client.values.end(stored), client)
 
 # %% ../../nbs/managers/following.ipynb #ec070376
 class FollowedJobs:
@@ -88,10 +91,10 @@ class FollowedJobs:
         if job is None:
             job = job_of(stored)
             attach(job, self._loop, self._stream_buffer, lambda job: self._wishes.add(job.id))
-            result, error = await self._client.values.load(job)
+            end, error = await self._client.values.load(job, stored)
             job = self._jobs.setdefault(stored.id, job) # another call may have been faster
             if error is not None: job.message = error.message
-            if stored.ended is not None: await show_end(job, stored, result, self._client)
+            if stored.ended is not None: await show_end(job, stored, end, self._client)
         if not job.done: await bring_up_to_date(job, stored, self._client)
         return job
 
@@ -104,7 +107,7 @@ class FollowedJobs:
         if not followed: return
         stored = await self._client.reader.read([job.id for job in followed])
         for job in followed:
-            if job.id in stored and self._jobs.get(job.id) is job: await bring_up_to_date(job, stored[job.id], self._client)
+            if self._jobs.get(job.id) is job: await bring_up_to_date(job, stored.get(job.id), self._client)
 
     def leave(self) -> None:
         "End all waits for these jobs, because the manager is shut down."

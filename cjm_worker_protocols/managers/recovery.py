@@ -8,29 +8,30 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..core.errors import (
     JobStoreError, PluginNotConfiguredError, RegistryUnavailableError, UnknownPluginError, ends_app, text_of)
-from ..core.jobs import Job, JobError, LiveJob, attach, attach_later, live_of
+from ..core.jobs import Job, JobCancelled, JobError, LiveJob, attach, attach_later, live_of
 from ..extensions.store import StoredJob
 from .following import FollowedJobs
 from .lifecycle import Lifecycle
 from .reports import Ticket
 from .retries import may_retry
 from .sharing import SharedWorkers
-from .store import StoreClient
+from .store import LastingTasks, StoreClient
 from .stored import job_of
 from .tickets import LateTickets, ticket_at
 
 if TYPE_CHECKING: from cjm_worker_protocols.managers.requests import Signature
 
 # %% auto #0
-__all__ = ['Plan', 'interrupted', 'TakenJobs', 'Recovery', 'StoreWatch']
+__all__ = ['Plan', 'interrupted', 'TakenJobs', 'find_plan', 'ClaimedJobs', 'Recovery', 'StoreWatch']
 
 # %% ../../nbs/managers/recovery.ipynb #75f49c6b
 class Plan(NamedTuple):
@@ -97,6 +98,51 @@ class TakenJobs:
         self._left = True
         for live in list(self._live): live.leave()
 
+# %% ../../nbs/managers/recovery.ipynb #5d0c2b7e
+async def find_plan(
+    plugin_id: str, # A plugin
+    look_up: Callable[[str], Awaitable[Plan]] # Looks it up
+) -> Plan | JobError | None: # How its jobs are run, or why they cannot be; `None` while the registry does not answer
+    "Find out how stored jobs of a plugin are run."
+    try: return await look_up(plugin_id)
+    except (UnknownPluginError, PluginNotConfiguredError) as e: return JobError("load", str(e))
+    except RegistryUnavailableError: return None
+    except Exception as e: return JobError("load", text_of(e))
+
+# %% ../../nbs/managers/recovery.ipynb #7ae20f63
+class ClaimedJobs:
+    "Jobs that the store has given to this manager, and that it has not taken yet."
+    def __init__(self,
+        client: StoreClient # The job store
+    ):
+        self._client, self._new = client, deque[StoredJob]()  # Also what it has given too late to be waited for
+        self.waiting: list[StoredJob] = []  # By place; some wait for the registry to answer
+        self.unwanted: set[str] = set()  # Those that are to be cancelled
+
+    def _claim(self) -> None:
+        "On the store's thread: claim jobs, and ask which of them were cancelled before."
+        manager, store = self._client.name, self._client.store
+        self._new.extend(store.claim(manager))
+        if self._new or self.waiting: self.unwanted = set(store.cancellations(manager))
+
+    async def look(self,
+        more: bool # Whether to claim more
+    ) -> None:
+        """Note what the store has given.
+
+        :raises JobStoreError: when it cannot be used."""
+        if more: await self._client.reader.ask("claim", self._claim)
+        while self._new: self.waiting.append(self._new.popleft())
+        self.waiting.sort(key=attrgetter("place"))
+
+    def take(self,
+        plans: Mapping[str, Plan | JobError] # By plugin, if they are known
+    ) -> list[StoredJob]: # By place
+        "Take the jobs that can be run, or end."
+        waited, self.waiting, ready = self.waiting, [], list[StoredJob]()
+        for job in waited: (ready if job.plugin_id in plans or job.id in self.unwanted else self.waiting).append(job)
+        return ready
+
 # %% ../../nbs/managers/recovery.ipynb #45c2f284
 class Recovery:
     """Takes over jobs, at the start and while the manager lives.
@@ -114,34 +160,38 @@ class Recovery:
         plan: Callable[[str], Awaitable[Plan]] # Looks a plugin up
     ):
         self._client, self._lifecycle, self._followed, self._jobs, self._plan = client, lifecycle, followed, jobs, plan
-        self._waiting: list[StoredJob] = []  # Jobs that wait for the registry to answer
-        self._claimed: list[StoredJob] = []  # What the store has returned, also in an answer that came after its time limit
-        self._taking, self.taken = asyncio.Lock(), taken
+        self._claimed, self._taking, self.taken = ClaimedJobs(client), asyncio.Lock(), taken
+        self.recovered, self._begins = list[Job](), True  # The jobs that were taken over at the start; whether it is still that
 
-    async def claim(self) -> list[Job]: # The jobs that were taken over
+    async def claim(self) -> None:
         """Take over the jobs that no living manager holds, if a worker can run them.
+
+        If this is cancelled or fails, the next call takes what it has left.
 
         :raises JobStoreError: when the store cannot be used."""
         async with self._taking:
-            manager, store, pool = self._client.writer.manager, self._client.store, self._lifecycle.pool
-            if pool.capacity > 0: await self._client.reader.ask("claim", lambda: self._claimed.extend(store.claim(manager)))
-            stored, self._claimed = self._waiting + self._claimed, []
-            plans, found = dict[str, "Plan | JobError"](), list[Job]()
-            for plugin_id in dict.fromkeys(job.plugin_id for job in stored):
-                if (plan := await self._find(plugin_id)) is not None: plans[plugin_id] = plan
-            if pool.capacity <= 0: plans = {job.plugin_id: JobError("start", pool.last_error) for job in stored}
-            self._waiting = [job for job in stored if job.plugin_id not in plans]
-            stored = [job for job in stored if job.plugin_id in plans]
-            for start in range(0, len(stored), self.TURN):
-                found += self._take(stored[start:start + self.TURN], plans)
-                self._lifecycle.scheduler.dispatch()
-                await asyncio.sleep(0)
-            return found
+            claimed, pool, plans, start = self._claimed, self._lifecycle.pool, dict[str, "Plan | JobError"](), 0
+            if self._lifecycle.scheduler.closed: return # another manager runs them sooner
+            await claimed.look(more=pool.capacity > 0)
+            for plugin_id in dict.fromkeys(job.plugin_id for job in claimed.waiting):
+                if (plan := await find_plan(plugin_id, self._plan)) is not None: plans[plugin_id] = plan
+            if pool.capacity <= 0: plans = {job.plugin_id: JobError("start", pool.last_error) for job in claimed.waiting}
+            ready = claimed.take(plans)
+            try:
+                while start < len(ready):
+                    turn, start = ready[start:start + self.TURN], start + self.TURN
+                    taken = self._take(turn, plans)
+                    if self._begins: self.recovered += taken
+                    self._lifecycle.scheduler.dispatch()
+                    await asyncio.sleep(0)
+                self._begins = False
+            finally: claimed.waiting += ready[start:]
 
     def _take(self, stored: Sequence[StoredJob], plans: Mapping[str, Plan | JobError]) -> list[Job]:
         shares, found, followed = defaultdict[tuple[str, int, Any], "dict[int, Job]"](dict), [], self._followed.take(stored)
         for row in stored:
-            plan, known = plans[row.plugin_id], followed.get(row.id)
+            plan = JobCancelled() if row.id in self._claimed.unwanted else plans[row.plugin_id]
+            known = followed.get(row.id)
             found.append(job := known or job_of(row))
             if known or row.status == "running" or job.expires is not None or isinstance(plan, JobError): self._take_one(row, job, plan)
             else: shares[row.plugin_id, row.priority, row.owner][row.place - self.OLD] = self._jobs[job.id] = job
@@ -149,11 +199,6 @@ class Recovery:
             if isinstance(plan := plans[plugin_id], Plan): self.taken.accept(jobs, plan)
         return found
 
-    async def _find(self, plugin_id: str) -> Plan | JobError | None:
-        try: return await self._plan(plugin_id)
-        except (UnknownPluginError, PluginNotConfiguredError) as e: return JobError("load", str(e))
-        except RegistryUnavailableError: return None
-        except Exception as e: return JobError("load", text_of(e))
 
     def _take_one(self, stored: StoredJob, job: Job, plan: Plan | JobError) -> None:
         ticket = self.taken.ticket(plan if isinstance(plan, Plan) else Plan(job.plugin_id, {}, None), job, stored.place - self.OLD)
@@ -169,7 +214,7 @@ class StoreWatch:
 
     It cancels the jobs that other processes ask to cancel, updates followed jobs, takes over the jobs of managers that have died, and
     shows the other managers the workers of this one."""
-    EVERY, CLAIMS = 0.4, 8  # Seconds from one look to the next, and looks from one claim to the next
+    EVERY, CLAIMS = 0.4, 3.2  # Seconds from one look to the next, and from one claim to the next
 
     def __init__(self,
         client: StoreClient, # The job store
@@ -179,34 +224,30 @@ class StoreWatch:
         shared: SharedWorkers # Shows the others the workers of this manager
     ):
         self._client, self._lifecycle, self._followed, self._recovery, self._shared = client, lifecycle, followed, recovery, shared
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = LastingTasks()
 
     def start(self) -> None:
         "Begin to look."
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._tasks.begin(self._repeat, self.EVERY, self._look)
+        self._tasks.begin(self._repeat, self.CLAIMS, self._recovery.claim) # it may wait for the registry, and no cancel waits for it
 
-    async def _run(self) -> None:
-        looks = 0
+    async def _repeat(self, every: float, look: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(self.EVERY)
-            looks += 1
-            try: await self._look(looks % self.CLAIMS == 0)
+            await asyncio.sleep(every)
+            try: await look()
             except JobStoreError: pass # it is counted; the next look may succeed
             except BaseException as e:
                 if isinstance(e, asyncio.CancelledError): raise
                 self._client.executor.failed("watch", e)
                 ends_app(e)
 
-    async def _look(self, claims: bool) -> None:
-        manager, store = self._client.writer.manager, self._client.store
+    async def _look(self) -> None:
+        manager, store = self._client.name, self._client.store
         wanted = await self._client.reader.ask("cancellations", lambda: store.cancellations(manager))
         for job_id in wanted: self._lifecycle.cancel_by_id(job_id)
         await self._followed.look()
-        if claims: await self._recovery.claim()
         await self._shared.show()
 
     async def stop(self) -> None:
         "Stop looking, and wait until the present look has ended."
-        if self._task is None: return
-        self._task.cancel()
-        await asyncio.wait({self._task})
+        await self._tasks.stop()

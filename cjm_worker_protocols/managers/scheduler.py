@@ -81,7 +81,7 @@ class Scheduler:
     ):
         self._config, self._pool, self._on_refused = config, pool, on_refused
         self.queue, self.limits = JobQueue(), RunLimits(config.max_running_per_owner, pool.workers)
-        self._recheck, self._closed = Alarm(self.dispatch), False
+        self._recheck, self.closed = Alarm(self.dispatch), False
         self._chooser = Chooser(config, pool, self.queue, self.limits, self._recheck)
         self._prefetcher = Prefetcher(config, self.queue, self.limits, self._recheck, self._may_follow)
         self._blocks = BlockedLines(self.queue, on_blocked, self.dispatch)
@@ -130,7 +130,7 @@ class Scheduler:
         ticket: Ticket # A new job
     ) -> WorkerProxy | None: # Which would run it; `None` when another job may come before it
         "Find a worker for a job when no other waits."
-        if self.gate is not None or self.queue.tickets or self._closed: return None
+        if self.gate is not None or self.queue.tickets or self.closed: return None
         idle, alone = self._pool.idle(), self._config.max_workers == 1
         if not idle or not alone and self._ahead() or not self.limits.may_start(ticket): return None
         worker = choose(idle, ticket, self._config.loaded_plugins)
@@ -169,7 +169,7 @@ class Scheduler:
 
     def dispatch(self) -> None:
         "Hand ready jobs to idle workers, and the next one also to those that are busy."
-        if self._closed: return
+        if self.closed: return
         workers, idle = self._pool.workers, self._pool.idle()
         for worker in workers if idle and self._config.max_workers > 1 else (): # an idle one can begin at once what was sent ahead
             if (ahead := worker.prefetched) and self.limits.may_move(worker, ahead) and worker.revoke(): self.put_back(ahead)
@@ -217,6 +217,6 @@ class Scheduler:
 
     def close(self) -> None:
         "Dispatch no more jobs."
-        self._closed = True
+        self.closed = True
         for alarm in (self._blocks.alarm, self._recheck): alarm.cancel()
         if self.gate is not None: self.gate.close()

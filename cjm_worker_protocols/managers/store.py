@@ -20,11 +20,12 @@ from ..core.jobs import Job, JobError
 from ..extensions.store import JobChunk, JobMove, JobStoreProtocol, NewJob, StoredJob
 from .reports import Ticket
 from .serial import Answer, SerialExecutor
-from .stored import digest, load_params, record_of, show_state, started
+from .stored import StoredEnd, digest, end_of, load_params, record_of, show_state, started
 from .writer import Ending, StoreWriter, failure_of
 
 # %% auto #0
-__all__ = ['StoreReader', 'StoredValues', 'LastingTasks', 'SecondEnds', 'chunks_of', 'new_record', 'StoreChanges', 'StoreClient']
+__all__ = ['KeptChunks', 'StoreReader', 'payload_of', 'readable_chunks', 'StoredValues', 'LastingTasks', 'SecondEnds',
+           'chunks_of', 'new_record', 'StoreChanges', 'StoreClient']
 
 # %% ../../nbs/managers/store.ipynb #3dc99f65
 class StoreReader:
@@ -36,6 +37,7 @@ class StoreReader:
         named: Callable[[BaseException], JobStoreError] # Counts an error, and makes it a `JobStoreError`
     ):
         self._store, self._worker_type, self._executor, self._named = store, worker_type, executor, named
+        self.failed = executor.failed
 
     async def ask(self,
         label: str, # The method
@@ -72,6 +74,34 @@ class StoreReader:
         Raises what `ask` raises."""
         return await self.ask("select", lambda: self._store.select(self._worker_type, **wanted))
 
+# %% ../../nbs/managers/store.ipynb #2b96d7f0
+def payload_of(
+    store: JobStoreProtocol, # The app's
+    job_id: str # A job
+) -> tuple[bytes, bytes | None, JobError | None]: # Its parameters and its result, or why they are gone for good
+    "Read the pickles of a job, on the store's thread."
+    try: found = store.payload(job_id)
+    except FileNotFoundError as e: return b"", None, JobError("serialization", text_of(e))
+    return (b"", None, JobError("interrupted", "the job was removed from the job store")) if found is None else (*found, None)
+
+# %% ../../nbs/managers/store.ipynb #8e15fb42
+KeptChunks = list[tuple[int, Any]]  # Numbers and chunks
+
+def readable_chunks(
+    store: JobStoreProtocol, # The app's
+    job_id: str, # A job
+    start: int, # The first one that is wanted
+    failed: Callable[[str, object], None] # Counts what goes wrong
+) -> KeptChunks: # In order
+    """Read the kept chunks of a job, on the store's thread.
+
+    Those that cannot be unpickled are left out."""
+    found = KeptChunks()
+    for number, data in store.chunks(job_id, start):
+        try: found.append((number, pickle.loads(data)))
+        except Exception as e: failed("chunks", e)
+    return found
+
 # %% ../../nbs/managers/store.ipynb #b4ccb043
 class StoredValues:
     """Reads the parameters, results and chunks of jobs from the store.
@@ -84,17 +114,19 @@ class StoredValues:
         self._store, self._reader = store, reader
 
     async def load(self,
-        job: Job # A job that was made from its record
-    ) -> tuple[bytes | None, JobError | None]: # The pickle of its result; an error when its parameters cannot be unpickled
+        job: Job, # A job that was made from its record
+        stored: StoredJob | None = None # The record, if the job's end is wanted
+    ) -> tuple[StoredEnd, JobError | None]: # Its end; an error when its parameters can never be read
         """Give a job its parameters, which are unpickled on the store's thread.
 
-        :raises JobStoreError: when they cannot be read."""
-        def call() -> tuple[bytes | None, JobError | None]:
-            found = self._store.payload(job.id)
-            if found is None: return None, JobError("interrupted", "the job was removed from the job store")
-            try: load_params(job, found[0])
-            except BaseException as e: return found[1], JobError("serialization", f"the stored parameters cannot be read: {text_of(e)}")
-            return found[1], None
+        :raises JobStoreError: when the store cannot be read."""
+        def call() -> tuple[StoredEnd, JobError | None]:
+            params, result, lost = payload_of(self._store, job.id)
+            end = (None, None) if stored is None else end_of(stored, result)
+            if lost is not None: return end, lost
+            try: load_params(job, params)
+            except BaseException as e: return end, JobError("serialization", f"the stored parameters cannot be read: {text_of(e)}")
+            return end, None
 
         return await self._reader.ask("payload", call)
 
@@ -107,26 +139,22 @@ class StoredValues:
         _, error = (None, None) if job.params else await self.load(job)
         if error is not None: raise JobStoreError(type(self._store).__name__, error.message)
 
-    async def result(self,
-        job_id: str # A job
-    ) -> bytes | None: # Its pickle
-        """Read a job's result.
+    async def end(self,
+        stored: StoredJob # A job that has ended
+    ) -> StoredEnd: # Its result and its error
+        """Read a job's end.
 
-        :raises JobStoreError: when it cannot be read."""
-        found = await self._reader.ask("payload", lambda: self._store.payload(job_id))
-        return found[1] if found is not None else None
+        :raises JobStoreError: when the store cannot be read."""
+        return await self._reader.ask("payload", lambda: end_of(stored, payload_of(self._store, stored.id)[1]))
 
     async def chunks(self,
         job_id: str, # A job
         start: int # The first one that is wanted
-    ) -> list[tuple[int, Any]]: # Numbers and chunks, in order
-        """Read kept chunks.
+    ) -> KeptChunks: # In order
+        """Read kept chunks; one that cannot be unpickled is left out.
 
-        :raises JobStoreError: when they cannot be read, or one cannot be unpickled."""
-        def call() -> list[tuple[int, Any]]:
-            return [(number, pickle.loads(data)) for number, data in self._store.chunks(job_id, start)]
-
-        return await self._reader.ask("chunks", call)
+        :raises JobStoreError: when the store cannot be read."""
+        return await self._reader.ask("chunks", lambda: readable_chunks(self._store, job_id, start, self._reader.failed))
 
 # %% ../../nbs/managers/store.ipynb #1a57ed01
 class LastingTasks(set["asyncio.Task[None]"]):
@@ -152,6 +180,13 @@ class LastingTasks(set["asyncio.Task[None]"]):
 
         task.add_done_callback(ended)
 
+    async def stop(self) -> None:
+        "End all tasks, and wait until they have ended."
+        tasks = [*self]
+        self.clear()
+        for task in tasks: task.cancel()
+        if tasks: await asyncio.wait(tasks)
+
 # %% ../../nbs/managers/store.ipynb #a35187a5
 class SecondEnds:
     "Shows the stored end of jobs that had ended in the store before they ended here."
@@ -172,7 +207,8 @@ class SecondEnds:
         try:
             stored = (await self._reader.read([job.id])).get(job.id)
             if stored is not None and stored.ended is not None:
-                ending.result, ending.error = show_state(job, stored, await self._values.result(job.id))
+                ending.result, ending.error = await self._values.end(stored)
+                show_state(job, stored)
                 ending.status = stored.status if ending.error is None or stored.error else "failed"
         except Exception as e: return ending.show(text_of(e)) # another program may have written anything there
         ending.show()

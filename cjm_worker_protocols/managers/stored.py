@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, Optional
 
 from ..core.errors import text_of
 from ..core.frames import dumps
@@ -22,11 +22,13 @@ from ..core.jobs import Job, JobCancelled, JobError
 from ..extensions.store import JobMove, NewJob, StoredJob
 
 # %% auto #0
-__all__ = ['digest', 'record_of', 'started', 'job_of', 'load_params', 'error_text', 'error_from', 'show_state']
+__all__ = ['StoredEnd', 'digest', 'record_of', 'started', 'job_of', 'load_params', 'error_text', 'error_from', 'show_state',
+           'end_of']
 
 # %% ../../nbs/managers/stored.ipynb #837a6fb9
 def _canonical(value: Any) -> Any:
     "Return what JSON holds in place of a value that it cannot hold."
+    if isinstance(value, (set, frozenset)): return {"set": sorted(json.dumps(item, sort_keys=True, default=_canonical) for item in value)}
     if not isinstance(value, os.PathLike) or not os.path.isfile(value): return {"pickle": hashlib.sha256(dumps(value)).hexdigest()}
     content = hashlib.sha256()
     with open(value, "rb") as file:
@@ -119,17 +121,25 @@ def error_from(
     names = ("category", "message", "traceback", "exit_code", "signal", "stderr_tail")
     return JobError(**{name: facts[name] for name in names if name in facts}) # another version may have written more
 
+# %% ../../nbs/managers/stored.ipynb #c5f1e83a
 def show_state(
     job: Job, # A job that another process has
-    stored: StoredJob, # As the store knows it now
-    result: bytes | None = None # The pickle of its result
-) -> tuple[Any, JobError | None]: # Its result and its error; the job still shows no end
-    """Update a job from its record, and return its result and its error.
-
-    A result that cannot be unpickled becomes an error."""
+    stored: StoredJob # As the store knows it now
+) -> None:
+    "Show how far a job is; it still shows no end."
     job.attempts, job.started_at = stored.attempts, _time(stored.started)
     if stored.ended is None: job.status = stored.status
+
+StoredEnd = tuple[Any, Optional[JobError]]  # Its result and its error
+
+def end_of(
+    stored: StoredJob, # A job
+    result: bytes | None # The pickle of its result
+) -> StoredEnd: # How it has ended
+    """Make a job's end again.
+
+    A result that is lost or cannot be unpickled is an error."""
     if stored.error is not None: return None, error_from(stored.error)
-    if result is None: return None, None
-    try: return pickle.loads(result), None
+    if stored.status != "completed": return None, None
+    try: return pickle.loads(result or b""), None
     except Exception as e: return None, JobError("serialization", f"the stored result cannot be read: {text_of(e)}")
