@@ -207,6 +207,36 @@ def test_they_pass_for_so_long_only() -> None:
     assert len(passers) == 3 and passers[-1] - passers[0] < 3.0
 
 
+def test_patience_with_a_job_that_is_passed_behind_others_runs_out_in_time() -> None:
+    """Ann's second job is passed by two younger ones of hers, whose plugin is loaded, for less than `swap_patience`."""
+    asked = [Asked("A", 0, "ann", 0.1), Asked("B", 0, "bob", 3.0), Asked("B", 0, "ann", 3.0), Asked("A", 0, "ann", 0.1)]
+    asked += [Asked("A", 0, "bob", 0.5), Asked("A", 0, "ann", 3.0), Asked("A", 0, "bob", 3.0)]
+    at = {start.n: start.at for start in play(asked, swap_patience=1.0)[0]}
+    passers = [at[n] for n in (3, 5) if at[n] < at[2]]
+    assert not passers or max(passers) - min(passers) < 1.0
+
+
+@pytest.mark.parametrize("seconds, most", [(0.0, 8), (0.004, 8), (0.006, 1)])
+def test_quick_jobs_are_prefetched_in_numbers(seconds: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to eight of those that take less than 5 ms, and one of others."""
+    waiting, give = list[int](), Wire.give
+
+    def counted(wire: Wire, tag: int, data: bytes) -> None:
+        give(wire, tag, data)
+        waiting.append(len(wire._waiting))
+
+    monkeypatch.setattr(Wire, "give", counted)
+    starts = play([Asked("A", seconds=seconds)] * 40)[0]
+    assert max(waiting) == most and [start.n for start in starts] == list(range(40))
+
+
+def test_prefetched_jobs_that_may_no_longer_come_next_go_back() -> None:
+    """All of them, when a job of a higher priority comes; they keep their order."""
+    quick = Asked("A", seconds=0.0)
+    starts = play([*[quick] * 20, Asked("A", seconds=1.0), *[quick] * 20, quick._replace(priority=1, pause=0.5)])[0]
+    assert [start.n for start in starts] == [*range(21), 41, *range(21, 41)]
+
+
 def test_another_worker_is_started_rather_than_a_plugin_unloaded() -> None:
     """Two plugins in turn, one job after the other, and room for two workers: two loads."""
     asked = [Asked(plugin, pause=1.0) for plugin in "ABABABAB"]

@@ -20,14 +20,14 @@ LARGE_CELLS = {  # Classes whose cell may be larger, and how large
     "EntryPointRegistry": 110,
     "EventStreams": 78,
     "Job": 64,
-    "Lifecycle": 148,
+    "Lifecycle": 150,
     "ManagerView": 84,
     "RedisBroadcaster": 92,
-    "Scheduler": 130,
+    "Scheduler": 137,
     "WorkerPool": 137,
     "WorkerProxy": 150,
 }
-LONG_CELL, LONG_SHARE = 40, 0.195  # Lines of a long cell, and the share of all exported lines in such cells
+LONG_CELL, LONG_SHARE = 40, 0.197  # Lines of a long cell, and the share of all exported lines in such cells
 HIDDEN_SHARE = 0.15  # Of the lines that are not exported
 NOT_SHOWN: "dict[str, int]" = {}  # Export cells with nothing shown below them
 COLUMNS = 140

@@ -343,6 +343,7 @@ class LiveJob:
         job.result, job.error, job.progress = result, error, 1.0 if status == "completed" else job.progress
         job.completed_at = now() if ended is None else datetime.fromtimestamp(ended, timezone.utc)
         job.status, self.cancel, self.position = status, None, None
+        if self.waiters or self.streamed is not None and self.streamed.waiters: self.read = True # those that wait are woken
         self._wake()
 
     def leave(self) -> None:
@@ -375,8 +376,7 @@ def was_read(
     job: Job # A job that has ended
 ) -> bool: # Whether it was awaited, or streamed to its end, or is about to be
     "Say whether a job's end has reached the app."
-    live = job._live or live_of(job)
-    return live.read or len(live.waiters) > 0 or live.streamed is not None and len(live.streamed.waiters) > 0
+    return (job._live or live_of(job)).read
 
 def kept_chunks(
     job: Job # A job

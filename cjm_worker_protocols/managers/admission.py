@@ -198,7 +198,7 @@ class RoomMaker:
     def _replace_emptied(self, pending: PendingAdmission) -> bool:
         "Replace the idle workers that have unloaded a plugin, once for each job: this also frees memory that plugins have leaked."
         if pending.replaced or not self._resources.evicts: return False
-        emptied = [w for w in self._pool.workers if w.free and not w.loaded and w.last_plugin]
+        emptied = [w for w in self._pool.workers if w.free and not w.loaded and w.given.last_plugin]
         if not self._pool.may_replace or not emptied: return False
         for worker in emptied: worker.stop("room")
         pending.replaced, self._unloaded = True, self._loop.time()

@@ -166,31 +166,45 @@ class Prefetcher:
         self._patience, self._may_follow = config.swap_patience, may_follow
         self._queue, self._limits, self._recheck = queue, limits, recheck
 
+    def movable(self,
+        worker: WorkerProxy, # A busy one
+        idle: Iterable[WorkerProxy] # Others
+    ) -> list[Ticket]: # They have to be put in line
+        "Take back what an idle worker can begin at once."
+        if not any(other.placement == worker.placement for other in idle): return []
+        may = any(self._limits.may_move(worker, ticket) for ticket in worker.given.prefetched)
+        return worker.revoke() if may else []
+
     def outdated(self,
         worker: WorkerProxy # A busy one
-    ) -> Ticket | None: # It has to be put in line
+    ) -> list[Ticket]: # They have to be put in line
         "Take back what must no longer come next."
-        if (ahead := worker.prefetched) is None: return None
-        if (first := self._queue.next((), self._limits.now(worker))) is None: return None
-        if not self._queue.passing.may_stay_before(ahead, first, self._patience - EARLY, self._recheck.now()): return worker.revoke()
-        self._check_later(first)
-        return None
+        if not (ahead := worker.given.prefetched): return []
+        if (first := self._queue.next((), self._limits.now(worker))) is None: return []
+        patience, now = self._patience - EARLY, self._recheck.now()
+        if not all(self._queue.passing.may_stay_before(ticket, first, patience, now) for ticket in ahead): return worker.revoke()
+        for turn in filter(None, (first, *(ticket.over for ticket in ahead))): self._check_later(turn)
+        return []
 
     def send(self,
         worker: WorkerProxy # A busy one
     ) -> None:
-        "Send a worker its next job."
-        if (running := worker.ticket) is None or worker.prefetched is not None: return
+        "Send a worker its next jobs."
+        if (running := worker.ticket) is None or worker.given.ahead.enough: return
+        while self._send_one(worker, running): pass
+
+    def _send_one(self, worker: WorkerProxy, running: Ticket) -> bool:
         limits = self._limits.now(worker)
         turn = first = self._queue.next((), limits)
-        if first is None: return
+        if first is None: return False
         if first.ticket.line != running.line:
             may_pass = self._queue.passing.time(first, self._recheck.now()) < self._patience - EARLY
             turn = passer(self._queue, first, (running.line,), limits) if may_pass else None
-        if turn is None or not worker.can_prefetch(turn.ticket) or not self._may_follow(running, turn.ticket): return
+        if turn is None or not worker.can_prefetch(turn.ticket) or not self._may_follow(running, turn.ticket): return False
         over = None if turn is first else first
         worker.prefetch(self._queue.take(turn.ticket, over))
         if over is not None: self._check_later(over)
+        return True
 
     def _check_later(self, turn: Turn) -> None:
         "Dispatch when a job that others pass may be passed no longer."

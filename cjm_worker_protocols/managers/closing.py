@@ -117,8 +117,7 @@ class Closing:
         "Dispatch no more jobs, and take back those that no worker has begun."
         self._scheduler.close()
         for worker in list(self._pool.workers):
-            for ticket in (worker.withdraw(), worker.revoke()):
-                if ticket is not None: self._scheduler.put_back(ticket)
+            self._scheduler.put_back(*worker.withdraw(), *worker.revoke())
             worker.handle.drain() # a job that has ended already has its end
 
     async def close(self) -> None:

@@ -108,7 +108,7 @@ class Lifecycle:
         reports = Reports(
             started=self._worker_news.started, room_changed=self._room_changed, ready=self._ready, gone=self._gone, freed=self._freed,
             logged=log_of, began=self._began, loading=self.news.loading, progressed=self.news.progressed, yielded=self.news.yielded,
-            ended=self._ended, returned=lambda ticket: self.scheduler.add(ticket), unmarked=mark, withdrawn=self._withdrawn)
+            ended=self._ended, returned=lambda *tickets: self.scheduler.give_back(*tickets), unmarked=mark, withdrawn=self._withdrawn)
         self.pool = WorkerPool(config, engine, lambda placement: hello(worker_log.getEffectiveLevel(), placement), reports,
                                lambda: self.scheduler.changed(), lambda e, own: self._fail_waiting(lambda: JobError(*e.args), own))
         self.scheduler = Scheduler(config, self.pool, self._blocked, self._refused)
@@ -156,14 +156,16 @@ class Lifecycle:
     def _take_back(self, ticket: Ticket) -> WorkerProxy | None:
         "Take a job back that was sent ahead; return the worker that has begun it."
         for worker in list(self.pool.workers):
-            if worker.marking is ticket and worker.withdraw(): # it is free for another
-                self.loop.call_soon(self.scheduler.dispatch, context=Context())
-            if worker.prefetched is ticket and worker.revoke() is None: worker.handle.drain() # the worker has begun it
+            if ticket in worker.given.marking: back = worker.withdraw(ticket)
+            elif ticket in worker.given.prefetched: back = worker.revoke()
+            else: continue
+            self.scheduler.give_back(*(other for other in back if other is not ticket))
+            if ticket not in back: worker.handle.drain() # the worker has begun it
         return self.jobs.running.get(ticket.job.id)
 
     def _expire(self, ticket: Ticket) -> None:
         for worker in list(self.pool.workers): worker.handle.drain() # a worker may have become free, and its last frame wait unread
-        if self._take_back(ticket) is not None or any(w.prefetched is ticket for w in self.pool.workers): return # it has begun
+        if self._take_back(ticket) is not None or any(ticket in w.given.prefetched for w in self.pool.workers): return # it has begun
         self._fail(ticket, JobExpired(ticket.job.expires or 0, ticket.job.waiting_for))
 
     def _fail(self, ticket: Ticket, error: JobError) -> None:
@@ -229,16 +231,17 @@ class Lifecycle:
         self._worker_news.update(worker)
         if self.pool.closing: worker.stop("shutdown") # so far only its job was asked to stop
 
-    def _gone(self, worker: WorkerProxy, exit: Exit, run: PresentJob | None, ahead: Ticket | None, unsent: Ticket | None) -> None:
+    def _gone(self, worker: WorkerProxy, exit: Exit, run: PresentJob | None, ahead: list[Ticket], unsent: list[Ticket]) -> None:
         "End the job of a worker that has ended, or let it wait for another; jobs that were sent ahead or not yet sent wait again."
-        if ahead is not None and ahead.job.done: ahead = None # it was cancelled meanwhile
-        if ahead is not None and ahead.tag not in exit.never_begun: self._began(worker, ahead) # its predecessor's end was lost
+        ahead = [ticket for ticket in ahead if not ticket.job.done] # else it was cancelled meanwhile
+        for ticket in [t for t in ahead if t.tag not in exit.never_begun]: self._began(worker, ticket) # its predecessor's end was lost
         self.pool.gone(worker, exit)
         self._worker_news.gone(worker, exit)
         try:
-            if ahead is not None and ahead.job.id in self.jobs.running: self._lost(worker, PresentJob(ahead), exit)
-            elif ahead is not None: self.attempts.put_back(ahead)
-            if unsent is not None: self.scheduler.put_back(unsent)
+            for ticket in ahead:
+                if ticket.job.id in self.jobs.running: self._lost(worker, PresentJob(ticket), exit)
+                else: self.attempts.put_back(ticket)
+            self.scheduler.put_back(*unsent)
             if run is not None: self._lost(worker, run, exit)
         finally: self.pool.replace(worker, exit)
 

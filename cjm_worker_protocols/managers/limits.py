@@ -19,9 +19,9 @@ __all__ = ['jobs_of', 'RunLimits']
 # %% ../../nbs/managers/limits.ipynb #34e37d25
 def jobs_of(
     worker: WorkerProxy # A worker
-) -> tuple[Ticket, ...]: # At most two
-    "List the job that a worker runs or is about to run, and the prefetched one."
-    return tuple(ticket for ticket in (worker.ticket, worker.prefetched or worker.marking) if ticket is not None)
+) -> list[Ticket]: # In this order
+    "List the job that a worker runs, and those that it has not begun."
+    return worker.given.coming if worker.ticket is None else [worker.ticket, *worker.given.coming]
 
 # %% ../../nbs/managers/limits.ipynb #2b9e4e67
 class RunLimits:

@@ -61,19 +61,19 @@ class Marker:
         else: self._client.mark(ticket, partial(self._marked, worker, ticket))
 
     def _marked(self, worker: WorkerProxy, ticket: Ticket, ours: bool) -> None:
-        if worker.marking is not ticket: return # it was taken back meanwhile
+        if ticket not in worker.given.marking: return # it was taken back meanwhile
         if not ours: return self._give_up(worker, ticket, JobError("interrupted", "the job store no longer lets this manager run the job"))
         ticket.unmarked = False
-        worker.marked()
+        worker.send_marked()
         if worker.ticket is ticket: self._dispatch()
 
     def _give_up(self, worker: WorkerProxy, ticket: Ticket, error: JobError) -> None:
-        worker.withdraw()
+        worker.withdraw(ticket)
         self._fail(ticket, error, worker)
 
     async def _prepare(self, worker: WorkerProxy, ticket: Ticket) -> None: # Makes the frame first
-        error = await load_again(ticket, self._client, lambda: worker.marking is ticket)
-        if worker.marking is not ticket: return
+        error = await load_again(ticket, self._client, lambda: ticket in worker.given.marking)
+        if ticket not in worker.given.marking: return
         try:
             if error is None: ticket.frame = self._make_frame(ticket)
         except Exception as e: error = JobError("serialization", f"the job cannot be sent to a worker: {text_of(e)}")

@@ -14,7 +14,7 @@ from typing import Any
 from ..core.config import WorkerConfig
 from ..core.frames import Frame, Kind, encode
 from ..core.jobs import JobCancelled, JobError
-from ..engines.base import Exit
+from ..engines.base import Exit, WorkerHandle
 from .given import GivenJobs, PresentJob
 from .output import Tail
 from .process import ManagedProcess
@@ -28,10 +28,16 @@ __all__ = ['PluginName', 'Commands', 'LoadedPlugin', 'LoadedPlugins', 'WorkerPro
 # %% ../../nbs/managers/proxy.ipynb #e7ced690
 class Commands(dict[int, "asyncio.Future[tuple[bool | None, str | None]]"]):
     "The commands that a worker was given and has not replied to, by number."
-    def add(self,
-        tag: int # The command's number
+    def send(self,
+        worker: WorkerHandle, # Where it is to be done
+        kind: Kind, # UNLOAD or RELOAD
+        tag: int, # The command's number
+        request: tuple[Any, ...] # The arguments of the worker's method
     ) -> asyncio.Future[tuple[bool | None, str | None]]: # Whether it was done, and why not
-        "Expect a reply."
+        """Send a command, and expect a reply.
+
+        Raises what pickling `request` raises."""
+        worker.send(encode(kind, tag, request))
         reply = self[tag] = asyncio.get_running_loop().create_future()
         return reply
 
@@ -121,21 +127,14 @@ class WorkerProxy(ManagedProcess):
     ):
         super().__init__(config, standby, placement)
         self._reports, self.given, self.commands, self.loaded = reports, GivenJobs(), Commands(), LoadedPlugins()
-        self.reserved = False  # Whether it is kept for a job that admission is asked about
-        self.marking: Ticket | None = None  # A job whose frame is sent when the job store has it as started
-        self.last_plugin, self.stderr_tail = "", Tail(config.stderr_tail)  # The plugin of its last job
+        self._clock, self.reserved = asyncio.get_running_loop().time, False  # The latter: whether admission is asked about a job for it
+        self.stderr_tail = Tail(config.stderr_tail)
 
     @property
     def ticket(self) -> Ticket | None: # `None` when it runs none
         "The job that it runs."
         return self.given.present.ticket if self.given.present else None
 
-    @property
-    def prefetched(self) -> Ticket | None: # `None` when there is none
-        """The job that it runs next, unless revoked.
-
-        Its frame may wait for the job store."""
-        return self.marking if self.given.ahead is None and self.given.present is not None else self.given.ahead
 
     @property
     def status(self) -> str: # `starting`, `standby`, `idle`, `running` or `stopping`
@@ -148,8 +147,12 @@ class WorkerProxy(ManagedProcess):
     @property
     def free(self) -> bool: # Reserved or not
         "Whether it could begin a job at once."
+        return not self.given.marking and self._free
+
+    @property
+    def _free(self) -> bool:
         if self.given.present is not None or self.standby or self.stopping or self.gone or not self.ready: return False
-        return self.marking is None and not self.commands and not self.steps.terminated
+        return not self.commands and not self.steps.terminated
 
     @property
     def idle(self) -> bool: # Free and not reserved
@@ -173,49 +176,53 @@ class WorkerProxy(ManagedProcess):
         self._reports.began(self, ticket)
 
     def _begin(self, ticket: Ticket | None) -> None:
-        if self.given.begin(ticket): self.stderr_tail.begin()
+        if self.given.begin(ticket, self._clock()): self.stderr_tail.begin()
         self.limit()
 
     def _mark(self, ticket: Ticket) -> None:
-        self.marking = ticket
+        self.given.marking.append(ticket)
         if self._reports.unmarked is not None: self._reports.unmarked(self, ticket)
 
-    def marked(self) -> None:
-        """Send the job that is now marked as started in the job store.
+    def send_marked(self) -> None:
+        """Send the jobs that are now marked as started in the job store, in their order.
 
-        If the worker cannot take it any more, report it as returned."""
-        ticket, self.marking = self.marking, None
-        if ticket is None: return
-        if self.free: self.run(ticket)
-        elif self.can_prefetch(ticket): self.prefetch(ticket)
-        else: self._reports.returned(ticket)
+        Those that the worker cannot take any more are reported as returned."""
+        while (ticket := self.given.marking.next()) is not None:
+            if self._free: self.run(ticket)
+            elif self.can_prefetch(ticket): self.prefetch(ticket)
+            else:
+                self._reports.withdrawn(ticket)
+                self._reports.returned(ticket)
 
-    def withdraw(self) -> Ticket | None: # The job; `None` if there was none
-        "Take back the job that is being marked."
-        ticket, self.marking = self.marking, None
-        if ticket is not None: self._reports.withdrawn(ticket)
-        return ticket
+    def withdraw(self,
+        *tickets: Ticket # Which ones; all without one
+    ) -> list[Ticket]: # Those that were being marked
+        "Take back jobs that are being marked."
+        back = self.given.marking.take(tickets or self.given.marking)
+        for ticket in back: self._reports.withdrawn(ticket)
+        self.send_marked()
+        return back
 
     def can_prefetch(self,
         ticket: Ticket # A job that waits
     ) -> bool: # Not while its output could be taken for that of another job
         "Return whether a job may be sent ahead to this busy worker."
-        present = self.given.present
-        if present is None or self.stopping or self.commands or self.stderr_tail.mixed or self.marking is not None: return False
-        return self.last_plugin == ticket.job.plugin_id and present.ticket.line == ticket.line and self.given.has_room(ticket)
+        return not (self.stopping or self.commands or self.stderr_tail.mixed) and self.given.can_prefetch(ticket)
 
     def prefetch(self,
         ticket: Ticket # A job, for which `can_prefetch` holds
     ) -> None:
         "Send a job ahead, when it is marked."
-        if ticket.unmarked: self._mark(ticket)
-        else: self.given.prefetch(ticket, self.handle)
+        if ticket.unmarked: return self._mark(ticket)
+        self.given.ahead.append(ticket)
+        self.given.send(ticket, self.handle)
 
-    def revoke(self) -> Ticket | None: # The job; `None` if there was none, or if the worker has begun it
-        "Take the prefetched job back."
-        if self.given.ahead is None: return self.withdraw() if self.given.present is not None else None
-        if (ticket := self.given.revoke(self.handle)) is not None: self._reports.withdrawn(ticket)
-        return ticket
+    def revoke(self) -> list[Ticket]: # Those that the worker has not begun
+        "Take the prefetched jobs back."
+        if self.given.present is None: return []
+        back = self.given.revoke(self.handle)
+        for ticket in back: self._reports.withdrawn(ticket)
+        return back + self.withdraw()
 
     def cancel(self,
         ticket: Ticket, # The job that it runs
@@ -224,13 +231,12 @@ class WorkerProxy(ManagedProcess):
         """End its job and no other: ask the plugin, if it asks, else end the worker.
 
         What the worker has already said counts."""
-        returned = self.revoke()
+        self._reports.returned(*self.revoke()) # before what it has said may have others sent
         self.handle.drain()
         present, late = self.given.present, self.stopping or self.gone
         if present is not None and present.ticket is ticket and not late and not (present.finished and error.category == "timeout"):
             present.fail(error)
             self.stop("job")
-        if returned is not None: self._reports.returned(returned)
 
     def command(self,
         kind: Kind, # UNLOAD or RELOAD
@@ -240,9 +246,7 @@ class WorkerProxy(ManagedProcess):
         """Command the worker.
 
         Raises what pickling `request` raises."""
-        frame = encode(kind, tag, request)
-        reply = self.commands.add(tag)
-        self.handle.send(frame)
+        reply = self.commands.send(self.handle, kind, tag, request)
         if self.given.present is None: self.limit()
         return reply
 
@@ -274,8 +278,8 @@ class WorkerProxy(ManagedProcess):
         ended: PresentJob, # What it did with the job
         frame: Frame # RESULT, FAILED or CANCELLED
     ) -> None:
-        "Go on with the prefetched job while this process keeps its books."
-        following, self.last_plugin, self.stopping = self.given.ahead, ended.ticket.job.plugin_id, ""
+        "Go on with the next prefetched job while this process keeps its books."
+        following, self.stopping = self.given.ahead.pop(0) if self.given.ahead else None, ""
         self.loaded.use_again(ended.ticket.plugin)
         self._begin(following)
         try: self._reports.ended(self, ended.ticket, frame, ended.error)
@@ -286,7 +290,7 @@ class WorkerProxy(ManagedProcess):
         exit: Exit # How
     ) -> None:
         "Note that the process has ended."
-        self.gone, present, ahead = True, self.given.present, self.given.ahead
+        self.gone, present, ahead = True, self.given.present, [*self.given.ahead]
         self.given.begin(None)
         self.deadline.clear()
         self.commands.end()

@@ -70,7 +70,7 @@ class Reports:
     started: Callable[[WorkerProxy], None]  # The process exists
     room_changed: Callable[[WorkerProxy], None]  # The worker waits for room, as its `waiting` says, or waits no longer
     ready: Callable[[WorkerProxy, int, str], None]  # The worker can take jobs; its process id where it lives, and where that is
-    gone: Callable[[WorkerProxy, Exit, PresentJob | None, Ticket | None, Ticket | None], None]  # The process has ended
+    gone: Callable[[WorkerProxy, Exit, PresentJob | None, list[Ticket], list[Ticket]], None]  # The process has ended
     freed: Callable[[WorkerProxy], None]  # The worker has done what it was commanded to do
     logged: Callable[[int, Ticket | None, tuple[Any, ...]], None]  # A plugin in the worker with that pid has logged; fields as in LOG
     began: Callable[[WorkerProxy, Ticket], None]  # The worker has begun a job
@@ -78,6 +78,6 @@ class Reports:
     progressed: Callable[[Ticket, float, str], None]  # How much of a job is done, from 0 to 1, and what is being done
     yielded: Callable[[WorkerProxy, Ticket, list[Any], int], None]  # What the plugin yielded, and its size as a frame, in bytes
     ended: Callable[[WorkerProxy, Ticket, Frame, JobError | None], None]  # The job's last frame, and its error if the manager ended it
-    returned: Callable[[Ticket], None]  # A prefetched job was taken back, and waits again
+    returned: Callable[..., None]  # These prefetched jobs were taken back, and wait again
     unmarked: Callable[[WorkerProxy, Ticket], None] | None  # The job store has to mark a job as started before the worker gets it
     withdrawn: Callable[[Ticket], None]  # A job was taken back from a worker that had not begun it

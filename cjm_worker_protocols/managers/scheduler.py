@@ -96,10 +96,10 @@ class Scheduler:
         self.gate = AdmissionGate(resources, estimate, self._pool, tags, self._blocks.show, self._on_decision)
 
     def __len__(self) -> int: # Jobs that wait, with those that a worker has been given and not begun
-        return len(self.queue.tickets) + sum((w.prefetched or w.marking) is not None for w in self._pool.workers)
+        return len(self.queue.tickets) + sum(len(w.given.coming) for w in self._pool.workers)
 
     def _ahead(self) -> list[Ticket]: # Jobs that were sent ahead
-        return [ticket for w in list(self._pool.workers) if (ticket := w.prefetched) is not None]
+        return [ticket for w in list(self._pool.workers) for ticket in w.given.prefetched]
 
     def waiting_of(self,
         owner: str # An owner
@@ -111,10 +111,11 @@ class Scheduler:
         place: int # Of a job
     ) -> int | None: # `None` when it does not wait
         "Say where a job stands in line; any thread may call this."
-        ahead = self._ahead()
-        if any(ticket.place == place for ticket in ahead): return 1
+        ahead = [[ticket.place for ticket in worker.given.prefetched] for worker in list(self._pool.workers)]
+        for places in ahead:
+            if place in places: return 1 + places.index(place)
         found = position_of(place, self.queue.turns.shares, self.queue.tickets)
-        return None if found is None else found + len(ahead)
+        return found and found + sum(map(len, ahead))
 
     def add(self,
         ticket: Ticket # A job that waits, anew or again
@@ -137,12 +138,20 @@ class Scheduler:
         return least_used(idle, ticket.placement) if worker is None and alone else worker
 
     def put_back(self,
-        ticket: Ticket # A job that waits again
+        *tickets: Ticket # Jobs that wait again
     ) -> None:
-        "Put a job in line, and leave it there until the next `dispatch`."
-        line = self.queue.push(ticket)
-        ticket.live.position = partial(self.position, ticket.place)
-        if line.blocked: self._blocks.show(ticket, line.blocked)
+        "Put jobs in line, and leave them there until the next `dispatch`."
+        for ticket in tickets:
+            line = self.queue.push(ticket)
+            ticket.live.position = partial(self.position, ticket.place)
+            if line.blocked: self._blocks.show(ticket, line.blocked)
+
+    def give_back(self,
+        *tickets: Ticket # Jobs that a worker has not begun
+    ) -> None:
+        "Put jobs in line, and dispatch soon."
+        self.put_back(*tickets)
+        self._recheck.set(0.0)
 
     def discard(self,
         ticket: Ticket # A job that has ended
@@ -159,6 +168,7 @@ class Scheduler:
         worker: WorkerProxy | None = None # It has become idle; `None` when something else has changed
     ) -> None:
         "Look again at the jobs that wait for room, then dispatch."
+        if worker is not None and self._config.max_workers == 1 and worker.given.ahead.enough: return
         if self.queue.tickets: self._blocks.clear(partial(self._may_help, worker))
         elif self._config.max_workers == 1: return
         self.dispatch()
@@ -168,15 +178,13 @@ class Scheduler:
         return line.head().plugin in worker.loaded or self.gate.pending.tried_without(line.head(), worker)
 
     def dispatch(self) -> None:
-        "Hand ready jobs to idle workers, and the next one also to those that are busy."
+        "Hand ready jobs to idle workers, and the next ones also to those that are busy."
         if self.closed: return
         workers, idle = self._pool.workers, self._pool.idle()
-        for worker in workers if idle and self._config.max_workers > 1 else (): # an idle one can begin at once what was sent ahead
-            if (ahead := worker.prefetched) and self.limits.may_move(worker, ahead) and worker.revoke(): self.put_back(ahead)
+        for worker in workers if idle and self._config.max_workers > 1 else (): self.put_back(*self._prefetcher.movable(worker, idle))
         if idle or not all_taken(workers, self._pool.capacity): self._hand_out()
         busy = [worker for worker in workers if worker.given.present is not None] if self.queue.tickets else []
-        for worker in busy:
-            if (ahead := self._prefetcher.outdated(worker)) is not None: self.put_back(ahead)
+        for worker in busy: self.put_back(*self._prefetcher.outdated(worker))
         for worker in busy: self._prefetcher.send(worker)
 
     def _hand_out(self) -> None:

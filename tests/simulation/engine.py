@@ -71,7 +71,7 @@ class SimulatedWorker:
         self._inbox, self._incoming = deque[Frame](), FrameReader(1024)  # What the manager has sent
         self._requests: dict[int, Any] = {}  # What is asked for with it, by tag
         self.claims = deque[int]()  # Those that it has not taken
-        self._again: int | None = None  # The job that was taken back together with the next one
+        self._again: int | None = None  # The job that was taken back although the manager goes by that it runs
         self._wire, self._unread, self._outgoing = bytearray(), 0, FrameReader(1024)  # What was said and has not arrived
         self._printed: list[str] = []  # What C code has written
         self._frames = deque[Frame]()  # What has arrived and was not handed over
@@ -127,7 +127,8 @@ class SimulatedWorker:
     def withdraw(self) -> frozenset[int]:
         self._clock.catch_up()
         tags = frozenset(() if self.gone else self.claims)
-        self._again = self.claims[0] if len(tags) > 1 else None
+        first = self._fates[self.claims[0]].job if tags else None
+        self._again = self.claims[0] if first is not None and first.status == "running" else None
         self.claims.clear()
         for tag in tags:
             self._book.withdrawn(self._fates[tag])
