@@ -81,7 +81,7 @@ class JobsToMark(list[Ticket]):
 
 # %% ../../nbs/managers/given.ipynb #gv000009
 class PrefetchedJobs(list[Ticket]):
-    "The jobs that were sent ahead; the next one first."
+    "The prefetched jobs; the next one first."
     ROOM, SMALL = 1 << 20, 1 << 14  # Bytes of frames that a busy worker may have unread; and of each frame after the first
 
     def __init__(self) -> None: self.pace, self._unread = Pace(), 0  # Bytes, apart from the frames of these jobs
@@ -95,7 +95,7 @@ class PrefetchedJobs(list[Ticket]):
         ticket: Ticket, # A job that waits
         others: int # Jobs that are about to be prefetched
     ) -> bool: # Whether neither their number nor their frames are too many
-        "Say whether one more may be sent ahead."
+        "Say whether one more may be prefetched."
         count, size = len(self) + others, ticket.size
         return count < self.pace.most and self._unread + size <= self.ROOM and not (count and size > self.SMALL)
 
@@ -156,7 +156,7 @@ class GivenJobs:
         ticket: Ticket | None, # A job that was sent; `None` when there is none any more
         now: float = 0.0 # The time, in seconds
     ) -> bool: # Whether there is one
-        "Make a job the present one; without one, forget also those that were sent ahead."
+        "Make a job the present one; without one, forget also the prefetched ones."
         if self.present is not None:
             self.last_plugin = self.present.ticket.job.plugin_id
             self.ahead.pace.note(now - self.present.since)
@@ -167,14 +167,14 @@ class GivenJobs:
     def can_prefetch(self,
         ticket: Ticket # A job that waits
     ) -> bool: # Whether it has the plugin of the present job and of the one before, and the pipe to the worker will not be full
-        "Say whether a job may be sent ahead."
+        "Say whether a job may be prefetched."
         if self.present is None or self.last_plugin != ticket.job.plugin_id or self.present.ticket.line != ticket.line: return False
         return self.ahead.has_room(ticket, len(self.marking))
 
     def revoke(self,
         worker: WorkerHandle # Where they were sent
     ) -> list[Ticket]: # Those that the worker has not begun
-        "Take back the jobs that were sent ahead."
+        "Take back the prefetched jobs."
         tags = worker.withdraw() if self.ahead else frozenset()
         if self.present is not None and self.present.ticket.tag in tags: # that one is still to be begun
             self.send(self.present.ticket, worker)

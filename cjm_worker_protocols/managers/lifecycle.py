@@ -154,7 +154,7 @@ class Lifecycle:
         running.cancel(ticket, error)
 
     def _take_back(self, ticket: Ticket) -> WorkerProxy | None:
-        "Take a job back that was sent ahead; return the worker that has begun it."
+        "Take a prefetched job back; return the worker that has begun it."
         for worker in list(self.pool.workers):
             if ticket in worker.given.marking: back = worker.withdraw(ticket)
             elif ticket in worker.given.prefetched: back = worker.revoke()
@@ -232,7 +232,7 @@ class Lifecycle:
         if self.pool.closing: worker.stop("shutdown") # so far only its job was asked to stop
 
     def _gone(self, worker: WorkerProxy, exit: Exit, run: PresentJob | None, ahead: list[Ticket], unsent: list[Ticket]) -> None:
-        "End the job of a worker that has ended, or let it wait for another; jobs that were sent ahead or not yet sent wait again."
+        "End the job of a worker that has ended, or let it wait for another; prefetched jobs, and those not yet sent, wait again."
         ahead = [ticket for ticket in ahead if not ticket.job.done] # else it was cancelled meanwhile
         for ticket in [t for t in ahead if t.tag not in exit.never_begun]: self._began(worker, ticket) # its predecessor's end was lost
         self.pool.gone(worker, exit)

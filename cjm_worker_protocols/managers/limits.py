@@ -40,7 +40,7 @@ class RunLimits:
     ) -> float: # Infinity without a limit
         """Say how many more jobs of a job's plugin may start now.
 
-        A job that was sent ahead counts as one that runs."""
+        A prefetched job counts as one that runs."""
         known, plugin_id = self.concurrency, ticket.job.plugin_id
         limit: int | None = ticket.config.get("concurrency")
         if limit is None and known: limit = known.get(plugin_id, known.get(ticket.name))
@@ -65,8 +65,8 @@ class RunLimits:
 
     def may_move(self,
         worker: WorkerProxy, # A busy worker
-        ahead: Ticket # The job that was sent ahead to it
+        ahead: Ticket # One that was prefetched there
     ) -> bool: # Whether no limit is in its way
-        "Say whether a job that was sent ahead may start on another worker now."
+        "Say whether a prefetched job may start on another worker now."
         alone = all(t is ahead or t.job.owner != ahead.job.owner for t in jobs_of(worker))
         return ahead.job.owner not in self.now(worker if alone else None).owners and self.room(ahead) > 0

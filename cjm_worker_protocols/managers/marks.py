@@ -42,12 +42,12 @@ async def load_again(
 
 # %% ../../nbs/managers/marks.ipynb #7c2e1aa7
 class Marker:
-    "Has jobs marked in the store, and workers given the jobs then."
+    "Marks jobs in the store, then has their workers get them."
     def __init__(self,
         client: StoreClient, # The job store
         make_frame: Callable[[Ticket], OutgoingFrame], # Makes the frame of a job that was taken over
         fail: Callable[[Ticket, JobError, WorkerProxy], None], # Ends a job that cannot be run, whose worker is free again
-        dispatch: Callable[[], None] # Called when a worker has begun a job: its next one may be sent ahead
+        dispatch: Callable[[], None] # Called when a worker has begun a job: its next one may be prefetched
     ):
         self._client, self._make_frame, self._fail, self._dispatch = client, make_frame, fail, dispatch
         self._tasks = LastingTasks()

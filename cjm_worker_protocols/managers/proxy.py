@@ -206,7 +206,7 @@ class WorkerProxy(ManagedProcess):
     def can_prefetch(self,
         ticket: Ticket # A job that waits
     ) -> bool: # Not while its output could be taken for that of another job
-        "Return whether a job may be sent ahead to this busy worker."
+        "Return whether a job may be prefetched for this busy worker."
         return not (self.stopping or self.commands or self.stderr_tail.mixed) and self.given.can_prefetch(ticket)
 
     def prefetch(self,
@@ -278,7 +278,7 @@ class WorkerProxy(ManagedProcess):
         ended: PresentJob, # What it did with the job
         frame: Frame # RESULT, FAILED or CANCELLED
     ) -> None:
-        "Go on with the next prefetched job while this process keeps its books."
+        "Go on with the next prefetched job, and report the end of this one."
         following, self.stopping = self.given.ahead.pop(0) if self.given.ahead else None, ""
         self.loaded.use_again(ended.ticket.plugin)
         self._begin(following)

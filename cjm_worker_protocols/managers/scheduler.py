@@ -98,12 +98,12 @@ class Scheduler:
     def __len__(self) -> int: # Jobs that wait, with those that a worker has been given and not begun
         return len(self.queue.tickets) + sum(len(w.given.coming) for w in self._pool.workers)
 
-    def _ahead(self) -> list[Ticket]: # Jobs that were sent ahead
+    def _ahead(self) -> list[Ticket]: # Jobs that were prefetched
         return [ticket for w in list(self._pool.workers) for ticket in w.given.prefetched]
 
     def waiting_of(self,
         owner: str # An owner
-    ) -> int: # With those that were sent ahead
+    ) -> int: # With those that were prefetched
         "Count the jobs of an owner that wait."
         return self.queue.turns.waiting[owner] + sum(ticket.job.owner == owner for ticket in self._ahead())
 
@@ -219,7 +219,7 @@ class Scheduler:
         self.dispatch()
 
     def _may_follow(self, running: Ticket, ticket: Ticket) -> bool:
-        "Whether a job may be sent ahead: it passes none that was sent to a worker, and the resource manager need not be asked."
+        "Whether a job may be prefetched: it passes none that was sent to a worker, and the resource manager need not be asked."
         if self._config.max_workers > 1 and any(other.job.priority > ticket.job.priority for other in self._ahead()): return False
         return self.gate is None or same_config(running.config, ticket.config) and self._blocks.before_refused(ticket)
 
