@@ -222,6 +222,15 @@ async def test_an_exit_handler_that_waits_does_not_keep_a_dying_worker() -> None
         await works(m)
 
 
+async def test_a_resource_manager_without_the_methods_hurts_no_job(caplog: pytest.LogCaptureFixture) -> None:
+    """What is missing is logged and counted, as what raises; the worker is ready all the same."""
+    async with manager("echo", resource_manager=object()) as m:
+        await works(m)
+    missing = ("register_worker", "update_worker_state", "unregister_worker")
+    assert all(m.integration_errors[f"resource_manager.{method}"] for method in missing)
+    assert "'object' object has no attribute 'register_worker'" in caplog.text
+
+
 async def test_a_plugin_that_exits_shows_where() -> None:
     """`sys.exit` ends the worker, as it ends a program; Python itself would not say where it was called."""
 
