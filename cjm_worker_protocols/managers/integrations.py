@@ -206,6 +206,10 @@ def config_copy(
     except Exception as e: executor.failed("config", e)
     return dict(config)
 
+def _call_of(manager: Any, method: str, *arguments: Any, **named: Any) -> Callable[[], Any]:
+    "Make a call that looks its method up on the executor's thread, where one that is missing hurts no job."
+    return lambda: getattr(manager, method)(*arguments, **named)
+
 # %% ../../nbs/managers/integrations.ipynb #22077cd0
 class ResourceClient:
     "The app's resource manager, called in order on a thread of its own."
@@ -215,12 +219,8 @@ class ResourceClient:
         worker_type: str, # The job manager's
         executor: SerialExecutor # Its thread
     ):
-        self._manager, self._worker_type, self.executor = manager, worker_type, executor
+        self._manager, self._worker_type, self.executor, self._call = manager, worker_type, executor, partial(_call_of, manager)
         self.admission = AdmissionClient(manager, executor) if isinstance(manager, AdmissionProtocol) else None
-
-    def _later(self, method: str, *arguments: Any, **named: Any) -> Callable[[], Any]:
-        "Make a call that looks its method up on the executor's thread, where one that is missing hurts no job."
-        return lambda: getattr(self._manager, method)(*arguments, **named)
 
     def register(self,
         pid: int, # A worker that is ready
@@ -230,15 +230,15 @@ class ResourceClient:
     ) -> None:
         "Report a new worker; first where it lives, to a `HostAwareProtocol`."
         if isinstance(self._manager, HostAwareProtocol):
-            locate = self._later("locate_worker", pid=pid, host=host, host_pid=host_pid, facts=dict(facts))
+            locate = self._call("locate_worker", pid=pid, host=host, host_pid=host_pid, facts=dict(facts))
             self.executor.post("locate_worker", locate, needed=True)
-        self.executor.post("register_worker", self._later("register_worker", pid=pid, worker_type=self._worker_type), needed=True)
+        self.executor.post("register_worker", self._call("register_worker", pid=pid, worker_type=self._worker_type), needed=True)
 
     def unregister(self,
         pid: int # A worker that has ended
     ) -> None:
         "Report a worker's end."
-        self.executor.post("unregister_worker", self._later("unregister_worker", pid), needed=True)
+        self.executor.post("unregister_worker", self._call("unregister_worker", pid), needed=True)
 
     def state(self,
         pid: int, # A worker
@@ -250,7 +250,7 @@ class ResourceClient:
         "Make the call that reports what a worker does and holds."
         plugin_id, name, config = holds
         copy = None if plugin_id is None else config_copy(self.executor, config)
-        update = self._later("update_worker_state", pid=pid, status=status, job_id=job_id, plugin_name=name, plugin_id=plugin_id,
+        update = self._call("update_worker_state", pid=pid, status=status, job_id=job_id, plugin_name=name, plugin_id=plugin_id,
             loaded_plugin_resource=resource(config) if config else None, config=copy)
         return Call("update_worker_state", update, key=pid, large=json_size(copy) >= self.LARGE)
 
