@@ -72,19 +72,19 @@ class TimeLimit:
         task = asyncio.current_task()
         assert task is not None
         self._task, self._loop, self._timeout = task, asyncio.get_running_loop(), timeout
-        self._since: float | None = None  # When the present call began
+        self.since: float | None = None  # When the present call began
         self._timer: asyncio.TimerHandle | None = None
         self.late = False  # Whether the present call was given up
 
     def begin(self) -> None:
         "Note that a call begins."
-        self._since = self._loop.time()
+        self.since = self._loop.time()
         if self._timer is None: self._timer = self._loop.call_later(self._timeout, self._look)
 
     def _look(self) -> None:
         self._timer = None
-        if self._since is None: return
-        left = self._since + self._timeout - self._loop.time()
+        if self.since is None: return
+        left = self.since + self._timeout - self._loop.time()
         if left <= 0: self.late = self._task.cancel()
         else: self._timer = self._loop.call_later(left, self._look)
 
@@ -93,7 +93,7 @@ class TimeLimit:
 
         This also holds for a call that has caught the cancellation."""
         if self.late: getattr(self._task, "uncancel", int)() # from Python 3.11 on
-        self._since, self.late = None, False
+        self.since, self.late = None, False
 
     def cancelled_from_outside(self) -> bool: # `False` on Python 3.10, where a task does not know
         "Say whether the app or the loop has cancelled the task itself."
@@ -122,7 +122,8 @@ class BroadcastCaller:
         count_failure(self._errors, f"event_broadcaster.{what}", _log, reason)
 
     async def call(self,
-        event: Event, # What happened
+        event_type: str, # What happened
+        data: dict[str, Any], # The event's payload, which the broadcaster may keep
         context: Context, # In which the broadcaster is called
         limit: TimeLimit # Cancels the call when it is late
     ) -> None:
@@ -130,7 +131,7 @@ class BroadcastCaller:
 
         :raises CancelledError: when the calling task itself is cancelled."""
         try:
-            if (rest := begin_in(context, self._broadcaster.broadcast, event.type, event.data)) is None: return
+            if (rest := begin_in(context, self._broadcaster.broadcast, event_type, data)) is None: return
             limit.begin()
             await rest
         except asyncio.CancelledError:
@@ -138,23 +139,23 @@ class BroadcastCaller:
             self.failed("broadcast", f"no end after {self.timeout:g} s" if limit.late else "it was cancelled")
         except KeyboardInterrupt: raise
         except BaseException as e: self.failed("broadcast", e)
-        finally: limit.end()
+        finally:
+            if limit.since is not None: limit.end()
 
 # %% ../../nbs/managers/broadcast.ipynb #br000002
 _LARGE = 1 << 16  # bytes; in a larger payload, long texts are cut before it is queued
 
-def _picture(data: dict[str, Any]) -> None:
-    for name, value in data.items(): data[name] = json_safe(value)
-
-def _safe(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: json_safe(value) if type(value) in FIXED else value for name, value in data.items()}
+def _pictures(data: Mapping[str, Any], fixed: bool = True) -> dict[str, Any]:
+    "The values that JSON may not hold as they are: those of `FIXED` types, of which most payloads have none, or the others."
+    return {name: json_safe(value) for name, value in data.items() if value is not None and
+            not (type(value) is str and value.isascii() and len(value) <= _LARGE) and (type(value) in FIXED) is fixed}
 
 @lru_cache(maxsize=1)
 def _second(second: int) -> str:
     return datetime.fromtimestamp(second, timezone.utc).isoformat()[:19]
 
-def _event(origin: Mapping[str, Any], event_type: str, data: Mapping[str, Any], at: float) -> Event:
-    return Event(event_type, {**origin, "time": f"{_second(int(at))}.{int(at % 1 * 1e6):06}+00:00", **_safe(data)})
+def _payload(origin: Mapping[str, Any], data: Mapping[str, Any], at: float) -> dict[str, Any]:
+    return {**origin, "time": f"{_second(int(at))}.{int(at % 1 * 1e6):06}+00:00", **data, **_pictures(data)}
 
 # %% ../../nbs/managers/broadcast.ipynb #ba1f71fe
 class BroadcastQueue:
@@ -200,7 +201,7 @@ class BroadcastQueue:
         try:
             while self._events:
                 event_type, data, at, context = self._events.popleft()
-                await self._caller.call(_event(self._origin, event_type, data, at), context, limit)
+                await self._caller.call(event_type, _payload(self._origin, data, at), context, limit)
                 if loop.time() <= turn: continue
                 await asyncio.sleep(0)
                 turn = loop.time() + self.TURN
@@ -274,7 +275,7 @@ class EventHub:
     ) -> None:
         "Make an event and pass it on, without ever raising."
         try:
-            if not FIXED.issuperset(map(type, data.values())): context.run(_picture, data) # now, since the values may change
+            if not FIXED.issuperset(map(type, data.values())): data.update(context.run(_pictures, data, False)) # values may change later
             self.put(event_type, data, context)
         except BaseException as e: # a mapping of a plugin's own may raise anything when it is looked at
             count_failure(self._errors, "events.emit", _log, e)
@@ -289,9 +290,9 @@ class EventHub:
 
         It goes to the broadcaster and to the listeners."""
         at, size = time.time(), json_size(data)
-        if size > _LARGE: size = json_size(data := _safe(data))
+        if size > _LARGE: size = json_size(data := {**data, **_pictures(data)})
         if self._queue is not None: self._queue.put(event_type, data, at, size, context)
-        for listener in self.listeners if self.listeners.refs else (): listener.put(_event(self._origin, event_type, data, at))
+        for listener in self.listeners if self.listeners.refs else (): listener.put(Event(event_type, _payload(self._origin, data, at)))
 
     async def close(self) -> None:
         "Send the events that wait, for a limited time, then end the streams."
