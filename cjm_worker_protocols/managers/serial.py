@@ -26,7 +26,7 @@ Answer = TypeVar("Answer")
 
 # %% auto #0
 __all__ = ['Answer', 'Outcome', 'ExecutorFullError', 'ExecutorTimeout', 'require_sync', 'Call', 'CallQueue', 'CallOutcome',
-           'CallThread', 'Question', 'outcome_for', 'newest', 'PostedCalls', 'PostedStates', 'end_thread',
+           'result_of', 'CallThread', 'Question', 'outcome_for', 'newest', 'PostedCalls', 'PostedStates', 'end_thread',
            'SerialExecutor']
 
 # %% ../../nbs/managers/serial.ipynb #bb1101ea
@@ -112,6 +112,8 @@ class CallOutcome:
     """The outcome of a call, passed from one thread to another.
 
     It uses a lock because before Python 3.13 `queue.SimpleQueue.get` may wait for ever in spite of a short timeout."""
+    hear: Callable[[], None] | None = None  # Called on the thread that gives it
+
     def __init__(self) -> None:
         self._missing = threading.Lock()
         self._missing.acquire()
@@ -121,14 +123,24 @@ class CallOutcome:
         error: BaseException | None # What the call raised
     ) -> None:
         "Put the outcome, once."
+        if error is not None and (isinstance(error, StopIteration) or not isinstance(error, Exception)): error = RuntimeError(repr(error))
         self._outcome = result, error
         self._missing.release()
+        if self.hear is not None: self.hear()
 
     def take(self,
         timeout: float = 0.0 # Seconds to wait
     ) -> tuple[Any, BaseException | None] | None: # Result and error; `None` when there is none yet, or it was taken
         "Take the outcome, once."
         return self._outcome if self._missing.acquire(timeout=timeout) else None
+
+def result_of(
+    outcome: tuple[Answer, BaseException | None] # Result and error of a call
+) -> Answer: # The result
+    "Return the result of a call, or raise its error."
+    result, error = outcome
+    if error is not None: raise error
+    return result
 
 # %% ../../nbs/managers/serial.ipynb #97a8bed5
 class CallThread:
@@ -142,7 +154,7 @@ class CallThread:
         errors: Counter[str] # Counts what goes wrong, by `name.label`
     ):
         self.name, self._errors, self.calls, self.started, self.closed = name, errors, CallQueue(limit), False, False
-        self.busy, self.since, self._took = "", 0.0, math.inf  # The call that is being made, and when it began; seconds that the last took
+        self.busy, self.since, self.took = "", 0.0, math.inf  # The call that is being made, and when it began; seconds that the last took
         self._pipe: list[FileIO] = []  # The end that the thread reads, where it waits, and the end that wakes it
         self._waking = threading.Lock()  # The loop and any thread may start and wake it
 
@@ -161,7 +173,7 @@ class CallThread:
         began = self.since
         try: result = require_sync(call.function())
         except BaseException as e: error = e # not even SystemExit ends the thread
-        self.busy, self._took = "", time.monotonic() - began
+        self.busy, self.took = "", time.monotonic() - began
         if call.done is not None: call.done(result, error)
         elif error is not None: self.failed(call.label, error)
 
@@ -182,11 +194,6 @@ class CallThread:
         self.started = True
         return None
 
-    @property
-    def quick(self) -> bool: # Whether it is free, and its last call was quick
-        "Whether the thread is likely to answer at once."
-        return self._took <= self.QUICK and not self.busy and not self.calls
-
     def at(self,
         label: str # A call, or one of several that a question takes
     ) -> None:
@@ -203,35 +210,50 @@ class CallThread:
 # %% ../../nbs/managers/serial.ipynb #bbceff3f
 class Question(Call):
     "A call whose outcome reaches the loop: its result, its error, or a timeout."
+    _timer: asyncio.TimerHandle | None = None
+    _then: Outcome | None = None  # Takes the outcome on the loop, as long as it is wanted
+
     def __init__(self,
         thread: CallThread, # Makes the call
         label: str, # The call's name
-        function: Callable[[], Any], # The call
+        function: Callable[[], Any] # The call
+    ):
+        self._thread, self._answer = thread, CallOutcome()
+        super().__init__(label, function, self._answer.put)
+
+    def ask(self,
+        patience: float = 0.0 # Seconds to wait for a quick answer
+    ) -> tuple[Any, BaseException | None] | None: # Result and error, if they came at once
+        "Queue the call, and wake the thread."
+        thread = self._thread
+        quick = patience > 0 and thread.took <= thread.QUICK and not thread.busy and not thread.calls
+        thread.calls.append(self)
+        if thread.started: thread.wake()
+        return self._answer.take(patience) if quick else None
+
+    def follow(self,
         timeout: float, # Seconds that it may take, once it has begun
         limit: float, # Seconds to wait in all, whatever is in front
         then: Outcome # Takes the outcome on the loop, unless `drop` is called before
-    ):
-        super().__init__(label, function, self._pass_on)
-        self._thread, self._timeout, self._limit = thread, timeout, limit
-        self._loop, self._asked, self._then = asyncio.get_running_loop(), time.monotonic(), then
-        self._timer: asyncio.TimerHandle | None = None
-        self._answer = CallOutcome()
-        self._over = self._expected = False  # Whether the loop has the outcome or wants none; whether the loop itself waits for it
+    ) -> None:
+        "Go on without the answer, until the loop hears of it."
+        self._timeout, self._limit, self._then = timeout, limit, then
+        self._loop, self._asked = asyncio.get_running_loop(), time.monotonic()
+        self._answer.hear = self._hear
+        self._take() # if it came in between, the thread did not call the loop
+        if self._then is not None: self._look()
 
-    def _pass_on(self, result: Any, error: BaseException | None) -> None:
-        self._answer.put(result, error)
-        if self._expected: return
+    def _hear(self) -> None:
         try: self._loop.call_soon_threadsafe(self._take)
         except RuntimeError: pass # the loop is closed
 
-    def _take(self, patience: float = 0.0) -> None:
-        if (outcome := self._answer.take(patience)) is not None: self._settle(*outcome)
+    def _take(self) -> None:
+        if (outcome := self._answer.take()) is not None: self._settle(*outcome)
 
     def _settle(self, result: Any, error: BaseException | None) -> None:
-        if self._over: return
+        then = self._then
         self.drop()
-        if error is not None and (isinstance(error, StopIteration) or not isinstance(error, Exception)): error = RuntimeError(repr(error))
-        self._then(result, error)
+        if then is not None: then(result, error)
 
     def _look(self) -> None:
         "Give the question up, or look again when it will be late."
@@ -241,21 +263,9 @@ class Question(Call):
         if not (thread.started or thread.wake()): left = min(left, thread.AGAIN)
         self._timer = self._loop.call_later(left, self._look)
 
-    def ask(self,
-        patience: float = 0.0 # Seconds for which the loop itself may wait for a quick answer
-    ) -> None:
-        "Queue the call, and wake the thread."
-        self._expected = patience > 0 and self._thread.quick
-        self._thread.calls.append(self)
-        if self._thread.started: self._thread.wake()
-        if self._expected: self._take(patience)
-        self._expected = False
-        if not self._over: self._take() # if it came in between, the thread did not call the loop
-        if not self._over: self._look()
-
     def drop(self) -> None:
         "Ignore the outcome, and do not make the call if it still waits."
-        self._over = True
+        self._then = None
         if self._timer is not None: self._timer.cancel()
         if self._thread.calls: self._thread.calls.take_back(self)
 
@@ -371,8 +381,9 @@ async def end_thread(
     """Let a thread make the calls that wait, and end it.
 
     If it hangs, drop the calls that are not needed."""
-    last = asyncio.get_running_loop().create_future()
-    Question(thread, "close", lambda: None, math.inf, timeout, outcome_for(last)).ask()
+    last, question = asyncio.get_running_loop().create_future(), Question(thread, "close", lambda: None)
+    question.ask()
+    question.follow(math.inf, timeout, outcome_for(last))
     thread.closed = True
     thread.wake()
     try: await last
@@ -398,19 +409,20 @@ class SerialExecutor(PostedStates):
         label: str, # The call's name
         function: Callable[[], Any], # The call
         then: Outcome, # Takes the outcome on the loop: what the call returns or raises, or an `ExecutorTimeout`
-        limit: float = math.inf, # Seconds to wait in all, whatever is in front
         patience: float = 0.0 # Seconds for which the loop itself may wait for a quick answer; then `then` may be called at once
-    ) -> Question: # Call its `drop` when the outcome is not needed
+    ) -> None:
         """Make a call.
 
         Raises `ExecutorFullError` and `ManagerClosedError`."""
-        thread = self._thread
+        question = self._question(label, function)
+        if (outcome := question.ask(patience)) is not None: then(*outcome)
+        else: question.follow(self.timeout, math.inf, then)
+
+    def _question(self, label: str, function: Callable[[], Any]) -> Question:
         if self._new: self.put_all()
-        if thread.closed: raise ManagerClosedError(label)
+        if (thread := self._thread).closed: raise ManagerClosedError(label)
         if thread.calls.full: raise ExecutorFullError(label, thread.calls.limit, thread.busy)
-        question = Question(thread, label, function, self.timeout, limit, then)
-        question.ask(patience)
-        return question
+        return Question(thread, label, function)
 
     async def ask(self,
         label: str, # The call's name
@@ -421,8 +433,10 @@ class SerialExecutor(PostedStates):
         """Make a call and wait for its result.
 
         Raises what the call raises, and what `call` says."""
+        outcome: tuple[Answer, BaseException | None] | None = (question := self._question(label, function)).ask(patience)
+        if outcome is not None: return result_of(outcome)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        question = self.call(label, function, outcome_for(answer), limit, patience)
+        question.follow(self.timeout, limit, outcome_for(answer))
         try: return await answer
         finally: question.drop()
 
@@ -440,9 +454,7 @@ class SerialExecutor(PostedStates):
         if (outcome := answer.take(self.timeout)) is None:
             thread.calls.take_back(call)
             raise ExecutorTimeout(label, self.timeout, thread.busy)
-        result, error = outcome
-        if error is not None: raise error
-        return result
+        return result_of(outcome)
 
     async def close(self) -> None:
         """Make the calls that wait, then end the thread.
