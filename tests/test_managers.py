@@ -712,3 +712,34 @@ async def test_a_reload_that_is_refused_changes_nothing() -> None:
                 await m.reload_plugin("echo", wrong)
             assert await (await m.start_job("echo", x=1)) == 1
         assert await m.reload_plugin("echo", {"good": 1})
+
+
+async def test_a_config_that_a_hook_changes_is_that_of_its_job_alone() -> None:
+    """Also where no registry makes a new one for each job."""
+    seen: "list[dict[str, Any]]" = []
+
+    class Checked(JobManager):
+        async def _validate_resources(self, plugin_id: str, plugin_config: "dict[str, Any]") -> None:
+            seen.append(dict(plugin_config))
+            plugin_config["seen"] = len(seen)
+
+    async with manager("echo", cls=Checked) as m:
+        assert [await (await m.start_job("echo", x=n)) for n in (1, 2)] == [1, 2]
+    assert seen == [{}, {}]
+
+
+class Interrupts:
+    """A value in a job's metadata that cannot be shown: Ctrl-C comes just then."""
+
+    def __repr__(self) -> str:
+        raise KeyboardInterrupt
+
+
+async def test_ctrl_c_while_a_job_is_accepted_leaves_none_without_an_end() -> None:
+    """It may be in the table already: then `shutdown` ends it."""
+    async with manager("echo") as m:
+        m.events()
+        assert await (await m.start_job("echo", x=1)) == 1
+        with pytest.raises(KeyboardInterrupt):
+            await m.start_job("echo", x=2, metadata={"x": Interrupts()})
+    assert all(job.done for job in m.get_all_jobs())

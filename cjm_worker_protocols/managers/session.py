@@ -17,8 +17,9 @@ from ..core.config import check_number
 from ..core.errors import (ConfigError, DuplicateJobError, ManagerClosedError, ManagerDrainingError, NotANewJobError,
     WorkersUnavailableError, WrongLoopError)
 from ..core.frames import Kind, OutgoingFrame, encode
-from ..core.jobs import Job, attach
+from ..core.jobs import Job, attach, live_of
 from ..engines.base import OwnInterpreter
+from .closing import shut_down
 from .durable import DurableJobs
 from .ends import JobTable
 from .hooks import Hooks, defines
@@ -159,6 +160,8 @@ async def close_all(
         try: await asyncio.sleep(0) # so that no job ends while a frame is being handled, even where the app has an eager task factory
         finally:
             if session.lifecycle is not None: await session.lifecycle.closing.close()
+        for job in list(session.table.jobs.values()) if session.durable is None else (): # Ctrl-C may have left some half accepted
+            live_of(job).end("cancelled", error=shut_down())
         if session.durable is not None and session.lifecycle is not None:
             session.lifecycle.leave()
             await session.durable.close()
@@ -198,6 +201,7 @@ async def start(
     check_options(options, lifecycle.store)
     plan = known.fixed.get(plugin_id) or await known.look_up(plugin_id)
     if "concurrency" in plan.config or lifecycle.scheduler.gate is not None or defines(hooks, "_validate_resources"):
+        plan = plan._replace(config=dict(plan.config)) # the hooks may change it
         await check_room(hooks, lifecycle, plugin_id, plan.config)
     session.check_accepts()
     check_capacity(lifecycle, known.config, options.owner)
