@@ -738,8 +738,8 @@ class Interrupts:
 async def test_ctrl_c_while_a_job_is_accepted_leaves_none_without_an_end() -> None:
     """It may be in the table already: then `shutdown` ends it."""
     async with manager("echo") as m:
-        m.events()
+        events = m.events()
         assert await (await m.start_job("echo", x=1)) == 1
         with pytest.raises(KeyboardInterrupt):
             await m.start_job("echo", x=2, metadata={"x": Interrupts()})
-    assert all(job.done for job in m.get_all_jobs())
+    assert events.closed and all(job.done for job in m.get_all_jobs())
