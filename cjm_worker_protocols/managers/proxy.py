@@ -231,7 +231,7 @@ class WorkerProxy(ManagedProcess):
         """End its job and no other: ask the plugin, if it asks, else end the worker.
 
         What the worker has already said counts."""
-        self._reports.returned(*self.revoke()) # before what it has said may have others sent
+        if back := self.revoke(): self._reports.returned(*back) # before what it has said may have others sent
         self.handle.drain()
         present, late = self.given.present, self.stopping or self.gone
         if present is not None and present.ticket is ticket and not late and not (present.finished and error.category == "timeout"):
