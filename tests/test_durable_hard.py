@@ -20,6 +20,7 @@ from test_durable import app, begun, path, said, stored  # noqa: F401
 
 from cjm_worker_protocols import JobError, JobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import JobStoreError, ManagerDrainingError, StreamOverflowError
+from cjm_worker_protocols.core.jobs import request_cancel
 from cjm_worker_protocols.integrations.store import (
     SQLiteJobStore,
     StoreDamagedError,
@@ -213,6 +214,60 @@ async def test_what_cannot_be_read_of_one_job_hurts_no_other(path: str) -> None:
         assert [chunk async for chunk in stream] == [2, 3] and here.integration_errors["job_store.chunks"]
         with pytest.raises(StreamOverflowError):
             await found.stream().__anext__()
+
+
+class Bomb:
+    """Unpickling it would end the process."""
+
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+@pytest.mark.limit(60)
+async def test_last_chunks_that_cannot_be_read_are_a_gap_and_counted_once(path: str) -> None:  # noqa: F811
+    """Its stream says so before the end, no look reads them again, and other jobs are followed."""
+    async with manager(path) as here, manager(path) as there:
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            bomb = pickle.dumps(Bomb()).hex()
+            db.execute(f"""CREATE TRIGGER mine AFTER INSERT ON chunks WHEN new.number >= 3
+                           BEGIN UPDATE chunks SET data = x'{bomb}' WHERE job = new.job AND number = new.number; END""")
+        job = await here.find_job((await there.start_job("count", stop=9, pause=0.2, keep_chunks=9)).id)
+        other = await here.find_job((await there.start_job("nap", seconds=0.5)).id)
+        assert job is not None and other is not None
+        stream, seen, dropped = job.stream(), list[int](), 0
+        while True:
+            try:
+                seen.append(await stream.__anext__())
+            except StreamOverflowError as e:
+                dropped += e.dropped
+            except StopAsyncIteration:
+                break
+        assert dropped + len(seen) == 9 and here.integration_errors["job_store.chunks"] == 6
+        assert await asyncio.wait_for(other, 20) == "rested"
+
+
+class Forgetful(SQLiteJobStore):
+    """Its first request to cancel fails."""
+
+    asked = 0
+
+    def request_cancel(self, job_id: str) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            raise StoreLockedError(self.path, "by another program")
+        super().request_cancel(job_id)
+
+
+@pytest.mark.limit(60)
+async def test_a_wish_to_cancel_outlives_a_store_that_fails(path: str) -> None:  # noqa: F811
+    """As `watch` has it when Ctrl-C comes: the next look asks again."""
+    given: "dict[str, Any]" = {"worker_config": WorkerConfig(standby=False), "plugins": durable_app.PLUGINS}
+    async with JobManager("test", "durable", job_store=(store := Forgetful(path)), **given) as here, manager(path) as there:
+        theirs = await there.start_job("nap", seconds=60)
+        job = await here.find_job(theirs.id)
+        assert job is not None
+        request_cancel(job)
+        assert (await asyncio.wait_for(job.wait(), 20)).status == "cancelled" and store.asked == 2
 
 
 @pytest.mark.limit(60)

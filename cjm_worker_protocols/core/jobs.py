@@ -201,6 +201,7 @@ def skip_to(
     "Go on after a gap; readers hear how many chunks they have missed."
     while chunks._kept: chunks._kept.popleft()
     chunks.first = index
+    chunks.waiters.wake()
 
 # %% ../../nbs/core/jobs.ipynb #e96a266a
 class _Attached:

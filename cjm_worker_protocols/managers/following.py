@@ -27,14 +27,14 @@ async def read_chunks(
     Those that the store does not keep, or that cannot be read, are a gap, of which readers of the stream hear.
 
     :raises JobStoreError: when the store cannot be read."""
-    chunks, found = live_of(job).chunks, True
-    while found:
-        found = False
-        for number, chunk in await client.values.chunks(job.id, chunks.stop):
+    chunks, start = live_of(job).chunks, -1
+    while start < chunks.stop:
+        start = chunks.stop
+        found, stop = await client.values.chunks(job.id, start)
+        for number, chunk in found:
             if number > chunks.stop: skip_to(chunks, number)
-            if number < chunks.stop: continue # another call has read it meanwhile
-            chunks.extend([chunk])
-            found = True
+            if number == chunks.stop: chunks.extend([chunk]) # else another call has read it meanwhile
+        if stop > chunks.stop: skip_to(chunks, stop) # the last ones cannot be read
 
 # %% ../../nbs/managers/following.ipynb #fo000001
 async def show_end(
@@ -102,7 +102,9 @@ class FollowedJobs:
         """Update all jobs that have not ended.
 
         :raises JobStoreError: when the store cannot be read."""
-        while self._wishes: await self._client.reader.request_cancel(self._wishes.pop())
+        for job_id in list(self._wishes):
+            await self._client.reader.request_cancel(job_id)
+            self._wishes.discard(job_id) # only now, so that the next look asks again if this one fails
         followed = [job for job in list(self._jobs.values()) if not job.done]
         if not followed: return
         stored = await self._client.reader.read([job.id for job in followed])

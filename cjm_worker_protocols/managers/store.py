@@ -92,15 +92,16 @@ def readable_chunks(
     job_id: str, # A job
     start: int, # The first one that is wanted
     failed: Callable[[str, object], None] # Counts what goes wrong
-) -> KeptChunks: # In order
+) -> tuple[KeptChunks, int]: # In order, and the number after the last one that the store returned
     """Read the kept chunks of a job, on the store's thread.
 
     Those that cannot be unpickled are left out."""
-    found = KeptChunks()
+    found, stop = KeptChunks(), start
     for number, data in store.chunks(job_id, start):
+        stop = number + 1
         try: found.append((number, pickle.loads(data)))
-        except Exception as e: failed("chunks", e)
-    return found
+        except BaseException as e: failed("chunks", e) # it runs code of the app
+    return found, stop
 
 # %% ../../nbs/managers/store.ipynb #b4ccb043
 class StoredValues:
@@ -150,7 +151,7 @@ class StoredValues:
     async def chunks(self,
         job_id: str, # A job
         start: int # The first one that is wanted
-    ) -> KeptChunks: # In order
+    ) -> tuple[KeptChunks, int]: # As `readable_chunks` returns them
         """Read kept chunks; one that cannot be unpickled is left out.
 
         :raises JobStoreError: when the store cannot be read."""

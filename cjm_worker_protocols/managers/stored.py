@@ -142,4 +142,4 @@ def end_of(
     if stored.error is not None: return None, error_from(stored.error)
     if stored.status != "completed": return None, None
     try: return pickle.loads(result or b""), None
-    except Exception as e: return None, JobError("serialization", f"the stored result cannot be read: {text_of(e)}")
+    except BaseException as e: return None, JobError("serialization", f"the stored result cannot be read: {text_of(e)}")
