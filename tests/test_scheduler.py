@@ -260,6 +260,14 @@ def test_owners_take_turns() -> None:
     assert after[:5] in (["bob", None, "ann", "bob", "ann"], ["bob", "ann", None, "bob", "ann"])
 
 
+def test_jobs_of_an_owner_that_were_prefetched_together_move_to_an_idle_worker() -> None:
+    """Three of Bob wait behind a long one of Ann; his limit allows the first to begin where Carl's ends."""
+    quick, bob = Asked("A", seconds=0.0), Asked("A", owner="bob")
+    asked = [*[quick] * 6, Asked("A", owner="ann", seconds=3.0, pause=1.0), Asked("A", owner="carl"), bob, bob, bob]
+    starts = {start.n: start.at for start in play(asked, max_workers=2, max_running_per_owner=1)[0]}
+    assert starts[8] < starts[9] < starts[10] < starts[6] + 3.0
+
+
 def test_a_job_sent_ahead_goes_back_when_one_of_its_owner_has_been_passed_for_long() -> None:
     """While a long job of Bob runs, patience with it ends, although another job of Bob is the first in line."""
     ann, bob = Asked("A", owner="ann"), Asked("A", owner="bob")
