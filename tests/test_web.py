@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -268,6 +270,23 @@ async def test_a_token_is_asked_of_everyone() -> None:
         cookie = answer.headers["set-cookie"]
         assert answer.status_code == 204 and TOKEN not in cookie and "HttpOnly" in cookie and "SameSite=Strict" in cookie
         assert (await client.get("api/jobs")).status_code == 200
+
+
+def test_without_the_extra_the_package_says_how_to_get_it() -> None:
+    """The package alone can be imported, and only names that it has need the extra."""
+    code = """
+import sys
+class Hidden:
+    def find_spec(name, *more):
+        if name == "starlette": raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden)
+import cjm_worker_protocols.web as web
+assert not hasattr(web, "Nothing")
+try: from cjm_worker_protocols.web import WorkersApp
+except ImportError as e: print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "pip install 'cjm-worker-protocols[web]'" in done.stdout, done.stderr
 
 
 def test_settings_that_cannot_work() -> None:
