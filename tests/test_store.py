@@ -24,6 +24,7 @@ from cjm_worker_protocols.integrations.store import (
     SQLiteJobStore,
     StoreDamagedError,
     StoreFileLostError,
+    StoreFolderError,
     StoreForkedError,
     StoreFullError,
     StoreLockedError,
@@ -687,6 +688,14 @@ except Exception as e: print(type(e).__name__)
 """
         with process(store, code) as other:
             assert line(other) == StoreReadOnlyError.__name__, path
+
+
+def test_a_folder_that_does_not_exist(tmp_path: Path) -> None:
+    """Neither does a file count as one, and nothing is made."""
+    (tmp_path / "file").touch()
+    for folder in ("missing", "file"):
+        assert "create the folder" in str(refuses(SQLiteJobStore(tmp_path / folder / "jobs.db"), StoreFolderError))
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_file_system_without_locks(store: SQLiteJobStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 
 from ...core.errors import JobStoreError
 
 # %% auto #0
-__all__ = ['StoreFullError', 'StoreDiskError', 'StoreFileLostError', 'StoreReadOnlyError', 'StoreLockedError',
+__all__ = ['StoreFullError', 'StoreDiskError', 'StoreFolderError', 'StoreFileLostError', 'StoreReadOnlyError', 'StoreLockedError',
            'StoreDamagedError', 'StoreVersionError', 'StorePermissionError', 'StoreLockingError', 'StoreForkedError',
            'store_error']
 
@@ -25,6 +26,11 @@ class StoreDiskError(JobStoreError, OSError):
     "Reading or writing the file fails."
     problem = "it cannot be read or written"
     remedy = "check the disk and its mount, and the permissions of the folder"
+
+class StoreFolderError(JobStoreError, FileNotFoundError):
+    "The folder of the file does not exist."
+    problem = "its folder does not exist"
+    remedy = "create the folder, or name a file in one that exists"
 
 class StoreFileLostError(JobStoreError, FileNotFoundError):
     "A file beside the database is gone: a large pickle of one job."
@@ -87,4 +93,6 @@ def store_error(
     "Name a fault of the file."
     text = str(error).lower()
     found = next((kind for part, kind in _BY_TEXT if part in text), StoreDiskError)
-    return _BY_NUMBER.get(getattr(error, "errno", None), found)(path, str(error))
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(os.path.dirname(path)): found = StoreFolderError
+    return _BY_NUMBER.get(number, found)(path, str(error))
