@@ -326,6 +326,25 @@ async def test_an_executor_that_was_closed_leaves_no_descriptor() -> None:
         await until(lambda: len(os.listdir("/dev/fd")) <= before)
 
 
+async def test_nothing_keeps_an_answer_that_its_caller_has_dropped() -> None:
+    """A result of many megabytes must not wait for the garbage collector."""
+    executor, answers = SerialExecutor("test", 10, Counter(), 5.0), list["weakref.ref[Any]"]()
+
+    def make() -> Any:
+        time.sleep(0.01)  # so that the loop is woken for it
+        answers.append(weakref.ref(answer := {"large"}))
+        return answer
+
+    gc.disable()
+    try:
+        for _ in range(3):
+            await executor.ask("make", make)
+        assert len(answers) == 3 and await until(lambda: not any(answer() for answer in answers))
+    finally:
+        gc.enable()
+    await executor.close()
+
+
 async def test_a_state_comes_before_what_is_posted_or_asked_after_it() -> None:
     executor, made = SerialExecutor("test", 10, Counter(), 5.0), list[str]()
     for name in ("first", "second"):

@@ -126,7 +126,7 @@ class CallOutcome:
         if error is not None and (isinstance(error, StopIteration) or not isinstance(error, Exception)): error = RuntimeError(repr(error))
         self._outcome = result, error
         self._missing.release()
-        if self.hear is not None: self.hear()
+        if (hear := self.hear) is not None: hear() # the loop may set it to `None` at any moment
 
     def take(self,
         timeout: float = 0.0 # Seconds to wait
@@ -265,7 +265,7 @@ class Question(Call):
 
     def drop(self) -> None:
         "Ignore the outcome, and do not make the call if it still waits."
-        self._then = None
+        self._then = self._answer.hear = None # without the cycle, nothing keeps a large result
         if self._timer is not None: self._timer.cancel()
         if self._thread.calls: self._thread.calls.take_back(self)
 
