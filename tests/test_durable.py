@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing, contextmanager
 from contextvars import copy_context
@@ -32,6 +33,7 @@ from cjm_worker_protocols.core.errors import (
 )
 from cjm_worker_protocols.extensions.store import JobStoreProtocol
 from cjm_worker_protocols.managers.broadcast import begin_in
+from cjm_worker_protocols.managers.given import Pace
 from cjm_worker_protocols.managers.serial import SerialExecutor
 from cjm_worker_protocols.integrations.store import SQLiteJobStore, StoreDamagedError, StoreLockedError, retry_job
 
@@ -237,6 +239,33 @@ async def test_the_next_job_is_sent_ahead(path: str) -> None:
         await until(lambda: stored(path)[following.id] == "running")
         assert (blocking.status, following.status) == ("running", "pending")
         assert await here.cancel_job(blocking.id) and await following == "rested"
+
+
+async def test_jobs_keep_their_order_when_they_are_marked_late(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight are to be prefetched, and their predecessor has ended, and was not quick, before the store has them as started."""
+    monkeypatch.setattr(Pace, "QUICK", 0.4)
+    written = threading.Event()
+    async with manager(path) as here:
+        for _ in range(3):
+            await (await here.start_job("nap", seconds=0))
+        store = here.job_store
+        assert store is not None
+        write = store.write
+
+        def late(name: str, added: Any, moved: Any, *more: Any) -> Any:
+            if len([move for move in moved if move.status == "running"]) > 2:
+                written.wait(20)
+            return write(name, added, moved, *more)
+
+        store.write = late  # type: ignore[method-assign]
+        blocking = await here.start_job("nap", seconds=0.5)
+        await until(lambda: blocking.status == "running")
+        jobs = await asyncio.gather(*[here.start_job("nap", seconds=0) for _ in range(12)])
+        await until(lambda: here.workers[0].status == "idle")
+        written.set()
+        assert [await job for job in jobs] == ["rested"] * 12
+        begun = [job.started_at or 0.0 for job in jobs]
+        assert begun == sorted(begun)
 
 
 # Keys

@@ -186,13 +186,13 @@ class WorkerProxy(ManagedProcess):
     def send_marked(self) -> None:
         """Send the jobs that are now marked as started in the job store, in their order.
 
-        Those that the worker cannot take any more are reported as returned."""
+        One that the worker cannot take any more is reported as returned, with those behind it."""
         while (ticket := self.given.marking.next()) is not None:
             if self._free: self.run(ticket)
             elif self.can_prefetch(ticket): self.prefetch(ticket)
             else:
                 self._reports.withdrawn(ticket)
-                self._reports.returned(ticket)
+                self._reports.returned(ticket, *self.withdraw())
 
     def withdraw(self,
         *tickets: Ticket # Which ones; all without one
