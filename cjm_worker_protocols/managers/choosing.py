@@ -172,8 +172,7 @@ class Prefetcher:
     ) -> list[Ticket]: # They have to be put in line
         "Take back what an idle worker can begin at once."
         if not any(other.placement == worker.placement for other in idle): return []
-        may = any(self._limits.may_move(worker, ticket) for ticket in worker.given.prefetched)
-        return worker.revoke() if may else []
+        return worker.revoke() if any(self._limits.may_move(worker, ticket) for ticket in worker.given.prefetched) else []
 
     def outdated(self,
         worker: WorkerProxy # A busy one

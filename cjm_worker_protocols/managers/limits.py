@@ -68,5 +68,5 @@ class RunLimits:
         ahead: Ticket # One that was prefetched there
     ) -> bool: # Whether no limit is in its way
         "Say whether a prefetched job may start on another worker now."
-        running = worker.ticket is not None and worker.ticket.job.owner == ahead.job.owner # the others go back with it
+        running = jobs_of(worker)[0].job.owner == ahead.job.owner # the others that were prefetched go back with it
         return ahead.job.owner not in self.now(None if running else worker).owners and self.room(ahead) > 0
