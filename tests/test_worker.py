@@ -249,15 +249,19 @@ def test_signals_of_the_app_are_not_inherited(inherited: "Callable[[], None]", t
 
 
 def test_what_a_job_does_to_signals_does_not_reach_the_next(tmp_path: Path) -> None:
-    """One job ignores and blocks SIGTERM; the next one is unwound by it all the same."""
+    """One job ignores and blocks SIGTERM and SIGURG; the next one is unwound and woken by them all the same."""
 
     def ignores() -> str:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        for number in (signal.SIGTERM, signal.SIGURG):
+            signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [number])
         return "ignoring"
 
-    worker = Driven(ignores, unwinds)
-    assert worker.result("ignores") == "ignoring"
+    def can_be_woken() -> bool:
+        return callable(signal.getsignal(signal.SIGURG)) and signal.SIGURG not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    worker = Driven(ignores, can_be_woken, unwinds)
+    assert worker.result("ignores") == "ignoring" and worker.result("can_be_woken")
     worker.start("unwinds", marker=str(tmp_path / "marker"))
     worker.until(Kind.CHUNK)
     os.kill(worker.process.pid, signal.SIGTERM)

@@ -89,7 +89,10 @@ class ForkHooks:
         self._unblock()
 
 # %% ../../nbs/worker/main.ipynb #a9e130cc
-_SIGTERM = [signal.SIGTERM]
+_SIGNALS = [signal.SIGTERM, signal.SIGURG]
+
+def _wake(number: int, frame: FrameType | None) -> None:
+    "Do nothing; without a handler SIGURG would not wake this process, see `LaunchedWorker.wake`."
 
 class Terminated(SystemExit):
     "Raised in the main thread by SIGTERM."
@@ -116,9 +119,9 @@ class WorkerSignals:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def restore(self) -> None:
-        "Handle SIGTERM again, if a plugin has changed that."
+        "Handle SIGTERM again, and unblock it and SIGURG, if a plugin has changed that."
         if _signal.getsignal(signal.SIGTERM) is not self._handler: signal.signal(signal.SIGTERM, self._handler)
-        _signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGTERM)
+        _signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         if self._raised is None and self._service.explains_sigterm(): return
@@ -150,7 +153,6 @@ class WorkerProcess:
         service: StopOfService # Says which SIGTERM to ignore
     ):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGURG, lambda *_: None) # without a handler it would not wake this process, see `LaunchedWorker.wake`
         self._signals = WorkerSignals(service)
         self._signals.install()
         self.restore()
@@ -158,6 +160,7 @@ class WorkerProcess:
     def restore(self) -> None:
         "Undo what a job may have changed."
         self._signals.restore()
+        if _signal.getsignal(signal.SIGURG) is not _wake: signal.signal(signal.SIGURG, _wake)
         renew_event_loop()
         for fd in (1, 2):
             try: os.set_blocking(fd, True) # a child may share them and change the mode
