@@ -976,7 +976,7 @@ async def test_extract_job_result_that_raises(error: "type[BaseException]") -> N
 
 
 async def test_extract_job_result_may_cancel_other_jobs() -> None:
-    """Also the one that the worker begins at that moment, and the one that was sent ahead after it: each has one end."""
+    """Also the one that the worker begins at that moment, and those that were prefetched after it: each has one end."""
 
     class Cancels(JobManager):
         def extract_job_result(self, job: Job, result_data: Any) -> Any:
@@ -988,11 +988,11 @@ async def test_extract_job_result_may_cancel_other_jobs() -> None:
     async with manager("echo", cls=Cancels) as m:
         await works(m)
         for n in range(1, 6):
-            first, *others = [await m.start_job("echo", x="cancel" if not i else i) for i in range(8)]
+            first, *others = [await m.start_job("echo", x="cancel" if not i else i) for i in range(30)]
             for job in (first, *others):
                 await end(job)
             assert first.status == "completed" and {job.status for job in others} <= {"completed", "cancelled"}
-            assert m.totals.total() == 1 + 8 * n and others[-1].status == "cancelled"
+            assert m.totals.total() == 1 + 30 * n and others[-1].status == "cancelled"
         await works(m)
 
 
