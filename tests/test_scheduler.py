@@ -207,6 +207,14 @@ def test_they_pass_for_so_long_only() -> None:
     assert len(passers) == 3 and passers[-1] - passers[0] < 3.0
 
 
+def test_no_more_than_one_job_waits_behind_a_slow_one_while_other_workers_go_on() -> None:
+    """Those that were prefetched because the jobs before were quick go to the other worker, in their order."""
+    asked = [*[Asked("A", seconds=0.0)] * 6, Asked("A", seconds=30.0, pause=1.0), *[Asked("A", seconds=0.1)] * 61]
+    numbers = [start.n for start in play(asked, max_workers=2)[0]]
+    late = [n for at, n in enumerate(numbers) if any(other > n + 2 for other in numbers[:at])]
+    assert len(late) <= 1
+
+
 def test_patience_with_a_job_that_is_passed_behind_others_runs_out_in_time() -> None:
     """Ann's second job is passed by two younger ones of hers, whose plugin is loaded, for less than `swap_patience`."""
     asked = [Asked("A", 0, "ann", 0.1), Asked("B", 0, "bob", 3.0), Asked("B", 0, "ann", 3.0), Asked("A", 0, "ann", 0.1)]

@@ -163,7 +163,7 @@ class Prefetcher:
         recheck: Alarm, # Dispatches again
         may_follow: Callable[[Ticket, Ticket], bool] # Says whether the second may follow the first without being asked about
     ):
-        self._patience, self._may_follow = config.swap_patience, may_follow
+        self._patience, self._may_follow, self._several = config.swap_patience, may_follow, config.max_workers > 1
         self._queue, self._limits, self._recheck = queue, limits, recheck
 
     def movable(self,
@@ -179,6 +179,7 @@ class Prefetcher:
     ) -> list[Ticket]: # They have to be put in line
         "Take back what must no longer come next."
         if not (ahead := worker.given.prefetched): return []
+        if self._several and len(ahead) > 1 and worker.given.is_slow(self._recheck.now()): return worker.revoke()
         if (first := self._queue.next((), self._limits.now(worker))) is None: return []
         patience, now = self._patience - EARLY, self._recheck.now()
         if not all(self._queue.passing.may_stay_before(ticket, first, patience, now) for ticket in ahead): return worker.revoke()

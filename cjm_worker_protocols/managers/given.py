@@ -171,6 +171,14 @@ class GivenJobs:
         if self.present is None or self.last_plugin != ticket.job.plugin_id or self.present.ticket.line != ticket.line: return False
         return self.ahead.has_room(ticket, len(self.marking))
 
+    def is_slow(self,
+        now: float # The time, in seconds
+    ) -> bool: # Then other workers may be quicker for all but the next one
+        "Say whether the present job is not a quick one."
+        took = 0.0 if self.present is None else now - self.present.since
+        if took >= Pace.QUICK: self.ahead.pace.note(took)
+        return took >= Pace.QUICK
+
     def revoke(self,
         worker: WorkerHandle # Where they were sent
     ) -> list[Ticket]: # Those that the worker has not begun
