@@ -208,11 +208,10 @@ def test_they_pass_for_so_long_only() -> None:
 
 
 def test_no_more_than_one_job_waits_behind_a_slow_one_while_other_workers_go_on() -> None:
-    """Those that were prefetched because the jobs before were quick go to the other worker, in their order."""
+    """The others, which were prefetched because the jobs before were quick, go to the other worker before long."""
     asked = [*[Asked("A", seconds=0.0)] * 6, Asked("A", seconds=30.0, pause=1.0), *[Asked("A", seconds=0.1)] * 61]
-    numbers = [start.n for start in play(asked, max_workers=2)[0]]
-    late = [n for at, n in enumerate(numbers) if any(other > n + 2 for other in numbers[:at])]
-    assert len(late) <= 1
+    starts = play(asked, max_workers=2)[0]
+    assert len([start.n for start in starts if 6 < start.n < 13 and start.at > 2.5]) <= 1
 
 
 def test_patience_with_a_job_that_is_passed_behind_others_runs_out_in_time() -> None:
