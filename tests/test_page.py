@@ -153,7 +153,7 @@ async def test_the_token_is_in_no_address() -> None:
         await page.wait_for_selector("#login:not([hidden])")
         await page.fill("#token", "wrong" * 5)
         await page.click("#login button")
-        await until(page, "document.getElementById('login-problem').textContent.includes('not the token')")
+        await until(page, "document.getElementById('login-problem').textContent.includes('token is wrong')")
         requests: "list[Any]" = []
         page.on("request", lambda request: requests.append(request))
         await page.goto(f"{page.url}#token={TOKEN}")

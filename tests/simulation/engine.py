@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from cjm_worker_protocols import WorkerConfig
-from cjm_worker_protocols.core.frames import Frame, FrameReader, Kind, OutgoingFrame, encode
+from cjm_worker_protocols.core.frames import LAST_KINDS, Frame, FrameReader, Kind, OutgoingFrame, encode
 from cjm_worker_protocols.engines.base import Exit, WorkerEvents
 
 from .clock import Clock, Happening
@@ -71,7 +71,8 @@ class SimulatedWorker:
         self._inbox, self._incoming = deque[Frame](), FrameReader(1024)  # What the manager has sent
         self._requests: dict[int, Any] = {}  # What is asked for with it, by tag
         self.claims = deque[int]()  # Those that it has not taken
-        self._again: int | None = None  # The job that was taken back although the manager goes by that it runs
+        self._again: int | None = None  # The job that was taken back although for the manager it runs
+        self._unheard: set[int] = set()  # The tags of jobs that were begun and whose last frame was not handed over
         self._wire, self._unread, self._outgoing = bytearray(), 0, FrameReader(1024)  # What was said and has not arrived
         self._printed: list[str] = []  # What C code has written
         self._frames = deque[Frame]()  # What has arrived and was not handed over
@@ -127,8 +128,7 @@ class SimulatedWorker:
     def withdraw(self) -> frozenset[int]:
         self._clock.catch_up()
         tags = frozenset(() if self.gone else self.claims)
-        first = self._fates[self.claims[0]].job if tags else None
-        self._again = self.claims[0] if first is not None and first.status == "running" else None
+        self._again = self.claims[0] if tags and not self._unheard else None
         self.claims.clear()
         for tag in tags:
             self._book.withdrawn(self._fates[tag])
@@ -245,7 +245,10 @@ class SimulatedWorker:
         while self._printed:  # what was written before something was said comes first
             self._events.on_output("stdout", self._printed.pop(0))
         while self._frames and (drained or not self._paused):
-            self._events.on_frame(self._frames.popleft())
+            frame = self._frames.popleft()
+            if frame.kind in LAST_KINDS:
+                self._unheard.discard(frame.tag)
+            self._events.on_frame(frame)
 
     def _terminated(self) -> None:
         if self.dead or self._stubborn:
@@ -433,6 +436,7 @@ class SimulatedWorker:
     def begin(self, tag: int, fate: Fate) -> None:
         """From here on it has begun a job."""
         self._job = fate
+        self._unheard.add(tag)
         self._book.begins(fate, self)
 
     def _carry_out(self, tag: int, fate: Fate) -> Any:
