@@ -1171,8 +1171,8 @@ def test_a_plugin_that_replaces_a_socket_of_the_channel_is_named(which: str) -> 
         replaces.sockets = other, _ = socket.socketpair()  # type: ignore[attr-defined]
         os.dup2(other.fileno(), number)
 
-    worker = Driven(replaces, fd=40)
-    worker.start("replaces", number=40 if which == "frames" else worker.reads)
+    worker = Driven(replaces, fd=900)
+    worker.start("replaces", number=900 if which == "frames" else worker.reads)
     with pytest.raises(WorkerLost):
         worker.ended()
         worker.receive()
