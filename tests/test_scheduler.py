@@ -223,9 +223,9 @@ def test_patience_with_a_job_that_is_passed_behind_others_runs_out_in_time() -> 
     assert not passers or max(passers) - min(passers) < 1.0
 
 
-@pytest.mark.parametrize("seconds, most", [(0.0, 8), (0.004, 8), (0.006, 1)])
+@pytest.mark.parametrize("seconds, most", [(0.0, 16), (0.004, 16), (0.006, 1)])
 def test_quick_jobs_are_prefetched_in_numbers(seconds: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to eight of those that take less than 5 ms, and one of others."""
+    """Up to sixteen of those that take less than 5 ms, and one of others."""
     waiting, give = list[int](), Wire.give
 
     def counted(wire: Wire, tag: int, data: bytes) -> None:

@@ -53,7 +53,7 @@ class PresentJob:
 # %% ../../nbs/managers/given.ipynb #gv000004
 class Pace:
     "How many jobs are prefetched: several where the last two were quick."
-    MANY, QUICK = 8, 0.005  # Jobs; and the seconds that a quick one takes at most
+    MANY, QUICK = 16, 0.005  # Jobs; and the seconds that a quick one takes at most
 
     def __init__(self) -> None: self.most, self._last = 1, self.QUICK
 
