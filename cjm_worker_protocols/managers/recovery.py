@@ -44,10 +44,10 @@ class Plan(NamedTuple):
 def interrupted(
     job: Job # It was running when its app died
 ) -> JobError | None: # `None` when it runs again
-    """Return the error of a job whose app has died while the job was running.
+    """Return the error of a job whose app has died while the job ran, or was about to.
 
     For retries, the death counts as a crash."""
-    error = JobError("interrupted", "the app died while the job was running")
+    error = JobError("interrupted", "the app died while the job was running, or about to run")
     return None if job.restartable or may_retry(job, JobError("crash", "")) else error
 
 # %% ../../nbs/managers/recovery.ipynb #85dd87cd
