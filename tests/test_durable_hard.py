@@ -18,7 +18,7 @@ from durable_app import manager
 from harness import nothing_left, ticking, until  # noqa: F401
 from test_durable import app, begun, path, said, stored  # noqa: F401
 
-from cjm_worker_protocols import JobError, JobManager, WorkerConfig
+from cjm_worker_protocols import Job, JobError, JobManager, WorkerConfig
 from cjm_worker_protocols.core.errors import JobStoreError, ManagerDrainingError, StreamOverflowError
 from cjm_worker_protocols.core.jobs import request_cancel
 from cjm_worker_protocols.integrations.store import (
@@ -223,6 +223,18 @@ class Bomb:
         return sys.exit, (3,)
 
 
+async def read_all(job: Job) -> "tuple[list[int], int]":
+    """Read a job's stream to its end: the chunks, and how many it says were dropped."""
+    stream, seen, dropped = job.stream(), list[int](), 0
+    while True:
+        try:
+            seen.append(await stream.__anext__())
+        except StreamOverflowError as e:
+            dropped += e.dropped
+        except StopAsyncIteration:
+            return seen, dropped
+
+
 @pytest.mark.limit(60)
 async def test_last_chunks_that_cannot_be_read_are_a_gap_and_counted_once(path: str) -> None:  # noqa: F811
     """Its stream says so before the end, no look reads them again, and other jobs are followed."""
@@ -234,14 +246,7 @@ async def test_last_chunks_that_cannot_be_read_are_a_gap_and_counted_once(path: 
         job = await here.find_job((await there.start_job("count", stop=9, pause=0.2, keep_chunks=9)).id)
         other = await here.find_job((await there.start_job("nap", seconds=0.5)).id)
         assert job is not None and other is not None
-        stream, seen, dropped = job.stream(), list[int](), 0
-        while True:
-            try:
-                seen.append(await stream.__anext__())
-            except StreamOverflowError as e:
-                dropped += e.dropped
-            except StopAsyncIteration:
-                break
+        seen, dropped = await read_all(job)
         assert dropped + len(seen) == 9 and here.integration_errors["job_store.chunks"] == 6
         assert await asyncio.wait_for(other, 20) == "rested"
 
@@ -272,18 +277,11 @@ async def test_a_wish_to_cancel_outlives_a_store_that_fails(path: str) -> None: 
 
 @pytest.mark.limit(60)
 async def test_a_stream_that_loses_chunks_says_so(path: str) -> None:  # noqa: F811
-    """The store keeps fewer than come between two looks; and of a job that is removed meanwhile nobody waits for the end."""
+    """Between two looks more chunks come than the store keeps. A followed job that is removed from the store fails."""
     async with manager(path) as here, manager(path) as there:
         job = await here.find_job((await there.start_job("count", stop=100, pause=0.02, keep_chunks=2)).id)
         assert job is not None
-        stream, seen, dropped = job.stream(), list[int](), 0
-        while True:
-            try:
-                seen.append(await stream.__anext__())
-            except StreamOverflowError as e:
-                dropped += e.dropped
-            except StopAsyncIteration:
-                break
+        seen, dropped = await read_all(job)
         assert seen == sorted(set(seen)) and seen[-1] == 99 and len(seen) + dropped == 100
         running = await there.start_job("nap", seconds=60)
         followed = await here.find_job(running.id)

@@ -541,7 +541,7 @@ async def test_an_owner_may_have_so_many_pending() -> None:
 
 
 class States:
-    """A resource manager that notes what it is told."""
+    """A resource manager that keeps every state it gets."""
 
     def __init__(self) -> None:
         self.plugins: "list[str | None]" = []
