@@ -9,10 +9,10 @@ import asyncio
 import weakref
 from collections.abc import Iterable
 
-from ..core.jobs import Job, JobError, attach, live_of, skip_to
+from ..core.jobs import Job, attach, live_of, skip_to
 from ..extensions.store import StoredJob
 from .store import StoreClient
-from .stored import StoredEnd, job_of, show_state
+from .stored import StoredEnd, job_of, removed, show_state
 
 # %% auto #0
 __all__ = ['read_chunks', 'show_end', 'bring_up_to_date', 'FollowedJobs']
@@ -59,7 +59,7 @@ async def bring_up_to_date(
     """Update a job from the store.
 
     :raises JobStoreError: when the store cannot be read."""
-    if stored is None: return live_of(job).end("failed", error=JobError("interrupted", "the job was removed from the job store"))
+    if stored is None: return live_of(job).end("failed", error=removed())
     if live_of(job).streamed is not None: await read_chunks(job, client)
     if stored.ended is None: show_state(job, stored)
     else: await show_end(job, stored, await client.values.end(stored), client)

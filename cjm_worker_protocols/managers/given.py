@@ -14,7 +14,7 @@ from .output import worker_log
 from .reports import Ticket
 
 # %% auto #0
-__all__ = ['PresentJob', 'Pace', 'JobsToMark', 'PrefetchedJobs', 'GivenJobs']
+__all__ = ['PresentJob', 'Pace', 'JobsInOrder', 'JobsToMark', 'PrefetchedJobs', 'GivenJobs']
 
 # %% ../../nbs/managers/given.ipynb #96500665
 class PresentJob:
@@ -65,22 +65,24 @@ class Pace:
         self._last = took
 
 # %% ../../nbs/managers/given.ipynb #gv000007
-class JobsToMark(list[Ticket]):
-    "Jobs that wait until the job store has them as started; the first one first."
+class JobsInOrder(list[Ticket]):
+    "Jobs that a worker runs one after the other; the first one first."
+    def take(self,
+        tags: Collection[int] # Of jobs
+    ) -> list[Ticket]: # Those of them that were here
+        "Take out jobs."
+        back = [ticket for ticket in self if ticket.tag in tags]
+        self[:] = [ticket for ticket in self if ticket.tag not in tags]
+        return back
+
+class JobsToMark(JobsInOrder):
+    "Jobs that wait until the job store has them as started."
     def next(self) -> Ticket | None: # `None` when the first one is still to be marked
         "Take out the first job, if it is marked."
         return self.pop(0) if self and not self[0].unmarked else None
 
-    def take(self,
-        tickets: Collection[Ticket] # Jobs
-    ) -> list[Ticket]: # Those that were here
-        "Take out jobs, marked or not."
-        back = [ticket for ticket in self if ticket in tickets]
-        self[:] = [ticket for ticket in self if ticket not in back]
-        return back
-
 # %% ../../nbs/managers/given.ipynb #gv000009
-class PrefetchedJobs(list[Ticket]):
+class PrefetchedJobs(JobsInOrder):
     "The prefetched jobs; the next one first."
     ROOM, SMALL = 1 << 20, 1 << 14  # Bytes of frames that a busy worker may have unread; and of each frame after the first
 
@@ -116,8 +118,7 @@ class PrefetchedJobs(list[Ticket]):
         tags: Collection[int] # Of the jobs whose claims were taken back
     ) -> list[Ticket]: # Those of them that were here
         "Take out jobs, whose frames the worker will read and skip."
-        back = [ticket for ticket in self if ticket.tag in tags]
-        self[:] = [ticket for ticket in self if ticket.tag not in tags]
+        back = self.take(tags)
         self._unread += sum(ticket.size for ticket in back)
         return back
 
@@ -174,10 +175,10 @@ class GivenJobs:
     def is_slow(self,
         now: float # The time, in seconds
     ) -> bool: # Then other workers may be quicker for all but the next one
-        "Say whether the present job is not a quick one."
-        took = 0.0 if self.present is None else now - self.present.since
-        if took >= Pace.QUICK: self.ahead.pace.note(took)
-        return took >= Pace.QUICK
+        "Say whether the present job is slow; if so, prefetch one job at a time."
+        slow = (took := now - self.present.since if self.present else 0.0) >= Pace.QUICK
+        if slow: self.ahead.pace.note(took)
+        return slow
 
     def revoke(self,
         worker: WorkerHandle # Where they were sent

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 from ..core.errors import RenamedHookError, ends_app
 from ..core.jobs import Job
 from .broadcast import begin_in
+from .lasting import LastingTasks
 from .serial import SerialExecutor, require_sync
-from .store import LastingTasks
 
 # %% auto #0
 __all__ = ['Hooks', 'resource_of', 'defines', 'check_hooks', 'HookCaller', 'HookAnswers']

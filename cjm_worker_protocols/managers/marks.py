@@ -13,9 +13,10 @@ from ..core.errors import JobStoreError, text_of
 from ..core.frames import OutgoingFrame
 from ..core.jobs import JobError
 from .following import read_chunks
+from .lasting import LastingTasks
 from .proxy import WorkerProxy
 from .reports import Ticket
-from .store import LastingTasks, StoreClient
+from .store import StoreClient
 
 # %% auto #0
 __all__ = ['RETRY', 'load_again', 'Marker']

@@ -198,7 +198,7 @@ class WorkerProxy(ManagedProcess):
         *tickets: Ticket # Which ones; all without one
     ) -> list[Ticket]: # Those that were being marked
         "Take back jobs that are being marked."
-        back = self.given.marking.take(tickets or self.given.marking)
+        back = self.given.marking.take({ticket.tag for ticket in tickets or self.given.marking})
         for ticket in back: self._reports.withdrawn(ticket)
         self.send_marked()
         return back

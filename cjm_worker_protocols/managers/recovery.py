@@ -20,11 +20,12 @@ from ..core.errors import (
 from ..core.jobs import Job, JobCancelled, JobError, LiveJob, attach, attach_later, live_of
 from ..extensions.store import StoredJob
 from .following import FollowedJobs
+from .lasting import LastingTasks
 from .lifecycle import Lifecycle
 from .reports import Ticket
 from .retries import may_retry
 from .sharing import SharedWorkers
-from .store import LastingTasks, StoreClient
+from .store import StoreClient
 from .stored import job_of
 from .tickets import LateTickets, ticket_at
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,15 @@ from ..core.errors import (
 from ..core.frames import dumps
 from ..core.jobs import Job, JobError
 from ..extensions.store import JobChunk, JobMove, JobStoreProtocol, NewJob, StoredJob
+from .lasting import LastingTasks
 from .reports import Ticket
 from .serial import Answer, SerialExecutor
-from .stored import StoredEnd, digest, end_of, load_params, record_of, show_state, started
+from .stored import StoredEnd, digest, end_of, load_params, record_of, removed, show_state, started
 from .writer import Ending, StoreWriter, failure_of
 
 # %% auto #0
-__all__ = ['KeptChunks', 'StoreReader', 'payload_of', 'readable_chunks', 'StoredValues', 'LastingTasks', 'SecondEnds',
-           'chunks_of', 'new_record', 'StoreChanges', 'StoreClient']
+__all__ = ['KeptChunks', 'StoreReader', 'pickles_of', 'readable_chunks', 'StoredValues', 'SecondEnds', 'chunks_of', 'new_record',
+           'StoreChanges', 'StoreClient']
 
 # %% ../../nbs/managers/store.ipynb #3dc99f65
 class StoreReader:
@@ -75,14 +76,14 @@ class StoreReader:
         return await self.ask("select", lambda: self._store.select(self._worker_type, **wanted))
 
 # %% ../../nbs/managers/store.ipynb #2b96d7f0
-def payload_of(
+def pickles_of(
     store: JobStoreProtocol, # The app's
     job_id: str # A job
 ) -> tuple[bytes, bytes | None, JobError | None]: # Its parameters and its result, or why they are gone for good
     "Read the pickles of a job, on the store's thread."
     try: found = store.payload(job_id)
     except FileNotFoundError as e: return b"", None, JobError("serialization", text_of(e))
-    return (b"", None, JobError("interrupted", "the job was removed from the job store")) if found is None else (*found, None)
+    return (b"", None, removed()) if found is None else (*found, None)
 
 # %% ../../nbs/managers/store.ipynb #8e15fb42
 KeptChunks = list[tuple[int, Any]]  # Numbers and chunks
@@ -122,7 +123,7 @@ class StoredValues:
 
         :raises JobStoreError: when the store cannot be read."""
         def call() -> tuple[StoredEnd, JobError | None]:
-            params, result, lost = payload_of(self._store, job.id)
+            params, result, lost = pickles_of(self._store, job.id)
             end = (None, None) if stored is None else end_of(stored, result)
             if lost is not None: return end, lost
             try: load_params(job, params)
@@ -146,7 +147,7 @@ class StoredValues:
         """Read a job's end.
 
         :raises JobStoreError: when the store cannot be read."""
-        return await self._reader.ask("payload", lambda: end_of(stored, payload_of(self._store, stored.id)[1]))
+        return await self._reader.ask("payload", lambda: end_of(stored, pickles_of(self._store, stored.id)[1]))
 
     async def chunks(self,
         job_id: str, # A job
@@ -156,37 +157,6 @@ class StoredValues:
 
         :raises JobStoreError: when the store cannot be read."""
         return await self._reader.ask("chunks", lambda: readable_chunks(self._store, job_id, start, self._reader.failed))
-
-# %% ../../nbs/managers/store.ipynb #1a57ed01
-class LastingTasks(set["asyncio.Task[None]"]):
-    """Tasks that begin again when they are cancelled, unless they are removed.
-
-    They have to, because an app may cancel all tasks of its loop, also those of a manager."""
-    def begin(self,
-        steps: Callable[..., Coroutine[Any, Any, None]], # What a task does
-        *arguments: Any # Of it
-    ) -> None:
-        "Begin a task, and keep a reference to it until it has ended."
-        task = asyncio.get_running_loop().create_task(steps(*arguments))
-        self.add(task)
-
-        def begin_again() -> None:
-            if task not in self: return
-            self.discard(task)
-            self.begin(steps, *arguments)
-
-        def ended(_: object) -> None:
-            if task.cancelled(): task.get_loop().call_later(StoreWriter.RETRY, begin_again) # at once, it would outlive a loop that ends
-            else: self.discard(task)
-
-        task.add_done_callback(ended)
-
-    async def stop(self) -> None:
-        "End all tasks, and wait until they have ended."
-        tasks = [*self]
-        self.clear()
-        for task in tasks: task.cancel()
-        if tasks: await asyncio.wait(tasks)
 
 # %% ../../nbs/managers/store.ipynb #a35187a5
 class SecondEnds:

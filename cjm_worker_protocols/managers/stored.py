@@ -22,8 +22,8 @@ from ..core.jobs import Job, JobCancelled, JobError
 from ..extensions.store import JobMove, NewJob, StoredJob
 
 # %% auto #0
-__all__ = ['StoredEnd', 'digest', 'record_of', 'started', 'job_of', 'load_params', 'error_text', 'error_from', 'show_state',
-           'end_of']
+__all__ = ['StoredEnd', 'digest', 'record_of', 'started', 'job_of', 'load_params', 'error_text', 'removed', 'error_from',
+           'show_state', 'end_of']
 
 # %% ../../nbs/managers/stored.ipynb #837a6fb9
 def _canonical(value: Any) -> Any:
@@ -111,6 +111,10 @@ def error_text(
 ) -> str | None: # JSON
     "Write an error as JSON."
     return None if error is None else json.dumps(error.to_dict())
+
+def removed() -> JobError: # A new one
+    "Make the error of a job that its store does not have any longer."
+    return JobError("interrupted", "the job was removed from the job store")
 
 def error_from(
     text: str # What `error_text` made

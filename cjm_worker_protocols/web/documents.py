@@ -53,8 +53,7 @@ class ResultView(NamedTuple):
         "Give the document, without the JSON itself."
         return {"kind": self.kind, "type": self.type, "size": self.size, "media_type": self.media_type or None}
 
-_encoder = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
-encode_json = _encoder.encode # json.dumps would make an encoder for each call
+encode_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode # json.dumps would make an encoder for each call
 
 def room_after(
     value: Any, # Anything
